@@ -1,0 +1,251 @@
+"""Typed configuration: YAML -> frozen dataclasses. Unknown keys are refused by name, impossible values by option.
+
+``SystemConfig`` describes the networks and everything else that changes their output; it travels inside each checkpoint.
+``TrainConfig`` describes a training run, ``ServeConfig`` a server.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration cannot be used; the message names the option."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class CoarseConfig:
+    """The coarse network: (B, 1, image_size, image_size) in [0, 1] -> coarse_logits (B, num_classes, same size)."""
+
+    arch: Literal["r50_vit_b16", "compact"] = "r50_vit_b16"
+    image_size: int = 224
+    num_classes: int = 2
+    # Only the sizes that differ from the published network; ``tiny`` networks of the tests use them too.
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_dim: int = 3072
+    decoder_channels: tuple[int, ...] = (256, 128, 64, 16)
+
+    def __post_init__(self) -> None:
+        _require(self.image_size % 16 == 0 and self.image_size > 0, "coarse.image_size must be a multiple of 16")
+        _require(self.num_classes == 2, "coarse.num_classes must be 2 (background, lesion)")
+        _require(self.hidden_size % self.num_heads == 0, "coarse.hidden_size must be divisible by coarse.num_heads")
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """The SAM half. ``compact`` keeps SAM's prompt encoder and mask decoder over a small image encoder."""
+
+    arch: Literal["vit_b", "vit_l", "vit_h", "compact"] = "vit_b"
+    image_size: int = 1024
+    # The remaining sizes are read for ``compact`` only; the vit_* sizes are SAM's own.
+    embed_dim: int = 192
+    depth: int = 6
+    num_heads: int = 6
+    window_size: int = 7
+    global_attn_indexes: tuple[int, ...] = (2, 5)
+
+    def __post_init__(self) -> None:
+        _require(self.image_size % 16 == 0 and self.image_size > 0, "sam.image_size must be a multiple of 16")
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How prompts are derived from coarse_prob (system.md section 3)."""
+
+    sharpen: bool = False
+    point: bool = True
+    box: Literal["moments", "minmax", "none"] = "moments"
+    box_factor: float = 2.5
+    box_floor: float = 0.3
+    negative: Literal["centroid", "corner", "none"] = "centroid"
+    mask: Literal["direct", "gaussian", "distance", "none"] = "direct"
+    gaussian_sigma: float = 4.0
+    distance_temperature: float = 5.0
+
+    def __post_init__(self) -> None:
+        _require(self.box_factor > 0, f"prompts.box_factor must be positive, got {self.box_factor}")
+        _require(0 <= self.box_floor < 1, f"prompts.box_floor must be in [0, 1), got {self.box_floor}")
+        _require(self.gaussian_sigma > 0, "prompts.gaussian_sigma must be positive")
+        _require(self.distance_temperature > 0, "prompts.distance_temperature must be positive")
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """final_prob = coarse_prob + g (refined_prob - coarse_prob); system.md section 6. ``off``: refined_prob as it is."""
+
+    mode: Literal["off", "confidence", "learned", "product"] = "off"
+    g_min: float = 0.0
+    g_max: float = 0.8
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.g_min <= self.g_max <= 1, "gate: 0 <= g_min <= g_max <= 1 is required")
+        _require(self.gamma > 0, "gate.gamma must be positive")
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """When the coarse mask is returned instead of the refined one."""
+
+    enabled: bool = True
+    min_iou: float = 0.5
+    area_ratio: tuple[float, float] = (0.3, 3.0)
+    max_components: int = 5
+    band_fusion_px: int = 0
+
+    def __post_init__(self) -> None:
+        _require(len(self.area_ratio) == 2, "safety.area_ratio takes two numbers: lowest, highest")
+        _require(0 < self.area_ratio[0] < self.area_ratio[1], "safety.area_ratio must rise and be positive")
+        _require(0 <= self.min_iou <= 1, "safety.min_iou must be in [0, 1]")
+        _require(self.max_components >= 1, "safety.max_components must be at least 1")
+        _require(self.band_fusion_px >= 0, "safety.band_fusion_px must not be negative")
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """How SAM is used on top of the coarse mask."""
+
+    selection_temperature: float = 0.1
+    roi: bool = False
+    roi_expand: float = 1.5
+
+    def __post_init__(self) -> None:
+        _require(self.selection_temperature > 0, "refiner.selection_temperature must be positive")
+        _require(self.roi_expand >= 1, "refiner.roi_expand must be at least 1")
+
+
+@dataclass(frozen=True)
+class PostConfig:
+    """From final_prob to the mask that is returned when the user gave no prompt.
+
+    min_area: connected components smaller than this share of the image are dropped. min_peak: so are components in
+    which the probability nowhere reaches this value; that keeps normal images free of marks.
+    """
+
+    threshold: float = 0.5
+    min_area: float = 0.0005
+    min_peak: float = 0.5
+    fill_holes: bool = True
+
+    def __post_init__(self) -> None:
+        _require(0 < self.threshold < 1, "post.threshold must be between 0 and 1")
+        _require(0 <= self.min_area < 1, "post.min_area must be in [0, 1)")
+        _require(0 <= self.min_peak <= 1, "post.min_peak must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class SystemConfig:
+    """All that decides what comes out for a given image: it is stored in the checkpoint beside the weights."""
+
+    coarse: CoarseConfig = field(default_factory=CoarseConfig)
+    sam: SamConfig | None = None
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    refiner: RefinerConfig = field(default_factory=RefinerConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    post: PostConfig = field(default_factory=PostConfig)
+    flip_tta: bool = True
+
+
+# --- YAML -> dataclass ------------------------------------------------------------------------------------------------
+
+
+def from_dict(cls: type[T], values: Any, path: str = "") -> T:
+    """Build the dataclass ``cls`` from plain values; unknown keys and wrong types are refused with their full name."""
+    where = path or cls.__name__
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected a mapping of options, got {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(str(key) for key in values if key not in known)
+    if unknown:
+        names = ", ".join(f"{path}.{key}" if path else key for key in unknown)
+        raise ConfigError(f"unknown option {names}; known here: {', '.join(sorted(known))}")
+    kwargs = {k: _convert(hints[k], v, f"{path}.{k}" if path else k) for k, v in values.items()}
+    return cls(**kwargs)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        rest = [a for a in args if a is not type(None)]
+        return _convert(rest[0], value, path)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, path)  # type: ignore[arg-type]
+    if origin is Literal:
+        if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
+            raise ConfigError(f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{path}: expected a list, got {value!r}")
+        return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}: expected a mapping, got {value!r}")
+        return {str(k): _convert(args[1], v, f"{path}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{path}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain values (YAML and JSON safe) from which ``from_dict`` builds the same dataclass again."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return {k: plain(v) for k, v in dataclasses.asdict(config).items()}
+
+
+def load_yaml(cls: type[T], path: str | Path, overrides: dict[str, Any] | None = None) -> T:
+    """Read a YAML file into ``cls``. ``overrides``: dotted names -> values, as given on the command line."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of options, got {type(values).__name__}")
+    for name, value in (overrides or {}).items():
+        set_option(values, name, value)
+    try:
+        return from_dict(cls, values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def set_option(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set ``a.b.c`` in nested plain values, making the levels on the way."""
+    *parents, last = name.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{name}: {parent} is a value, not a group of options")
+        values = child
+    values[last] = value
