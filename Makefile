@@ -1,0 +1,142 @@
+# make serve   set everything up and serve apps/ultrarefiner (a copy of sample-data, or STUDIES=...) on 127.0.0.1
+# make test    what CI runs: lint, types, every test          make quick   the same without slow and server tests
+# make clean   remove what the tools left behind              make distclean   the environment as well
+#
+# Variables: STUDIES (folder or DICOMweb address; spaces are fine), HOST, PORT, PYTHON (a Python 3.10-3.12),
+#            ARGS (more options for monailabel start_server, such as ARGS="--conf refiner_weights ultrasam").
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+STUDIES ?=
+HOST ?= 127.0.0.1
+PORT ?= 8000
+PYTHON ?=
+ARGS ?=
+export STUDIES HOST PORT PYTHON
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The CUDA extension of sam2 (a dependency of monailabel that is not used here) is not worth a compiler.
+export SAM2_BUILD_CUDA := 0
+
+.PHONY: help serve test quick lint clean distclean
+
+help:
+	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+
+# --- environment: one stamp per extra, made again when setup.cfg changes ------------------------------------------------
+
+$(VENV)/.python:
+	@if [ -n "$$PYTHON" ]; then candidates=("$$PYTHON"); else candidates=(python3.11 python3.12 python3.10 python3); fi
+	fits='import sys, venv, ensurepip; raise SystemExit(not (3, 10) <= sys.version_info[:2] < (3, 13))'
+	chosen=""
+	for candidate in "$${candidates[@]}"; do
+	  if "$$candidate" -c "$$fits" >/dev/null 2>&1; then chosen="$$candidate"; break; fi
+	done
+	if [ -z "$$chosen" ]; then
+	  echo "No suitable Python among: $${candidates[*]}" >&2
+	  echo "Needed: Python 3.10, 3.11 or 3.12 with its venv module (on Debian: apt-get install python3 python3-venv)." >&2
+	  echo "To name one: make serve PYTHON=/path/to/python3.11" >&2
+	  exit 1
+	fi
+	echo "Making $(VENV) with $$("$$chosen" --version) ($$chosen)"
+	"$$chosen" -m venv $(VENV)
+	touch $@
+
+define install
+	@echo "Installing .[$(1)] into $(VENV): the first time some minutes and about 6 GB of disk"
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade "pip>=24" "setuptools>=77" wheel
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[$(1)]"
+	# monailabel's own start script breaks paths with spaces and needs an activated environment: put a sound one there.
+	printf '%s\n' '#!/bin/sh' 'bin="$$(cd "$$(dirname "$$0")" && pwd)"' 'PATH="$$bin:$$PATH"; export PATH' \
+	  'exec "$$bin/python" -m monailabel.main "$$@"' > $(BIN)/monailabel
+	chmod +x $(BIN)/monailabel
+endef
+
+$(VENV)/.serve: setup.cfg | $(VENV)/.python
+	$(call install,train)
+	touch $@
+
+# The test extra holds all that serving needs, so it satisfies both stamps.
+$(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/.python
+	$(call install,test)
+	touch $@ $(VENV)/.serve
+
+# --- serve --------------------------------------------------------------------------------------------------------------
+
+serve: $(VENV)/.serve
+	@root="$$PWD"
+	mkdir -p .work
+	if [ -z "$$STUDIES" ]; then
+	  if [ ! -d .work/studies ]; then
+	    rm -rf .work/studies.part && cp -r sample-data .work/studies.part && mv .work/studies.part .work/studies
+	    echo "Copied sample-data to .work/studies"
+	  fi
+	  STUDIES="$$root/.work/studies"
+	fi
+	case "$$STUDIES" in
+	  http://*|https://*) ;;
+	  *) [ -d "$$STUDIES" ] || { echo "STUDIES: there is no folder '$$STUDIES'" >&2; exit 1; }
+	     STUDIES="$$(cd "$$STUDIES" && pwd)" ;;
+	esac
+	"$$root/$(BIN)/python" - "$$HOST" "$$PORT" <<-'PY'
+		import socket, sys
+		host, port = sys.argv[1], sys.argv[2]
+		if not port.isdigit() or not 0 < int(port) < 65536:
+		    sys.exit(f"PORT must be a number from 1 to 65535, got {port!r}")
+		with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
+		    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+		    try:
+		        s.bind((host, int(port)))
+		    except OSError as error:
+		        sys.exit(f"Cannot listen on {host} port {port}: {error.strerror}.\n"
+		                 f"Is another server running? Stop it, or take another port: make serve PORT={int(port) + 1}")
+	PY
+	case "$$HOST" in 0.0.0.0|::) shown=127.0.0.1 ;; *) shown="$$HOST" ;; esac
+	url="http://$$shown:$$PORT"
+	case "$$HOST" in 127.*|localhost|::1) ;; *)
+	  echo "WARNING: $$HOST is reachable from other machines and MONAI Label has no login by default. See docs/serving.md." ;;
+	esac
+	echo "Research use only. Not a medical device."
+	echo "Starting the server on $$url for $$STUDIES (Ctrl-C stops it) ..."
+	# The announcement waits in the background until the server answers; it ends by itself when the server is gone.
+	server=$$$$
+	( for _ in $$(seq 600); do
+	    sleep 1; kill -0 $$server 2>/dev/null || exit 0
+	    "$$root/$(BIN)/python" -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' "$$url/info/" 2>/dev/null || continue
+	    printf '\n%s\n' "READY. Open $$url/ in a browser, or in 3D Slicer:" \
+	      "  Extensions Manager: install MONAILabel; module MONAI Label: server $$url, press the green reload button," \
+	      "  Next Sample, then click in SmartEdit to correct the outline (docs/slicer.md)." \
+	      "  Research use only. Not a medical device."
+	    exit 0
+	  done ) &
+	# From .work: a stray .env in the folder where one happens to stand is not read.
+	cd .work
+	exec "$$root/$(BIN)/monailabel" start_server --app "$$root/apps/ultrarefiner" --studies "$$STUDIES" \
+	  --host "$$HOST" --port "$$PORT" $(ARGS)
+
+# --- checks -------------------------------------------------------------------------------------------------------------
+
+lint: $(VENV)/.test
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy ultrarefiner_monai
+	cd apps/ultrarefiner && ../../$(BIN)/mypy --config-file ../../pyproject.toml .
+
+test: lint
+	@$(BIN)/python -m pytest
+
+quick: lint
+	@$(BIN)/python -m pytest -m "not slow and not server"
+
+clean:
+	rm -rf build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)*' -prune -exec rm -rf {} +
+
+# .work holds studies, proposals and labels: it is never removed by a make target.
+distclean: clean
+	rm -rf $(VENV)
