@@ -249,3 +249,84 @@ def set_option(values: dict[str, Any], name: str, value: Any) -> None:
             raise ConfigError(f"{name}: {parent} is a value, not a group of options")
         values = child
     values[last] = value
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """How the app serves one studies folder (``apps/ultrarefiner/config.yaml``; ``--conf NAME VALUE`` overrides)."""
+
+    # A name ("compact", or one that `ultrarefiner weights list` knows) or the path of a checkpoint of ours.
+    weights: str = "compact"
+    # A SAM / MedSAM / UltraSam file (name or path) for the refiner; empty: what the checkpoint itself holds.
+    refiner_weights: str = ""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Empty: `.ultrarefiner` inside the studies folder. Needed when the studies are read-only.
+    work_dir: str = ""
+    ram_cache_mb: int = 1024
+    disk_cache_mb: int = 4096
+    max_upload_mb: int = 512
+    # Rows x columns x frames of one file; bigger ones are refused before they fill the memory.
+    max_pixels: int = 400_000_000
+    extensions: tuple[str, ...] = (
+        ".nii.gz",
+        ".nii",
+        ".nrrd",
+        ".dcm",
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".tif",
+        ".tiff",
+        ".bmp",
+    )
+    # Web pages of other origins that may call the server; none by default. MONAI_LABEL_CORS_ORIGINS has the last word.
+    cors_origins: tuple[str, ...] = ()
+    # Requests that compute at the same time, and CPU threads of each (0: all that the process may use).
+    workers: int = 2
+    threads: int = 0
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    def __post_init__(self) -> None:
+        for name in ("max_upload_mb", "max_pixels", "workers"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("ram_cache_mb", "disk_cache_mb", "threads"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        _require(bool(self.weights), "weights must name the checkpoint to serve")
+        _require(
+            bool(self.extensions) and all(e.startswith(".") and "/" not in e for e in self.extensions),
+            f"extensions must be like .png, got {', '.join(self.extensions)}",
+        )
+
+
+# Options that MONAI Label itself reads from --conf; they are none of ours and are left alone.
+_MONAILABEL_CONF = ("server_mode",)
+
+
+def serve_config(path: str | Path, conf: dict[str, str] | None = None) -> ServeConfig:
+    """``config.yaml`` with MONAI Label's ``--conf NAME VALUE`` strings on top. Lists are written a,b,c.
+
+    Raises ConfigError for a name or a value that is none, with the names that are known.
+    """
+    hints = typing.get_type_hints(ServeConfig)
+    overrides: dict[str, Any] = {}
+    for name, text in (conf or {}).items():
+        if name in _MONAILABEL_CONF:
+            continue
+        if name not in hints:
+            raise ConfigError(f"--conf {name}: there is no such option; known: {', '.join(sorted(hints))}")
+        overrides[name] = _from_text(hints[name], str(text), f"--conf {name}")
+    return load_yaml(ServeConfig, path, overrides)
+
+
+def _from_text(hint: Any, text: str, where: str) -> Any:
+    if hint is int:
+        try:
+            return int(text.replace("_", ""))
+        except ValueError as error:
+            raise ConfigError(f"{where}: expected a whole number, got {text!r}") from error
+    if typing.get_origin(hint) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
