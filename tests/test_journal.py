@@ -1,0 +1,110 @@
+"""The journal: what goes in comes out, several writers at once, forgetting."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ultrarefiner_monai.journal import Journal, pack_mask, unpack_mask
+from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.workfolder import WorkFolder, forget
+
+
+@pytest.fixture
+def journal(tmp_path):
+    return Journal(tmp_path / "work" / "journal.sqlite")
+
+
+def mask_of(seed, shape=(1, 20, 31)):
+    return (np.random.default_rng(seed).random(shape) > 0.7).astype(np.uint8)
+
+
+def propose(journal, image_id="a", seed=0, client="", image_hash="h"):
+    return journal.record_proposal(
+        image_id, image_hash, mask_of(seed), model="ultrarefiner", version="v1", client=client, cache_keys=[f"k{seed}"]
+    )
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=3, max_side=17), elements=st.integers(0, 1)))
+def test_masks_come_back_bit_for_bit(mask):
+    assert np.array_equal(unpack_mask(pack_mask(mask), mask.shape), mask)
+
+
+def test_a_proposal_comes_back_as_it_was_kept(journal):
+    prompts = {"0": {"foreground_xy": [[1.0, 2.0]]}}
+    mask = mask_of(1, (3, 8, 9))
+    journal.record_proposal(
+        "a", "hash", mask, model="sam_refiner", version="v2", client="c", prompts=prompts, reply={"iou_pred": 0.5}
+    )
+    (stored,) = journal.proposals("a")
+    assert np.array_equal(stored.mask, mask) and stored.mask.dtype == np.uint8
+    assert (stored.model, stored.version, stored.client, stored.prompts) == ("sam_refiner", "v2", "c", prompts)
+    assert stored.reply == {"iou_pred": 0.5}
+    assert journal.proposals("b") == []
+
+
+def test_a_correction_points_at_the_newest_proposal_the_clients_own_first(journal):
+    mine, other = propose(journal, client="mine"), propose(journal, seed=1, client="other")
+    journal.record_correction("a", "h", mask_of(2), author="dr", client="mine")
+    journal.record_correction("a", "h", mask_of(2), client="somebody")
+    assert [c.proposal_id for c in journal.corrections("a")] == [mine, other]
+    assert journal.corrections()[0].author == "dr"
+
+
+def test_a_correction_of_an_image_that_changed_has_no_proposal(journal):
+    propose(journal, image_hash="before")
+    journal.record_correction("a", "after", mask_of(0))
+    assert journal.corrections("a")[0].proposal_id is None
+
+
+def test_what_was_written_survives_a_restart(journal):
+    propose(journal)
+    journal.close()
+    assert len(Journal(journal.path).proposals("a")) == 1
+
+
+def test_many_threads_and_two_connections_lose_nothing(journal):
+    second = Journal(journal.path)
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda n: propose(second if n % 2 else journal, seed=n), range(40)))
+    assert sorted(ids) == [p.id for p in journal.proposals()] and len(set(ids)) == 40
+
+
+def test_a_newer_schema_is_left_alone(journal):
+    journal._connection.execute("PRAGMA user_version=99")
+    journal.close()
+    with pytest.raises(RuntimeError, match="newer version"):
+        Journal(journal.path)
+
+
+def test_forget_removes_one_image_and_only_that(tmp_path):
+    studies = tmp_path / "with space"
+    folder = WorkFolder.of(studies)
+    journal = Journal(folder.journal)
+    for image_id in ("a", "b"):
+        propose(journal, image_id)
+        journal.record_correction(image_id, "h", mask_of(0))
+    label = studies / "labels" / "final" / "a.nii.gz"
+    label.parent.mkdir(parents=True)
+    label.write_bytes(b"x")
+    report = forget(studies, "a")
+    assert (report.proposals, report.corrections, report.labels) == (1, 1, [])
+    assert label.exists() and journal.proposals("a") == [] and len(journal.proposals("b")) == 1
+    assert forget(studies, "a", labels=True).labels == ["final/a.nii.gz"]
+    assert not label.exists()
+
+
+@pytest.mark.parametrize("image_id", ["", "..", "../a", "a/b", "a\\b"])
+def test_forget_refuses_what_is_no_id(tmp_path, image_id):
+    with pytest.raises(InputError):
+        forget(tmp_path, image_id, work_dir=tmp_path / "w")
+
+
+def test_forget_says_when_there_is_no_work_folder(tmp_path):
+    with pytest.raises(InputError, match="no work folder"):
+        forget(tmp_path, "a")

@@ -1,0 +1,206 @@
+"""What was proposed and what the clinician made of it, kept in SQLite in the work folder.
+
+A *proposal* is one reply of the server: mask, model version, prompts, client. A *correction* is the final label that
+was saved over it. Masks are (T, H, W) bits, packed and compressed; a T of 1 is a single image. Several processes may
+use one journal at the same time (WAL).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS proposals (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, created TEXT NOT NULL, image_id TEXT NOT NULL, image_hash TEXT NOT NULL,
+    model TEXT NOT NULL, version TEXT NOT NULL, client TEXT NOT NULL, prompts TEXT NOT NULL, reply TEXT NOT NULL,
+    cache_keys TEXT NOT NULL, shape TEXT NOT NULL, mask BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS proposals_of_image ON proposals (image_id, id);
+CREATE TABLE IF NOT EXISTS corrections (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, created TEXT NOT NULL, image_id TEXT NOT NULL, image_hash TEXT NOT NULL,
+    proposal_id INTEGER REFERENCES proposals (id) ON DELETE SET NULL, author TEXT NOT NULL, client TEXT NOT NULL,
+    info TEXT NOT NULL, shape TEXT NOT NULL, mask BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS corrections_of_image ON corrections (image_id, id);
+"""
+
+
+def pack_mask(mask: np.ndarray) -> bytes:
+    """A mask of any shape, non-zero inside -> compressed bits."""
+    return zlib.compress(np.packbits(mask.astype(bool), axis=None).tobytes(), 6)
+
+
+def unpack_mask(blob: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The uint8 mask (0/1) of ``shape`` that ``pack_mask`` was given."""
+    bits = np.frombuffer(zlib.decompress(blob), np.uint8)
+    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)
+
+
+@dataclass(frozen=True)
+class StoredProposal:
+    """One reply. image_hash: sha256 of the image file. cache_keys: what the embedding cache calls its frames."""
+
+    id: int
+    created: str
+    image_id: str
+    image_hash: str
+    model: str
+    version: str
+    client: str
+    prompts: dict[str, Any]
+    reply: dict[str, Any]
+    cache_keys: list[str]
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class StoredCorrection:
+    """A final label. proposal_id: the newest proposal for the image before it, None when there was none."""
+
+    id: int
+    created: str
+    image_id: str
+    image_hash: str
+    proposal_id: int | None
+    author: str
+    client: str
+    info: dict[str, Any]
+    mask: np.ndarray
+
+
+class Journal:
+    """The journal at ``path``, made when missing. All methods may be called from any thread."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(self.path, timeout=10, check_same_thread=False, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA foreign_keys=ON")
+        # What is deleted is overwritten: forgotten masks must not linger in free pages.
+        self._connection.execute("PRAGMA secure_delete=ON")
+        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if found > SCHEMA_VERSION:
+            raise RuntimeError(f"{self.path} was written by a newer version (schema {found}, known {SCHEMA_VERSION})")
+        self._connection.executescript(_SCHEMA)
+        self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _rows(self, query: str, values: tuple = ()) -> list[tuple]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def record_proposal(
+        self,
+        image_id: str,
+        image_hash: str,
+        mask: np.ndarray,
+        *,
+        model: str,
+        version: str,
+        client: str = "",
+        prompts: dict[str, Any] | None = None,
+        reply: dict[str, Any] | None = None,
+        cache_keys: list[str] | None = None,
+    ) -> int:
+        """Keep one reply; mask: (T, H, W), non-zero inside. Returns its id."""
+        values = (_now(), image_id, image_hash, model, version, client, _json(prompts), _json(reply))
+        values += (json.dumps(cache_keys or []), json.dumps(mask.shape), pack_mask(mask))
+        with self._transaction() as connection:
+            return _new_id(connection.execute(f"INSERT INTO proposals VALUES (NULL{', ?' * 11})", values))
+
+    def record_correction(
+        self,
+        image_id: str,
+        image_hash: str,
+        mask: np.ndarray,
+        *,
+        author: str = "",
+        client: str = "",
+        info: dict[str, Any] | None = None,
+    ) -> int:
+        """Keep a final label with the newest proposal that was made for this image, the client's own first."""
+        with self._transaction() as connection:
+            found = connection.execute(
+                "SELECT id FROM proposals WHERE image_id = ? AND image_hash = ? ORDER BY client = ? DESC, id DESC LIMIT 1",
+                (image_id, image_hash, client),
+            ).fetchone()
+            values = (_now(), image_id, image_hash, found[0] if found else None, author, client, _json(info))
+            values += (json.dumps(mask.shape), pack_mask(mask))
+            return _new_id(connection.execute(f"INSERT INTO corrections VALUES (NULL{', ?' * 9})", values))
+
+    def proposals(self, image_id: str | None = None) -> list[StoredProposal]:
+        """All proposals, or those for one image, oldest first."""
+        where, values = _of_image(image_id)
+        return [
+            StoredProposal(*r[:7], json.loads(r[7]), json.loads(r[8]), json.loads(r[9]), _mask(r[10], r[11]))
+            for r in self._rows(f"SELECT * FROM proposals {where} ORDER BY id", values)
+        ]
+
+    def corrections(self, image_id: str | None = None) -> list[StoredCorrection]:
+        """All corrections, or those of one image, oldest first."""
+        where, values = _of_image(image_id)
+        return [
+            StoredCorrection(*r[:7], json.loads(r[7]), _mask(r[8], r[9]))
+            for r in self._rows(f"SELECT * FROM corrections {where} ORDER BY id", values)
+        ]
+
+    def cache_keys(self, image_id: str) -> set[str]:
+        """The embedding cache's names of all frames of this image that were ever computed."""
+        rows = self._rows("SELECT cache_keys FROM proposals WHERE image_id = ?", (image_id,))
+        return {key for row in rows for key in json.loads(row[0])}
+
+    def forget(self, image_id: str) -> tuple[int, int]:
+        """Remove all rows of one image; returns how many proposals and corrections there were."""
+        with self._transaction() as connection:
+            corrections = connection.execute("DELETE FROM corrections WHERE image_id = ?", (image_id,)).rowcount
+            proposals = connection.execute("DELETE FROM proposals WHERE image_id = ?", (image_id,)).rowcount
+        with self._lock:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return proposals, corrections
+
+
+def _of_image(image_id: str | None) -> tuple[str, tuple]:
+    return ("", ()) if image_id is None else ("WHERE image_id = ?", (image_id,))
+
+
+def _mask(shape: str, blob: bytes) -> np.ndarray:
+    return unpack_mask(blob, tuple(json.loads(shape)))
+
+
+def _json(value: dict[str, Any] | None) -> str:
+    return json.dumps(value or {}, default=str)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _new_id(cursor: sqlite3.Cursor) -> int:
+    assert cursor.lastrowid is not None
+    return cursor.lastrowid

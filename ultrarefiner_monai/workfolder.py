@@ -1,0 +1,151 @@
+"""The work folder of one studies folder: everything that the app writes, apart from the labels themselves.
+
+journal.sqlite   proposals and corrections        embeddings/      cached image embeddings
+versions/        labels that were replaced        sessions/, tmp/  uploaded images, for a while
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.types import InputError
+
+logger = logging.getLogger(__name__)
+
+NAME = ".ultrarefiner"
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """Paths inside the work folder ``root``."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, studies: str | Path, work_dir: str | Path | None = None) -> WorkFolder:
+        """``work_dir`` where it is given, else `.ultrarefiner` in the studies folder; made when missing.
+
+        Raises InputError when the folder cannot be written: read-only studies need a ``work_dir``.
+        """
+        if work_dir:
+            root = Path(work_dir).expanduser().absolute()
+        elif str(studies).startswith(("http://", "https://")):
+            name = hashlib.sha256(str(studies).encode()).hexdigest()[:16]
+            root = Path.home() / ".cache" / "ultrarefiner" / name
+        else:
+            root = Path(studies).absolute() / NAME
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make the work folder {root} ({error}); set work_dir to a folder to write"
+            ) from error
+        if not os.access(root, os.W_OK):
+            raise InputError(f"the work folder {root} is read-only; set work_dir to a folder that can be written")
+        return cls(root)
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal.sqlite"
+
+    @property
+    def embeddings(self) -> Path:
+        return self.root / "embeddings"
+
+    @property
+    def versions(self) -> Path:
+        return self.root / "versions"
+
+    @property
+    def sessions(self) -> Path:
+        return self.root / "sessions"
+
+    @property
+    def tmp(self) -> Path:
+        return self.root / "tmp"
+
+    @property
+    def forgotten(self) -> Path:
+        """Touched by ``forget``: a running server then drops what it holds in memory."""
+        return self.root / "forgotten"
+
+
+@dataclass
+class Report:
+    """What ``forget`` removed."""
+
+    image_id: str
+    proposals: int = 0
+    corrections: int = 0
+    embeddings: int = 0
+    labels: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        labels = f", labels: {', '.join(self.labels)}" if self.labels else ""
+        return (
+            f"{self.image_id}: removed {self.proposals} proposals, {self.corrections} corrections, "
+            f"{self.embeddings} cached embeddings{labels}"
+        )
+
+
+def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = None, labels: bool = False) -> Report:
+    """Remove all that derives from one image: proposals, corrections in the journal, cached embeddings.
+
+    The image itself and the labels in the studies folder stay, they are the clinician's; with ``labels`` the labels and
+    their former versions go too. A running server is told to drop what it holds in memory.
+    Raises InputError when there is no work folder, or for an id that is no plain name.
+    """
+    if not image_id or "/" in image_id or "\\" in image_id or image_id in (".", ".."):
+        raise InputError(f"expected an image id as /datastore/ lists them, got {image_id!r}")
+    if not work_dir and not (Path(studies) / NAME).is_dir() and not str(studies).startswith("http"):
+        raise InputError(
+            f"{studies} has no work folder {NAME}: it was never served, or another work_dir was configured"
+        )
+    folder = WorkFolder.of(studies, work_dir)
+    report = Report(image_id)
+    journal = Journal(folder.journal)
+    try:
+        keys = journal.cache_keys(image_id)
+        report.proposals, report.corrections = journal.forget(image_id)
+    finally:
+        journal.close()
+    report.embeddings = _forget_embeddings(folder, keys)
+    if labels:
+        report.labels = _remove_labels(Path(studies), folder, image_id)
+    folder.forgotten.touch()
+    os.utime(folder.forgotten)
+    return report
+
+
+def _forget_embeddings(folder: WorkFolder, keys: set[str]) -> int:
+    from ultrarefiner_monai.cache import EmbeddingCache
+
+    cache = EmbeddingCache(0, folder.embeddings, 1 << 62)
+    return sum(int(cache.forget(key) or 0) for key in sorted(keys))
+
+
+def _remove_labels(studies: Path, folder: WorkFolder, image_id: str) -> list[str]:
+    removed = []
+    for labels in (studies / "labels", folder.root / "labels"):
+        for tag in sorted(p for p in labels.glob("*") if p.is_dir()):
+            for path in sorted(tag.glob("*")):
+                if path.name.removeprefix(image_id) in (
+                    ".nii.gz",
+                    ".nii",
+                    ".nrrd",
+                    ".seg.nrrd",
+                    ".png",
+                    ".tif",
+                    ".bmp",
+                ):
+                    path.unlink()
+                    removed.append(f"{tag.name}/{path.name}")
+    for tag in folder.versions.glob("*"):
+        shutil.rmtree(tag / image_id, ignore_errors=True)
+    return removed
