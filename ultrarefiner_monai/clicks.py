@@ -1,0 +1,331 @@
+"""Every click is honoured: what the networks left undone is mended locally, as a function of the *set* of clicks.
+
+Arrays are (H, W) in the image frame; a pixel is (row, column), the user's coordinates are xy. Lengths scale with the
+image's shorter side, so that the same click does the same on a small and on a large picture. All additions are computed
+from the same mask and united; so are all cuts: the order of the clicks cannot matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from .postprocess import EIGHT, bounding_slices, fill_holes, label_components
+from .types import Clicks, InputError
+
+Pixel = tuple[int, int]
+Window = tuple[slice, slice]
+
+# Shares of the image's shorter side.
+TOUCH = 0.012  # the least that a click moves the outline beyond itself
+NEAR = 0.08  # a positive click this close to the outline pulls it; farther away it adds a component
+REACH = 0.25  # the largest radius of an added component
+
+FAINT = 0.02  # below this the probability map says nothing about the place of a click
+LEVELS = (0.5, 0.7, 0.85)  # adaptive thresholds, as shares of the probability at the click
+BOX_MARGIN = 0.05  # share of the box's side by which the result may overstep it
+
+
+def click_pixels(points_xy: Sequence[tuple[float, float]], shape: tuple[int, int]) -> list[Pixel]:
+    """xy in the image frame -> the pixels they fall on, sorted. Up to a pixel outside is clamped, else InputError."""
+    height, width = shape
+    pixels = set()
+    for x, y in points_xy:
+        if not (math.isfinite(x) and math.isfinite(y)):
+            raise InputError(f"a click needs two finite coordinates, got ({x}, {y})")
+        if not (-1 <= x <= width and -1 <= y <= height):
+            raise InputError(
+                f"click ({x:g}, {y:g}) lies outside the image of {width} x {height} pixels; "
+                f"x must be in 0..{width - 1} and y in 0..{height - 1}"
+            )
+        pixels.add((_index(y, height), _index(x, width)))
+    return sorted(pixels)
+
+
+def box_window(box_xyxy: tuple[float, float, float, float], shape: tuple[int, int], margin: float = 0.0) -> Window:
+    """The rows and columns that a box covers, grown by ``margin`` (share of each side, then at least 2 pixels).
+
+    InputError when the box is not finite, inverted or wholly outside the image; what sticks out is clipped.
+    """
+    x0, y0, x1, y1 = box_xyxy
+    height, width = shape
+    if not all(map(math.isfinite, box_xyxy)) or x0 > x1 or y0 > y1:
+        raise InputError(f"a box is (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1, all finite, got {box_xyxy}")
+    if x1 < 0 or y1 < 0 or x0 > width - 1 or y0 > height - 1:
+        raise InputError(f"box {box_xyxy} lies outside the image of {width} x {height} pixels")
+    dx, dy = (max(2.0, margin * (x1 - x0)), max(2.0, margin * (y1 - y0))) if margin else (0.0, 0.0)
+    rows = slice(_index(y0 - dy, height), _index(y1 + dy, height) + 1)
+    columns = slice(_index(x0 - dx, width), _index(x1 + dx, width) + 1)
+    return rows, columns
+
+
+def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndarray:
+    """mask (H, W), prob (H, W) in [0, 1] and the user's clicks -> mask (H, W) uint8 in which each click is honoured.
+
+    box: nothing outside it (plus a small margin) is kept; if nothing is left, the likeliest region in it, or else the
+        ellipse inscribed in it, takes its place (unless there are positive clicks to say where the lesion is).
+    positive click outside the mask: close to the outline it pulls the outline over itself; farther away it adds the
+        region of the probability map around it, or a disc where the map knows nothing.
+    negative click inside the mask: removes a whole component that no positive click holds when the click is deep in it
+        or the component small; else the appendage it sits on, the weak part around it, and at least a bite of the
+        outline. Pixels nearer to a positive click are never taken, nor given where a negative click is nearer.
+    A positive click outside the box counts all the same. Raises InputError for clicks outside the image and for a
+    positive and a negative click on one pixel.
+    """
+    shape = (mask.shape[0], mask.shape[1])
+    positive = click_pixels(clicks.foreground_xy, shape)
+    negative = click_pixels(clicks.background_xy, shape)
+    both = sorted(set(positive) & set(negative))
+    if both:
+        row, column = both[0]
+        raise InputError(
+            f"a foreground and a background click lie on the same pixel (x {column}, y {row}); remove one of them"
+        )
+    kept = np.asarray(mask, dtype=bool).copy()
+    window = None
+    if clicks.box_xyxy is not None:
+        window = box_window(clicks.box_xyxy, shape, BOX_MARGIN)
+        kept = _inside_box(kept, prob, clicks.box_xyxy, window, positive)
+    kept = _add(kept, prob, positive, negative, window)
+    kept = _cut(kept, prob, positive, negative, boxed=window is not None)
+    return kept.astype(np.uint8)
+
+
+# --- the box ----------------------------------------------------------------------------------------------------------
+
+
+def _inside_box(
+    mask: np.ndarray, prob: np.ndarray, box_xyxy: tuple[float, ...], window: Window, positive: list[Pixel]
+) -> np.ndarray:
+    out = np.zeros_like(mask)
+    out[window] = mask[window]
+    if out.any() or any(_holds(window, pixel) for pixel in positive):
+        return out
+    tight = box_window((box_xyxy[0], box_xyxy[1], box_xyxy[2], box_xyxy[3]), prob.shape)
+    local = prob[tight]
+    peak = np.unravel_index(int(local.argmax()), local.shape)
+    if local[peak] >= FAINT:
+        labels, _ = ndimage.label(local >= LEVELS[0] * local[peak], EIGHT)
+        region = labels == labels[peak]
+        # A speck, or a map without contrast in the box, says less than the box itself.
+        if 0.05 <= region.mean() <= 0.9:
+            out[tight] = fill_holes(region)
+            return out
+    rows, columns = np.ogrid[: local.shape[0], : local.shape[1]]
+    y, x = (local.shape[0] - 1) / 2, (local.shape[1] - 1) / 2
+    out[tight] = ((rows - y) / (y + 0.5)) ** 2 + ((columns - x) / (x + 0.5)) ** 2 <= 1
+    return out
+
+
+# --- positive clicks --------------------------------------------------------------------------------------------------
+
+
+def _add(
+    mask: np.ndarray, prob: np.ndarray, positive: list[Pixel], negative: list[Pixel], window: Window | None
+) -> np.ndarray:
+    missed = [pixel for pixel in positive if not mask[pixel]]
+    if not missed:
+        return mask
+    edge = np.argwhere(mask & ~ndimage.binary_erosion(mask, EIGHT)) if mask.any() else np.zeros((0, 2), dtype=int)
+    out = mask.copy()
+    for pixel in missed:
+        where, region = _grow(prob, pixel, edge, positive, negative, window)
+        out[where] |= region
+    # The pulled-out outline may enclose a gap of background.
+    return fill_holes(out, [*_holes_of(mask), *negative]) if mask.any() else out
+
+
+def _grow(
+    prob: np.ndarray,
+    click: Pixel,
+    edge: np.ndarray,
+    positive: list[Pixel],
+    negative: list[Pixel],
+    window: Window | None,
+) -> tuple[Window, np.ndarray]:
+    """The region that one positive click outside the mask adds: (window in the image, bool array of its size)."""
+    side = min(prob.shape)
+    touch = max(2.0, TOUCH * side)
+    centre, gap = _nearest(edge, click)
+    near = gap <= max(NEAR * side, touch)
+    if near:
+        radius = gap + touch
+    else:  # stays clear of the outline: a component of its own
+        centre, radius = click, max(touch, min(REACH * side, gap - 2))
+    where = _around([(centre, radius), (click, 2 * touch)], prob.shape)
+    allowed = _nearer(where, positive, negative, ties=True)
+    if window is not None and _holds(window, click):
+        allowed &= _mask_of(where, window)
+    seed = _disc(where, click, touch) & allowed
+    disc = _disc(where, centre, radius) & allowed
+    local = prob[where]
+    level = float(local[seed].max())
+    if near:
+        candidate = disc if level < FAINT else disc & (local >= LEVELS[0] * level)
+        return where, _part_with(candidate | seed, click, where)
+    rim = disc & ~_disc(where, centre, radius - 1.5)
+    for share in LEVELS if level >= FAINT else ():
+        region = _part_with((disc & (local >= share * level)) | seed, click, where)
+        # A region that runs into the rim is bounded by the disc, not by what the network saw: ask for more contrast.
+        if not (region & rim).any():
+            return where, fill_holes(region) & allowed
+    return where, _part_with((_disc(where, click, 2 * touch) & allowed) | seed, click, where)
+
+
+# --- negative clicks --------------------------------------------------------------------------------------------------
+
+
+def _cut(mask: np.ndarray, prob: np.ndarray, positive: list[Pixel], negative: list[Pixel], boxed: bool) -> np.ndarray:
+    hits = [pixel for pixel in negative if mask[pixel]]
+    if not hits:
+        return mask
+    labels, areas = label_components(mask)
+    held = {int(labels[pixel]) for pixel in positive if mask[pixel]}
+    if boxed and np.count_nonzero(areas) == 1:  # the box says that there is a lesion: do not take the only one away
+        held.add(1)
+    out = mask.copy()
+    for pixel in hits:
+        label = int(labels[pixel])
+        where, region = _cut_one(labels == label, prob, pixel, label in held, positive, negative)
+        out[where] &= ~region
+    return _without_crumbs(out, labels, areas, positive)
+
+
+def _cut_one(
+    component: np.ndarray,
+    prob: np.ndarray,
+    click: Pixel,
+    held: bool,
+    positive: list[Pixel],
+    negative: list[Pixel],
+) -> tuple[Window, np.ndarray]:
+    """What one negative click removes from its component: (window in the image, bool array of its size)."""
+    touch = max(2.0, TOUCH * min(prob.shape))
+    where = bounding_slices(component)
+    assert where is not None
+    inside = component[where]
+    # Beyond the image there is no lesion: the padding makes its border an outline.
+    depth, nearest = ndimage.distance_transform_edt(np.pad(inside, 1), return_indices=True)
+    row, column = click[0] - where[0].start, click[1] - where[1].start
+    outline = (
+        int(nearest[0, row + 1, column + 1]) - 1 + where[0].start,
+        int(nearest[1, row + 1, column + 1]) - 1 + where[1].start,
+    )
+    depth = depth[1:-1, 1:-1]
+    here, thickest = float(depth[row, column]), float(depth.max())
+    if not held and (here >= 0.5 * thickest or inside.sum() <= math.pi * (2 * touch) ** 2):
+        return where, inside
+    cut = _disc(where, outline, here + touch)
+    cut |= _appendage(inside, depth, (row, column), thickest)
+    local = prob[where]
+    sure = float(np.quantile(local[inside], 0.9))
+    if prob[click] < sure - 0.15:
+        weak = inside & (local <= prob[click] + 0.02) & _disc(where, click, 2.5 * (here + touch))
+        cut |= _part_with(weak, click, where)
+    return where, cut & inside & _nearer(where, negative, positive, ties=False)
+
+
+def _appendage(inside: np.ndarray, depth: np.ndarray, click: Pixel, thickest: float) -> np.ndarray:
+    """The part around ``click`` that an opening removes which is just wider than the tissue there; else nothing."""
+    distance = np.hypot(*np.ogrid[-click[0] : inside.shape[0] - click[0], -click[1] : inside.shape[1] - click[1]])
+    thickness = float(depth[distance < depth].max(initial=0.0))
+    body = depth > thickness + 1
+    if thickness > 0.6 * thickest or not body.any():
+        return np.zeros_like(inside)
+    rest = inside & (ndimage.distance_transform_edt(~body) > thickness + 1)
+    labels, _ = ndimage.label(rest, EIGHT)
+    return (labels == labels[click]) & rest[click]
+
+
+def _without_crumbs(mask: np.ndarray, before: np.ndarray, areas: np.ndarray, positive: list[Pixel]) -> np.ndarray:
+    """Drop the specks that a cut left beside the largest remainder of a component, unless a positive click is in it."""
+    labels, sizes = label_components(mask)
+    speck = math.pi * max(2.0, TOUCH * min(mask.shape)) ** 2
+    held = {int(labels[pixel]) for pixel in positive}
+    parents = np.zeros(sizes.size, dtype=int)
+    np.maximum.at(parents, labels[mask], before[mask])
+    largest = np.zeros(areas.size, dtype=int)
+    np.maximum.at(largest, parents, sizes)
+    drop = (sizes < speck) & (sizes < areas[parents]) & (sizes < largest[parents])
+    drop[list(held)] = False
+    return mask & ~drop[labels]
+
+
+# --- small geometry ---------------------------------------------------------------------------------------------------
+
+
+def _index(value: float, length: int) -> int:
+    return min(length - 1, max(0, math.floor(value + 0.5)))
+
+
+def _holds(window: Window, pixel: Pixel) -> bool:
+    return all(part.start <= value < part.stop for part, value in zip(window, pixel, strict=True))
+
+
+def _holes_of(mask: np.ndarray) -> list[Pixel]:
+    """One pixel of each hole that the mask already has."""
+    labels, count = ndimage.label(fill_holes(mask) & ~mask)
+    if not count:
+        return []
+    _, first = np.unique(labels, return_index=True)
+    return [(int(i) // mask.shape[1], int(i) % mask.shape[1]) for i in first[1:]]
+
+
+def _nearest(pixels: np.ndarray, to: Pixel) -> tuple[Pixel, float]:
+    """The one of (N, 2) pixels that is nearest to ``to`` and its distance; infinite when there is none."""
+    if not len(pixels):
+        return to, math.inf
+    squared = ((pixels - np.asarray(to)) ** 2).sum(axis=1)
+    best = int(squared.argmin())
+    return (int(pixels[best, 0]), int(pixels[best, 1])), math.sqrt(float(squared[best]))
+
+
+def _around(discs: list[tuple[Pixel, float]], shape: tuple[int, ...]) -> Window:
+    """The smallest window within the image that holds all the discs (centre, radius)."""
+    low = [min(math.floor(c[axis] - r) for c, r in discs) for axis in (0, 1)]
+    high = [max(math.ceil(c[axis] + r) for c, r in discs) + 1 for axis in (0, 1)]
+    return (
+        slice(max(0, low[0]), min(shape[0], high[0])),
+        slice(max(0, low[1]), min(shape[1], high[1])),
+    )
+
+
+def _grid(where: Window) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = np.ogrid[where[0], where[1]]
+    return rows, columns
+
+
+def _disc(where: Window, centre: Pixel, radius: float) -> np.ndarray:
+    rows, columns = _grid(where)
+    return (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
+
+
+def _mask_of(where: Window, window: Window) -> np.ndarray:
+    rows, columns = _grid(where)
+    return (
+        (rows >= window[0].start) & (rows < window[0].stop) & (columns >= window[1].start) & (columns < window[1].stop)
+    )
+
+
+def _nearer(where: Window, own: list[Pixel], other: list[Pixel], ties: bool) -> np.ndarray:
+    """True where the nearest of ``own`` is nearer than the nearest of ``other``; whole-number arithmetic, so exact."""
+    rows, columns = _grid(where)
+
+    def squared(pixels: list[Pixel]) -> np.ndarray:
+        far = np.full(np.broadcast(rows, columns).shape, np.iinfo(np.int64).max)
+        for row, column in pixels:
+            np.minimum(far, (rows - row) ** 2 + (columns - column) ** 2, out=far)
+        return far
+
+    mine, theirs = squared(own), squared(other)
+    return mine <= theirs if ties else mine < theirs
+
+
+def _part_with(mask: np.ndarray, pixel: Pixel, where: Window) -> np.ndarray:
+    """The component of ``mask`` (a window of the image) that holds ``pixel`` (of the image)."""
+    labels, _ = ndimage.label(mask, EIGHT)
+    label = labels[pixel[0] - where[0].start, pixel[1] - where[1].start]
+    return labels == label if label else np.zeros_like(mask)
