@@ -62,6 +62,24 @@ def box_window(box_xyxy: tuple[float, float, float, float], shape: tuple[int, in
     return rows, columns
 
 
+def check_clicks(clicks: Clicks, shape: tuple[int, int]) -> tuple[list[Pixel], list[Pixel]]:
+    """The pixels (row, column) of the positive and of the negative clicks, each sorted.
+
+    Raises InputError for clicks or a box outside the image and for a positive and a negative click on one pixel.
+    """
+    positive = click_pixels(clicks.foreground_xy, shape)
+    negative = click_pixels(clicks.background_xy, shape)
+    both = sorted(set(positive) & set(negative))
+    if both:
+        row, column = both[0]
+        raise InputError(
+            f"a foreground and a background click lie on the same pixel (x {column}, y {row}); remove one of them"
+        )
+    if clicks.box_xyxy is not None:
+        box_window(clicks.box_xyxy, shape)
+    return positive, negative
+
+
 def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndarray:
     """mask (H, W), prob (H, W) in [0, 1] and the user's clicks -> mask (H, W) uint8 in which each click is honoured.
 
@@ -72,18 +90,10 @@ def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndar
     negative click inside the mask: removes a whole component that no positive click holds when the click is deep in it
         or the component small; else the appendage it sits on, the weak part around it, and at least a bite of the
         outline. Pixels nearer to a positive click are never taken, nor given where a negative click is nearer.
-    A positive click outside the box counts all the same. Raises InputError for clicks outside the image and for a
-    positive and a negative click on one pixel.
+    A positive click outside the box counts all the same. Raises InputError like ``check_clicks``.
     """
     shape = (mask.shape[0], mask.shape[1])
-    positive = click_pixels(clicks.foreground_xy, shape)
-    negative = click_pixels(clicks.background_xy, shape)
-    both = sorted(set(positive) & set(negative))
-    if both:
-        row, column = both[0]
-        raise InputError(
-            f"a foreground and a background click lie on the same pixel (x {column}, y {row}); remove one of them"
-        )
+    positive, negative = check_clicks(clicks, shape)
     kept = np.asarray(mask, dtype=bool).copy()
     window = None
     if clicks.box_xyxy is not None:
@@ -98,13 +108,17 @@ def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndar
 
 
 def _inside_box(
-    mask: np.ndarray, prob: np.ndarray, box_xyxy: tuple[float, ...], window: Window, positive: list[Pixel]
+    mask: np.ndarray,
+    prob: np.ndarray,
+    box_xyxy: tuple[float, float, float, float],
+    window: Window,
+    positive: list[Pixel],
 ) -> np.ndarray:
     out = np.zeros_like(mask)
     out[window] = mask[window]
     if out.any() or any(_holds(window, pixel) for pixel in positive):
         return out
-    tight = box_window((box_xyxy[0], box_xyxy[1], box_xyxy[2], box_xyxy[3]), prob.shape)
+    tight = box_window(box_xyxy, (prob.shape[0], prob.shape[1]))
     local = prob[tight]
     peak = np.unravel_index(int(local.argmax()), local.shape)
     if local[peak] >= FAINT:
