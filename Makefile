@@ -48,7 +48,7 @@ $(VENV)/.python:
 	touch $@
 
 define install
-	@echo "Installing .[$(1)] into $(VENV): the first time some minutes and about 6 GB of disk"
+	@echo "Installing .[$(1)] into $(VENV): the first time some minutes and about 9 GB of disk"
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade "pip>=24" "setuptools>=77" wheel
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[$(1)]"
 	# monailabel's own start script breaks paths with spaces and needs an activated environment: put a sound one there.
