@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ultrarefiner_monai.journal import Journal, pack_mask, unpack_mask
+from ultrarefiner_monai.journal import Journal, JournalQueue, pack_mask, unpack_mask
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder, forget
 
@@ -80,6 +80,18 @@ def test_a_newer_schema_is_left_alone(journal):
     journal.close()
     with pytest.raises(RuntimeError, match="newer version"):
         Journal(journal.path)
+
+
+def test_the_queue_writes_in_order_and_survives_a_damaged_journal(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(b"this is no database " * 100)
+    queue = JournalQueue(path)
+    queue.submit(lambda journal: 1 / 0)
+    for seed in range(5):
+        queue.submit(lambda journal, seed=seed: propose(journal, seed=seed))
+    queue.flush()
+    assert [p.cache_keys for p in Journal(path).proposals()] == [[f"k{n}"] for n in range(5)]
+    assert len(list(tmp_path.glob("journal.sqlite.broken-*"))) == 1
 
 
 def test_forget_removes_one_image_and_only_that(tmp_path):

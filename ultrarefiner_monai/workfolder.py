@@ -72,7 +72,7 @@ class WorkFolder:
 
     @property
     def forgotten(self) -> Path:
-        """Touched by ``forget``: a running server then drops what it holds in memory."""
+        """Written by ``forget``, one image key a line: a running server drops what it holds in memory and empties it."""
         return self.root / "forgotten"
 
 
@@ -118,8 +118,8 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
     report.embeddings = _forget_embeddings(folder, keys)
     if labels:
         report.labels = _remove_labels(Path(studies), folder, image_id)
-    folder.forgotten.touch()
-    os.utime(folder.forgotten)
+    with folder.forgotten.open("a", encoding="utf-8") as file:
+        file.write("".join(f"{key}\n" for key in sorted(keys)) or "\n")
     return report
 
 
@@ -127,7 +127,7 @@ def _forget_embeddings(folder: WorkFolder, keys: set[str]) -> int:
     from ultrarefiner_monai.cache import EmbeddingCache
 
     cache = EmbeddingCache(0, folder.embeddings, 1 << 62)
-    return sum(int(cache.forget(key) or 0) for key in sorted(keys))
+    return sum(cache.forget(key) for key in sorted(keys))
 
 
 def _remove_labels(studies: Path, folder: WorkFolder, image_id: str) -> list[str]:

@@ -1,0 +1,335 @@
+"""The studies folder as MONAI Label sees it, made safe and made to understand ultrasound files.
+
+What differs from MONAI Label's LocalDatastore: more extensions, in any case; two images of one stem are two entries;
+names that could leave the folder are refused; unreadable files are known; labels are written beside and renamed, and
+the label before is kept; the index is written atomically and never changed under a reader; read-only studies work.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
+
+from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.workfolder import WorkFolder
+
+logger = logging.getLogger(__name__)
+
+LABEL_EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".png", ".tif", ".tiff", ".bmp")
+_NAME = re.compile(r"[^/\\\x00-\x1f]{1,200}")
+_KEPT_VERSIONS = 20
+_SETTLE_SECONDS = 0.3
+
+
+def check_name(value: str, what: str) -> str:
+    """``value`` when it is a plain name; InputError for paths, `..`, hidden and empty names. The border of the studies."""
+    if not isinstance(value, str) or not _NAME.fullmatch(value) or value.startswith(".") or value != value.strip():
+        raise InputError(f"{what} must be a plain name without path parts, got {value!r:.120}")
+    return value
+
+
+def split_name(filename: str, extensions: Iterable[str]) -> tuple[str, str] | None:
+    """(stem, extension as written) when the name ends in one of ``extensions``, in any case; the longest one counts."""
+    for extension in sorted(extensions, key=len, reverse=True):
+        if filename.lower().endswith(extension) and len(filename) > len(extension):
+            return filename[: -len(extension)], filename[-len(extension) :]
+    return None
+
+
+class StudiesFolder(LocalDatastore):
+    """LocalDatastore over one folder. ``readable(path)`` raises InputError for a file that cannot be decoded."""
+
+    def __init__(
+        self,
+        studies: str,
+        work: WorkFolder,
+        extensions: tuple[str, ...],
+        readable: Callable[[Path], Any],
+        auto_reload: bool = True,
+    ):
+        self.work, self.image_extensions, self._readable = work, extensions, readable
+        self._mutex = threading.RLock()
+        self._checked: dict[tuple, bool] = {}
+        self._pending: threading.Timer | None = None
+        # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
+        home = Path(studies) if os.access(studies, os.W_OK) else work.root
+        patterns = [f"*{e}" for e in dict.fromkeys((*extensions, *LABEL_EXTENSIONS))]
+        super().__init__(
+            studies,
+            labels_dir="labels" if home == Path(studies) else str(work.root / "labels"),
+            datastore_config=str(home / "datastore_v2.json"),
+            extensions=patterns,
+            auto_reload=auto_reload,
+        )
+        if auto_reload:
+            self._handler.on_moved = self._on_any_event
+
+    # LocalDatastore puts its lock into the studies; they may be read-only.
+    @property
+    def _lock_file(self) -> str:
+        return str(self.work.root / "datastore.lock")
+
+    @_lock_file.setter
+    def _lock_file(self, value: str) -> None:
+        pass
+
+    # --- what is there ------------------------------------------------------------------------------------------------
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        return split_name(file, (*self.image_extensions, *LABEL_EXTENSIONS)) or os.path.splitext(file)
+
+    def _reconcile_datastore(self) -> None:
+        """Bring the index in line with the files: a new index replaces the old one, readers never see half of it."""
+        with self._mutex:
+            self._init_from_datastore_file()
+            before = self._datastore.objects
+            objects = self._find_images(before)
+            labels_dir = Path(self._datastore.label_path(None))
+            for tag in sorted(p.name for p in labels_dir.iterdir() if p.is_dir()):
+                self._find_labels(tag, objects, before)
+            if objects != before:
+                self._replace(objects)
+                self._update_datastore_file()
+
+    def _on_any_event(self, event: Any) -> None:
+        """Files came or went: look once when it has calmed down, not once per file of a big copy."""
+        with self._mutex:
+            if self._pending is None:
+                self._pending = threading.Timer(_SETTLE_SECONDS, self._settled)
+                self._pending.daemon = True
+                self._pending.start()
+
+    def _settled(self) -> None:
+        with self._mutex:
+            self._pending = None
+        try:
+            self.refresh()
+        except OSError:
+            logger.exception("cannot list the studies folder")
+
+    def _find_images(self, before: dict[str, ImageLabelModel]) -> dict[str, ImageLabelModel]:
+        files = {}
+        with os.scandir(self._datastore.image_path()) as entries:
+            for entry in entries:
+                parts = split_name(entry.name, self.image_extensions)
+                if parts and _NAME.fullmatch(entry.name) and not entry.name.startswith(".") and entry.is_file():
+                    files[entry.name] = parts
+        known = {self._filename(k, v.image.ext): k for k, v in before.items()}
+        stems = [stem for stem, _ in files.values()]
+        objects: dict[str, ImageLabelModel] = {}
+        for name in sorted(files):
+            stem, extension = files[name]
+            if name in known:
+                image_id, image = known[name], before[known[name]].image
+            else:
+                # A stem that two files share names neither of them: a label must never change its image.
+                alone = stems.count(stem) == 1 and stem not in before
+                image_id = stem if alone else name
+                info = {"ts": int(time.time()), "name": name}
+                image = DataModel(info=info, ext=extension if alone else "")
+                logger.info("new image %s", image_id)
+            objects[image_id] = ImageLabelModel(image=image)
+        return objects
+
+    def _find_labels(self, tag: str, objects: dict[str, ImageLabelModel], before: dict[str, ImageLabelModel]) -> None:
+        for entry in sorted(os.scandir(self._datastore.label_path(tag)), key=lambda e: e.name):
+            parts = split_name(entry.name, LABEL_EXTENSIONS)
+            if not parts or entry.name.startswith(".") or not entry.is_file():
+                continue
+            image_id, extension = parts
+            if image_id not in objects:
+                logger.warning("label %s/%s belongs to no image", tag, entry.name)
+                continue
+            old = before[image_id].labels.get(tag) if image_id in before else None
+            if tag in objects[image_id].labels and not (old and old.ext == extension):
+                continue
+            new = DataModel(info={"ts": int(entry.stat().st_mtime), "name": entry.name}, ext=extension)
+            objects[image_id].labels[tag] = old if old and old.ext == extension else new
+
+    def _replace(self, objects: dict[str, ImageLabelModel]) -> None:
+        """A new model object: whoever iterates over the old one goes on undisturbed."""
+        self._datastore = self._datastore.model_copy(update={"objects": objects})
+
+    def _put(self, image_id: str, entry: ImageLabelModel) -> None:
+        self._replace({**self._datastore.objects, image_id: entry})
+        self._update_datastore_file()
+
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        with self._mutex:
+            try:
+                super()._init_from_datastore_file(throw_exception=True)
+            except ValueError as error:
+                aside = f"{self._datastore_config_path}.broken-{int(time.time())}"
+                os.replace(self._datastore_config_path, aside)
+                logger.error("the index was unreadable (%s); it is kept as %s and made anew", error, aside)
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        with self._mutex, FileLock(self._lock_file):
+            self._ignore_event_config = True
+            text = self._datastore.model_dump_json(exclude={"base_path"}, indent=2)
+            with _beside(Path(self._datastore_config_path)) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            self._config_ts = os.stat(self._datastore_config_path).st_mtime
+
+    # --- images -------------------------------------------------------------------------------------------------------
+
+    def image_path(self, image_id: str) -> Path:
+        """The file of an image that is in the index; ImageNotFoundException otherwise. Nothing else is ever opened."""
+        entry = self._datastore.objects.get(image_id) if isinstance(image_id, str) else None
+        if entry is None:
+            raise ImageNotFoundException(f"there is no image {image_id!r:.120} in the studies")
+        return Path(self._datastore.image_path(), self._filename(image_id, entry.image.ext)).absolute()
+
+    def is_readable(self, image_id: str) -> bool:
+        """Whether the image can be decoded; looked up once per state of the file."""
+        path = self.image_path(image_id)
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        key = (str(path), stat.st_mtime_ns, stat.st_size)
+        if key not in self._checked:
+            try:
+                self._readable(path)
+                self._checked[key] = True
+            except InputError as error:
+                logger.warning("%s is not offered: %s", image_id, error)
+                self._checked[key] = False
+        return self._checked[key]
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Copy a file into the studies under a name that is free; InputError when it is taken or no image."""
+        parts = split_name(os.path.basename(image_filename), self.image_extensions)
+        if parts is None:
+            raise InputError(f"expected a file ending in {', '.join(self.image_extensions)}, got {image_filename}")
+        image_id = check_name(image_id or parts[0], "image")
+        self._readable(Path(image_filename))
+        name = image_id + parts[1]
+        destination = Path(self._datastore.image_path(), name)
+        with self._mutex:
+            if image_id in self._datastore.objects or destination.exists():
+                raise InputError(f"there is an image {image_id!r} already; choose another id or remove that one first")
+            with _beside(destination) as temporary:
+                shutil.copyfile(image_filename, temporary)
+            info = {**(image_info or {}), "ts": int(time.time()), "name": name}
+            self._put(image_id, ImageLabelModel(image=DataModel(info=info, ext=parts[1])))
+        return image_id
+
+    def remove_image(self, image_id: str) -> None:
+        self.image_path(image_id)
+        with self._mutex:
+            super().remove_image(image_id)
+            self.refresh()
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        with self._mutex:
+            self.image_path(image_id)
+            entry = self._datastore.objects[image_id].model_copy(deep=True)
+            entry.image.info.update(info)
+            self._put(image_id, entry)
+
+    # --- labels -------------------------------------------------------------------------------------------------------
+
+    def label_file(self, image_id: str, tag: str, extension: str) -> Path:
+        return Path(self._datastore.label_path(check_name(tag, "tag")), image_id + extension)
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """Store a label losslessly: the file is copied as it is, renamed into place, and the label before it is kept."""
+        self.image_path(image_id)
+        check_name(label_tag, "tag")
+        parts = split_name(os.path.basename(label_filename), LABEL_EXTENSIONS)
+        if parts is None:
+            raise InputError(
+                f"a label must end in one of {', '.join(LABEL_EXTENSIONS)} (lossless), got {os.path.basename(label_filename)}"
+            )
+        extension = parts[1].lower()
+        destination = self.label_file(image_id, label_tag, extension)
+        with self._mutex:
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            entry = self._datastore.objects[image_id].model_copy(deep=True)
+            before = entry.labels.get(label_tag)
+            if before is not None:
+                self._keep_version(image_id, label_tag, self.label_file(image_id, label_tag, before.ext))
+            with _beside(destination) as temporary:
+                shutil.copyfile(label_filename, temporary)
+            if before is not None and before.ext != extension:
+                self.label_file(image_id, label_tag, before.ext).unlink(missing_ok=True)
+            info = {**(label_info or {}), "ts": int(time.time()), "name": destination.name}
+            entry.labels[label_tag] = DataModel(info=info, ext=extension)
+            self._put(image_id, entry)
+        return image_id
+
+    def _keep_version(self, image_id: str, tag: str, label: Path) -> None:
+        """Copy a label that is about to be replaced to versions/TAG/IMAGE/TIME.ext; the newest few are kept."""
+        if not label.is_file():
+            return
+        folder = self.work.versions / tag / image_id
+        folder.mkdir(parents=True, exist_ok=True)
+        extension = label.name[len(image_id) :]
+        shutil.copy2(label, folder / f"{time.time_ns()}{extension}")
+        for old in sorted(folder.iterdir())[:-_KEPT_VERSIONS]:
+            old.unlink()
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        self.image_path(label_id)
+        check_name(label_tag, "tag")
+        label = self._datastore.label(label_id, label_tag)
+        if label is None:
+            raise LabelNotFoundException(f"{label_id!r} has no label {label_tag!r}")
+        with self._mutex:
+            path = self.label_file(label_id, label_tag, label.ext)
+            self._keep_version(label_id, label_tag, path)
+            path.unlink(missing_ok=True)
+            self.refresh()
+
+    def get_label_uri(self, label_id: str, label_tag: str) -> str:
+        return super().get_label_uri(label_id, check_name(label_tag, "tag"))
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        with self._mutex:
+            self.image_path(label_id)
+            entry = self._datastore.objects[label_id].model_copy(deep=True)
+            if label_tag not in entry.labels:
+                raise LabelNotFoundException(f"{label_id!r} has no label {label_tag!r:.120}")
+            entry.labels[label_tag].info.update(info)
+            self._put(label_id, entry)
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        if not self._datastore.filter_by_tag(DefaultLabelTag.FINAL):
+            raise InputError("there is no final label yet: nothing to download")
+        return super().get_dataset_archive(limit_cases)
+
+
+class _beside:  # noqa: N801 (reads like the function it is)
+    """A temporary file beside ``path`` that takes its place when the block ends well, and vanishes otherwise."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> Path:
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=".new-")
+        os.close(handle)
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            with open(self.temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(self.temporary, 0o644)
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
