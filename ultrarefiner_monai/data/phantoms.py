@@ -325,3 +325,9 @@ def _speckle(
         far = ndimage.gaussian_filter1d(part, 2 * lateral, axis=1, truncate=3) * np.float32(1.4)
         envelope = envelope + ((1 - y) * near + y * far) ** 2
     return np.sqrt(envelope)
+
+
+if __name__ == "__main__":
+    from ultrarefiner_monai.data.samples import main
+
+    main()

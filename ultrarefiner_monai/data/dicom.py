@@ -1,0 +1,242 @@
+"""DICOM files with pixels -> ``Study``. Meant for ultrasound; other modalities are read with a warning.
+
+Spacing, for measuring: the tissue region of SequenceOfUltrasoundRegions (PS3.3 C.8.5.5), then PixelSpacing,
+ImagerPixelSpacing, the shared functional groups. Geometry, for placing: what ITK's reader (so 3D Slicer) gives the same
+file. It knows PixelSpacing but **not** the ultrasound regions, and takes 1 mm where the former is missing; a mask that
+carried the regions' spacing would lie shrunken in the corner of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultrarefiner_monai.data.study import (
+    RAS_FROM_LPS,
+    Geometry,
+    Limits,
+    Study,
+    flat_geometry,
+    luminance,
+    plausible_spacing,
+    to_unit,
+)
+from ultrarefiner_monai.types import InputError
+
+_TISSUE, _TWO_D, _CENTIMETRES = 1, 1, 3
+_PIXEL_KEYWORDS = (
+    "Rows Columns SamplesPerPixel PlanarConfiguration PhotometricInterpretation BitsAllocated BitsStored HighBit "
+    "PixelRepresentation RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor "
+    "BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData GreenPaletteColorLookupTableData "
+    "BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
+    "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData"
+).split()
+
+
+def read_dicom(path: Path, limits: Limits) -> Study:
+    """One DICOM file; frames of a cine are decoded when they are asked for. Raises InputError (see ``read_study``)."""
+    import pydicom
+
+    try:
+        dataset = pydicom.dcmread(path)
+    except pydicom.errors.InvalidDicomError:
+        dataset = pydicom.dcmread(path, force=True)  # no preamble: some exports leave it out
+        if "Rows" not in dataset:
+            raise InputError(f"{path.name} is not a DICOM file") from None
+    modality = str(dataset.get("Modality", "") or "unknown")
+    if modality == "SEG":
+        raise InputError(f"{path.name} is a DICOM segmentation: expected an image")
+    if "PixelData" not in dataset:
+        raise InputError(f"{path.name} holds no pixels (modality {modality}), or is cut off before them")
+    missing = [k for k in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation") if k not in dataset]
+    if missing:
+        raise InputError(f"{path.name} lacks {', '.join(missing)}: its pixels cannot be decoded")
+    height, width, count = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames", None) or 1)
+    limits.check(path.name, height, width, count)
+    warnings = [] if modality == "US" else [f"modality {modality}: made for breast ultrasound (US)"]
+    load = _frame_loader(path.name, dataset, count)
+    if count == 1:
+        only = load(0)  # a damaged picture must be refused now, not at the first click
+        load = _same(only)
+    spacing = region_spacing_mm(dataset, warnings) or _other_spacing_mm(dataset, warnings)
+    geometry = _geometry(dataset, height, width, count)
+    patient = str(dataset.get("PatientID", "") or "")
+    return Study(path, "dicom", height, width, count, geometry, load, spacing, patient, warnings)
+
+
+def _same(frame: np.ndarray) -> Callable[[int], np.ndarray]:
+    return lambda index: frame.copy()
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def _frame_loader(name: str, dataset: Any, count: int) -> Callable[[int], np.ndarray]:
+    """index -> (H, W) float32 in [0, 1]. Keeps the file's bytes as they are; the number of frames is checked here."""
+    from pydicom.encaps import encapsulate, generate_pixel_data_frame
+    from pydicom.uid import ImplicitVRLittleEndian
+
+    header = {k: dataset[k] for k in _PIXEL_KEYWORDS if k in dataset}
+    window = _window(dataset)
+    meta = dataset.file_meta
+    syntax = meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+    meta.TransferSyntaxUID = syntax
+    if syntax.is_compressed and not syntax.is_deflated:
+        parts = [encapsulate([part]) for part in generate_pixel_data_frame(dataset.PixelData, count)]
+        if len(parts) < count:
+            raise InputError(f"{name} is truncated: {count} frames announced, {len(parts)} there")
+    else:
+        parts = _native_parts(name, dataset, count)
+
+    def load(index: int) -> np.ndarray:
+        from pydicom import Dataset
+
+        one = Dataset()
+        for element in header.values():
+            one.add(element)
+        one.file_meta = meta
+        one.is_little_endian, one.is_implicit_VR = dataset.is_little_endian, dataset.is_implicit_VR
+        one.PixelData = parts[index]
+        one["PixelData"].VR = "OW" if int(one.BitsAllocated) > 8 else "OB"
+        one["PixelData"].is_undefined_length = syntax.is_compressed and not syntax.is_deflated
+        try:
+            return _grey(one, window)
+        except Exception as error:  # every decoder has its own errors
+            raise InputError(
+                f"{name}: frame {index} cannot be decoded ({syntax.name}; {type(error).__name__}: {error})"
+            ) from error
+
+    return load
+
+
+def _native_parts(name: str, dataset: Any, count: int) -> list[bytes]:
+    samples = int(dataset.get("SamplesPerPixel", 1))
+    pixels = int(dataset.Rows) * int(dataset.Columns)
+    bits = pixels * samples * int(dataset.BitsAllocated)
+    if dataset.PhotometricInterpretation == "YBR_FULL_422":
+        bits = pixels * 16
+    if bits % 8 and count > 1:
+        raise InputError(f"{name}: frames of {bits} bits do not end on a byte; export it with 8 bits a pixel")
+    size = -(-bits // 8)
+    data = dataset.PixelData
+    if len(data) < size * count:
+        raise InputError(f"{name} is truncated: {size * count} bytes of pixels announced, {len(data)} there")
+    parts = [data[k * size : (k + 1) * size] for k in range(count)]
+    return [part + b"\0" * (len(part) % 2) for part in parts]
+
+
+def _window(dataset: Any) -> tuple[float, float, float, float] | None:
+    """(slope, intercept, centre, width) of the first window, for more than 8 bits."""
+
+    def first(keyword: str, default: float | None) -> float | None:
+        value = dataset.get(keyword, None)
+        if value is None or value == "":
+            return default
+        return float(value[0]) if isinstance(value, (list, tuple)) or hasattr(value, "append") else float(value)
+
+    centre, width = first("WindowCenter", None), first("WindowWidth", None)
+    if centre is None or width is None or not width > 1:
+        return None
+    return first("RescaleSlope", 1.0) or 1.0, first("RescaleIntercept", 0.0) or 0.0, centre, width
+
+
+def _grey(one: Any, window: tuple[float, float, float, float] | None) -> np.ndarray:
+    from pydicom.pixel_data_handlers.util import apply_color_lut, convert_color_space
+
+    pixels = one.pixel_array
+    photometric = str(one.PhotometricInterpretation)  # decoders set it to RGB where they have converted
+    if photometric == "PALETTE COLOR":
+        pixels = apply_color_lut(pixels, one)
+        if pixels.dtype != np.uint8:  # 16-bit tables; some writers put 8-bit values into them
+            pixels = (pixels >> 8 if int(pixels.max()) > 255 else pixels).astype(np.uint8)
+        return to_unit(luminance(pixels))
+    if pixels.ndim == 3:
+        if photometric in ("YBR_FULL", "YBR_FULL_422"):
+            pixels = convert_color_space(pixels, photometric, "RGB")
+        if pixels.dtype == np.uint8:
+            return to_unit(luminance(pixels))
+        rgb = pixels.astype(np.float64) / (2.0 ** int(one.BitsStored) - 1)
+        return np.clip(rgb @ np.array([0.299, 0.587, 0.114]), 0, 1).astype(np.float32)
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(f"photometric interpretation {photometric} is not known")
+    bits, signed = int(one.BitsStored), bool(one.PixelRepresentation)
+    if window is not None and bits > 8:
+        slope, intercept, centre, width = window
+        unit = (pixels.astype(np.float64) * slope + intercept - centre) / width + 0.5
+    elif signed:
+        low, high = float(pixels.min()), float(pixels.max())
+        unit = (pixels.astype(np.float64) - low) / max(high - low, 1.0)
+    else:
+        unit = pixels.astype(np.float32) / np.float32(2.0**bits - 1)
+    unit = np.clip(unit, 0, 1).astype(np.float32)
+    return 1 - unit if photometric == "MONOCHROME1" else unit
+
+
+# --- spacing and geometry ---------------------------------------------------------------------------------------------
+
+
+def region_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] | None:
+    """(row, column) mm of the largest two-dimensional tissue region that is measured in centimetres, or None."""
+    found = []
+    for region in dataset.get("SequenceOfUltrasoundRegions", None) or []:
+        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
+        kind = (region.get("RegionSpatialFormat"), region.get("RegionDataType"))
+        if units != (_CENTIMETRES, _CENTIMETRES) or kind != (_TWO_D, _TISSUE):
+            continue
+        row, column = region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX")
+        spacing = plausible_spacing(_times_ten(row), _times_ten(column), "an ultrasound region's spacing", warnings)
+        if spacing:
+            found.append((_area(region), spacing))
+    if not found:
+        return None
+    found.sort(key=lambda item: item[0], reverse=True)
+    if any(not np.allclose(spacing, found[0][1], rtol=0.01) for _, spacing in found):
+        warnings.append("the ultrasound regions differ in spacing: lengths are those of the largest region")
+    return found[0][1]
+
+
+def _times_ten(value: Any) -> float | None:
+    return None if value is None else float(value) * 10
+
+
+def _area(region: Any) -> int:
+    x0, y0, x1, y1 = (
+        int(region.get(k) or 0)
+        for k in ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
+    )
+    return max(0, x1 - x0) * max(0, y1 - y0)
+
+
+def _other_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] | None:
+    places = [dataset]
+    for groups in dataset.get("SharedFunctionalGroupsSequence", None) or []:
+        places.extend(groups.get("PixelMeasuresSequence", None) or [])
+    for place in places:
+        for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+            value = place.get(keyword, None)
+            if value is not None and len(value) == 2:
+                spacing = plausible_spacing(value[0], value[1], keyword, warnings)
+                if spacing:
+                    return spacing
+    return None
+
+
+def _geometry(dataset: Any, height: int, width: int, count: int) -> Geometry:
+    """ITK's view of the file: PixelSpacing or 1 mm; patient position where it is there; frames 1 mm apart."""
+    spacing = dataset.get("PixelSpacing", None)
+    row, column = (float(spacing[0]), float(spacing[1])) if spacing is not None and len(spacing) == 2 else (1.0, 1.0)
+    if not (row > 0 and column > 0 and np.isfinite([row, column]).all()):
+        row = column = 1.0
+    orientation, position = dataset.get("ImageOrientationPatient", None), dataset.get("ImagePositionPatient", None)
+    if not orientation or not position or len(orientation) != 6 or len(position) != 3:
+        return flat_geometry(height, width, count, (column, row))
+    right, down = np.array(orientation[:3], float), np.array(orientation[3:], float)
+    local = np.eye(4)
+    local[:3, 0], local[:3, 1], local[:3, 2] = right * column, down * row, np.cross(right, down)
+    local[:3, 3] = np.array(position, float)
+    if abs(np.linalg.det(local[:3, :3])) < 1e-9:
+        return flat_geometry(height, width, count, (column, row))
+    return Geometry((width, height, count), RAS_FROM_LPS @ local)

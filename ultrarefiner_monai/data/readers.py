@@ -1,0 +1,243 @@
+"""Image files -> ``Study``: PNG, JPEG, TIFF, BMP, NIfTI and NRRD here, DICOM in ``dicom``; masks in ``writers``.
+
+Whatever cannot be read ends in ``InputError`` with the file's name, never in a decoder's own exception. Pixels are used
+as they are stored: an EXIF orientation is **not** applied, since 3D Slicer and ITK do not apply it either and the mask
+must lie on the grid that the client shows. The decoders are imported where they are used.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings as python_warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultrarefiner_monai.data.nrrdfile import VECTOR_KINDS, nrrd_affine, read_nrrd_array, space_fields
+from ultrarefiner_monai.data.study import (
+    PICTURES,
+    Geometry,
+    Limits,
+    Study,
+    extension,
+    flat_geometry,
+    frame_axes,
+    luminance,
+    plausible_spacing,
+    stored_frames,
+    to_unit,
+)
+from ultrarefiner_monai.data.writers import read_mask, write_mask
+from ultrarefiner_monai.types import InputError
+
+__all__ = ["IMAGE_EXTENSIONS", "Limits", "Study", "extension", "read_mask", "read_study", "write_mask"]
+
+logger = logging.getLogger(__name__)
+
+# What the server may offer, in lower case; the case of a file's name does not matter.
+IMAGE_EXTENSIONS = (*PICTURES, ".nii", ".nii.gz", ".nrrd", ".dcm", ".dicom")
+_PIL_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+
+
+def read_study(path: str | Path, limits: Limits | None = None) -> Study:
+    """Read one image file. Raises InputError when it is missing, unknown, damaged, truncated or too large.
+
+    A DICOM cine's frames are decoded on demand, and a damaged one then raises at ``frame``; the rest is decoded here.
+    """
+    path, limits = Path(path), limits or Limits()
+    reader = _reader_of(path)
+    try:
+        with python_warnings.catch_warnings():
+            python_warnings.simplefilter("ignore")  # decoders warn about what is checked or reported here
+            study = reader(path, limits)
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise anything from struct.error to their own classes
+        raise InputError(
+            f"{path.name} cannot be read as an image: it is damaged, truncated or not what its name says "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    for warning in study.warnings:
+        logger.warning("%s: %s", path.name, warning)
+    return study
+
+
+def _reader_of(path: Path) -> Callable[[Path, Limits], Study]:
+    if not path.is_file():
+        raise InputError(f"{path.name}: no such file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path.name} is empty")
+    suffix = extension(path)
+    if suffix in PICTURES:
+        return _read_picture
+    if suffix in (".nii", ".nii.gz"):
+        return _read_nifti
+    if suffix in (".nrrd", ".seg.nrrd"):
+        return _read_nrrd
+    with path.open("rb") as file:
+        magic = file.read(132)[128:]
+    if suffix in (".dcm", ".dicom") or magic == b"DICM":
+        from ultrarefiner_monai.data.dicom import read_dicom
+
+        return read_dicom
+    raise InputError(f"{path.name}: expected one of {' '.join(IMAGE_EXTENSIONS)}, got {suffix or 'no extension'}")
+
+
+# --- PNG, JPEG, TIFF, BMP ---------------------------------------------------------------------------------------------
+
+
+def _read_picture(path: Path, limits: Limits) -> Study:
+    from PIL import Image
+
+    warnings: list[str] = []
+    try:
+        image = Image.open(path, formats=_PIL_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path.name} is larger than the limit: {error}") from error
+    with image:
+        width, height = image.size
+        count = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
+        limits.check(path.name, height, width, count)
+        if int(image.getexif().get(0x0112) or 1) != 1:
+            warnings.append(
+                "the EXIF orientation is not applied, as in 3D Slicer: the grid is that of the stored pixels"
+            )
+        pages = []
+        for index in range(count):
+            if count > 1:
+                image.seek(index)
+            if image.size == (width, height):
+                pages.append(_picture_pixels(image))
+        spacing_xy = _picture_spacing(image)
+    if len(pages) < count:
+        warnings.append(f"{count - len(pages)} page(s) of another size than the first are left out")
+    frames = np.stack(pages)
+    if frames.dtype != np.uint8:
+        frames = to_unit(frames, warnings)
+    kind = {"JPEG": "jpeg"}.get(image.format or "", (image.format or "").lower())
+    geometry = flat_geometry(height, width, len(pages), spacing_xy)
+    return Study(path, kind, height, width, len(pages), geometry, stored_frames(frames), None, "", warnings)
+
+
+def _picture_pixels(image: Any) -> np.ndarray:
+    """(H, W) uint8, or wider numbers for 16 bits and more. Alpha is dropped: clients show the colours below it."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))
+    if image.mode == "LA":
+        return np.asarray(image)[..., 0]
+    return luminance(np.asarray(image if image.mode == "RGB" else image.convert("RGBA"))[..., :3])
+
+
+def _picture_spacing(image: Any) -> tuple[float, float]:
+    """(x, y) spacing that ITK gives to the picture: JPEG and TIFF densities count, those of PNG and BMP do not.
+
+    It is the print resolution, not a measure of the breast, so it places the mask and is no ``spacing_mm``.
+    """
+    if image.format == "JPEG":
+        unit, density = image.info.get("jfif_unit", 0), image.info.get("jfif_density", (0, 0))
+        millimetres = {1: 25.4, 2: 10.0}.get(unit, 0.0)
+    elif image.format == "TIFF":
+        image.seek(0)
+        density = (image.tag_v2.get(282, 0), image.tag_v2.get(283, 0))
+        millimetres = {2: 25.4, 3: 10.0}.get(image.tag_v2.get(296, 1), 0.0)
+    else:
+        return (1.0, 1.0)
+    if millimetres and all(float(d) > 0 for d in density):
+        return (millimetres / float(density[0]), millimetres / float(density[1]))
+    return (1.0, 1.0)
+
+
+# --- NIfTI ------------------------------------------------------------------------------------------------------------
+
+
+def _read_nifti(path: Path, limits: Limits) -> Study:
+    import nibabel
+
+    warnings: list[str] = []
+    image: Any = nibabel.load(path)
+    shape, data_type = tuple(int(n) for n in image.shape), image.dataobj.dtype
+    colour = data_type.names is not None
+    # Vectors: NIfTI puts their components on the fifth axis; 4-D only with the intent to say so.
+    intent = image.header.get_intent()[0]
+    components = len(shape) == 5 and shape[4] in (3, 4)
+    components = components or (len(shape) == 4 and shape[3] in (3, 4) and intent in ("vector", "rgb vector"))
+    spatial = shape[:-1] if components else shape
+    while components and len(spatial) > 3 and spatial[-1] == 1:
+        spatial = spatial[:-1]
+    grid, axes = _grid_of(path.name, spatial)
+    _check_grid(path.name, grid, axes, limits, 3 if components else 1)
+    values = np.asanyarray(image.dataobj)
+    if colour:
+        values = np.stack([values[c] for c in data_type.names[:3]], axis=-1)
+    values = values.reshape(*grid, *values.shape[-1:]) if (colour or components) else values.reshape(grid)
+    if values.ndim == 4:
+        values = _to_gray(values[..., :3], warnings)
+    geometry = Geometry(spatial, np.asarray(image.affine, float), axes)
+    unit = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
+    return _volume(path, "nifti", values, geometry, warnings, unit)
+
+
+def _grid_of(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    long = [n for n in shape[2:] if n > 1]
+    if len(shape) < 2 or len(long) > 1:
+        raise InputError(f"{name}: expected a picture or a series of them (2 or 3 long axes), got {shape}")
+    grid = (shape[0], shape[1], long[0] if long else 1)
+    return grid, frame_axes(grid)
+
+
+def _check_grid(
+    name: str, grid: tuple[int, int, int], axes: tuple[int, int, int], limits: Limits, channels: int = 1
+) -> None:
+    limits.check(name, grid[axes[1]], grid[axes[0]], grid[axes[2]] * channels)
+
+
+def _to_gray(rgb: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """(..., 3) -> (...), keeping uint8."""
+    if rgb.dtype == np.uint8:
+        return luminance(rgb)
+    return to_unit(rgb, warnings) @ np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def _volume(
+    path: Path, kind: str, values: np.ndarray, geometry: Geometry, warnings: list[str], unit_mm: float = 1.0
+) -> Study:
+    """``values``: (I, J, K)."""
+    if values.dtype.kind not in "uifb":
+        raise InputError(f"{path.name}: expected numbers, got {values.dtype}")
+    frames = geometry.to_frames(values)
+    if frames.dtype != np.uint8:
+        frames = to_unit(frames, warnings)
+    steps = np.linalg.norm(geometry.affine[:3, :3], axis=0) * unit_mm
+    spacing = None
+    if np.allclose(steps[list(geometry.axes[:2])], 1, atol=1e-6):
+        warnings.append("a spacing of exactly 1 mm is what files without one carry: sizes are given in pixels")
+    else:
+        spacing = plausible_spacing(steps[geometry.axes[1]], steps[geometry.axes[0]], "a spacing", warnings)
+    count, height, width = frames.shape
+    return Study(path, kind, height, width, count, geometry, stored_frames(frames), spacing, "", warnings)
+
+
+# --- NRRD -------------------------------------------------------------------------------------------------------------
+
+
+def _read_nrrd(path: Path, limits: Limits) -> Study:
+    warnings: list[str] = []
+    values, header = read_nrrd_array(path, limits)
+    kinds = [str(k) for k in header.get("kinds", [])]
+    channel = next((a for a, kind in enumerate(kinds) if kind in VECTOR_KINDS), None)
+    if channel is None and values.ndim == 4 and values.shape[0] in (3, 4):
+        channel = 0  # 3D Slicer's colour volumes, written by programs that leave the kinds out
+    if channel is not None:
+        if values.shape[channel] not in (1, 3, 4):
+            raise InputError(f"{path.name}: expected grey or RGB pixels, got {values.shape[channel]} components")
+        values = np.moveaxis(values, channel, -1)
+        values = _to_gray(values[..., :3], warnings) if values.shape[-1] > 1 else values[..., 0]
+    shape = values.shape
+    grid, axes = _grid_of(path.name, shape)
+    _check_grid(path.name, grid, axes, limits)
+    geometry = Geometry(shape, nrrd_affine(header, channel, len(shape)), axes, space_fields(header, channel))
+    return _volume(path, "nrrd", values.reshape(grid), geometry, warnings)
