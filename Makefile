@@ -69,55 +69,7 @@ $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/.python
 # --- serve --------------------------------------------------------------------------------------------------------------
 
 serve: $(VENV)/.serve
-	@root="$$PWD"
-	mkdir -p .work
-	if [ -z "$$STUDIES" ]; then
-	  if [ ! -d .work/studies ]; then
-	    rm -rf .work/studies.part && cp -r sample-data .work/studies.part && mv .work/studies.part .work/studies
-	    echo "Copied sample-data to .work/studies"
-	  fi
-	  STUDIES="$$root/.work/studies"
-	fi
-	case "$$STUDIES" in
-	  http://*|https://*) ;;
-	  *) [ -d "$$STUDIES" ] || { echo "STUDIES: there is no folder '$$STUDIES'" >&2; exit 1; }
-	     STUDIES="$$(cd "$$STUDIES" && pwd)" ;;
-	esac
-	"$$root/$(BIN)/python" - "$$HOST" "$$PORT" <<-'PY'
-		import socket, sys
-		host, port = sys.argv[1], sys.argv[2]
-		if not port.isdigit() or not 0 < int(port) < 65536:
-		    sys.exit(f"PORT must be a number from 1 to 65535, got {port!r}")
-		with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as s:
-		    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-		    try:
-		        s.bind((host, int(port)))
-		    except OSError as error:
-		        sys.exit(f"Cannot listen on {host} port {port}: {error.strerror}.\n"
-		                 f"Is another server running? Stop it, or take another port: make serve PORT={int(port) + 1}")
-	PY
-	case "$$HOST" in 0.0.0.0|::) shown=127.0.0.1 ;; *) shown="$$HOST" ;; esac
-	url="http://$$shown:$$PORT"
-	case "$$HOST" in 127.*|localhost|::1) ;; *)
-	  echo "WARNING: $$HOST is reachable from other machines and MONAI Label has no login by default. See docs/serving.md." ;;
-	esac
-	echo "Research use only. Not a medical device."
-	echo "Starting the server on $$url for $$STUDIES (Ctrl-C stops it) ..."
-	# The announcement waits in the background until the server answers; it ends by itself when the server is gone.
-	server=$$$$
-	( for _ in $$(seq 600); do
-	    sleep 1; kill -0 $$server 2>/dev/null || exit 0
-	    "$$root/$(BIN)/python" -c 'import sys, urllib.request as u; u.urlopen(sys.argv[1], timeout=5)' "$$url/info/" 2>/dev/null || continue
-	    printf '\n%s\n' "READY. Open $$url/ in a browser, or in 3D Slicer:" \
-	      "  Extensions Manager: install MONAILabel; module MONAI Label: server $$url, press the green reload button," \
-	      "  Next Sample, then click in SmartEdit to correct the outline (docs/slicer.md)." \
-	      "  Research use only. Not a medical device."
-	    exit 0
-	  done ) &
-	# From .work: a stray .env in the folder where one happens to stand is not read.
-	cd .work
-	exec "$$root/$(BIN)/monailabel" start_server --app "$$root/apps/ultrarefiner" --studies "$$STUDIES" \
-	  --host "$$HOST" --port "$$PORT" $(ARGS)
+	@exec $(BIN)/python -m ultrarefiner_monai.launch --studies "$$STUDIES" --host "$$HOST" --port "$$PORT" $(ARGS)
 
 # --- checks -------------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"checkpoints", "inference"},
     {"registry"},
     {"training", "evaluation"},
-    {"cli"},
+    {"cli", "launch"},
 ]
 
 
