@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
@@ -35,7 +35,7 @@ _SETTLE_SECONDS = 0.3
 
 
 def check_name(value: str, what: str) -> str:
-    """``value`` when it is a plain name; InputError for paths, `..`, hidden and empty names. The border of the studies."""
+    """``value`` when it is a plain name; InputError for paths, `..`, hidden and empty names: the studies' border."""
     if not isinstance(value, str) or not _NAME.fullmatch(value) or value.startswith(".") or value != value.strip():
         raise InputError(f"{what} must be a plain name without path parts, got {value!r:.120}")
     return value
@@ -67,6 +67,7 @@ class StudiesFolder(LocalDatastore):
         # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
         home = Path(studies) if os.access(studies, os.W_OK) else work.root
         patterns = [f"*{e}" for e in dict.fromkeys((*extensions, *LABEL_EXTENSIONS))]
+        self._datastore: LocalDatastoreModel
         super().__init__(
             studies,
             labels_dir="labels" if home == Path(studies) else str(work.root / "labels"),
@@ -247,14 +248,13 @@ class StudiesFolder(LocalDatastore):
         return Path(self._datastore.label_path(check_name(tag, "tag")), image_id + extension)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Store a label losslessly: the file is copied as it is, renamed into place, and the label before it is kept."""
+        """Store a label losslessly: copied as it is, renamed into place; the label before it is kept."""
         self.image_path(image_id)
         check_name(label_tag, "tag")
         parts = split_name(os.path.basename(label_filename), LABEL_EXTENSIONS)
         if parts is None:
-            raise InputError(
-                f"a label must end in one of {', '.join(LABEL_EXTENSIONS)} (lossless), got {os.path.basename(label_filename)}"
-            )
+            name = os.path.basename(label_filename)
+            raise InputError(f"a label must end in one of {', '.join(LABEL_EXTENSIONS)} (lossless), got {name}")
         extension = parts[1].lower()
         destination = self.label_file(image_id, label_tag, extension)
         with self._mutex:

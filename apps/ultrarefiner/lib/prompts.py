@@ -1,6 +1,7 @@
 """From what clients send (voxels [i, j, k], roi, frame) to clicks of the core. The border where wrong input is refused.
 
-For every file type i is the column (x), j the row (y) and k the frame, all from 0: ``frames[k, j, i] == volume[i, j, k]``.
+i is the column (x), j the row (y) and k the frame, all from 0; a volume whose frames lie along another axis says so in
+``axes`` (its column, row and frame axis).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 from ultrarefiner_monai.types import Clicks, InputError
 
 ALL_FRAMES = -1
+Axes = tuple[int, int, int]
 
 
 def frame_of(request: dict[str, Any], n_frames: int) -> int | None:
@@ -25,7 +27,9 @@ def frame_of(request: dict[str, Any], n_frames: int) -> int | None:
     return _frame_index(value, n_frames, "frame")
 
 
-def clicks_of(request: dict[str, Any], frames: int, height: int, width: int) -> dict[int, Clicks]:
+def clicks_of(
+    request: dict[str, Any], frames: int, height: int, width: int, axes: Axes = (0, 1, 2)
+) -> dict[int, Clicks]:
     """frame -> the user's clicks and box on it, for each frame that has any.
 
     ``foreground``, ``background``: lists of [i, j] or [i, j, k]. ``roi``: [imin, imax, jmin, jmax(, kmin, kmax)], the
@@ -35,9 +39,9 @@ def clicks_of(request: dict[str, Any], frames: int, height: int, width: int) -> 
     found: dict[int, dict[str, list]] = {}
     for name in ("foreground", "background"):
         for point in _list(request.get(name), name):
-            k, xy = _point(point, name, asked, frames, height, width)
+            k, xy = _point(_reorder(point, axes, 1), name, asked, frames, height, width)
             found.setdefault(k, {}).setdefault(f"{name}_xy", []).append(xy)
-    boxes = _boxes(_list(request.get("roi"), "roi"), asked, frames, height, width)
+    boxes = _boxes(_reorder(_list(request.get("roi"), "roi"), axes, 2), asked, frames, height, width)
     return {
         k: Clicks(**{name: tuple(points) for name, points in found.get(k, {}).items()}, box_xyxy=boxes.get(k))
         for k in sorted(found.keys() | boxes.keys())
@@ -50,6 +54,13 @@ def _list(value: Any, name: str) -> list:
     if not isinstance(value, list):
         raise InputError(f"{name} must be a list, got {type(value).__name__} {value!r:.80}")
     return value
+
+
+def _reorder(values: Any, axes: Axes, each: int) -> Any:
+    """[i, j, k] (or the pairs of a roi, ``each`` 2) in the file's axes -> column, row, frame; anything else stays."""
+    if axes == (0, 1, 2) or not isinstance(values, list) or len(values) != 3 * each:
+        return values
+    return [values[each * axis + n] for axis in axes for n in range(each)]
 
 
 def _numbers(value: Any, name: str, lengths: tuple[int, ...]) -> list[float]:

@@ -1,0 +1,359 @@
+"""What the server adds or repairs: routes that work in threads, refuse bad input with a message, and journal.
+
+MONAI Label runs inference in its event loop and answers bad input with 500. The routes here stand before its own; all
+others stay as they are, behind ``lib.guard``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+from fastapi import Body, Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from monailabel.config import settings
+from monailabel.endpoints import batch_infer as stock_batch_infer
+from monailabel.endpoints.infer import ResultType
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
+from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
+from monailabel.interfaces.utils.app import app_instance
+from requests_toolbelt import MultipartEncoder
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from lib.datastore import LABEL_EXTENSIONS, check_name, split_name
+from lib.guard import Guard
+from lib.page import front_page
+from ultrarefiner_monai.data.writers import read_mask
+from ultrarefiner_monai.types import InputError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+FINAL = DefaultLabelTag.FINAL.value
+MEDIA_TYPES = {".png": "image/png", ".nii.gz": "application/gzip"}
+
+user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+admin_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
+no_file = File(None)
+one_file = File(...)
+json_body = Body(None)
+annotator_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+
+
+# --- inference --------------------------------------------------------------------------------------------------------
+
+
+async def infer(
+    model: str,
+    image: str = "",
+    session_id: str = "",
+    params: str = Form("{}"),
+    file: UploadFile = no_file,
+    label: UploadFile = no_file,
+    output: ResultType | None = None,
+    user: User = user_role,
+) -> Response:
+    """As MONAI Label's own route; the computation runs in one of a few threads."""
+    app = app_instance()
+    work = partial(_infer, app, model, image, session_id, params, file, output)
+    return await anyio.to_thread.run_sync(work, limiter=app.limiter)
+
+
+def _infer(
+    app: Any, model: str, image: str, session_id: str, params: str, file: UploadFile | None, output: ResultType | None
+) -> Response:
+    _known(model, app._infers, "model")
+    if output == ResultType.dicom_seg:
+        raise InputError("output=dicom_seg needs a DICOMweb store; ask for output=image or output=all")
+    request = _params(params)
+    if "image" in request and request["image"] != image:
+        raise InputError("params must not name another image: the image is what the address says")
+    with _image_file(app, image, session_id, file) as (path, image_id):
+        outline = app.outline(model, path, image_id, request)
+    return _response(outline, image_id, output)
+
+
+@contextmanager
+def _image_file(app: Any, image: str, session_id: str, file: UploadFile | None) -> Iterator[tuple[Path, str]]:
+    """(file, id) of the image that a request means: an upload, a session's, or one of the studies. Nothing else."""
+    if file is not None:
+        with _stored(app, file, app.config.extensions) as path:
+            yield path, ""
+    elif session_id:
+        session = app.sessions().get_session(session_id) if app.sessions() is not None else None
+        if session is None:
+            raise HTTPException(404, f"there is no session {session_id}: it expired, or never was")
+        yield Path(session.image), f"session:{session_id}"
+    elif image:
+        yield app.datastore().image_path(image), image
+    else:
+        raise InputError("which image? give image=ID, session_id=ID, or a file")
+
+
+def _response(outline: Outline, image_id: str, output: ResultType | None) -> Response:
+    media_type = MEDIA_TYPES.get(outline.extension, "application/octet-stream")
+    # Clients save what comes under this name in one folder: two replies must not meet there.
+    stem = re.sub("[^A-Za-z0-9._-]", "_", image_id) or "mask"
+    name = f"{stem}-{uuid.uuid4().hex[:8]}{outline.extension}"
+    if output == ResultType.json:
+        return JSONResponse(outline.reply)
+    if output == ResultType.image:
+        disposition = {"content-disposition": f'attachment; filename="{name}"'}
+        return Response(outline.content, media_type=media_type, headers=disposition)
+    fields = {"params": (None, json.dumps(outline.reply, allow_nan=False), "application/json")}
+    message = MultipartEncoder(fields={**fields, "image": (name, outline.content, media_type)})
+    return Response(message.to_string(), media_type=message.content_type)
+
+
+# --- images, labels, sessions, next sample ----------------------------------------------------------------------------
+
+
+async def add_image(
+    image: str | None = None,
+    params: str = Form("{}"),
+    file: UploadFile = one_file,
+    user: User = annotator_role,
+) -> dict[str, Any]:
+    """Store a new image in the studies."""
+
+    def work() -> dict[str, Any]:
+        app, info = app_instance(), _params(params)
+        with _stored(app, file, app.config.extensions) as path:
+            parts = split_name(_basename(file), app.config.extensions)
+            assert parts is not None  # _stored checked it
+            info.update({"user": user.username} if user.username else {})
+            return {"image": app.datastore().add_image(image or parts[0], str(path), info)}
+
+    return await anyio.to_thread.run_sync(work)
+
+
+async def save_label(
+    image: str,
+    params: str = Form("{}"),
+    tag: str = FINAL,
+    label: UploadFile = one_file,
+    user: User = annotator_role,
+) -> dict[str, Any]:
+    """Save a label; a final one is journalled with the proposal that it was made from."""
+    return await anyio.to_thread.run_sync(
+        partial(_save_label, app_instance(), image, params, tag or FINAL, label, user)
+    )
+
+
+def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, user: User) -> dict[str, Any]:
+    info, source = _params(params), app.datastore().image_path(image)
+    if user.username:
+        info["user"] = user.username
+    warnings = []
+    with _stored(app, label, LABEL_EXTENSIONS, default=".nii.gz") as path:
+        try:
+            mask = read_mask(path, app.engine.open(source).study)
+        except InputError as error:
+            mask = read_mask(path)  # unreadable: refused; readable, but not made for this image: kept, and said
+            warnings.append(str(error))
+            logger.warning("label of %s: %s", image, error)
+        label_id = app.datastore().save_label(image, str(path), tag, info)
+    if tag == FINAL:
+        app.journal_label(image, mask, info)
+    return {"image": image, "label": label_id} | ({"warnings": warnings} if warnings else {})
+
+
+async def put_image_info(image: str, info: str = Form("{}"), user: User = annotator_role) -> None:
+    values = _params(info, "info") | ({"user": user.username} if user.username else {})
+    await anyio.to_thread.run_sync(app_instance().datastore().update_image_info, image, values)
+
+
+async def put_label_info(label: str, tag: str, info: str = Form("{}"), user: User = annotator_role) -> None:
+    values = _params(info, "info") | ({"user": user.username} if user.username else {})
+    await anyio.to_thread.run_sync(app_instance().datastore().update_label_info, label, tag, values)
+
+
+async def create_session(
+    uncompress: bool = False, expiry: int = 0, files: list[UploadFile] = one_file, user: User = user_role
+) -> dict[str, Any]:
+    """Keep an uploaded image for a while, outside the studies."""
+
+    def work() -> dict[str, Any]:
+        app = app_instance()
+        if app.sessions() is None:
+            raise HTTPException(406, "sessions are switched off on this server (MONAI_LABEL_SESSIONS)")
+        if uncompress or len(files) != 1:
+            raise InputError(f"a session takes one image file, not an archive or a folder; got {len(files)} file(s)")
+        with _stored(app, files[0], app.config.extensions) as path:
+            app.engine.read(path)
+            session_id, session = app.sessions().add_session(str(path), expiry)
+        return {"session_id": session_id, "session_info": session.to_json()}
+
+    return await anyio.to_thread.run_sync(work)
+
+
+async def next_sample(strategy: str, params: dict | None = json_body, user: User = user_role) -> dict[str, Any]:
+    """The next image to label; remembered, so that it does not come back at once when it is skipped."""
+
+    def work() -> dict[str, Any]:
+        app = app_instance()
+        result = app.next_sample({**(params or {}), "strategy": strategy})
+        if not result:
+            return {}
+        image_id, store = result["id"], app.datastore()
+        client = str((params or {}).get("client_id") or user.username or "")
+        offers = store.get_image_info(image_id).get("strategy", {})
+        store.update_image_info(image_id, {"strategy": {**offers, strategy: {"ts": time.time(), "client_id": client}}})
+        return {**store.get_image_info(image_id), **result}
+
+    return await anyio.to_thread.run_sync(work)
+
+
+async def front(request: Request, user: User = user_role) -> HTMLResponse:
+    return HTMLResponse(front_page(app_instance().info(), str(request.base_url).rstrip("/")))
+
+
+# --- batches, and what is not there -----------------------------------------------------------------------------------
+
+
+async def batch_infer(
+    model: str,
+    images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
+    params: dict | None = json_body,
+    run_sync: bool = False,
+    user: User = admin_role,
+) -> Any:
+    """As MONAI Label's own, once it is sure that the model exists and nothing is written under another name."""
+    _known(model, app_instance()._infers, "model")
+    params = params or {}
+    check_name(params.get("label_tag") or FINAL, "label_tag")
+    chosen = params.get("images", [])
+    if chosen not in [t.value for t in BatchInferImageType] and not (
+        isinstance(chosen, list) and all(isinstance(i, str) for i in chosen)
+    ):
+        raise InputError(f"images must be all, labeled, unlabeled or a list of ids, got {chosen!r:.80}")
+    return await anyio.to_thread.run_sync(partial(stock_batch_infer.run, model, images, params, run_sync))
+
+
+def refuse(status: int, message: str) -> Callable[[], Any]:
+    """A route that says why there is nothing here."""
+
+    async def route() -> None:
+        raise HTTPException(status, message)
+
+    return route
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _known(name: str, known: dict[str, Any], what: str) -> None:
+    if name not in known:
+        raise HTTPException(404, f"there is no {what} {name!r:.80}; known: {', '.join(known) or 'none'}")
+
+
+def _params(text: str, what: str = "params") -> dict[str, Any]:
+    """A JSON object from a form field; InputError for anything else."""
+    try:
+        value = json.loads(text) if text and text.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{what} must be a JSON object {{...}}, got {type(value).__name__}")
+    return value
+
+
+def _basename(upload: UploadFile) -> str:
+    """Clients send whole paths, of any system: only the last part counts."""
+    return (upload.filename or "").replace("\\", "/").rsplit("/", 1)[-1]
+
+
+@contextmanager
+def _stored(app: Any, upload: UploadFile, extensions: tuple[str, ...], default: str = "") -> Iterator[Path]:
+    """The upload as a file of a safe name in the work folder, gone afterwards; InputError for other extensions."""
+    name = _basename(upload)
+    parts = split_name(name, extensions) or (("label", default) if default and "." not in name else None)
+    if parts is None:
+        raise InputError(f"expected a file ending in {', '.join(extensions)}, got {name!r:.120}")
+    app.work.tmp.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=app.work.tmp) as folder:
+        try:
+            path = Path(folder, check_name(parts[0] + parts[1].lower(), "file name"))
+        except InputError:
+            path = Path(folder, f"image{parts[1].lower()}")
+        with path.open("wb") as target:
+            shutil.copyfileobj(upload.file, target)
+        yield path
+
+
+def _answer(status: int) -> Callable[[Request, Exception], Any]:
+    async def handler(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": str(getattr(error, "msg", None) or error)}, status)
+
+    return handler
+
+
+async def _failed(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return JSONResponse({"detail": f"internal error ({type(error).__name__}); the server's log has the details"}, 500)
+
+
+# --- installation -----------------------------------------------------------------------------------------------------
+
+
+def install(server: FastAPI, app: Any) -> None:
+    """Put the routes above before MONAI Label's, the guard before everything, and limit CORS to what is configured."""
+    routes: list[tuple[str, str, Callable[..., Any]]] = [
+        ("GET", "/", front),
+        ("POST", "/infer/wsi/{model}", refuse(404, "there are no pathology models here")),
+        ("POST", "/infer/wsi_v2/{model}", refuse(404, "there are no pathology models here")),
+        ("POST", "/infer/{model}", infer),
+        ("POST", "/batch/infer/{model}", batch_infer),
+        ("POST", "/train/{model}", refuse(404, "there are no trainers in this version")),
+        ("POST", "/scoring/{method}", refuse(404, "there are no scoring methods")),
+        ("PUT", "/datastore/", add_image),
+        ("PUT", "/datastore/image", add_image),
+        ("PUT", "/datastore/label", save_label),
+        ("PUT", "/datastore/image/info", put_image_info),
+        ("PUT", "/datastore/label/info", put_label_info),
+        ("PUT", "/session/", create_session),
+        ("POST", "/activelearning/{strategy}", next_sample),
+        ("PUT", "/model/{model}", refuse(403, "weights are chosen in the server's config, not uploaded")),
+        ("DELETE", "/model/{model}", refuse(403, "weights are chosen in the server's config, not removed")),
+        ("POST", "/reload", refuse(403, "restart the server instead")),
+    ]
+    if not app.studies.startswith(("http://", "https://")):
+        for method in ("GET", "POST"):
+            routes.append(
+                (method, "/proxy/dicom/{path:path}", refuse(404, "the studies are a folder, not a DICOMweb store"))
+            )
+    before = len(server.router.routes)
+    for method, path, endpoint in routes:
+        prefix = "" if path in ("/", "/reload") else settings.MONAI_LABEL_API_STR
+        server.add_api_route(prefix + path, endpoint, methods=[method], include_in_schema=False, response_model=None)
+    added = server.router.routes[before:]
+    server.router.routes[:] = [*added, *server.router.routes[:before]]
+
+    handlers = server.exception_handlers
+    handlers[InputError] = _answer(400)
+    handlers[json.JSONDecodeError] = _answer(400)
+    handlers[ImageNotFoundException] = handlers[LabelNotFoundException] = _answer(404)
+    handlers[MONAILabelException] = _answer(404)
+    handlers[Exception] = _failed
+
+    origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
+    server.user_middleware[:] = [
+        *(m for m in server.user_middleware if m.cls not in (CORSMiddleware, Guard)),
+        Middleware(Guard, limit=app.config.max_upload_mb << 20),
+    ]
+    if origins:
+        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+        server.user_middleware.insert(0, cors)
+    server.middleware_stack = server.build_middleware_stack()

@@ -1,0 +1,191 @@
+"""The MONAI Label app. In the order of the data's way: studies, tasks, what the clinician saves, next sample.
+
+Research use only. Not a medical device.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import torch
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from monailabel.utils.sessions import Sessions
+
+import ultrarefiner_monai
+from lib.datastore import StudiesFolder, check_name
+from lib.infers import Engine, LesionTask, Outline, make_tasks
+from lib.strategies import NextSample
+from ultrarefiner_monai.cache import EmbeddingCache
+from ultrarefiner_monai.checkpoints import load_system
+from ultrarefiner_monai.config import ServeConfig, serve_config
+from ultrarefiner_monai.data.writers import read_mask
+from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.journal import Journal, JournalQueue
+from ultrarefiner_monai.types import LABELS, NOTICE, InputError
+from ultrarefiner_monai.weights import resolve
+from ultrarefiner_monai.workfolder import WorkFolder
+
+logger = logging.getLogger(__name__)
+
+
+class UltraRefinerApp(MONAILabelApp):
+    """Outlines breast lesions on ultrasound images: coarse network, prompts from it, SAM, safety net."""
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str] | None):
+        self.config = serve_config(Path(app_dir, "config.yaml"), conf)
+        for name in ("ultrarefiner_monai", "lib"):
+            logging.getLogger(name).setLevel(self.config.log_level)
+        self.work = WorkFolder.of(studies, self.config.work_dir)
+        shutil.rmtree(self.work.tmp, ignore_errors=True)
+        self.journal = JournalQueue(self.work.journal)
+        self.engine = Engine(
+            make_predictor(Path(app_dir), self.config, self.work), self.config, self.work, self.journal
+        )
+        # Threads that compute; all others (saving, next sample, /info/) never wait for them.
+        self.limiter = anyio.CapacityLimiter(self.config.workers)
+        super().__init__(
+            app_dir,
+            studies,
+            conf or {},
+            name="UltraRefiner",
+            description=f"Breast lesions on ultrasound: automatic outline, clicks and boxes to refine it. {NOTICE}",
+            version=ultrarefiner_monai.__version__,
+            labels=dict(LABELS),
+        )
+
+    # --- studies and tasks --------------------------------------------------------------------------------------------
+
+    def init_datastore(self) -> StudiesFolder:
+        if self.studies.startswith(("http://", "https://")):
+            raise InputError(f"this version serves a folder of studies, not a DICOMweb store ({self.studies})")
+        reload = settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
+        return StudiesFolder(self.studies, self.work, self.config.extensions, self.engine.read, reload)
+
+    def init_infers(self) -> dict[str, Any]:
+        return make_tasks(self.engine)
+
+    def info(self) -> dict[str, Any]:
+        return {**super().info(), "notice": NOTICE}
+
+    def outline(self, model: str, path: Path, image_id: str, request: dict[str, Any] | None = None) -> Outline:
+        """Run ``model`` on one image file; request: what the client sent besides."""
+        return self._task(model).outline({**(request or {}), "image": str(path), "image_id": image_id})
+
+    def _task(self, model: str) -> LesionTask:
+        if model not in self._infers:
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"there is no model {model!r:.80}")
+        return self._infers[model]
+
+    def infer(self, request: dict[str, Any], datastore: StudiesFolder | None = None) -> dict[str, Any]:
+        """MONAI Label's entry for batches and scripts. ``image`` is an id of the studies, never a path."""
+        store = datastore or self.datastore()
+        image_id = request.get("image", "")
+        tag = check_name(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value, "label_tag")
+        path = str(store.image_path(image_id))
+        file, reply = self._task(request.get("model", ""))({**request, "image": path, "image_id": image_id})
+        label = file
+        if request.get("save_label"):
+            label = store.save_label(image_id, file, tag, {"model": request["model"], "params": reply})
+        return {"label": label, "tag": tag, "file": file, "params": reply}
+
+    # --- what the clinician saves -------------------------------------------------------------------------------------
+
+    def on_save_label(self, image_id: str, label_id: str) -> None:
+        """Called by whoever saves a final label without our route: the journal gets what lies in the studies."""
+        store = self.datastore()
+        path = store.get_label_uri(label_id, DefaultLabelTag.FINAL.value)
+        if path:
+            mask = read_mask(path)
+            self.journal_label(image_id, mask, store.get_label_info(label_id, DefaultLabelTag.FINAL.value))
+
+    def journal_label(self, image_id: str, mask: Any, info: dict[str, Any]) -> None:
+        """Queue a final label for the journal; returns at once. mask: (T, H, W)."""
+        path = self.datastore().image_path(image_id)
+
+        def write(journal: Journal) -> None:
+            author, client = str(info.get("user") or ""), str(info.get("client_id") or "")
+            sha256 = self.engine.open(path).sha256
+            journal.record_correction(image_id, sha256, mask, author=author or client, client=client, info=info)
+
+        self.journal.submit(write)
+
+    # --- next sample, sessions ----------------------------------------------------------------------------------------
+
+    def init_strategies(self) -> dict[str, Any]:
+        return {"random": NextSample(shuffled=True), "first": NextSample(shuffled=False)}
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        strategy = request.get("strategy") or "random"
+        if strategy not in self._strategies:
+            known = ", ".join(self._strategies)
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"no strategy {strategy!r:.80}; known: {known}")
+        found = self._strategies[strategy](request, self.datastore())
+        return {**found, "path": str(self.datastore().image_path(found["id"]))} if found else {}
+
+    def _load_sessions(self, load: bool = False) -> Sessions | None:
+        if not load:
+            return None
+        # Uploaded images are patients' images: they lie in the work folder, not in the home of whoever runs the server.
+        return Sessions(
+            settings.MONAI_LABEL_SESSION_PATH or str(self.work.sessions), settings.MONAI_LABEL_SESSION_EXPIRY
+        )
+
+    # --- server -------------------------------------------------------------------------------------------------------
+
+    def on_init_complete(self) -> None:
+        from monailabel.app import app as server
+
+        from lib.endpoints import install
+
+        install(server, self)
+        super().on_init_complete()
+        if not settings.MONAI_LABEL_AUTH_ENABLE and not is_loopback(host_of(sys.argv)):
+            logger.warning(
+                "the server listens on %s without a login: everybody in the network can read the studies and save "
+                "labels; start it with --host 127.0.0.1, or configure a login",
+                host_of(sys.argv),
+            )
+        logger.info("ready: %s; work folder %s. %s", self.studies, self.work.root, NOTICE)
+
+
+def make_predictor(app_dir: Path, config: ServeConfig, work: WorkFolder) -> Predictor:
+    """The networks that ``config.weights`` names, with their cache in the work folder."""
+    threads = config.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else config.threads
+    if threads:
+        torch.set_num_threads(threads)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    shipped = app_dir / "model" / f"{config.weights}.safetensors"
+    refiner = resolve(config.refiner_weights) if config.refiner_weights else None
+    system = load_system(shipped if shipped.is_file() else resolve(config.weights), refiner, device)
+    cache = EmbeddingCache(config.ram_cache_mb << 20, work.embeddings, config.disk_cache_mb << 20)
+    logger.info("weights %s, version %s, on %s with %d threads", config.weights, system.version, device, threads)
+    return Predictor(system, cache, device)
+
+
+def host_of(arguments: list[str]) -> str:
+    """The host that MONAI Label's command line was given; its default is every interface."""
+    for flag, value in zip(arguments, [*arguments[1:], ""]):
+        if flag in ("--host", "-i"):
+            return value
+        if flag.startswith("--host="):
+            return flag.removeprefix("--host=")
+    return "0.0.0.0"
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
