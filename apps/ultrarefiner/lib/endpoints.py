@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +36,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from lib.datastore import LABEL_EXTENSIONS, check_name, split_name
 from lib.guard import Guard
+from lib.infers import Outline
 from lib.page import front_page
 from ultrarefiner_monai.data.writers import read_mask
 from ultrarefiner_monai.types import InputError
