@@ -11,9 +11,11 @@ from torch import nn
 
 from ultrarefiner_monai.cache import EmbeddingCache
 from ultrarefiner_monai.checkpoints import System
-from ultrarefiner_monai.config import CoarseConfig, PostConfig, SafetyConfig, SamConfig, SystemConfig
+from ultrarefiner_monai.config import CoarseConfig, GateConfig, PostConfig, SafetyConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.geometry import Letterbox
 from ultrarefiner_monai.inference import Predictor, Proposal, coarse_arrays, coarse_to_sam, to_prompts
+from ultrarefiner_monai.models.refiner import Refiner
+from ultrarefiner_monai.models.sam import build_sam
 from ultrarefiner_monai.types import Clicks, InputError, Prompts, RefinerOutput
 
 HEIGHT, WIDTH = 90, 140
@@ -61,8 +63,8 @@ class Shifted(nn.Module):
         self.seen = prompts
         return self(image_embedding, coarse_prob, prompts)
 
-    def final_prob(self, coarse_prob, output, **_) -> torch.Tensor:
-        return output.refined_prob
+    def final_prob(self, coarse_prob, refined_prob) -> torch.Tensor:
+        return refined_prob
 
 
 def system(refiner: nn.Module | None = None, config: SystemConfig = CONFIG) -> System:
@@ -247,6 +249,49 @@ def test_coarse_to_sam_keeps_the_place_in_the_image(shape: tuple[int, int]) -> N
     moved = large.invert(coarse_to_sam(small.apply(image), small, large))
     direct = small.invert(small.apply(image))
     assert (moved - direct).abs().mean() < 0.01 and ((moved > 0.5) ^ (direct > 0.5)).float().mean() < 0.01
+
+
+TINY = SamConfig(arch="compact", image_size=64, embed_dim=16, depth=2, num_heads=2, global_attn_indexes=(1,))
+
+
+def real_system(config: SystemConfig) -> System:
+    torch.manual_seed(0)
+    return system(Refiner(build_sam(TINY), config).eval(), config)
+
+
+@pytest.mark.parametrize("roi", [False, True])
+@pytest.mark.parametrize("gate", ["off", "confidence"])
+def test_real_refiner_end_to_end(roi: bool, gate: str, tmp_path: Path) -> None:
+    config = replace(
+        CONFIG,
+        sam=TINY,
+        refiner=replace(CONFIG.refiner, roi=roi),
+        gate=replace(CONFIG.gate, mode=gate),
+        safety=SafetyConfig(enabled=False),
+    )
+    predictor = Predictor(real_system(config), EmbeddingCache(10**7, tmp_path, 10**7))
+    proposal = predictor.propose(IMAGE)
+    check_arrays(proposal)
+    assert proposal.refiner == "trained" and 0 <= proposal.iou_pred <= 1
+    assert not np.array_equal(proposal.final_prob, proposal.coarse_prob)
+    first = predictor.interact(IMAGE, Clicks(((95, 40), (60, 40)), ((10, 10),), (20, 10, 120, 80)))
+    check_arrays(first)
+    assert first.mask[40, 95] and first.mask[40, 60] and not first.mask[10, 10] and not first.mask[:, 127:].any()
+    turned = Clicks(((60, 40), (95, 40), (60, 40)), ((10, 10),), (20, 10, 120, 80))
+    assert same(first, predictor.interact(IMAGE, turned))
+    assert same(first, Predictor(real_system(config)).interact(IMAGE, turned))
+    assert same(proposal, predictor.interact(IMAGE, Clicks()))
+    assert predictor.interact(IMAGE, turned).timings["encode"] == 0
+
+
+def test_gate_is_for_the_automatic_result_only() -> None:
+    closed = replace(CONFIG, sam=TINY, gate=GateConfig(mode="confidence", g_max=0.0))
+    predictor = Predictor(real_system(closed))
+    proposal = predictor.propose(IMAGE)
+    assert np.allclose(proposal.final_prob, proposal.coarse_prob, atol=0.35)  # but for the detour over 64 pixels
+    assert dice(proposal.final_prob > 0.5, proposal.coarse_prob > 0.5) > 0.98
+    clicked = predictor.interact(IMAGE, Clicks(((60, 40),)))
+    assert dice(clicked.final_prob > 0.5, proposal.coarse_prob > 0.5) < 0.9
 
 
 @pytest.mark.parametrize(

@@ -165,19 +165,24 @@ class Predictor:
             with self._heavy, request.clock("encode"), torch.inference_mode():
                 return {"image_embedding": refiner.embed(image).float().cpu().numpy()}
 
-        embedding = self._tensor(self._kept(request, "e0", compute)["image_embedding"])
+        # ROI mode encodes the crop around coarse mask and prompts, which no embedding of the whole image can stand for.
+        embedding = image = None
+        if config.refiner.roi:
+            with request.clock("preprocess"):
+                image, request.cached = self._sam_image(request, letterbox), False
+        else:
+            embedding = self._tensor(self._kept(request, "e0", compute)["image_embedding"])
         with request.clock("preprocess"):
             coarse_box = self._letterbox(request, config.coarse.image_size)
             coarse_prob = coarse_to_sam(self._tensor(coarse["coarse_prob"])[None, None], coarse_box, letterbox)
             prompts = None if clicks is None else to_prompts(clicks, letterbox, self.device)
-            # ROI mode encodes the crop around the coarse mask, which no whole-image embedding can stand for.
-            image = self._sam_image(request, letterbox) if config.refiner.roi and prompts is None else None
-        with self._heavy if image is not None else self._light, request.clock("decode"):
+        options = {"image": image, "valid_hw": letterbox.inner_hw}
+        with self._heavy if config.refiner.roi else self._light, request.clock("decode"):
             if prompts is None:
-                output = refiner(embedding, coarse_prob, image=image)
-                final_prob = refiner.final_prob(coarse_prob, output)
+                output = refiner(embedding, coarse_prob, **options)
+                final_prob = refiner.final_prob(coarse_prob, output.refined_prob)
             else:
-                output = refiner.interactive(embedding, coarse_prob, prompts)
+                output = refiner.interactive(embedding, coarse_prob, prompts, **options)
                 final_prob = output.refined_prob
         with request.clock("post"):
             return output, self._to_image(final_prob[0, 0], letterbox)
