@@ -1,0 +1,212 @@
+"""The refiner: coarse_prob and prompts (derived or the user's) -> SAM -> refined_prob; differentiable end to end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import Sam
+from torch import nn
+
+from ultrarefiner_monai.config import GateConfig, SystemConfig
+from ultrarefiner_monai.geometry import resize
+from ultrarefiner_monai.models.prompts import ValidHW, derive_prompts
+from ultrarefiner_monai.models.roi import Roi, find_roi
+from ultrarefiner_monai.models.sam import decode, encode
+from ultrarefiner_monai.types import Prompts, RefinerOutput
+
+
+class _Frame(NamedTuple):
+    """What the decoder works on: the sam frame itself, or (with ``roi``) the square cut out of it."""
+
+    embedding: torch.Tensor
+    coarse_prob: torch.Tensor
+    valid_hw: ValidHW
+    roi: Roi | None
+
+
+class Refiner(nn.Module):
+    """SAM on top of the coarse prediction. S: side of the sam frame, E = S / 16, M = 4 E. All is in the sam frame.
+
+    A user's points are a set: they are sorted and freed of doubles, so that their order cannot change a bit.
+    """
+
+    def __init__(self, sam: Sam, config: SystemConfig) -> None:
+        super().__init__()
+        self.sam = sam
+        self.config = config
+        self.gate = Gate(config.gate)
+
+    @property
+    def image_size(self) -> int:
+        return self.sam.image_encoder.img_size
+
+    def embed(self, image: torch.Tensor) -> torch.Tensor:
+        """image (B, 1, S, S) in [0, 1], sam frame -> image_embedding (B, 256, E, E). In ROI mode it is not needed."""
+        return encode(self.sam, image)
+
+    def forward(
+        self,
+        image_embedding: torch.Tensor | None,
+        coarse_prob: torch.Tensor,
+        prompts: Prompts | None = None,
+        image: torch.Tensor | None = None,
+        valid_hw: ValidHW = None,
+    ) -> RefinerOutput:
+        """One pass of the decoder.
+
+        image_embedding: (B, 256, E, E); not used in ROI mode, which needs ``image`` (B, 1, S, S) in [0, 1].
+        coarse_prob: (B, 1, S, S) in [0, 1]. prompts: the user's; points or a box replace the derived points and box,
+        the mask prompt stays (unless mask_logits are given too). None: all are derived. valid_hw: see ``derive_prompts``.
+        """
+        frame = self._frame(image_embedding, coarse_prob, prompts, image, valid_hw)
+        output, _ = self._pass(frame, self._prompts(frame, prompts), coarse_prob)
+        return output
+
+    def interactive(
+        self,
+        image_embedding: torch.Tensor | None,
+        coarse_prob: torch.Tensor,
+        prompts: Prompts,
+        image: torch.Tensor | None = None,
+        valid_hw: ValidHW = None,
+    ) -> RefinerOutput:
+        """Two passes: all prompts with the coarse mask, then the same with the first pass's logits as mask."""
+        frame = self._frame(image_embedding, coarse_prob, prompts, image, valid_hw)
+        given = self._prompts(frame, prompts)
+        _, logits = self._pass(frame, given, coarse_prob)
+        output, _ = self._pass(frame, replace(given, mask_logits=logits), coarse_prob)
+        return output
+
+    def final_prob(self, coarse_prob: torch.Tensor, refined_prob: torch.Tensor) -> torch.Tensor:
+        """coarse_prob + g (refined_prob - coarse_prob), (B, 1, S, S). Only for results without a user's prompt."""
+        return self.gate(coarse_prob, refined_prob)
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def _frame(
+        self,
+        image_embedding: torch.Tensor | None,
+        coarse_prob: torch.Tensor,
+        prompts: Prompts | None,
+        image: torch.Tensor | None,
+        valid_hw: ValidHW,
+    ) -> _Frame:
+        side = self.image_size
+        if coarse_prob.ndim != 4 or tuple(coarse_prob.shape[1:]) != (1, side, side):
+            raise ValueError(f"coarse_prob must be (B, 1, {side}, {side}), got {tuple(coarse_prob.shape)}")
+        if not self.config.refiner.roi:
+            if image_embedding is None:
+                raise ValueError("image_embedding is needed: Refiner.embed(image) makes it")
+            return _Frame(image_embedding, coarse_prob, valid_hw, None)
+        if image is None:
+            raise ValueError("refiner.roi cuts the region out of the image: image (B, 1, S, S) is needed")
+        roi = find_roi(coarse_prob, prompts, self.config, valid_hw)
+        return _Frame(self.embed(roi.crop(image)), roi.crop(coarse_prob), roi.valid_inside(valid_hw), roi)
+
+    def _prompts(self, frame: _Frame, prompts: Prompts | None) -> Prompts:
+        """The decoder's prompts, in the frame it works on."""
+        mask_side = 4 * frame.embedding.shape[-1]
+        user = Prompts() if prompts is None else canonical(prompts)
+        if user.points_xy is None and user.boxes_xyxy is None:
+            derived = derive_prompts(frame.coarse_prob, self.config.prompts, mask_side, frame.valid_hw)
+            return derived if user.mask_logits is None else replace(derived, mask_logits=user.mask_logits)
+        if frame.roi is not None:
+            user = frame.roi.enter(user)
+        if user.mask_logits is None:
+            only_mask = replace(self.config.prompts, point=False, box="none", negative="none")
+            derived = derive_prompts(frame.coarse_prob, only_mask, mask_side, frame.valid_hw)
+            user = replace(user, mask_logits=derived.mask_logits)
+        return user
+
+    def _pass(self, frame: _Frame, prompts: Prompts, coarse_prob: torch.Tensor) -> tuple[RefinerOutput, torch.Tensor]:
+        """The result in the sam frame, and the mixed logits in the frame that the decoder worked on."""
+        mask_logits, iou_pred = decode(self.sam, frame.embedding, prompts)
+        mixed = select_softly(mask_logits, iou_pred, self.config.refiner.selection_temperature)
+        if frame.roi is None:
+            refined_prob = torch.sigmoid(resize(mixed, *coarse_prob.shape[-2:]))
+            return RefinerOutput(mixed, refined_prob, mask_logits, iou_pred, prompts), mixed
+        roi = frame.roi
+        output = RefinerOutput(
+            refined_logits=roi.paste_logits(mixed, coarse_prob),
+            refined_prob=roi.paste_prob(mixed, coarse_prob),
+            mask_logits=roi.paste_logits(mask_logits, coarse_prob),
+            iou_pred=iou_pred,
+            prompts=roi.leave(prompts),
+        )
+        return output, mixed
+
+
+def select_softly(mask_logits: torch.Tensor, iou_pred: torch.Tensor, temperature: float) -> torch.Tensor:
+    """(B, 3, M, M) and (B, 3) -> (B, 1, M, M): softmax(iou_pred / temperature)-weighted sum of the logits."""
+    weights = torch.softmax(iou_pred / temperature, dim=1)
+    return (mask_logits * weights[:, :, None, None]).sum(dim=1, keepdim=True)
+
+
+def canonical(prompts: Prompts) -> Prompts:
+    """The same prompts with each item's points sorted (label, x, y), without doubles, padded behind with label -1.
+
+    Sums over tokens depend on their order in the last bits; a fixed order makes the result a function of the set.
+    """
+    if prompts.points_xy is None or prompts.point_labels is None:
+        return prompts
+    keep = []
+    for xy, labels in zip(prompts.points_xy.detach().tolist(), prompts.point_labels.tolist()):
+        first: dict[tuple[float, ...], int] = {}
+        for index, (point, label) in enumerate(zip(xy, labels)):
+            if label != -1:
+                first.setdefault((-label, *point), index)
+        keep.append([first[key] for key in sorted(first)])
+    count = max(map(len, keep), default=0)
+    if count == 0:
+        return replace(prompts, points_xy=None, point_labels=None)
+    device = prompts.points_xy.device
+    index = torch.tensor([k + [0] * (count - len(k)) for k in keep], device=device)
+    real = torch.tensor([[i < len(k) for i in range(count)] for k in keep], device=device)
+    points = prompts.points_xy.gather(1, index[..., None].expand(-1, -1, 2))
+    labels_out = prompts.point_labels.gather(1, index)
+    return replace(
+        prompts,
+        points_xy=torch.where(real[..., None], points, 0.0),
+        point_labels=torch.where(real, labels_out, -1),
+    )
+
+
+class Gate(nn.Module):
+    """How far the refined probability is trusted against the coarse one: system.md section 6; g in [g_min, g_max]."""
+
+    def __init__(self, config: GateConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.net: nn.Sequential | None = None
+        if config.mode in ("learned", "product"):
+            self.net = nn.Sequential(
+                nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 1)
+            )
+            # Starts at the same trust everywhere: sigmoid(0) = 1/2.
+            nn.init.zeros_(self.net[-1].weight)
+            nn.init.zeros_(self.net[-1].bias)
+
+    def forward(self, coarse_prob: torch.Tensor, refined_prob: torch.Tensor) -> torch.Tensor:
+        """coarse_prob, refined_prob: (B, 1, S, S) in [0, 1] -> final_prob, the same."""
+        mode = self.config.mode
+        if mode == "off":
+            return refined_prob
+        share = torch.ones_like(coarse_prob)
+        if mode in ("confidence", "product"):
+            # A floor under the base: the power's derivative at 0 is infinite for gamma < 1.
+            share = share - (2 * coarse_prob - 1).abs().clamp(1e-6, 1) ** self.config.gamma
+        if self.net is not None:
+            share = share * self._learned(self.net, coarse_prob, refined_prob)
+        g = self.config.g_min + (self.config.g_max - self.config.g_min) * share
+        return coarse_prob + g * (refined_prob - coarse_prob)
+
+    @staticmethod
+    def _learned(net: nn.Sequential, coarse_prob: torch.Tensor, refined_prob: torch.Tensor) -> torch.Tensor:
+        """Trust is smooth: it is made at a quarter of the resolution."""
+        height, width = coarse_prob.shape[-2:]
+        pair = torch.cat([coarse_prob, refined_prob, (refined_prob - coarse_prob).abs()], dim=1)
+        small = F.avg_pool2d(pair, 4) if min(height, width) >= 64 else pair
+        return resize(torch.sigmoid(net(small)), height, width)
