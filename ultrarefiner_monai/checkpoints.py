@@ -1,0 +1,214 @@
+"""Checkpoints: one safetensors file holds the weights and, as JSON, the configuration that decides what they compute.
+
+Keys are ``coarse.*`` and ``sam.*`` (and ``gate.*`` for a learned gate). Loading is strict both ways; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ultrarefiner_monai.config import ConfigError, SamConfig, SystemConfig, from_dict, to_dict
+from ultrarefiner_monai.models.build import build_coarse
+from ultrarefiner_monai.types import InputError
+
+FORMAT = "ultrarefiner-1"
+
+
+@dataclass
+class System:
+    """What serving and evaluation work with: both networks in eval mode and fp32, and what they were made for.
+
+    version: short hash of weights and configuration. meta: plain values about the training (data, fold, figures).
+    refiner_trained: whether the refiner's weights have seen a refiner's training (official SAM files count: they segment).
+    """
+
+    config: SystemConfig
+    coarse: nn.Module
+    refiner: nn.Module | None
+    version: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def save_system(
+    path: str | Path,
+    config: SystemConfig,
+    coarse: nn.Module,
+    sam: nn.Module | None = None,
+    meta: dict[str, Any] | None = None,
+    half: bool = True,
+) -> Path:
+    """Write a checkpoint beside its place and rename it there, so that ``path`` always holds a whole file.
+
+    half: floating-point weights are stored as float16 (networks always compute in what they are loaded as, float32).
+    """
+    if (sam is None) != (config.sam is None):
+        raise ValueError("a checkpoint with config.sam needs the SAM, and one without must not have it")
+    tensors = {f"coarse.{k}": v for k, v in coarse.state_dict().items()}
+    if sam is not None:
+        tensors |= {f"sam.{k}": v for k, v in sam.state_dict().items()}
+    tensors = {k: _storable(v, half) for k, v in tensors.items()}
+    metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "meta": json.dumps(meta or {})}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def _storable(tensor: torch.Tensor, half: bool) -> torch.Tensor:
+    tensor = tensor.detach().cpu().contiguous().clone()
+    if not half or not tensor.is_floating_point():
+        return tensor
+    limit = torch.finfo(torch.float16).max
+    if tensor.abs().max() > limit:
+        raise ValueError(f"a weight exceeds float16's range ({tensor.abs().max():.3g}); save with half=False")
+    return tensor.half()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file's content: tensors as stored, configuration, meta and version."""
+
+    tensors: dict[str, torch.Tensor]
+    config: SystemConfig
+    meta: dict[str, Any]
+    version: str
+
+    def part(self, name: str) -> dict[str, torch.Tensor]:
+        """The state dict of one network: ``coarse`` or ``sam``."""
+        prefix = f"{name}."
+        return {k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a file that ``save_system`` wrote. Raises InputError for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is not an ultrarefiner checkpoint (format {metadata.get('format')!r}, expected {FORMAT!r})"
+        )
+    try:
+        config = from_dict(SystemConfig, json.loads(metadata["config"]))
+    except (ConfigError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: its configuration cannot be read by this version: {error}") from error
+    meta = json.loads(metadata.get("meta", "{}"))
+    return Checkpoint(tensors, config, meta, _version(path))
+
+
+def _version(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:12]
+
+
+def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
+    """Load ``state``, naming what is missing, unexpected or of another shape. Floating point becomes the module's type."""
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = [
+        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in sorted(own.keys() & state.keys())
+        if own[k].shape != state[k].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [
+            f"{name}: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''} ({len(keys)})"
+            for name, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+            if keys
+        ]
+        raise InputError(f"{what} does not fit this network; " + "; ".join(parts))
+    module.load_state_dict(state, strict=True)
+
+
+def load_system(
+    path: str | Path,
+    refiner_weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    refiner_arch: str | None = None,
+) -> System:
+    """Build the networks that a checkpoint describes and load them, in eval mode and float32.
+
+    refiner_weights: a SAM file (official, MedSAM, UltraSam, or our own export) that is used as the refiner instead of
+    what the checkpoint holds. Such a SAM was not trained as a refiner, so it gets blurred mask prompts and the gate.
+    """
+    checkpoint = read_checkpoint(path)
+    config, version = checkpoint.config, checkpoint.version
+    coarse = build_coarse(config.coarse)
+    load_strictly(coarse, checkpoint.part("coarse"), f"{path} (coarse)")
+    refiner: nn.Module | None = None
+    if refiner_weights is not None:
+        config, sam = _foreign_sam(config, Path(refiner_weights), refiner_arch)
+        version = f"{version}+{_version(Path(refiner_weights))[:8]}"
+        refiner = _refiner(sam, config)
+    elif config.sam is not None:
+        from ultrarefiner_monai.models.sam import build_sam
+
+        sam = build_sam(config.sam)
+        load_strictly(sam, checkpoint.part("sam"), f"{path} (sam)")
+        refiner = _refiner(sam, config)
+    for module in (coarse, refiner):
+        if module is not None:
+            module.float().eval().requires_grad_(False).to(device)
+    return System(config, coarse, refiner, version, checkpoint.meta)
+
+
+def _refiner(sam: nn.Module, config: SystemConfig) -> nn.Module:
+    from ultrarefiner_monai.models.refiner import Refiner
+
+    return Refiner(sam, config)
+
+
+def _foreign_sam(config: SystemConfig, path: Path, arch: str | None) -> tuple[SystemConfig, nn.Module]:
+    from ultrarefiner_monai.models.sam import build_sam, load_sam_state
+
+    if not path.is_file():
+        raise InputError(f"no SAM weights at {path}")
+    state = load_sam_state(path)
+    arch = arch or sam_arch(state)
+    config = replace(
+        config,
+        sam=SamConfig(arch=arch),  # type: ignore[arg-type]
+        prompts=replace(config.prompts, mask="gaussian"),
+        gate=replace(config.gate, mode="confidence"),
+    )
+    assert config.sam is not None
+    sam = build_sam(config.sam)
+    load_strictly(sam, state, str(path))
+    return config, sam
+
+
+def sam_arch(state: dict[str, torch.Tensor]) -> str:
+    """vit_b, vit_l or vit_h, read off the patch embedding's width. Raises InputError for anything else."""
+    key = "image_encoder.patch_embed.proj.weight"
+    width = int(state[key].shape[0]) if key in state else None
+    names = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+    if width not in names:
+        raise InputError(f"expected SAM weights of vit_b, vit_l or vit_h; {key} is {width or 'missing'}")
+    return names[width]

@@ -1,0 +1,113 @@
+"""A clean data folder (images/, masks/, index.csv) as items, and the splits that a run needs.
+
+A split is a column of index.csv: it is written once by ``prepare`` and only read here. The inner validation split of a
+run is drawn from the training folds by whole groups, seeded, and independent of the order of the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ultrarefiner_monai.types import InputError
+
+REQUIRED = ("id", "group", "fold")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image with its label. group: images that must stay together. fold: "0".."4" or "test"."""
+
+    id: str
+    image: Path
+    mask: Path
+    group: str
+    fold: str
+    category: str
+    has_lesion: bool
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three disjoint lists: trained on, used to select the checkpoint, and only reported."""
+
+    train: tuple[Item, ...]
+    select: tuple[Item, ...]
+    report: tuple[Item, ...]
+
+
+def read_index(data_dir: str | Path) -> list[Item]:
+    """The items of a clean folder, sorted by id. Raises InputError when the folder or a file it names is missing."""
+    data_dir = Path(data_dir)
+    index = data_dir / "index.csv"
+    if not index.is_file():
+        raise InputError(f"no index.csv in {data_dir}: expected a folder made by `ultrarefiner prepare`")
+    with index.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lacking = [c for c in REQUIRED if rows and c not in rows[0]]
+    if not rows or lacking:
+        raise InputError(f"{index}: {'lacks the column(s) ' + ', '.join(lacking) if lacking else 'has no rows'}")
+    items = [_item(data_dir, row) for row in rows]
+    missing = [str(p) for i in items for p in (i.image, i.mask) if not p.is_file()]
+    if missing:
+        raise InputError(f"{index} names files that are missing: {', '.join(missing[:3])} ({len(missing)} in all)")
+    ids = [i.id for i in items]
+    if len(set(ids)) != len(ids):
+        raise InputError(f"{index}: ids are not unique: {sorted({i for i in ids if ids.count(i) > 1})[:3]}")
+    return sorted(items, key=lambda i: i.id)
+
+
+def _item(data_dir: Path, row: dict[str, str]) -> Item:
+    fraction = row.get("lesion_fraction") or ""
+    category = row.get("class") or ""
+    return Item(
+        id=row["id"],
+        image=data_dir / "images" / f"{row['id']}.png",
+        mask=data_dir / "masks" / f"{row['id']}.png",
+        group=row["group"] or row["id"],
+        fold=row["fold"],
+        category=category,
+        has_lesion=float(fraction) > 0 if fraction else category != "normal",
+    )
+
+
+def split_fold(items: list[Item], fold: str | int, select_share: float = 0.15, seed: int = 0) -> Split:
+    """Hold out one fold for reporting; draw whole groups of the rest, about ``select_share``, for selection.
+
+    The test split never enters. A group's place depends on its name and the seed alone, so adding an image moves none.
+    """
+    fold = str(fold)
+    folds = sorted({i.fold for i in items})
+    if fold not in folds:
+        raise InputError(f"fold {fold} does not exist; this data has {', '.join(folds)}")
+    if not 0 < select_share < 1:
+        raise ValueError(f"select_share must be between 0 and 1, got {select_share}")
+    rest = [i for i in items if i.fold not in (fold, "test")]
+    groups = sorted({i.group for i in rest}, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).hexdigest())
+    chosen: set[str] = set()
+    wanted = select_share * len(rest)
+    sizes = {g: sum(i.group == g for i in rest) for g in groups}
+    taken = 0
+    for group in groups:
+        if taken >= wanted:
+            break
+        chosen.add(group)
+        taken += sizes[group]
+    split = Split(
+        train=tuple(i for i in rest if i.group not in chosen),
+        select=tuple(i for i in rest if i.group in chosen),
+        report=tuple(i for i in items if i.fold == fold),
+    )
+    _check(split, fold)
+    return split
+
+
+def _check(split: Split, fold: str) -> None:
+    for name, part in (("training", split.train), ("selection", split.select)):
+        if not any(i.has_lesion for i in part):
+            raise InputError(f"the {name} part for fold {fold} holds no image with a lesion; check index.csv's folds")
+    shared = {i.group for i in split.report} & {i.group for i in (*split.train, *split.select)}
+    if shared:
+        raise InputError(f"groups stand in several folds and would leak: {', '.join(sorted(shared)[:3])}")

@@ -1,0 +1,105 @@
+"""The one preprocessing, for training and for serving, and the augmentation of images.
+
+``to_coarse_frame`` is what the server calls as well; the dictionary transforms only hold keys. Augmentation is made of
+MONAI's random transforms, each drawing from its own generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    ThresholdIntensityd,
+    ToTensord,
+)
+
+from ultrarefiner_monai.data.readers import read_mask, read_study
+from ultrarefiner_monai.geometry import Letterbox
+from ultrarefiner_monai.types import InputError
+
+IMAGE, LABEL, ID = "image", "label", "id"
+
+
+def to_square(image: np.ndarray, size: int) -> torch.Tensor:
+    """(H, W) float32 in [0, 1], image frame -> (1, size, size) in [0, 1], letterboxed."""
+    tensor = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None, None]
+    return Letterbox(image.shape[0], image.shape[1], size).apply(tensor)[0]
+
+
+class LoadPaird(MapTransform):
+    """{"image": path, "label": path} -> image (H, W) float32 in [0, 1], label (H, W) float32 of 0 and 1.
+
+    Arrays in place of paths (phantoms) pass through. Raises InputError when a mask's size is not its image's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__([IMAGE, LABEL])
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        if isinstance(out[IMAGE], (str, Path)):
+            out[IMAGE] = read_study(out[IMAGE]).frame(0)
+        if isinstance(out[LABEL], (str, Path)):
+            out[LABEL] = read_mask(out[LABEL])[0].astype(np.float32)
+        if out[IMAGE].shape != out[LABEL].shape:
+            raise InputError(
+                f"{data[LABEL]} is {out[LABEL].shape[::-1]} pixels, its image {data[IMAGE]} is {out[IMAGE].shape[::-1]}"
+            )
+        return out
+
+
+class LetterboxPaird(MapTransform):
+    """Image and label (H, W) -> (1, size, size) each; the label is thresholded at one half again."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__([IMAGE, LABEL])
+        self.size = size
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        out[IMAGE] = to_square(out[IMAGE], self.size)
+        out[LABEL] = (to_square(out[LABEL], self.size) >= 0.5).float()
+        return out
+
+
+def preparation(size: int) -> Compose:
+    """The deterministic part: what training caches and what serving computes."""
+    return Compose([LoadPaird(), LetterboxPaird(size)])
+
+
+def augmentation() -> Compose:
+    """Changes that a breast-ultrasound image may go through and stay one: no vertical flip (depth has a meaning)."""
+    both, bilinear = [IMAGE, LABEL], ("bilinear", "bilinear")
+    steps: list[Callable] = [
+        RandFlipd(both, prob=0.5, spatial_axis=1),
+        RandAffined(
+            both,
+            prob=0.8,
+            rotate_range=0.26,
+            shear_range=(0.1, 0.1),
+            translate_range=(22, 22),
+            scale_range=(0.25, 0.25),
+            mode=bilinear,
+            padding_mode="zeros",
+        ),
+        RandAdjustContrastd([IMAGE], prob=0.5, gamma=(0.6, 1.6)),
+        RandScaleIntensityd([IMAGE], prob=0.5, factors=0.25),
+        RandGaussianSmoothd([IMAGE], prob=0.15, sigma_x=(0.3, 1.2), sigma_y=(0.3, 1.2)),
+        RandGaussianNoised([IMAGE], prob=0.2, std=0.04),
+        ThresholdIntensityd([IMAGE], threshold=0.0, above=True, cval=0.0),
+        ThresholdIntensityd([IMAGE], threshold=1.0, above=False, cval=1.0),
+        ToTensord(both, track_meta=False),
+    ]
+    return Compose(steps)

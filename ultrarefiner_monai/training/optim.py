@@ -1,0 +1,37 @@
+"""Optimiser and learning-rate schedule from their configuration."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from ultrarefiner_monai.config import OptimiserConfig
+
+
+def build_optimiser(config: OptimiserConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW; every group brings its own learning rate."""
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def build_schedule(
+    config: OptimiserConfig, optimiser: torch.optim.Optimizer, epochs: int, steps_per_epoch: int
+) -> LambdaLR:
+    """Factor on each group's learning rate, per step: linear warm-up, then poly, cosine or constant."""
+    warmup, total = config.warmup_epochs * steps_per_epoch, max(1, epochs * steps_per_epoch)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, (step - warmup) / max(1.0, total - warmup))
+        if config.schedule == "poly":
+            return (1 - progress) ** config.poly_power
+        if config.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1.0
+
+    return LambdaLR(optimiser, factor)

@@ -1,0 +1,122 @@
+"""What a phase is: its networks, its loss for a batch, its figures for a batch, and what it writes as its result."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ultrarefiner_monai.checkpoints import load_strictly, read_checkpoint, save_system
+from ultrarefiner_monai.config import TrainConfig
+from ultrarefiner_monai.data.transforms import IMAGE, LABEL
+from ultrarefiner_monai.losses import CoarseLoss
+from ultrarefiner_monai.models.build import build_coarse
+from ultrarefiner_monai.types import InputError
+
+Batch = dict[str, Any]
+NORMAL_LIMIT = 0.002  # share of the pixels that may be marked on a lesion-free image
+
+
+class Phase(Protocol):
+    """One training phase. ``network`` holds everything that is trained or averaged."""
+
+    network: nn.Module
+    figure_names: tuple[str, ...]  # what ``figures`` returns besides ``select``
+
+    def parameter_groups(self) -> list[dict[str, Any]]: ...
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """Scalars by name; ``loss`` is the one to minimise."""
+
+    def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        """(n,) tensors by name, per image; ``select`` is what the best epoch has most of."""
+
+    def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None: ...
+
+
+class CoarsePhase:
+    """Phase 1: the coarse network alone."""
+
+    figure_names = ("coarse_dice", "normal_marked")
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.network = build_coarse(config.system.coarse)
+        initialise(self.network, config.init)
+        self.loss = CoarseLoss(config.loss.ce_weight, config.loss.presence_weight)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        lr, factor = self.config.optimiser.lr, self.config.optimiser.pretrained_lr_factor
+        own = getattr(self.network, "pretrained_parameters", None)
+        pretrained = {id(p) for p in own()} if own is not None and factor != 1 else set()
+        rest = [p for p in self.network.parameters() if id(p) not in pretrained]
+        groups: list[dict[str, Any]] = [{"params": rest, "lr": lr}]
+        if pretrained:
+            stem = [p for p in self.network.parameters() if id(p) in pretrained]
+            groups.append({"params": stem, "lr": lr * factor})
+        return groups
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        image, label = batch[IMAGE], batch[LABEL]
+        if hasattr(network, "forward_with_presence"):
+            coarse_logits, presence_logits = network.forward_with_presence(image)
+            return {"loss": self.loss(coarse_logits, label, presence_logits)}
+        return {"loss": self.loss(network(image), label)}
+
+    def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        coarse_mask = network(batch[IMAGE]).softmax(dim=1)[:, 1:2] >= 0.5
+        return selection_figures(coarse_mask, batch[LABEL] > 0.5, "coarse")
+
+    def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+        network = copy.deepcopy(network)
+        save_system(path, self.config.system, network, None, meta, half=False)
+
+
+def selection_figures(mask: torch.Tensor, label: torch.Tensor, name: str) -> dict[str, torch.Tensor]:
+    """Figures of (B, 1, S, S) masks against labels, both bool.
+
+    ``select`` is the Dice of an image with a lesion, and 1 or 0 for one without: whether it stayed (nearly) unmarked. A
+    checkpoint chosen by it neither misses lesions nor invents them.
+    """
+    mask, label = mask.flatten(1).float(), label.flatten(1).float()
+    lesion = label.sum(dim=1) > 0
+    dice = 2 * (mask * label).sum(dim=1) / (mask.sum(dim=1) + label.sum(dim=1)).clamp(min=1)
+    clean = (mask.mean(dim=1) <= NORMAL_LIMIT).float()
+    return {
+        "select": torch.where(lesion, dice, clean),
+        f"{name}_dice": dice[lesion],
+        "normal_marked": 1 - clean[~lesion],
+    }
+
+
+def initialise(network: nn.Module, init: str) -> None:
+    """Start weights by name or path (``TrainConfig.init``)."""
+    if init == "none":
+        return
+    if init == "imagenet":
+        from ultrarefiner_monai.models.encoders import CompactCoarse, load_stem
+
+        assert isinstance(network, CompactCoarse)
+        load_stem(network)
+        return
+    path = Path(init)
+    if not path.is_file():
+        raise InputError(f"init: expected none, imagenet or the path of a weights file, got {init!r}")
+    if path.suffix == ".npz":
+        from ultrarefiner_monai.models.transunet import load_npz
+
+        load_npz(network, path)
+    elif path.suffix == ".safetensors":
+        load_strictly(network, read_checkpoint(path).part("coarse"), str(path))
+    else:
+        from ultrarefiner_monai.models.transunet import load_pth
+
+        load_pth(network, path)
+
+
+def build_phase(config: TrainConfig) -> Phase:
+    """The phase that a configuration names."""
+    return {"phase1_coarse": CoarsePhase}[config.phase](config)

@@ -1,0 +1,88 @@
+"""From a configuration and a data folder to a trained checkpoint: the story told once, for every phase."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ultrarefiner_monai import __version__
+from ultrarefiner_monai.config import TrainConfig
+from ultrarefiner_monai.data.datalist import Split, read_index, split_fold
+from ultrarefiner_monai.data.loading import (
+    SeededDataset,
+    as_samples,
+    phantom_samples,
+    plain_loader,
+    training_loader,
+    with_normal_share,
+)
+from ultrarefiner_monai.data.transforms import augmentation, preparation
+from ultrarefiner_monai.training.console import header
+from ultrarefiner_monai.training.engine import Best, Run
+from ultrarefiner_monai.training.phases import build_phase
+from ultrarefiner_monai.types import InputError
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    config: TrainConfig,
+    data_dir: str | Path,
+    fold: str | int,
+    out: str | Path,
+    resume: bool = False,
+    device: str | None = None,
+) -> Best:
+    """Train one phase. Writes last.pt, best.safetensors, split.json, history.csv and tensorboard/ into ``out``."""
+    out = Path(out)
+    if (out / "last.pt").exists() and not resume:
+        raise InputError(f"{out} holds a run already: give --resume to go on with it, or another --out")
+    if resume and not (out / "last.pt").exists():
+        raise InputError(f"nothing to resume in {out}: there is no last.pt")
+    out.mkdir(parents=True, exist_ok=True)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    split = split_fold(read_index(data_dir), fold, config.data.select_share, config.seed)
+    (out / "split.json").write_text(json.dumps({k: [i.id for i in v] for k, v in vars(split).items()}, indent=1))
+    Console().print(header(config, _facts(split, data_dir, fold, out, device)))
+    run = _build(config, split, out, device, fold, data_dir)
+    if resume:
+        run.resume()
+    return run.fit()
+
+
+def _build(config: TrainConfig, split: Split, out: Path, device: str, fold: str | int, data_dir: str | Path) -> Run:
+    size = config.system.coarse.image_size
+    samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
+    samples += phantom_samples(config.data.phantoms, config.seed)
+    augment = augmentation() if config.data.augment else None
+    training = SeededDataset(samples, preparation(size), augment, config.seed)
+    selection = SeededDataset(as_samples(split.select), preparation(size), None, config.seed)
+    meta = {
+        "package": __version__,
+        "data": Path(data_dir).name,
+        "fold": str(fold),
+        "images": {k: len(v) for k, v in vars(split).items()},
+        "phantoms": config.data.phantoms,
+        "seed": config.seed,
+    }
+    return Run(
+        build_phase(config),
+        config,
+        training_loader(training, config.batch_size, config.seed, config.data.workers),
+        plain_loader(selection, config.batch_size),
+        out,
+        device,
+        meta,
+    )
+
+
+def _facts(split: Split, data_dir: str | Path, fold: str | int, out: Path, device: str) -> dict[str, str]:
+    counts = {
+        name: f"{len(part)} images, {sum(i.has_lesion for i in part)} with a lesion"
+        for name, part in vars(split).items()
+    }
+    return {"data": str(data_dir), "fold held out": str(fold), **counts, "device": device, "results": str(out)}
