@@ -143,7 +143,7 @@ def _add(
     missed = [pixel for pixel in positive if not mask[pixel]]
     if not missed:
         return mask
-    edge = np.argwhere(mask & ~ndimage.binary_erosion(mask, EIGHT)) if mask.any() else np.zeros((0, 2), dtype=int)
+    edge = _edge(mask)
     out = mask.copy()
     for pixel in missed:
         where, region = _grow(prob, pixel, edge, positive, negative, window)
@@ -260,7 +260,7 @@ def _without_crumbs(mask: np.ndarray, before: np.ndarray, areas: np.ndarray, pos
     speck = math.pi * max(2.0, TOUCH * min(mask.shape)) ** 2
     held = {int(labels[pixel]) for pixel in positive}
     parents = np.zeros(sizes.size, dtype=int)
-    np.maximum.at(parents, labels[mask], before[mask])
+    parents[labels[mask]] = before[mask]  # a part lies within one component
     largest = np.zeros(areas.size, dtype=int)
     np.maximum.at(largest, parents, sizes)
     drop = (sizes < speck) & (sizes < areas[parents]) & (sizes < largest[parents])
@@ -281,11 +281,22 @@ def _holds(window: Window, pixel: Pixel) -> bool:
 
 def _holes_of(mask: np.ndarray) -> list[Pixel]:
     """One pixel of each hole that the mask already has."""
-    labels, count = ndimage.label(fill_holes(mask) & ~mask)
-    if not count:
+    holes = fill_holes(mask) & ~mask
+    if not holes.any():
         return []
+    labels, _ = ndimage.label(holes)
     _, first = np.unique(labels, return_index=True)
     return [(int(i) // mask.shape[1], int(i) % mask.shape[1]) for i in first[1:]]
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """(N, 2) pixels of the mask that touch background with a side or the image's border, in row-major order."""
+    where = bounding_slices(mask)
+    if where is None:
+        return np.zeros((0, 2), dtype=int)
+    padded = np.pad(mask[where], 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.argwhere(mask[where] & ~inner) + (where[0].start, where[1].start)
 
 
 def _nearest(pixels: np.ndarray, to: Pixel) -> tuple[Pixel, float]:

@@ -38,7 +38,8 @@ class Proposal:
     mask: uint8, 0 or 1. final_prob: float32 in [0, 1], what the mask was made from (the coarse one where the safety net
     fired). coarse_prob: float32 in [0, 1]. iou_pred: SAM's estimate, mixed like the masks; where the coarse mask is
     returned, what its probabilities promise (``uncertainty.expected_iou``; None for an empty mask). uncertainty,
-    flip_uncertainty: see ``uncertainty``; the latter None without flip_tta. safety_rule: ``postprocess.safety_net``.
+    flip_uncertainty: see ``uncertainty``; the latter None without flip_tta and with clicks. safety_rule: the rule that
+    fired (``postprocess.safety_net``) or None.
     refiner: "trained", "untrained" (there are no weights: the coarse mask stands) or "off" (not asked for).
     timings: seconds of preprocess, coarse, encode, decode, post and total; 0 for what was not run or came from the
     cache. "cached": 1.0 where neither the coarse network nor the encoder ran, else 0.0.
@@ -123,7 +124,7 @@ class Predictor:
             if not trained:
                 iou = expected_iou(final_prob, mask)
         state = "trained" if trained else "untrained"
-        return self._finish(request, mask, final_prob, coarse_prob, coarse, iou, None, state)
+        return self._finish(request, mask, final_prob, coarse_prob, coarse, iou, None, state, clicked=True)
 
     def forget(self, image: np.ndarray) -> int:
         """Remove what the cache holds of an image, whatever model made it; the number of entries."""
@@ -197,12 +198,13 @@ class Predictor:
         iou: float | None,
         rule: str | None,
         refiner: str,
+        clicked: bool = False,
     ) -> Proposal:
         with request.clock("post"):
             band = outline_band(mask)
             unsure = uncertainty(final_prob, mask, band)
             flip = None
-            if "coarse_spread" in coarse:
+            if "coarse_spread" in coarse and not clicked:
                 letterbox = self._letterbox(request, self.system.config.coarse.image_size)
                 flip = flip_uncertainty(self._to_image(coarse["coarse_spread"], letterbox), mask, band)
         return Proposal(
