@@ -98,6 +98,44 @@ def test_the_command_line_ends_with_a_message_not_a_traceback(tmp_path: Path) ->
     assert "Cannot start" in done.stderr
 
 
+def test_stopping_the_launcher_stops_the_server(tmp_path: Path) -> None:
+    """With a stand-in for MONAI Label that answers /info/ and sleeps: the real one is driven in tests/app."""
+    root = checkout(tmp_path / "a checkout")
+    (tmp_path / "stand-in" / "monailabel").mkdir(parents=True)
+    (tmp_path / "stand-in" / "monailabel" / "__init__.py").write_text("")
+    (tmp_path / "stand-in" / "monailabel" / "main.py").write_text(STAND_IN)
+    port = free_port()
+    code = "import sys; from pathlib import Path; from ultrarefiner_monai.launch import run; "
+    code += f"sys.exit(run('', '127.0.0.1', {port}, ['--conf', 'a', 'b c'], Path({str(root)!r})))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "stand-in"), str(launch.ROOT)])}
+    launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert launcher.stdout is not None
+    lines = []
+    for line in launcher.stdout:
+        lines.append(line)
+        if "Ctrl-C" in line:
+            break
+    launcher.terminate()
+    text = "".join([*lines, launcher.stdout.read()])
+    launcher.wait(60)
+    assert "READY" in text and f"http://127.0.0.1:{port}/" in text and "Not a medical device" in text
+    with socket.socket() as probe, pytest.raises(OSError):
+        probe.connect(("127.0.0.1", port))
+    arguments = (root / ".work" / "arguments.txt").read_text().splitlines()
+    assert str(root / ".work" / "studies") in arguments and arguments[-3:] == ["--conf", "a", "b c"]
+
+
+STAND_IN = """
+import http.server, pathlib, sys
+pathlib.Path("arguments.txt").write_text("\\n".join(sys.argv))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -6,6 +6,7 @@ python -m ultrarefiner_monai.launch [--studies DIR_OR_URL] [--host H] [--port P]
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_TIMEOUT_S = 600
+GRACE_S = 5
 LOOPBACK = ("127.", "localhost", "::1")
 
 
@@ -112,12 +114,17 @@ def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) 
     server = subprocess.Popen(command, cwd=work, env=environment)
     signal.signal(signal.SIGTERM, lambda *_: server.terminate())
     threading.Thread(target=_announce, args=(url, running, begun), daemon=True).start()
-    while True:
+    while (code := server.poll()) is None:
         try:
-            code = server.wait()
-            break
-        except KeyboardInterrupt:  # the server got it too and shuts down by itself
+            server.wait()
+        except KeyboardInterrupt:  # from a terminal the server got it too and shuts down by itself
+            if stopped:
+                server.kill()
             stopped = True
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                server.wait(GRACE_S)
+            if server.poll() is None:
+                server.terminate()
     running.clear()
     if code and not stopped:
         print(f"The server ended with code {code}; the reason stands above.", file=sys.stderr)
