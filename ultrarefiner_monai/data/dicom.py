@@ -8,6 +8,7 @@ carried the regions' spacing would lie shrunken in the corner of the picture.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,12 @@ _PIXEL_KEYWORDS = (
 def read_dicom(path: Path, limits: Limits) -> Study:
     """One DICOM file; frames of a cine are decoded when they are asked for. Raises InputError (see ``read_study``)."""
     import pydicom
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     try:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:  # pydicom would inflate it without a bound
+            raise InputError(f"{path.name} is deflated: export it uncompressed, or with JPEG, JPEG 2000 or RLE")
         dataset = pydicom.dcmread(path)
     except pydicom.errors.InvalidDicomError:
         dataset = pydicom.dcmread(path, force=True)  # no preamble: some exports leave it out
@@ -77,17 +82,21 @@ def _same(frame: np.ndarray) -> Callable[[int], np.ndarray]:
 def _frame_loader(name: str, dataset: Any, count: int) -> Callable[[int], np.ndarray]:
     """index -> (H, W) float32 in [0, 1]. Keeps the file's bytes as they are; the number of frames is checked here."""
     from pydicom.encaps import encapsulate, generate_pixel_data_frame
-    from pydicom.uid import ImplicitVRLittleEndian
+    from pydicom.uid import ImplicitVRLittleEndian, JPEGBaseline8Bit
 
     header = {k: dataset[k] for k in _PIXEL_KEYWORDS if k in dataset}
     window = _window(dataset)
+    height, width = int(dataset.Rows), int(dataset.Columns)
     meta = dataset.file_meta
     syntax = meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
     meta.TransferSyntaxUID = syntax
     if syntax.is_compressed and not syntax.is_deflated:
-        parts = [encapsulate([part]) for part in generate_pixel_data_frame(dataset.PixelData, count)]
-        if len(parts) < count:
-            raise InputError(f"{name} is truncated: {count} frames announced, {len(parts)} there")
+        raw = list(generate_pixel_data_frame(dataset.PixelData, count))
+        if len(raw) < count:
+            raise InputError(f"{name} is truncated: {count} frames announced, {len(raw)} there")
+        if syntax == JPEGBaseline8Bit and int(dataset.get("SamplesPerPixel", 1)) == 3:
+            return _colour_jpeg_loader(name, raw, str(dataset.PhotometricInterpretation), (height, width))
+        parts = [encapsulate([part]) for part in raw]
     else:
         parts = _native_parts(name, dataset, count)
 
@@ -100,7 +109,7 @@ def _frame_loader(name: str, dataset: Any, count: int) -> Callable[[int], np.nda
         one.file_meta = meta
         one.is_little_endian, one.is_implicit_VR = dataset.is_little_endian, dataset.is_implicit_VR
         one.PixelData = parts[index]
-        one["PixelData"].VR = "OW" if int(one.BitsAllocated) > 8 else "OB"
+        one["PixelData"].VR = dataset["PixelData"].VR
         one["PixelData"].is_undefined_length = syntax.is_compressed and not syntax.is_deflated
         try:
             return _grey(one, window)
@@ -110,6 +119,40 @@ def _frame_loader(name: str, dataset: Any, count: int) -> Callable[[int], np.nda
             ) from error
 
     return load
+
+
+def _colour_jpeg_loader(
+    name: str, frames: list[bytes], photometric: str, size: tuple[int, int]
+) -> Callable[[int], np.ndarray]:
+    """Baseline JPEG with three components. Decoders guess their colour space from the stream alone, and take an RGB
+    stream without markers for YCbCr; DICOM says it in the header. What the stream states wins, then the header."""
+
+    def load(index: int) -> np.ndarray:
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(frames[index]), formats=("JPEG",)) as image:
+                if image.size != size[::-1]:
+                    raise ValueError(f"the stream is {image.size}, the header says {size[::-1]}")
+                grey = _jpeg_grey(image, photometric)
+        except Exception as error:
+            raise InputError(f"{name}: frame {index} cannot be decoded ({type(error).__name__}: {error})") from error
+        return to_unit(grey)
+
+    return load
+
+
+def _jpeg_grey(image: Any, photometric: str) -> np.ndarray:
+    """(H, W) uint8 of an opened JPEG."""
+    layers = getattr(image, "layer", [])  # (component id, horizontal sampling, vertical sampling, table)
+    named_rgb = [layer[0] for layer in layers] in ([82, 71, 66], [b"R", b"G", b"B"], ["R", "G", "B"])
+    if image.mode != "RGB" or image.info.get("adobe_transform") == 0 or named_rgb:
+        return luminance(np.asarray(image.convert("RGB")))
+    subsampled = any(layer[1] != layers[0][1] or layer[2] != layers[0][2] for layer in layers)
+    ycbcr = image.info.get("adobe_transform") == 1 or "jfif" in image.info or subsampled or photometric != "RGB"
+    image.draft("YCbCr", None)  # the components as they are stored
+    components = np.asarray(image)
+    return components[..., 0] if ycbcr else luminance(components)
 
 
 def _native_parts(name: str, dataset: Any, count: int) -> list[bytes]:
@@ -124,6 +167,8 @@ def _native_parts(name: str, dataset: Any, count: int) -> list[bytes]:
     data = dataset.PixelData
     if len(data) < size * count:
         raise InputError(f"{name} is truncated: {size * count} bytes of pixels announced, {len(data)} there")
+    if count == 1:
+        return [data]
     parts = [data[k * size : (k + 1) * size] for k in range(count)]
     return [part + b"\0" * (len(part) % 2) for part in parts]
 
