@@ -239,13 +239,13 @@ def _negative(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The negative point (B, 2) and where there is one (B,).
 
-    ``centroid`` lies in the middle of the box for a round lesion, that is in the lesion: there it is moved by a
-    constant, detached offset to the box's corner, as the positive point is moved inside. No background there: no point.
+    ``centroid`` lies in the middle of the box, that is in the lesion, whenever the lesion is about round. A negative
+    point there would contradict the positive one: the box's corner takes its place. No background there: no point.
     """
     corner = _far_corner(prob, moments, box)
     point = corner if config.negative == "corner" else _background_centroid(prob, box, moments.frame)
     inside = _at(prob, point) >= 0.5
-    point = torch.where(inside[:, None], point + (corner - point).detach(), point)
+    point = torch.where(inside[:, None], corner, point)
     return point, (_at(prob, point) < 0.5) & ~moments.empty
 
 
