@@ -56,6 +56,7 @@ class WeightStatus:
     licence: str
     about: str
     published: bool
+    url: str = ""
 
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -141,7 +142,16 @@ def list_weights(folder: str | Path | None = None, known: Mapping[str, WeightFil
         sha256 = entry.sha256 or _read_pin(path).get("sha256")
         published = entry.sha256 is not None
         rows.append(
-            WeightStatus(entry.name, path if present else None, size, sha256, entry.licence, entry.about, published)
+            WeightStatus(
+                entry.name,
+                path if present else None,
+                size,
+                sha256,
+                entry.licence,
+                entry.about,
+                published,
+                entry.url,
+            )
         )
     files = {entry.file for entry in known.values()}
     for pin_path in sorted(place.glob("*.json")) if place.is_dir() else []:
