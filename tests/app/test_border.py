@@ -1,0 +1,222 @@
+"""The parts of the app that need no server: requests to clicks, the studies folder, the strategies, --conf."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from app_server import APP, picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monailabel.interfaces.exception import ImageNotFoundException
+from PIL import Image
+
+from lib.datastore import StudiesFolder, check_name
+from lib.guard import check_target
+from lib.prompts import clicks_of, frame_of
+from lib.strategies import NextSample
+from ultrarefiner_monai.config import ConfigError, ServeConfig, load_yaml, serve_config
+from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.types import Clicks, InputError
+from ultrarefiner_monai.workfolder import WorkFolder
+
+# --- clicks -----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 129), st.integers(0, 95), st.integers(0, 4)), max_size=6),
+    st.permutations(range(6)),
+)
+def test_order_of_points_carries_no_meaning(points, order):
+    shuffled = [points[n] for n in order if n < len(points)]
+    one, other = (clicks_of({"foreground": [list(p) for p in ps]}, 5, 96, 130) for ps in (points, shuffled))
+    assert one == other and set(one) == {p[2] for p in points}
+    assert all((i, j) in one[k].foreground_xy for i, j, k in points)
+
+
+def test_a_volume_whose_first_axis_counts_frames():
+    found = clicks_of({"foreground": [[2, 7, 9]], "roi": [1, 2, 5, 6, 8, 9]}, 4, 96, 130, axes=(1, 2, 0))
+    assert found == {2: Clicks(((7, 9),), (), (5, 8, 6, 9)), 1: Clicks(box_xyxy=(5, 8, 6, 9))}
+
+
+def test_roi_is_cut_to_the_image_and_reaches_its_frames():
+    found = clicks_of({"roi": [200, -50, 10, 20, 3.2, 0.9]}, 6, 96, 130)
+    assert found == dict.fromkeys([1, 2, 3], Clicks(box_xyxy=(0, 10, 129, 20)))
+
+
+@pytest.mark.parametrize("value", [None, "", "all", -1])
+def test_all_frames(value):
+    assert frame_of({"frame": value}, 3) is None
+
+
+@pytest.mark.parametrize(("value", "frame"), [(0, 0), ("2", 2), (1.0, 1)])
+def test_one_frame(value, frame):
+    assert frame_of({"frame": value}, 3) == frame
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.text(max_size=12))
+def test_whatever_passes_as_a_name_stays_in_its_folder(text):
+    try:
+        name = check_name(text, "image")
+    except InputError:
+        return
+    assert Path(os.path.normpath(Path("/studies") / name)).parent == Path("/studies")
+    check_target(f"/infer/{name}", b"")
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=30))
+def test_the_guard_answers_any_query(query):
+    try:
+        check_target("/infer/ultrarefiner", b"image=" + query)
+    except InputError:
+        pass
+
+
+# --- studies ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    studies = tmp_path / "st udies"
+    studies.mkdir()
+    for name in ("a.png", "B.PNG", "twin.png", "twin.jpg"):
+        Image.fromarray(picture(1)).save(studies / name)
+    (studies / "broken.png").write_bytes((studies / "a.png").read_bytes()[:300])
+    (studies / "notes.txt").write_text("no image")
+    return studies
+
+
+def make_store(studies: Path) -> StudiesFolder:
+    extensions = load_yaml(ServeConfig, APP / "config.yaml").extensions
+    return StudiesFolder(str(studies), WorkFolder.of(studies), extensions, read_study, auto_reload=False)
+
+
+def label_at(path: Path, value: int = 1) -> Path:
+    nibabel.save(nibabel.Nifti1Image(np.full((130, 96, 1), value, np.uint8), np.eye(4)), path)
+    return path
+
+
+def test_ids_are_stems_unless_two_files_share_one(folder):
+    store = make_store(folder)
+    assert set(store.list_images()) == {"a", "B", "twin.png", "twin.jpg", "broken"}
+    assert store.image_path("B").name == "B.PNG" and store.get_image_uri("twin.jpg").endswith("twin.jpg")
+    Image.fromarray(picture(2)).save(folder / "a.bmp")
+    store.refresh()
+    assert store.image_path("a").name == "a.png" and store.image_path("a.bmp").name == "a.bmp"
+    assert set(make_store(folder).list_images()) == set(store.list_images())
+
+
+def test_a_label_never_changes_its_image(folder, tmp_path):
+    store = make_store(folder)
+    store.save_label("a", str(label_at(tmp_path / "l.nii.gz")), "final", {})
+    Image.fromarray(picture(2)).save(folder / "a.bmp")
+    (folder / "datastore_v2.json").unlink()
+    again = make_store(folder)
+    assert {"a.png", "a.bmp"} <= set(again.list_images())
+    assert again.get_labeled_images() == [] and (folder / "labels" / "final" / "a.nii.gz").is_file()
+
+
+def test_a_damaged_index_is_kept_aside_and_made_anew(folder, tmp_path):
+    make_store(folder).save_label("a", str(label_at(tmp_path / "l.nii.gz")), "final", {})
+    (folder / "datastore_v2.json").write_text("{ half of it")
+    again = make_store(folder)
+    assert again.get_labeled_images() == ["a"] and len(list(folder.glob("datastore_v2.json.broken-*"))) == 1
+
+
+def test_saving_keeps_what_was_there(folder, tmp_path):
+    store = make_store(folder)
+    for value in (1, 2, 3):
+        store.save_label("a", str(label_at(tmp_path / "l.nii.gz", value)), "final", {"user": str(value)})
+    kept = sorted((folder / ".ultrarefiner" / "versions" / "final" / "a").iterdir())
+    assert [int(nibabel.load(k).dataobj[0, 0, 0]) for k in kept] == [1, 2]
+    assert store.get_label_info("a", "final")["user"] == "3"
+    Image.fromarray(np.ones((96, 130), np.uint8)).save(tmp_path / "l.png")
+    store.save_label("a", str(tmp_path / "l.png"), "final", {})
+    assert [p.name for p in (folder / "labels" / "final").iterdir()] == ["a.png"]
+    store.remove_label("a", "final")
+    assert store.get_labeled_images() == [] and len(list(kept[0].parent.iterdir())) == 4
+
+
+@pytest.mark.parametrize("tag", ["../x", "/tmp/x", "a/b", "..", ".hidden", "a\\b"])
+def test_tags_are_plain_names(folder, tmp_path, tag):
+    label = label_at(tmp_path / "l.nii.gz")
+    with pytest.raises(InputError, match="tag"):
+        make_store(folder).save_label("a", str(label), tag, {})
+
+
+def test_only_what_is_listed_is_opened(folder):
+    store = make_store(folder)
+    for image_id in ("/etc/passwd", "../a", "notes", "notes.txt", "", None, ["a"]):
+        with pytest.raises(ImageNotFoundException):
+            store.image_path(image_id)
+
+
+def test_lossy_labels_are_refused(folder, tmp_path):
+    Image.fromarray(np.ones((96, 130), np.uint8)).save(tmp_path / "l.jpg")
+    with pytest.raises(InputError, match="lossless"):
+        make_store(folder).save_label("a", str(tmp_path / "l.jpg"), "final", {})
+
+
+# --- next sample ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_rounds_of_offers(folder, tmp_path, shuffled):
+    store, strategy = make_store(folder), NextSample(shuffled)
+    readable = {"a", "B", "twin.png", "twin.jpg"}
+
+    def offer() -> str:
+        image_id = strategy({}, store)["id"]
+        store.update_image_info(image_id, {"strategy": {"any": {"ts": time.time()}}})
+        return image_id
+
+    first_round = [offer() for _ in readable]
+    assert set(first_round) == readable
+    last = first_round[-1]
+    for _ in range(8):
+        following = offer()
+        assert following != last and following in readable
+        last = following
+    for image_id in readable:
+        store.save_label(image_id, str(label_at(tmp_path / "l.nii.gz")), "final", {})
+    assert strategy({}, store) is None
+
+
+def test_first_goes_by_name(folder):
+    assert NextSample(False)({}, make_store(folder)) == {"id": "B"}
+
+
+# --- configuration ----------------------------------------------------------------------------------------------------
+
+
+def test_shipped_config_is_valid_and_conf_overrides_it():
+    config = serve_config(
+        APP / "config.yaml", {"weights": "mine", "max_upload_mb": "7", "cors_origins": "http://a, http://b"}
+    )
+    assert (config.weights, config.max_upload_mb, config.cors_origins) == ("mine", 7, ("http://a", "http://b"))
+    assert serve_config(APP / "config.yaml") == load_yaml(ServeConfig, APP / "config.yaml") == ServeConfig()
+    assert serve_config(APP / "config.yaml", {"server_mode": "true"}) == ServeConfig()
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"wieghts": "x"}, "wieghts.*known: .*weights"),
+        ({"workers": "two"}, "workers.*whole number.*two"),
+        ({"workers": "0"}, "workers must be at least 1"),
+        ({"device": "tpu"}, "device"),
+    ],
+)
+def test_conf_that_cannot_be_used(conf, message):
+    with pytest.raises(ConfigError, match=message):
+        serve_config(APP / "config.yaml", conf)

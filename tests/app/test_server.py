@@ -1,0 +1,386 @@
+"""The running server through MONAI Label's own client: what a radiologist's viewer does, on every file type."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel
+import nrrd
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+from ultrarefiner_monai.checkpoints import load_system
+from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.writers import read_mask
+from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.types import NOTICE, Clicks
+
+pytestmark = pytest.mark.server
+
+FILES = [
+    "grey.png",
+    "colour.png",
+    "palette.png",
+    "UPPER.PNG",
+    "photo.jpg",
+    "photo2.JPEG",
+    "page.tif",
+    "page2.tiff",
+    "bitmap.bmp",
+    "name with space é.png",
+    "flat.nii.gz",
+    "volume.nii",
+    "volume2.nrrd",
+    "frame.dcm",
+    "cine.dcm",
+    "rgb.dcm",
+    "ybr.dcm",
+    "ybr422.dcm",
+    "jpeg2000.dcm",
+]
+UNREADABLE = ("broken.png", "broken.dcm", "nothing.jpg")
+
+
+def id_of(client, name: str) -> str:
+    objects = client.datastore()["objects"]
+    (found,) = [i for i, o in objects.items() if i + o["image"]["ext"] == name]
+    return found
+
+
+@pytest.fixture(scope="session")
+def predictor(checkpoint):
+    return Predictor(load_system(checkpoint))
+
+
+def journal_of(server) -> Journal:
+    return Journal(server.studies / ".ultrarefiner" / "journal.sqlite")
+
+
+def eventually(condition, seconds: float = 30.0):
+    """The journal is written behind the reply: wait for it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError("it never came")
+
+
+# --- info and front page ----------------------------------------------------------------------------------------------
+
+
+def test_info_offers_the_three_models_ultrarefiner_first(client):
+    info = client.info()
+    kinds = {name: m["type"] for name, m in info["models"].items()}
+    assert kinds == {"ultrarefiner": "segmentation", "transunet": "segmentation", "sam_refiner": "deepgrow"}
+    assert [n for n, kind in kinds.items() if kind == "segmentation"][0] == "ultrarefiner"
+    assert info["labels"] == {"lesion": 1} and NOTICE in info["description"]
+    for model in info["models"].values():
+        assert model["labels"] == {"lesion": 1} and model["dimension"] == 3 and NOTICE in model["description"]
+        assert model["config"] == {"frame": -1} and model["version"]
+    assert {"name", "version", "trainers", "strategies", "scoring", "train_stats", "datastore"} <= info.keys()
+
+
+def test_front_page_needs_no_other_host(server):
+    page = requests.get(f"{server.url}/").text
+    assert NOTICE in page and "ultrarefiner" in page and server.url in page
+    assert "src=" not in page and "http://" not in page.replace(server.url, "") and "https://" not in page
+
+
+# --- automatic --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_type_comes_back_on_its_own_grid(client, server, predictor, name):
+    image_id, study = id_of(client, name), read_study(server.studies / name)
+    expected = np.stack([predictor.propose(study.frame(k)).mask for k in range(study.n_frames)])
+    extensions = [".nrrd", ".nii.gz"] + ([] if study.is_volume else [".png"])
+    for extension in extensions:
+        path, reply = client.infer("ultrarefiner", image_id, {"result_extension": extension, "result_dtype": "uint8"})
+        assert path.endswith(extension)
+        np.testing.assert_array_equal(read_mask(path, study), expected)
+        if extension == ".nrrd":
+            values, header = nrrd.read(path)
+            assert tuple(header["sizes"]) == study.geometry.shape and values.dtype == np.uint8
+        elif extension == ".nii.gz":
+            values = np.asarray(nibabel.load(path).dataobj)
+            np.testing.assert_allclose(nibabel.load(path).affine, study.geometry.affine, atol=1e-4)
+        else:
+            values = np.asarray(Image.open(path))
+            assert values.shape == (study.height, study.width)
+        assert set(np.unique(values)) <= {0, 1}
+    assert reply["label_names"] == {"lesion": 1} and reply["refiner"] == "trained" and reply["notice"] == NOTICE
+    assert reply["version"] == client.info()["models"]["ultrarefiner"]["version"]
+    assert reply["iou_pred"] is None or 0 <= reply["iou_pred"] <= 1  # nothing found: nothing to predict
+    assert 0 <= reply["uncertainty"] <= 1
+    assert reply["unit"] == ("mm" if study.spacing_mm else "px") and reply["long_axis"] >= reply["short_axis"] >= 0
+    assert reply["n_frames"] == study.n_frames and "safety_rule" in reply and reply["timings"]["total"] > 0
+
+
+def test_nifti_keeps_its_affine(client, server):
+    for name in ("flat.nii.gz", "volume.nii"):
+        path, _ = client.infer("ultrarefiner", id_of(client, name), {"result_extension": ".nii.gz"})
+        image, mask = nibabel.load(server.studies / name), nibabel.load(path)
+        assert mask.shape == image.shape
+        np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
+
+
+def test_spacing_of_a_dicom_comes_from_its_ultrasound_region(client, server):
+    _, reply = client.infer("ultrarefiner", id_of(client, "frame.dcm"), {})
+    assert reply["spacing_mm"] == [0.08, 0.08] and (reply["unit"], reply["area_unit"]) == ("mm", "mm2")
+
+
+def test_transunet_is_the_coarse_mask(client, server, predictor):
+    path, reply = client.infer("transunet", id_of(client, "grey.png"), {"result_extension": ".nrrd"})
+    study = read_study(server.studies / "grey.png")
+    np.testing.assert_array_equal(read_mask(path, study)[0], predictor.coarse(study.frame()).mask)
+    assert reply["model"] == "transunet" and reply["refiner"] == "off"
+
+
+def test_one_frame_of_a_cine(client, server, predictor):
+    study = read_study(server.studies / "cine.dcm")
+    whole, _ = client.infer("ultrarefiner", "cine", {"result_extension": ".nrrd"})
+    path, reply = client.infer("ultrarefiner", "cine", {"result_extension": ".nrrd", "frame": 2})
+    mask = read_mask(path, study)
+    np.testing.assert_array_equal(mask[2], read_mask(whole, study)[2])
+    assert not mask[[0, 1, 3]].any() and reply["frame"] == 2 and [f["frame"] for f in reply["frames"]] == [2]
+    png, _ = client.infer("ultrarefiner", "cine", {"result_extension": ".png", "frame": 2})
+    np.testing.assert_array_equal(np.asarray(Image.open(png)), mask[2])
+    answer = requests.post(f"{server.url}/infer/ultrarefiner?image=cine&frame=2&output=json", data={"params": "{}"})
+    assert answer.json()["frame"] == 2
+
+
+def test_outputs_image_and_json(server):
+    url = f"{server.url}/infer/ultrarefiner?image=grey&output="
+    answer = requests.post(url + "image", data={"params": '{"result_extension": ".png"}'})
+    assert answer.headers["content-type"] == "image/png" and answer.content.startswith(b"\x89PNG")
+    assert requests.post(url + "json", data={"params": "{}"}).json()["label_names"] == {"lesion": 1}
+
+
+# --- interactive ------------------------------------------------------------------------------------------------------
+
+
+def refine(client, image_id: str, **prompts):
+    """As 3D Slicer sends it: points, roi, and every option of the task along with them."""
+    request = {"label": "lesion", "frame": -1, "result_extension": ".nrrd", "result_dtype": "uint8", **prompts}
+    return client.infer("sam_refiner", image_id, request)
+
+
+def test_clicks_are_honoured_in_any_order_and_undone_exactly(client, server, predictor):
+    study = read_study(server.studies / "grey.png")
+    foreground, background = [[100, 20, 0], [31, 60, 0], [12, 80]], [[64, 40, 0], [90, 90, 0]]
+    path, reply = refine(client, "grey", foreground=foreground, background=background)
+    mask = read_mask(path, study)
+    assert all(mask[0, p[1], p[0]] == 1 for p in foreground) and all(mask[0, p[1], p[0]] == 0 for p in background)
+    assert reply["model"] == "sam_refiner" and reply["refiner"] == "trained"
+    again, _ = refine(client, "grey", foreground=foreground[::-1], background=background[::-1])
+    np.testing.assert_array_equal(read_mask(again, study), mask)
+    clicks = Clicks(tuple((p[0], p[1]) for p in foreground), tuple((p[0], p[1]) for p in background))
+    np.testing.assert_array_equal(mask[0], predictor.interact(study.frame(), clicks).mask)
+    refine(client, "grey", foreground=[*foreground, [5, 5, 0]], background=background)
+    undone, _ = refine(client, "grey", foreground=foreground, background=background)
+    np.testing.assert_array_equal(read_mask(undone, study), mask)
+
+
+def test_no_prompt_is_the_automatic_result(client, server):
+    study = read_study(server.studies / "photo.jpg")
+    automatic, _ = client.infer("ultrarefiner", "photo", {"result_extension": ".nrrd"})
+    path, _ = refine(client, "photo", foreground=[], background=[], roi=[])
+    np.testing.assert_array_equal(read_mask(path, study), read_mask(automatic, study))
+
+
+def test_a_box_with_swapped_ends_is_the_same_box(client, server, predictor):
+    study = read_study(server.studies / "page.tif")
+    one, _ = refine(client, "page", roi=[90, 20, 70, 30, 0, 0])
+    other, _ = refine(client, "page", roi=[20, 90, 30, 70, -1, 1])
+    mask = read_mask(one, study)
+    np.testing.assert_array_equal(mask, read_mask(other, study))
+    np.testing.assert_array_equal(mask[0], predictor.interact(study.frame(), Clicks(box_xyxy=(20, 30, 90, 70))).mask)
+
+
+@pytest.mark.parametrize("name", ["cine.dcm", "volume.nii", "volume2.nrrd"])
+def test_clicks_change_their_frame_of_a_volume_and_no_other(client, server, predictor, name):
+    image_id, study = id_of(client, name), read_study(server.studies / name)
+    automatic, _ = client.infer("ultrarefiner", image_id, {"result_extension": ".nrrd"})
+    path, reply = refine(client, image_id, foreground=[[70, 30, 1]], background=[[10, 10, 1]])
+    before, after = read_mask(automatic, study), read_mask(path, study)
+    np.testing.assert_array_equal(np.delete(after, 1, 0), np.delete(before, 1, 0))
+    np.testing.assert_array_equal(after[1], predictor.interact(study.frame(1), Clicks(((70, 30),), ((10, 10),))).mask)
+    assert after[1, 30, 70] == 1 and after[1, 10, 10] == 0 and reply["frame"] == 1
+
+
+def test_a_click_just_outside_is_moved_onto_the_border(client, server):
+    study = read_study(server.studies / "grey.png")
+    outside, _ = refine(client, "grey", foreground=[[study.width, -0.6, 0]])
+    border, _ = refine(client, "grey", foreground=[[study.width - 1, 0, 0]])
+    np.testing.assert_array_equal(read_mask(outside, study), read_mask(border, study))
+    assert read_mask(border, study)[0, 0, -1] == 1
+
+
+# --- several clients --------------------------------------------------------------------------------------------------
+
+
+def test_info_and_saving_are_answered_while_a_long_cine_computes(client, server):
+    done = threading.Event()
+
+    def compute():
+        try:
+            return client.infer("ultrarefiner", "long", {"result_extension": ".nrrd"})
+        finally:
+            done.set()
+
+    answered = 0
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(compute)
+        while not done.is_set() and answered < 20:
+            requests.get(f"{server.url}/info/", timeout=30).raise_for_status()
+            requests.post(f"{server.url}/activelearning/first", json={}, timeout=30).raise_for_status()
+            answered += not done.is_set()
+        assert future.result()[1]["n_frames"] == 60
+    assert answered >= 2, "the server answered nobody else while it computed"
+
+
+def test_many_clients_get_what_one_gets(client, server):
+    study = read_study(server.studies / "bitmap.bmp")
+    alone, _ = refine(client, "bitmap", foreground=[[40, 40, 0]])
+    with ThreadPoolExecutor(6) as pool:
+        replies = list(pool.map(lambda _: refine(client, "bitmap", foreground=[[40, 40, 0]]), range(12)))
+    expected = read_mask(alone, study)
+    assert all(np.array_equal(read_mask(path, study), expected) for path, _ in replies)
+
+
+# --- next sample ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["random", "first"])
+def test_next_sample_offers_every_readable_image_before_one_comes_back(client, server, strategy):
+    readable = {i for i in client.datastore()["objects"] if not i.startswith(("broken", "nothing"))}
+    offered = [client.next_sample(strategy, {}) for _ in range(len(readable) // 3)]
+    names = [o["id"] for o in offered]
+    assert len(set(names)) == len(names) and set(names) <= readable
+    assert all(Path(o["path"]).is_file() and o["name"] == Path(o["path"]).name for o in offered)
+
+
+def test_unreadable_images_are_never_offered(client, server):
+    objects = client.datastore()["objects"]
+    names = {i + o["image"]["ext"] for i, o in objects.items()}
+    assert set(UNREADABLE) <= names
+    offered = {Path(client.next_sample("first", {})["path"]).name for _ in range(2 * len(names))}
+    assert not offered & set(UNREADABLE)
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_label_comes_back_and_is_journalled_with_its_proposal(client, server, tmp_path):
+    study = read_study(server.studies / "UPPER.PNG")
+    proposed, _ = client.infer("ultrarefiner", "UPPER", {"result_extension": ".nii.gz"})
+    mask = read_mask(proposed, study)
+    mask[0, 10:30, 10:40] = 1
+    image = nibabel.load(proposed)
+    label = tmp_path / "label.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(study.geometry.to_grid(mask), image.affine), label)
+    info = {"label_info": [{"name": "lesion", "idx": 1}], "model": "ultrarefiner"}
+    assert client.save_label("UPPER", str(label), params=info) == {"image": "UPPER", "label": "UPPER"}
+    assert (server.studies / "labels" / "final" / "UPPER.nii.gz").read_bytes() == label.read_bytes()
+    np.testing.assert_array_equal(read_mask(client.download_label("UPPER", "final"), study), mask)
+    assert client.info()["datastore"]["completed"] >= 1
+    assert client.next_sample("first", {})["id"] != "UPPER"
+    journal = journal_of(server)
+    correction = eventually(lambda: journal.corrections("UPPER"))[-1]
+    (proposal,) = [p for p in journal.proposals("UPPER") if p.id == correction.proposal_id]
+    np.testing.assert_array_equal(correction.mask, mask)
+    np.testing.assert_array_equal(proposal.mask, read_mask(proposed, study))
+    assert (proposal.client, correction.client, proposal.model) == ("test-client", "test-client", "ultrarefiner")
+    assert proposal.version == client.info()["models"]["ultrarefiner"]["version"] and proposal.cache_keys
+
+    mask[0, 50:60, 50:60] = 1
+    nibabel.save(nibabel.Nifti1Image(study.geometry.to_grid(mask), image.affine), label)
+    before = (server.studies / "labels" / "final" / "UPPER.nii.gz").read_bytes()
+    client.save_label("UPPER", str(label), params=info)
+    kept = list((server.studies / ".ultrarefiner" / "versions" / "final" / "UPPER").iterdir())
+    assert [k.read_bytes() for k in kept] == [before]
+
+
+def test_prompts_are_journalled(client, server):
+    refine(client, "page2", foreground=[[30, 40, 0]], background=[[3, 4, 0]], roi=[10, 60, 20, 70, 0, 0])
+    stored = eventually(lambda: journal_of(server).proposals("page2"))[-1]
+    assert stored.prompts == {
+        "0": {"foreground_xy": [[30, 40]], "background_xy": [[3, 4]], "box_xyxy": [10, 20, 60, 70]}
+    }
+
+
+def test_two_files_of_one_stem_are_two_images(client, server, tmp_path):
+    ids = {id_of(client, "same.png"), id_of(client, "same.jpg")}
+    assert len(ids) == 2
+    image_id = id_of(client, "same.jpg")
+    path, _ = client.infer("ultrarefiner", image_id, {"result_extension": ".nrrd"})
+    client.save_label(image_id, path)
+    objects = client.datastore()["objects"]
+    assert "final" in objects[image_id]["labels"] and not objects[id_of(client, "same.png")]["labels"]
+
+
+def test_a_label_of_another_size_is_kept_and_said(client, server, tmp_path):
+    label = tmp_path / "other.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((7, 5, 1), np.uint8), np.eye(4)), label)
+    reply = client.save_label("photo2", str(label), tag="draft")
+    assert "7 x 5" in reply["warnings"][0]
+    assert (server.studies / "labels" / "draft" / "photo2.nii.gz").read_bytes() == label.read_bytes()
+
+
+# --- sessions, uploads ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_session_takes_every_file_type(client, server, name):
+    study = read_study(server.studies / name)
+    session = client.create_session(str(server.studies / name))["session_id"]
+    assert client.get_session(session)["name"] == session
+    path, reply = client.infer("ultrarefiner", "", {"result_extension": ".nrrd"}, session_id=session)
+    direct, _ = client.infer("ultrarefiner", id_of(client, name), {"result_extension": ".nrrd"})
+    np.testing.assert_array_equal(read_mask(path, study), read_mask(direct, study))
+    client.remove_session(session)
+    answer = requests.post(f"{server.url}/infer/ultrarefiner?session_id={session}", data={"params": "{}"})
+    assert answer.status_code == 404 and session in answer.json()["detail"]
+
+
+def test_an_uploaded_image_joins_the_studies_once(client, server, tmp_path):
+    source = tmp_path / "new one.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50), dtype=np.uint8)).save(source)
+    assert client.upload_image(str(source), "uploaded")["image"] == "uploaded"
+    assert (server.studies / "uploaded.png").read_bytes() == source.read_bytes()
+    answer = requests.put(
+        f"{server.url}/datastore/?image=uploaded", files={"file": ("x.png", source.read_bytes())}, data={"params": "{}"}
+    )
+    assert answer.status_code == 400 and "already" in answer.json()["detail"]
+
+
+def test_an_image_sent_along_is_outlined_and_not_kept(client, server, predictor):
+    study = read_study(server.studies / "grey.png")
+    path, _ = client.infer("ultrarefiner", "", {"result_extension": ".nrrd"}, file=str(server.studies / "grey.png"))
+    np.testing.assert_array_equal(read_mask(path, study)[0], predictor.propose(study.frame()).mask)
+    assert not list((server.studies / ".ultrarefiner" / "tmp").iterdir())
+
+
+def test_a_file_that_is_copied_in_appears(client, server):
+    Image.fromarray(np.full((30, 40), 90, np.uint8)).save(server.studies / "arrived.png")
+    eventually(lambda: "arrived" in client.datastore()["objects"])
+    (server.studies / "arrived.png").unlink()
+    eventually(lambda: "arrived" not in client.datastore()["objects"])
+
+
+def test_batches_run_on_ids(client, server):
+    answer = requests.post(
+        f"{server.url}/batch/infer/transunet?run_sync=true", json={"images": ["frame"], "label_tag": "batch"}
+    )
+    assert answer.status_code == 200, answer.text
+    assert (server.studies / "labels" / "batch" / "frame.nrrd").is_file()
+    assert json.loads(json.dumps(answer.json()))["frame"]["params"]["model"] == "transunet"
