@@ -148,9 +148,9 @@ def test_padding_counts_neither_as_background_nor_as_lesion(config: PromptConfig
         results.append(derive_prompts(filled, replace(config, mask="none"), 24, (64, 80)))
     for name in ("points_xy", "point_labels", "boxes_xyxy"):
         assert torch.allclose(getattr(results[0], name), getattr(results[1], name), atol=1e-4), name
-    x, y = fields_of(results[0]).tolist()
-    assert x <= 79 and y <= 63
-    assert results[0].boxes_xyxy[0, 3] <= 63
+    points, boxes = results[0].points_xy, results[0].boxes_xyxy
+    assert points is not None and boxes is not None
+    assert points[0, 1, 0] <= 79 and points[0, 1, 1] <= 63 and boxes[0, 3] <= 63
 
 
 def test_valid_hw_may_differ_within_a_batch() -> None:
