@@ -163,6 +163,90 @@ class SystemConfig:
     flip_tta: bool = True
 
 
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Optimiser and learning-rate schedule, stepped per iteration."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    pretrained_lr_factor: float = 1.0
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    poly_power: float = 0.9
+    warmup_epochs: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optimiser.lr must be positive, got {self.lr}")
+        _require(self.weight_decay >= 0, "optimiser.weight_decay must not be negative")
+        _require(0 <= self.pretrained_lr_factor <= 1, "optimiser.pretrained_lr_factor must be in [0, 1]")
+        _require(self.warmup_epochs >= 0, "optimiser.warmup_epochs must not be negative")
+        _require(self.clip_norm is None or self.clip_norm > 0, "optimiser.clip_norm must be positive or null")
+        _require(self.accumulate >= 1, "optimiser.accumulate must be at least 1")
+
+
+@dataclass(frozen=True)
+class CoarseLossConfig:
+    """ce_weight CE + (1 - ce_weight) Dice + presence_weight BCE of the presence logit."""
+
+    ce_weight: float = 0.5
+    presence_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.ce_weight <= 1, "loss.ce_weight must be in [0, 1]")
+        _require(self.presence_weight >= 0, "loss.presence_weight must not be negative")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What a run is trained on, beside the fold given on the command line."""
+
+    select_share: float = 0.15
+    # Share of lesion-free images among the training images; null: as many as there are.
+    normal_share: float | None = None
+    phantoms: int = 0
+    augment: bool = True
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.select_share < 1, "data.select_share must be between 0 and 1")
+        _require(self.normal_share is None or 0 <= self.normal_share < 1, "data.normal_share must be in [0, 1)")
+        _require(self.phantoms >= 0, "data.phantoms must not be negative")
+        _require(self.workers >= 0, "data.workers must not be negative")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    phase: Literal["phase1_coarse"] = "phase1_coarse"
+    system: SystemConfig = field(default_factory=SystemConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    loss: CoarseLossConfig = field(default_factory=CoarseLossConfig)
+    epochs: int = 150
+    batch_size: int = 24
+    # none, imagenet (the compact preset's stem), or a path: R50+ViT-B_16.npz, a TransUNet .pth, one of our checkpoints.
+    init: str = "none"
+    # Exponential moving average of the weights, moved by this share each step, validated and kept; null: none.
+    ema: float | None = None
+    early_stop: int | None = None
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs must be at least 1")
+        _require(self.batch_size >= 1, "batch_size must be at least 1")
+        _require(self.ema is None or 0 < self.ema < 1, "ema must be between 0 and 1, or null")
+        _require(self.early_stop is None or self.early_stop >= 1, "early_stop must be at least 1 epoch, or null")
+        _require(
+            self.init != "imagenet" or self.system.coarse.arch == "compact",
+            "init: imagenet is for system.coarse.arch: compact; r50_vit_b16 starts from the path of its .npz",
+        )
+
+
 # --- YAML -> dataclass ------------------------------------------------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ def score(pred_mask: np.ndarray, label_mask: np.ndarray, tolerance_px: float = 2
     if n_pred == 0 and n_label == 0:
         return Scores(1.0, 1.0, 1.0, 1.0, 0.0, 1.0, marked)
     if n_pred == 0 or n_label == 0:
-        return Scores(0.0, 0.0, 0.0, 0.0, float(np.hypot(*pred.shape)), 0.0, marked)
+        return Scores(0.0, 0.0, 0.0, 0.0, float(np.hypot(pred.shape[0], pred.shape[1])), 0.0, marked)
     return Scores(
         dice=2 * overlap / (n_pred + n_label),
         iou=overlap / (n_pred + n_label - overlap),

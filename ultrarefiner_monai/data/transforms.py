@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import (
+    AsDiscreted,
     Compose,
     MapTransform,
     RandAdjustContrastd,
@@ -100,6 +101,8 @@ def augmentation() -> Compose:
         RandGaussianNoised([IMAGE], prob=0.2, std=0.04),
         ThresholdIntensityd([IMAGE], threshold=0.0, above=True, cval=0.0),
         ThresholdIntensityd([IMAGE], threshold=1.0, above=False, cval=1.0),
+        # Interpolated edges: the losses take labels of 0 and 1 and would cut every fraction down to 0.
+        AsDiscreted([LABEL], threshold=0.5),
         ToTensord(both, track_meta=False),
     ]
     return Compose(steps)

@@ -40,7 +40,7 @@ class Phase(Protocol):
 class CoarsePhase:
     """Phase 1: the coarse network alone."""
 
-    figure_names = ("coarse_dice", "normal_marked")
+    figure_names: tuple[str, ...] = ("coarse_dice", "normal_marked")
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config

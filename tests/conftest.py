@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ultrarefiner_monai.data.phantoms import make_phantom
+
+
+@pytest.fixture(scope="session")
+def write_clean_folder() -> Callable[..., Path]:
+    """Writes a clean data folder of phantoms: two of three images hold a lesion, folds 0 to 2, groups of two."""
+
+    def write(out: Path, count: int = 18, seed: int = 0) -> Path:
+        for sub in ("images", "masks"):
+            (out / sub).mkdir(parents=True)
+        rows = []
+        for k in range(count):
+            rng = np.random.default_rng([seed, k])
+            phantom = make_phantom(rng, 48, 64 + k, "none" if k % 3 == 2 else "benign")
+            Image.fromarray(phantom.image).save(out / "images" / f"p{k:02d}.png")
+            Image.fromarray(phantom.mask.astype(bool)).save(out / "masks" / f"p{k:02d}.png")
+            category, fraction = ("normal", 0.0) if k % 3 == 2 else ("benign", float(phantom.mask.mean()))
+            rows.append(
+                {
+                    "id": f"p{k:02d}",
+                    "class": category,
+                    "group": f"g{k // 2}",
+                    "fold": k // 2 % 3,
+                    "lesion_fraction": fraction,
+                }
+            )
+        with (out / "index.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        return out
+
+    return write

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+import pytest
+
+from ultrarefiner_monai.data.datalist import read_index, split_fold
+from ultrarefiner_monai.types import InputError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_clean_folder) -> Path:
+    return write_clean_folder(tmp_path_factory.mktemp("clean") / "d", 30)
+
+
+def test_parts_are_disjoint_whole_groups_and_complete(folder: Path) -> None:
+    items = read_index(folder)
+    split = split_fold(items, 1, 0.3)
+    parts = [split.train, split.select, split.report]
+    assert sorted(i.id for p in parts for i in p) == [i.id for i in items]
+    groups = [{i.group for i in p} for p in parts]
+    assert not (groups[0] & groups[1] or groups[0] & groups[2] or groups[1] & groups[2])
+    assert {i.fold for i in split.report} == {"1"}
+
+
+def test_the_order_of_the_file_does_not_matter(folder: Path, tmp_path: Path) -> None:
+    before = split_fold(read_index(folder), 0)
+    rows = list(csv.DictReader((folder / "index.csv").open()))
+    random.Random(3).shuffle(rows)
+    shuffled = tmp_path / "s"
+    shuffled.mkdir()
+    for sub in ("images", "masks"):
+        (shuffled / sub).symlink_to(folder / sub)
+    with (shuffled / "index.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    after = split_fold(read_index(shuffled), 0)
+    for name in ("train", "select", "report"):
+        assert [i.id for i in getattr(before, name)] == [i.id for i in getattr(after, name)]
+
+
+def test_seed_draws_another_selection_but_the_same_report(folder: Path) -> None:
+    items = read_index(folder)
+    a, b = split_fold(items, 0, 0.3, seed=0), split_fold(items, 0, 0.3, seed=1)
+    assert a.report == b.report and a.select != b.select
+
+
+def rewrite(folder: Path, change) -> None:
+    rows = list(csv.DictReader((folder / "index.csv").open()))
+    rows = change(rows)
+    with (folder / "index.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: [{k: v for k, v in r.items() if k != "group"} for r in rows], "lacks the column.*group"),
+        (lambda rows: [*rows, rows[0]], "ids are not unique"),
+        (lambda rows: [*rows, {**rows[0], "id": "ghost"}], "missing"),
+        (lambda rows: [{**r, "group": "one"} for r in rows], "would leak|no image with a lesion"),
+        (lambda rows: [{**r, "lesion_fraction": 0} for r in rows], "no image with a lesion"),
+    ],
+)
+def test_unusable_indexes_are_refused(tmp_path: Path, write_clean_folder, change, words: str) -> None:
+    folder = write_clean_folder(tmp_path / "d", 12)
+    rewrite(folder, change)
+    with pytest.raises(InputError, match=words):
+        split_fold(read_index(folder), 0)
+
+
+def test_missing_folder_and_fold_are_named(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(InputError, match="no index.csv"):
+        read_index(tmp_path)
+    with pytest.raises(InputError, match="fold 7 does not exist; this data has 0, 1, 2"):
+        split_fold(read_index(folder), 7)

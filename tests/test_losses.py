@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ultrarefiner_monai.losses import CoarseLoss
+
+
+def logits_for(label: torch.Tensor, strength: float) -> torch.Tensor:
+    signed = (2 * label - 1) * strength
+    return torch.cat([-signed, signed], dim=1)
+
+
+@pytest.fixture
+def label() -> torch.Tensor:
+    label = torch.zeros(2, 1, 8, 8)
+    label[0, 0, 2:5, 2:6] = 1  # the second image has no lesion
+    return label
+
+
+def test_right_answers_cost_nothing_and_wrong_ones_much(label: torch.Tensor) -> None:
+    loss = CoarseLoss()
+    assert loss(logits_for(label, 20.0), label) < 1e-3
+    assert loss(logits_for(label, -20.0), label) > 5
+
+
+def test_gradient_is_finite_and_not_zero_with_and_without_lesion(label: torch.Tensor) -> None:
+    coarse_logits = torch.zeros(2, 2, 8, 8, requires_grad=True)
+    CoarseLoss()(coarse_logits, label).backward()
+    assert coarse_logits.grad is not None and torch.isfinite(coarse_logits.grad).all()
+    assert (coarse_logits.grad.abs().flatten(1).sum(1) > 0).all()
+
+
+def test_presence_is_taught_and_can_be_left_out(label: torch.Tensor) -> None:
+    coarse_logits = logits_for(label, 20.0)
+    right, wrong = torch.tensor([9.0, -9.0]), torch.tensor([-9.0, 9.0])
+    assert CoarseLoss()(coarse_logits, label, right) < CoarseLoss()(coarse_logits, label, wrong) - 0.5
+    silent = CoarseLoss(presence_weight=0)
+    assert silent(coarse_logits, label, wrong) == silent(coarse_logits, label)
+
+
+def test_small_and_large_lesions_weigh_the_same() -> None:
+    """Dice is taken per image: missing a 4-pixel lesion costs as much as missing a 400-pixel one."""
+    small, large = torch.zeros(1, 1, 32, 32), torch.zeros(1, 1, 32, 32)
+    small[..., :2, :2] = 1
+    large[..., :20, :20] = 1
+    dice_only = CoarseLoss(ce_weight=0, presence_weight=0, smooth=1e-5)
+    nothing = logits_for(torch.zeros(1, 1, 32, 32), 30.0)
+    assert dice_only(nothing, small).item() == pytest.approx(dice_only(nothing, large).item(), abs=1e-3)
+
+
+def test_impossible_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="ce_weight"):
+        CoarseLoss(ce_weight=1.5)

@@ -1,0 +1,183 @@
+"""The real training command on a tiny network: learns, resumes exactly, keeps the best, stops on nonsense."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ultrarefiner_monai.checkpoints import load_system, read_checkpoint
+from ultrarefiner_monai.config import (
+    CoarseConfig,
+    CoarseLossConfig,
+    DataConfig,
+    OptimiserConfig,
+    SystemConfig,
+    TrainConfig,
+)
+from ultrarefiner_monai.training import engine, phases
+from ultrarefiner_monai.training.optim import build_optimiser, build_schedule
+from ultrarefiner_monai.training.run import train
+from ultrarefiner_monai.training.state import load_state, save_state
+from ultrarefiner_monai.types import InputError
+
+COARSE = CoarseConfig(
+    arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)
+)
+CONFIG = TrainConfig(
+    system=SystemConfig(coarse=COARSE),
+    data=DataConfig(select_share=0.3, phantoms=2),
+    optimiser=OptimiserConfig(name="adamw", lr=1e-3, schedule="cosine", warmup_epochs=1, clip_norm=1.0),
+    loss=CoarseLossConfig(),
+    epochs=3,
+    batch_size=4,
+    ema=0.05,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_clean_folder) -> Path:
+    return write_clean_folder(tmp_path_factory.mktemp("clean") / "d", 24)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, folder: Path) -> Path:
+    out = tmp_path_factory.mktemp("run") / "r"
+    train(CONFIG, folder, 0, out, device="cpu")
+    return out
+
+
+def test_a_run_leaves_what_it_promises(finished: Path, folder: Path) -> None:
+    assert {"last.pt", "best.safetensors", "split.json", "history.csv", "tensorboard"} <= {
+        p.name for p in finished.iterdir()
+    }
+    assert not list(finished.glob("*.part"))
+    rows = list(csv.DictReader((finished / "history.csv").open()))
+    assert [r["epoch"] for r in rows] == ["1", "2", "3"]
+    best = max(rows, key=lambda r: float(r["select"]))
+    meta = read_checkpoint(finished / "best.safetensors").meta
+    assert meta["epoch"] == int(best["epoch"]) and meta["fold"] == "0"
+    assert meta["selection"]["select"] == pytest.approx(float(best["select"]), abs=1e-5)
+    system = load_system(finished / "best.safetensors")
+    assert system.config == CONFIG.system
+    reported = json.loads((finished / "split.json").read_text())["report"]
+    assert reported and not set(reported) & set(json.loads((finished / "split.json").read_text())["train"])
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(
+    finished: Path, folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Interrupted in the middle of epoch 3, then resumed: bit for bit what the uninterrupted run has."""
+    out = tmp_path / "r"
+    losses = phases.CoarsePhase.losses
+    calls = {"n": 0}
+
+    def interrupted(self, network, batch):
+        calls["n"] += 1
+        if calls["n"] > 2 * steps + 1:
+            raise KeyboardInterrupt
+        return losses(self, network, batch)
+
+    steps = load_state(finished / "last.pt")["schedule"]["last_epoch"] // 3
+    with monkeypatch.context() as patch:
+        patch.setattr(phases.CoarsePhase, "losses", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(CONFIG, folder, 0, out, device="cpu")
+    assert load_state(out / "last.pt")["epoch"] == 2
+    train(CONFIG, folder, 0, out, resume=True, device="cpu")
+    a, b = load_state(finished / "last.pt"), load_state(out / "last.pt")
+    for part in ("network", "average"):
+        assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+    assert a["best"] == b["best"]
+    assert [r["epoch"] for r in csv.DictReader((out / "history.csv").open())] == ["1", "2", "3"]
+
+
+def test_it_learns_one_batch(folder: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, epochs=12, ema=None, data=DataConfig(select_share=0.3, augment=False), batch_size=8)
+    train(
+        replace(config, optimiser=OptimiserConfig(name="adamw", lr=3e-3, schedule="constant")),
+        folder,
+        0,
+        tmp_path / "r",
+    )
+    rows = list(csv.DictReader((tmp_path / "r" / "history.csv").open()))
+    assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
+
+
+def test_an_existing_run_is_not_overwritten_and_nothing_cannot_be_resumed(
+    finished: Path, folder: Path, tmp_path
+) -> None:
+    with pytest.raises(InputError, match="--resume"):
+        train(CONFIG, folder, 0, finished)
+    with pytest.raises(InputError, match="nothing to resume"):
+        train(CONFIG, folder, 0, tmp_path / "new", resume=True)
+    with pytest.raises(InputError, match="other options: .*seed"):
+        train(replace(CONFIG, seed=1), folder, 0, finished, resume=True)
+
+
+def test_nan_loss_stops_with_the_images_and_keeps_the_state(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    losses = phases.CoarsePhase.losses
+    monkeypatch.setattr(phases.CoarsePhase, "losses", lambda s, n, b: {"loss": losses(s, n, b)["loss"] * float("nan")})
+    with pytest.raises(engine.TrainingError, match=r"nan in epoch 1 on .*p\d\d"):
+        train(CONFIG, folder, 0, tmp_path / "r")
+
+
+def test_a_failing_write_keeps_the_last_good_state(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "last.pt"
+    save_state(path, {"network": {}, "optimiser": {}, "schedule": {}, "epoch": 1, "best": {}, "config": {}})
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        save_state(path, {"epoch": 2})
+    assert load_state(path)["epoch"] == 1 and [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_broken_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"junk")
+    with pytest.raises(InputError, match="not a readable training state"):
+        load_state(tmp_path / "last.pt")
+
+
+def test_accumulated_steps_equal_one_large_batch(folder: Path, tmp_path: Path) -> None:
+    """Two batches of 2 accumulated move the schedule as often as one batch of 4."""
+    one = replace(CONFIG, epochs=1, data=DataConfig(select_share=0.3))
+    two = replace(one, batch_size=2, optimiser=replace(CONFIG.optimiser, accumulate=2))
+    for name, config in (("one", one), ("two", two)):
+        train(config, folder, 0, tmp_path / name)
+    steps = [load_state(tmp_path / n / "last.pt")["schedule"]["last_epoch"] for n in ("one", "two")]
+    assert abs(steps[0] - steps[1]) <= 1
+
+
+@pytest.mark.parametrize("schedule", ["poly", "cosine", "constant"])
+def test_schedules_warm_up_and_end_where_they_should(schedule: str) -> None:
+    config = OptimiserConfig(lr=1.0, schedule=schedule, warmup_epochs=1)  # type: ignore[arg-type]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimiser = build_optimiser(config, [{"params": [parameter], "lr": 1.0}])
+    scheduler = build_schedule(config, optimiser, epochs=5, steps_per_epoch=10)
+    rates = []
+    for _ in range(50):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        scheduler.step()
+    assert rates[:10] == sorted(rates[:10]) and rates[0] < 0.2
+    after = rates[11:]
+    assert after == ([1.0] * len(after) if schedule == "constant" else sorted(after, reverse=True))
+    assert schedule == "constant" or rates[-1] < 0.05
+
+
+def test_selection_counts_missed_lesions_and_marked_normals() -> None:
+    label = torch.zeros(4, 1, 10, 10, dtype=torch.bool)
+    label[:2, :, 2:6, 2:6] = True
+    mask = torch.zeros_like(label)
+    mask[0] = label[0]  # found; 1 is missed
+    mask[2, :, :5] = True  # a false alarm; 3 stays clean
+    figures = phases.selection_figures(mask, label, "coarse")
+    assert figures["select"].tolist() == [1, 0, 0, 1]
+    assert figures["coarse_dice"].tolist() == [1, 0] and figures["normal_marked"].tolist() == [1, 0]
