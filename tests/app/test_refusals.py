@@ -217,7 +217,7 @@ def test_an_upload_beyond_the_limit_is_refused_and_not_kept(server, tmp_path):
     answer = requests.put(f"{server.url}/datastore/image?image=big", data=pieces(), headers=headers)
     assert answer.status_code == 413
     assert not (server.studies / "big.png").exists()
-    assert not list((server.studies / ".ultrarefiner" / "tmp").iterdir())
+    assert not list((server.studies / ".ultrarefiner" / "tmp").glob("*"))
 
 
 def test_an_image_beyond_the_pixel_limit(server):

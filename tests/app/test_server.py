@@ -367,7 +367,7 @@ def test_an_image_sent_along_is_outlined_and_not_kept(client, server, predictor)
     study = read_study(server.studies / "grey.png")
     path, _ = client.infer("ultrarefiner", "", {"result_extension": ".nrrd"}, file=str(server.studies / "grey.png"))
     np.testing.assert_array_equal(read_mask(path, study)[0], predictor.propose(study.frame()).mask)
-    assert not list((server.studies / ".ultrarefiner" / "tmp").iterdir())
+    assert not list((server.studies / ".ultrarefiner" / "tmp").glob("*"))
 
 
 def test_a_file_that_is_copied_in_appears(client, server):

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import anyio
 from fastapi import Body, Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import batch_infer as stock_batch_infer
@@ -43,15 +44,15 @@ from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 FINAL = DefaultLabelTag.FINAL.value
 MEDIA_TYPES = {".png": "image/png", ".nii.gz": "application/gzip"}
 
+OneFile = Annotated[UploadFile, File()]
+MaybeFile = Annotated[UploadFile | None, File()]
+JsonBody = Annotated[dict | None, Body()]
+
 user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 admin_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
-no_file = File(None)
-one_file = File(...)
-json_body = Body(None)
 annotator_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 
 
@@ -63,19 +64,27 @@ async def infer(
     image: str = "",
     session_id: str = "",
     params: str = Form("{}"),
-    file: UploadFile = no_file,
-    label: UploadFile = no_file,
+    file: MaybeFile = None,
+    label: MaybeFile = None,
     output: ResultType | None = None,
+    frame: str = "",
     user: User = user_role,
 ) -> Response:
-    """As MONAI Label's own route; the computation runs in one of a few threads."""
+    """As MONAI Label's own route; the computation runs in one of a few threads. ``frame`` may also stand in params."""
     app = app_instance()
-    work = partial(_infer, app, model, image, session_id, params, file, output)
+    work = partial(_infer, app, model, image, session_id, params, file, output, frame)
     return await anyio.to_thread.run_sync(work, limiter=app.limiter)
 
 
 def _infer(
-    app: Any, model: str, image: str, session_id: str, params: str, file: UploadFile | None, output: ResultType | None
+    app: Any,
+    model: str,
+    image: str,
+    session_id: str,
+    params: str,
+    file: UploadFile | None,
+    output: ResultType | None,
+    frame: str,
 ) -> Response:
     _known(model, app._infers, "model")
     if output == ResultType.dicom_seg:
@@ -83,6 +92,8 @@ def _infer(
     request = _params(params)
     if "image" in request and request["image"] != image:
         raise InputError("params must not name another image: the image is what the address says")
+    if frame:
+        request["frame"] = frame
     with _image_file(app, image, session_id, file) as (path, image_id):
         outline = app.outline(model, path, image_id, request)
     return _response(outline, image_id, output)
@@ -124,19 +135,18 @@ def _response(outline: Outline, image_id: str, output: ResultType | None) -> Res
 
 
 async def add_image(
+    file: OneFile,
     image: str | None = None,
     params: str = Form("{}"),
-    file: UploadFile = one_file,
     user: User = annotator_role,
 ) -> dict[str, Any]:
     """Store a new image in the studies."""
 
     def work() -> dict[str, Any]:
-        app, info = app_instance(), _params(params)
+        app, info = app_instance(), _params(params) | _author(user)
         with _stored(app, file, app.config.extensions) as path:
             parts = split_name(_basename(file), app.config.extensions)
             assert parts is not None  # _stored checked it
-            info.update({"user": user.username} if user.username else {})
             return {"image": app.datastore().add_image(image or parts[0], str(path), info)}
 
     return await anyio.to_thread.run_sync(work)
@@ -144,9 +154,9 @@ async def add_image(
 
 async def save_label(
     image: str,
+    label: OneFile,
     params: str = Form("{}"),
     tag: str = FINAL,
-    label: UploadFile = one_file,
     user: User = annotator_role,
 ) -> dict[str, Any]:
     """Save a label; a final one is journalled with the proposal that it was made from."""
@@ -156,9 +166,7 @@ async def save_label(
 
 
 def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, user: User) -> dict[str, Any]:
-    info, source = _params(params), app.datastore().image_path(image)
-    if user.username:
-        info["user"] = user.username
+    info, source = _params(params) | _author(user), app.datastore().image_path(image)
     warnings = []
     with _stored(app, label, LABEL_EXTENSIONS, default=".nii.gz") as path:
         try:
@@ -174,17 +182,17 @@ def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, 
 
 
 async def put_image_info(image: str, info: str = Form("{}"), user: User = annotator_role) -> None:
-    values = _params(info, "info") | ({"user": user.username} if user.username else {})
+    values = _params(info, "info") | _author(user)
     await anyio.to_thread.run_sync(app_instance().datastore().update_image_info, image, values)
 
 
 async def put_label_info(label: str, tag: str, info: str = Form("{}"), user: User = annotator_role) -> None:
-    values = _params(info, "info") | ({"user": user.username} if user.username else {})
+    values = _params(info, "info") | _author(user)
     await anyio.to_thread.run_sync(app_instance().datastore().update_label_info, label, tag, values)
 
 
 async def create_session(
-    uncompress: bool = False, expiry: int = 0, files: list[UploadFile] = one_file, user: User = user_role
+    files: Annotated[list[UploadFile], File()], uncompress: bool = False, expiry: int = 0, user: User = user_role
 ) -> dict[str, Any]:
     """Keep an uploaded image for a while, outside the studies."""
 
@@ -202,7 +210,7 @@ async def create_session(
     return await anyio.to_thread.run_sync(work)
 
 
-async def next_sample(strategy: str, params: dict | None = json_body, user: User = user_role) -> dict[str, Any]:
+async def next_sample(strategy: str, params: JsonBody = None, user: User = user_role) -> dict[str, Any]:
     """The next image to label; remembered, so that it does not come back at once when it is skipped."""
 
     def work() -> dict[str, Any]:
@@ -229,13 +237,14 @@ async def front(request: Request, user: User = user_role) -> HTMLResponse:
 async def batch_infer(
     model: str,
     images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
-    params: dict | None = json_body,
+    params: JsonBody = None,
     run_sync: bool = False,
     user: User = admin_role,
 ) -> Any:
     """As MONAI Label's own, once it is sure that the model exists and nothing is written under another name."""
     _known(model, app_instance()._infers, "model")
-    params = params or {}
+    # MONAI Label shares batches out to several GPUs, and divides by zero where there is none.
+    params = {**(params or {}), "multi_gpu": False, "max_workers": 1}
     check_name(params.get("label_tag") or FINAL, "label_tag")
     chosen = params.get("images", [])
     if chosen not in [t.value for t in BatchInferImageType] and not (
@@ -273,6 +282,11 @@ def _params(text: str, what: str = "params") -> dict[str, Any]:
     return value
 
 
+def _author(user: User) -> dict[str, str]:
+    """Who it is, where there is a login; without one MONAI Label calls everybody admin."""
+    return {"user": user.username} if settings.MONAI_LABEL_AUTH_ENABLE and user.username else {}
+
+
 def _basename(upload: UploadFile) -> str:
     """Clients send whole paths, of any system: only the last part counts."""
     return (upload.filename or "").replace("\\", "/").rsplit("/", 1)[-1]
@@ -301,6 +315,13 @@ def _answer(status: int) -> Callable[[Request, Exception], Any]:
         return JSONResponse({"detail": str(getattr(error, "msg", None) or error)}, status)
 
     return handler
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's own refusals in a sentence, without echoing what came."""
+    found = error.errors() if isinstance(error, RequestValidationError) else []
+    text = "; ".join(f"{'.'.join(map(str, e.get('loc', ())))}: {e.get('msg', '')}" for e in found)
+    return JSONResponse({"detail": text or "the request is not valid"}, 422)
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
@@ -337,6 +358,8 @@ def install(server: FastAPI, app: Any) -> None:
             routes.append(
                 (method, "/proxy/dicom/{path:path}", refuse(404, "the studies are a folder, not a DICOMweb store"))
             )
+    if not shutil.which("nvidia-smi"):
+        routes.append(("GET", "/logs/gpu", refuse(404, "there is no nvidia-smi on this machine")))
     before = len(server.router.routes)
     for method, path, endpoint in routes:
         prefix = "" if path in ("/", "/reload") else settings.MONAI_LABEL_API_STR
@@ -349,6 +372,7 @@ def install(server: FastAPI, app: Any) -> None:
     handlers[json.JSONDecodeError] = _answer(400)
     handlers[ImageNotFoundException] = handlers[LabelNotFoundException] = _answer(404)
     handlers[MONAILabelException] = _answer(404)
+    handlers[RequestValidationError] = _invalid
     handlers[Exception] = _failed
 
     origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
