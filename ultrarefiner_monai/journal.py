@@ -135,7 +135,7 @@ class Journal:
         cache_keys: list[str] | None = None,
     ) -> int:
         """Keep one reply; mask: (T, H, W), non-zero inside. Returns its id."""
-        values = (_now(), image_id, image_hash, model, version, client, _json(prompts), _json(reply))
+        values: tuple[Any, ...] = (_now(), image_id, image_hash, model, version, client, _json(prompts), _json(reply))
         values += (json.dumps(cache_keys or []), json.dumps(mask.shape), pack_mask(mask))
         with self._transaction() as connection:
             return _new_id(connection.execute(f"INSERT INTO proposals VALUES (NULL{', ?' * 11})", values))
@@ -157,7 +157,15 @@ class Journal:
                 " ORDER BY client = ? DESC, id DESC LIMIT 1",
                 (image_id, image_hash, client),
             ).fetchone()
-            values = (_now(), image_id, image_hash, found[0] if found else None, author, client, _json(info))
+            values: tuple[Any, ...] = (
+                _now(),
+                image_id,
+                image_hash,
+                found[0] if found else None,
+                author,
+                client,
+                _json(info),
+            )
             values += (json.dumps(mask.shape), pack_mask(mask))
             return _new_id(connection.execute(f"INSERT INTO corrections VALUES (NULL{', ?' * 9})", values))
 
@@ -165,7 +173,7 @@ class Journal:
         """All proposals, or those for one image, oldest first."""
         where, values = _of_image(image_id)
         return [
-            StoredProposal(*r[:7], json.loads(r[7]), json.loads(r[8]), json.loads(r[9]), _mask(r[10], r[11]))
+            StoredProposal(*(*r[:7], json.loads(r[7]), json.loads(r[8]), json.loads(r[9]), _mask(r[10], r[11])))
             for r in self._rows(f"SELECT * FROM proposals {where} ORDER BY id", values)
         ]
 
@@ -173,7 +181,7 @@ class Journal:
         """All corrections, or those of one image, oldest first."""
         where, values = _of_image(image_id)
         return [
-            StoredCorrection(*r[:7], json.loads(r[7]), _mask(r[8], r[9]))
+            StoredCorrection(*(*r[:7], json.loads(r[7]), _mask(r[8], r[9])))
             for r in self._rows(f"SELECT * FROM corrections {where} ORDER BY id", values)
         ]
 
