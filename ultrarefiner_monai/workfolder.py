@@ -41,7 +41,7 @@ class WorkFolder:
         else:
             root = Path(studies).absolute() / NAME
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
                 f"cannot make the work folder {root} ({error}); set work_dir to a folder to write"

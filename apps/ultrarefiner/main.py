@@ -46,7 +46,6 @@ class UltraRefinerApp(MONAILabelApp):
         for name in ("ultrarefiner_monai", "lib"):
             logging.getLogger(name).setLevel(self.config.log_level)
         self.work = WorkFolder.of(studies, self.config.work_dir)
-        shutil.rmtree(self.work.tmp, ignore_errors=True)
         self.journal = JournalQueue(self.work.journal)
         self.engine = Engine(
             make_predictor(Path(app_dir), self.config, self.work), self.config, self.work, self.journal
@@ -147,6 +146,7 @@ class UltraRefinerApp(MONAILabelApp):
 
         from lib.endpoints import install
 
+        shutil.rmtree(self.work.tmp, ignore_errors=True)  # what a killed server left
         install(server, self)
         super().on_init_complete()
         if not settings.MONAI_LABEL_AUTH_ENABLE and not is_loopback(host_of(sys.argv)):

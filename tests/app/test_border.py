@@ -49,7 +49,7 @@ def test_roi_is_cut_to_the_image_and_reaches_its_frames():
     assert found == dict.fromkeys([1, 2, 3], Clicks(box_xyxy=(0, 10, 129, 20)))
 
 
-@pytest.mark.parametrize("value", [None, "", "all", -1])
+@pytest.mark.parametrize("value", [None, "", "all", -1, "-1"])
 def test_all_frames(value):
     assert frame_of({"frame": value}, 3) is None
 
@@ -138,7 +138,7 @@ def test_saving_keeps_what_was_there(folder, tmp_path):
     for value in (1, 2, 3):
         store.save_label("a", str(label_at(tmp_path / "l.nii.gz", value)), "final", {"user": str(value)})
     kept = sorted((folder / ".ultrarefiner" / "versions" / "final" / "a").iterdir())
-    assert [int(nibabel.load(k).dataobj[0, 0, 0]) for k in kept] == [1, 2]
+    assert [int(nibabel.Nifti1Image.load(k).dataobj[0, 0, 0]) for k in kept] == [1, 2]
     assert store.get_label_info("a", "final")["user"] == "3"
     Image.fromarray(np.ones((96, 130), np.uint8)).save(tmp_path / "l.png")
     store.save_label("a", str(tmp_path / "l.png"), "final", {})

@@ -111,8 +111,8 @@ def test_every_file_type_comes_back_on_its_own_grid(client, server, predictor, n
             values, header = nrrd.read(path)
             assert tuple(header["sizes"]) == study.geometry.shape and values.dtype == np.uint8
         elif extension == ".nii.gz":
-            values = np.asarray(nibabel.load(path).dataobj)
-            np.testing.assert_allclose(nibabel.load(path).affine, study.geometry.affine, atol=1e-4)
+            values = np.asarray(nibabel.Nifti1Image.load(path).dataobj)
+            np.testing.assert_allclose(nibabel.Nifti1Image.load(path).affine, study.geometry.affine, atol=1e-4)
         else:
             values = np.asarray(Image.open(path))
             assert values.shape == (study.height, study.width)
@@ -128,7 +128,7 @@ def test_every_file_type_comes_back_on_its_own_grid(client, server, predictor, n
 def test_nifti_keeps_its_affine(client, server):
     for name in ("flat.nii.gz", "volume.nii"):
         path, _ = client.infer("ultrarefiner", id_of(client, name), {"result_extension": ".nii.gz"})
-        image, mask = nibabel.load(server.studies / name), nibabel.load(path)
+        image, mask = nibabel.Nifti1Image.load(server.studies / name), nibabel.Nifti1Image.load(path)
         assert mask.shape == image.shape
         np.testing.assert_allclose(mask.affine, image.affine, atol=1e-5)
 
@@ -285,7 +285,7 @@ def test_a_saved_label_comes_back_and_is_journalled_with_its_proposal(client, se
     proposed, _ = client.infer("ultrarefiner", "UPPER", {"result_extension": ".nii.gz"})
     mask = read_mask(proposed, study)
     mask[0, 10:30, 10:40] = 1
-    image = nibabel.load(proposed)
+    image = nibabel.Nifti1Image.load(proposed)
     label = tmp_path / "label.nii.gz"
     nibabel.save(nibabel.Nifti1Image(study.geometry.to_grid(mask), image.affine), label)
     info = {"label_info": [{"name": "lesion", "idx": 1}], "model": "ultrarefiner"}

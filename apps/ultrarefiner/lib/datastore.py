@@ -14,7 +14,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,13 @@ class StudiesFolder(LocalDatastore):
             new = DataModel(info={"ts": int(entry.stat().st_mtime), "name": entry.name}, ext=extension)
             objects[image_id].labels[tag] = old if old and old.ext == extension else new
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change at a time, on top of what another process (a batch) wrote into the index meanwhile."""
+        with self._mutex:
+            self._init_from_datastore_file()
+            yield
+
     def _replace(self, objects: dict[str, ImageLabelModel]) -> None:
         """A new model object: whoever iterates over the old one goes on undisturbed."""
         self._datastore = self._datastore.model_copy(update={"objects": objects})
@@ -220,7 +228,7 @@ class StudiesFolder(LocalDatastore):
         self._readable(Path(image_filename))
         name = image_id + parts[1]
         destination = Path(self._datastore.image_path(), name)
-        with self._mutex:
+        with self._changing():
             if image_id in self._datastore.objects or destination.exists():
                 raise InputError(f"there is an image {image_id!r} already; choose another id or remove that one first")
             with _beside(destination) as temporary:
@@ -236,7 +244,7 @@ class StudiesFolder(LocalDatastore):
             self.refresh()
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
-        with self._mutex:
+        with self._changing():
             self.image_path(image_id)
             entry = self._datastore.objects[image_id].model_copy(deep=True)
             entry.image.info.update(info)
@@ -257,7 +265,7 @@ class StudiesFolder(LocalDatastore):
             raise InputError(f"a label must end in one of {', '.join(LABEL_EXTENSIONS)} (lossless), got {name}")
         extension = parts[1].lower()
         destination = self.label_file(image_id, label_tag, extension)
-        with self._mutex:
+        with self._changing():
             destination.parent.mkdir(parents=True, exist_ok=True)
             entry = self._datastore.objects[image_id].model_copy(deep=True)
             before = entry.labels.get(label_tag)
@@ -299,7 +307,7 @@ class StudiesFolder(LocalDatastore):
         return super().get_label_uri(label_id, check_name(label_tag, "tag"))
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        with self._mutex:
+        with self._changing():
             self.image_path(label_id)
             entry = self._datastore.objects[label_id].model_copy(deep=True)
             if label_tag not in entry.labels:

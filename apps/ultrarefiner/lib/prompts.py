@@ -12,16 +12,17 @@ from typing import Any
 from ultrarefiner_monai.types import Clicks, InputError
 
 ALL_FRAMES = -1
+MOST_POINTS = 1000
 Axes = tuple[int, int, int]
 
 
 def frame_of(request: dict[str, Any], n_frames: int) -> int | None:
     """The one frame that is asked for, None for all of them (missing, null, "", "all", -1)."""
     value = request.get("frame")
+    if isinstance(value, str) and value.strip().removeprefix("-").isdigit():
+        value = int(value)
     if value is None or value in ("", "all") or (value == ALL_FRAMES and not isinstance(value, bool)):
         return None
-    if isinstance(value, str) and value.strip().isdigit():
-        value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
         raise InputError(f"frame must be a whole number, got {value!r:.80}")
     return _frame_index(value, n_frames, "frame")
@@ -53,6 +54,8 @@ def _list(value: Any, name: str) -> list:
         return []
     if not isinstance(value, list):
         raise InputError(f"{name} must be a list, got {type(value).__name__} {value!r:.80}")
+    if len(value) > MOST_POINTS:
+        raise InputError(f"{name} has {len(value)} entries; at most {MOST_POINTS} are taken")
     return value
 
 
