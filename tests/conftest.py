@@ -13,7 +13,7 @@ from ultrarefiner_monai.data.phantoms import make_phantom
 
 @pytest.fixture(scope="session")
 def write_clean_folder() -> Callable[..., Path]:
-    """Writes a clean data folder of phantoms: two of three images hold a lesion, folds 0 to 2, groups of two."""
+    """Writes a clean data folder of phantoms: three of four images hold a lesion, folds 0 to 2, groups of two."""
 
     def write(out: Path, count: int = 18, seed: int = 0) -> Path:
         for sub in ("images", "masks"):
@@ -21,10 +21,10 @@ def write_clean_folder() -> Callable[..., Path]:
         rows = []
         for k in range(count):
             rng = np.random.default_rng([seed, k])
-            phantom = make_phantom(rng, 48, 64 + k, "none" if k % 3 == 2 else "benign")
+            phantom = make_phantom(rng, 48, 64 + k, "none" if k % 4 == 3 else "benign")
             Image.fromarray(phantom.image).save(out / "images" / f"p{k:02d}.png")
             Image.fromarray(phantom.mask.astype(bool)).save(out / "masks" / f"p{k:02d}.png")
-            category, fraction = ("normal", 0.0) if k % 3 == 2 else ("benign", float(phantom.mask.mean()))
+            category, fraction = ("normal", 0.0) if k % 4 == 3 else ("benign", float(phantom.mask.mean()))
             rows.append(
                 {
                     "id": f"p{k:02d}",

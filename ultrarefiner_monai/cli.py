@@ -12,7 +12,12 @@ import yaml
 from ultrarefiner_monai import __version__
 from ultrarefiner_monai.types import NOTICE
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=f"Breast-ultrasound lesion outlines. {NOTICE}")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=f"Breast-ultrasound lesion outlines. {NOTICE}",
+)
 weights_app = typer.Typer(no_args_is_help=True, help="Weights of others: SAM, MedSAM, UltraSam, R50+ViT-B_16.")
 app.add_typer(weights_app, name="weights")
 
@@ -183,18 +188,21 @@ def _summary_table(summary: dict[str, Any]) -> Any:
 @weights_app.command("list")
 def weights_list() -> None:
     """What can be fetched, what is here, under which licence."""
+    from urllib.parse import urlsplit
+
     from rich.console import Console
     from rich.table import Table
 
     from ultrarefiner_monai.weights import list_weights, weights_folder
 
+    hosts = sorted({urlsplit(row.url).netloc for row in list_weights() if row.url})
     table = Table("name", "here", "MB", "sha256", "licence", "about")
     for row in list_weights():
         size = "?" if row.size is None else f"{row.size / 1e6:.0f}"
         digest = "not published" if row.sha256 is None else row.sha256[:12] + ("" if row.published else " (pinned)")
         table.add_row(row.name, "yes" if row.path else "no", size, digest, row.licence, row.about)
     Console().print(table)
-    typer.echo(f"folder: {weights_folder()}")
+    typer.echo(f"folder: {weights_folder()}; the names' addresses: {', '.join(hosts)}")
 
 
 @weights_app.command("fetch")
@@ -203,8 +211,10 @@ def weights_fetch(name: str) -> None:
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-    from ultrarefiner_monai.weights import fetch
+    from ultrarefiner_monai.weights import KNOWN, fetch
 
+    if name not in KNOWN:
+        fetch(name)  # says which names there are
     with Progress(
         *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True)
     ) as bar:

@@ -18,7 +18,6 @@ from ignite.handlers.tqdm_logger import ProgressBar
 from ignite.metrics import Average
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import TensorBoardStatsHandler, ValidationHandler
-from monai.utils import set_determinism
 from torch.utils.data import DataLoader
 
 from ultrarefiner_monai.config import TrainConfig, to_dict
@@ -45,9 +44,14 @@ class Best:
     epoch: int = 0
 
 
-def _mean_of(name: str) -> Average:
-    """The mean over images of a figure that a step returns as (n,); as (n, 1), ignite averages over the first axis."""
-    return Average(lambda output: output[name].unsqueeze(1))
+class ImageMean(Average):
+    """The mean over images of a figure that a step returns as (n,); n may be 0 for some batches."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(lambda output: output[name].unsqueeze(1))  # (n, 1): ignite averages over the first axis
+
+    def compute(self) -> float:
+        return float(super().compute()) if self.num_examples else float("nan")
 
 
 class Run:
@@ -65,7 +69,6 @@ class Run:
     ) -> None:
         if len(training) == 0:
             raise InputError("there is nothing to train on: the training part of this fold is empty")
-        set_determinism(config.seed)
         self.phase, self.config, self.training, self.out = phase, config, training, out
         self.device, self.meta, self.best = torch.device(device), meta or {}, Best()
         self.network = phase.network.to(self.device)
@@ -91,7 +94,7 @@ class Run:
             val_data_loader=selection,
             network=self.evaluated,
             iteration_update=self._figures,
-            key_val_metric={"select": _mean_of("select")},
+            key_val_metric={"select": ImageMean("select")},
             decollate=False,
         )
         self._attach()
@@ -111,6 +114,8 @@ class Run:
         return {k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
 
     def _step(self, engine: Engine, batch: Batch) -> dict[str, float]:
+        # Dropout depends on (seed, iteration) alone, so that a resumed run goes on as if it had never stopped.
+        torch.manual_seed(self.config.seed * 1_000_003 + engine.state.iteration)
         self.network.train()
         every = self.config.optimiser.accumulate
         with self._autocast():
@@ -146,7 +151,7 @@ class Run:
             self.ema.attach(trainer, event=Events.ITERATION_COMPLETED(every=self.config.optimiser.accumulate))
         Average(lambda output: output["loss"]).attach(trainer, "loss")
         for name in self.phase.figure_names:
-            _mean_of(name).attach(evaluator, name)
+            ImageMean(name).attach(evaluator, name)
         ProgressBar(desc="epoch", persist=False).attach(trainer, output_transform=lambda o: {"loss": o["loss"]})
         ValidationHandler(1, evaluator).attach(trainer)
         logs = str(self.out / "tensorboard")
@@ -190,7 +195,6 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "epoch": epoch,
             "best": {"score": self.best.score, "epoch": self.best.epoch},
-            "random": torch.get_rng_state(),
             "config": to_dict(self.config),
         }
 
@@ -210,7 +214,6 @@ class Run:
             group["lr"] = group["initial_lr"] * rate(self.schedule.last_epoch)
         self.scaler.load_state_dict(state["scaler"])
         self.best = Best(**state["best"])
-        torch.set_rng_state(state["random"])
         self.trainer.state.epoch = state["epoch"]
         self.trainer.state.iteration = state["epoch"] * len(self.training)
         self.table.resume(state["epoch"])

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import torch
+from monai.utils import set_determinism
 from rich.console import Console
 
 from ultrarefiner_monai import __version__
@@ -48,6 +49,7 @@ def train(
     split = split_fold(read_index(data_dir), fold, config.data.select_share, config.seed)
     (out / "split.json").write_text(json.dumps({k: [i.id for i in v] for k, v in vars(split).items()}, indent=1))
     Console().print(header(config, _facts(split, data_dir, fold, out, device)))
+    set_determinism(config.seed)  # before the networks are made: their first weights are drawn too
     run = _build(config, split, out, device, fold, data_dir)
     if resume:
         run.resume()
