@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from ultrarefiner_monai.checkpoints import load_strictly, load_system, read_checkpoint, sam_arch, save_system
-from ultrarefiner_monai.config import CoarseConfig, SamConfig, SystemConfig
+from ultrarefiner_monai.config import CoarseConfig, GateConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.models.build import build_coarse
+from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam import build_sam
 from ultrarefiner_monai.types import InputError
 
@@ -65,6 +66,20 @@ def test_a_system_with_a_refiner_round_trips(tmp_path: Path, coarse: torch.nn.Mo
         save_system(path, config, coarse)
 
 
+def test_a_learned_gate_travels_along(tmp_path: Path, coarse: torch.nn.Module) -> None:
+    config = SystemConfig(coarse=COARSE, sam=SAM, gate=GateConfig(mode="learned"))
+    refiner = Refiner(build_sam(SAM), config)
+    with torch.no_grad():
+        for parameter in refiner.gate.parameters():
+            parameter.uniform_(-1, 1)
+    path = save_system(tmp_path / "g.safetensors", config, coarse, refiner.sam, half=False, gate=refiner.gate)
+    a, b = torch.rand(2, 1, 1, 64, 64)
+    loaded = load_system(path).refiner
+    assert loaded is not None and torch.equal(loaded.final_prob(a, b), refiner.final_prob(a, b))
+    with pytest.raises(ValueError, match="gate"):
+        save_system(path, config, coarse, refiner.sam)
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, config: SystemConfig, coarse: torch.nn.Module) -> None:
     with pytest.raises(InputError, match="no checkpoint"):
         load_system(tmp_path / "missing.safetensors")
@@ -84,7 +99,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, config: SystemConfig, 
 
 def test_strict_loading_names_the_keys() -> None:
     module = torch.nn.Linear(2, 3)
-    with pytest.raises(InputError, match=r"missing: bias.*unexpected: biass"):
+    with pytest.raises(InputError, match=r"1 missing: bias; 1 unexpected: biass"):
         load_strictly(module, {"weight": torch.zeros(3, 2), "biass": torch.zeros(3)}, "file")
     with pytest.raises(InputError, match=r"weight \(2, 3\) instead of \(3, 2\)"):
         load_strictly(module, {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)}, "file")

@@ -11,7 +11,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,7 +20,11 @@ from torch import nn
 
 from ultrarefiner_monai.config import ConfigError, SamConfig, SystemConfig, from_dict, to_dict
 from ultrarefiner_monai.models.build import build_coarse
+from ultrarefiner_monai.models.strict import misfits
 from ultrarefiner_monai.types import InputError
+
+if TYPE_CHECKING:
+    from ultrarefiner_monai.models.refiner import Refiner
 
 FORMAT = "ultrarefiner-1"
 
@@ -47,16 +51,22 @@ def save_system(
     sam: nn.Module | None = None,
     meta: dict[str, Any] | None = None,
     half: bool = True,
+    gate: nn.Module | None = None,
 ) -> Path:
     """Write a checkpoint beside its place and rename it there, so that ``path`` always holds a whole file.
 
     half: floating-point weights are stored as float16 (networks always compute in what they are loaded as, float32).
+    gate: the refiner's, where ``config.gate`` is a learned one.
     """
     if (sam is None) != (config.sam is None):
         raise ValueError("a checkpoint with config.sam needs the SAM, and one without must not have it")
     tensors = {f"coarse.{k}": v for k, v in coarse.state_dict().items()}
     if sam is not None:
         tensors |= {f"sam.{k}": v for k, v in sam.state_dict().items()}
+    if gate is not None:
+        tensors |= {f"gate.{k}": v for k, v in gate.state_dict().items()}
+    if (gate is not None and bool(gate.state_dict())) != (sam is not None and config.gate.mode in ("learned", "product")):
+        raise ValueError("a checkpoint needs the gate's weights if, and only if, config.gate.mode is learned or product")
     tensors = {k: _storable(v, half) for k, v in tensors.items()}
     metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "meta": json.dumps(meta or {})}
     path = Path(path)
@@ -130,20 +140,9 @@ def _version(path: Path) -> str:
 
 def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
     """Load ``state``, naming what is missing, unexpected or of another shape. Floating point becomes the module's type."""
-    own = module.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in sorted(own.keys() & state.keys())
-        if own[k].shape != state[k].shape
-    ]
-    if missing or unexpected or shapes:
-        parts = [
-            f"{name}: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''} ({len(keys)})"
-            for name, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
-            if keys
-        ]
-        raise InputError(f"{what} does not fit this network; " + "; ".join(parts))
+    faults = misfits(module.state_dict(), state)
+    if faults:
+        raise InputError(f"{what} does not fit this network; " + "; ".join(faults))
     module.load_state_dict(state, strict=True)
 
 
@@ -168,25 +167,26 @@ def load_system(
         version = f"{version}+{_version(Path(refiner_weights))[:8]}"
         refiner = _refiner(sam, config)
     elif config.sam is not None:
-        from ultrarefiner_monai.models.sam import build_sam
+        from ultrarefiner_monai.models.sam import build_sam, load_into_sam
 
         sam = build_sam(config.sam)
-        load_strictly(sam, checkpoint.part("sam"), f"{path} (sam)")
+        load_into_sam(sam, checkpoint.part("sam"), f"{path} (sam)")
         refiner = _refiner(sam, config)
+        load_strictly(refiner.gate, checkpoint.part("gate"), f"{path} (gate)")
     for module in (coarse, refiner):
         if module is not None:
             module.float().eval().requires_grad_(False).to(device)
     return System(config, coarse, refiner, version, checkpoint.meta)
 
 
-def _refiner(sam: nn.Module, config: SystemConfig) -> nn.Module:
+def _refiner(sam: nn.Module, config: SystemConfig) -> Refiner:
     from ultrarefiner_monai.models.refiner import Refiner
 
     return Refiner(sam, config)
 
 
 def _foreign_sam(config: SystemConfig, path: Path, arch: str | None) -> tuple[SystemConfig, nn.Module]:
-    from ultrarefiner_monai.models.sam import build_sam, load_sam_state
+    from ultrarefiner_monai.models.sam import build_sam, load_into_sam, load_sam_state
 
     if not path.is_file():
         raise InputError(f"no SAM weights at {path}")
@@ -200,7 +200,7 @@ def _foreign_sam(config: SystemConfig, path: Path, arch: str | None) -> tuple[Sy
     )
     assert config.sam is not None
     sam = build_sam(config.sam)
-    load_strictly(sam, state, str(path))
+    load_into_sam(sam, state, str(path))
     return config, sam
 
 

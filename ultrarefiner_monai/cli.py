@@ -89,7 +89,7 @@ def train(
     except KeyboardInterrupt:
         typer.echo(f"\nstopped; go on with: --resume --out {out}", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"{out / 'best.safetensors'} (epoch {best.epoch}, selection figure {best.score:.4f})")
+    typer.echo(f"{out / 'model.safetensors'} (epoch {best.epoch}, selection figure {best.score:.4f})")
 
 
 def _overrides(options: list[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,10 +17,12 @@ from ultrarefiner_monai.config import (
     CoarseLossConfig,
     DataConfig,
     OptimiserConfig,
+    PostConfig,
     SystemConfig,
     TrainConfig,
 )
 from ultrarefiner_monai.training import engine, phases
+from ultrarefiner_monai.training.calibrate import choose
 from ultrarefiner_monai.training.optim import build_optimiser, build_schedule
 from ultrarefiner_monai.training.run import train
 from ultrarefiner_monai.training.state import load_state, save_state
@@ -52,7 +55,7 @@ def finished(tmp_path_factory, folder: Path) -> Path:
 
 
 def test_a_run_leaves_what_it_promises(finished: Path, folder: Path) -> None:
-    assert {"last.pt", "best.safetensors", "split.json", "history.csv", "tensorboard"} <= {
+    assert {"model.safetensors", "last.pt", "best.safetensors", "split.json", "history.csv", "tensorboard"} <= {
         p.name for p in finished.iterdir()
     }
     assert not list(finished.glob("*.part"))
@@ -64,6 +67,9 @@ def test_a_run_leaves_what_it_promises(finished: Path, folder: Path) -> None:
     assert meta["selection"]["select"] == pytest.approx(float(best["select"]), abs=1e-5)
     system = load_system(finished / "best.safetensors")
     assert system.config == CONFIG.system
+    final = load_system(finished / "model.safetensors")
+    assert replace(final.config, post=CONFIG.system.post) == CONFIG.system
+    assert (finished / "model.safetensors").stat().st_size < 0.6 * (finished / "best.safetensors").stat().st_size
     reported = json.loads((finished / "split.json").read_text())["report"]
     assert reported and not set(reported) & set(json.loads((finished / "split.json").read_text())["train"])
 
@@ -181,3 +187,14 @@ def test_selection_counts_missed_lesions_and_marked_normals() -> None:
     figures = phases.selection_figures(mask, label, "coarse")
     assert figures["select"].tolist() == [1, 0, 0, 1]
     assert figures["coarse_dice"].tolist() == [1, 0] and figures["normal_marked"].tolist() == [1, 0]
+
+
+def test_calibration_keeps_lesions_and_clears_normals() -> None:
+    """Faint marks on normal images and strong ones on lesions: some bar between them has to be chosen."""
+    label = np.zeros((60, 60), bool)
+    label[20:40, 20:40] = True
+    lesion = (np.where(label, 0.97, 0.02).astype(np.float32), label)
+    normal = (np.where(label, 0.65, 0.02).astype(np.float32), np.zeros_like(label))
+    post, figure = choose([lesion, normal], PostConfig())
+    assert figure == 1 and 0.65 < max(post.min_peak, post.threshold) < 0.97
+    assert choose([lesion], PostConfig())[0] == PostConfig()  # nothing to gain: nothing changes

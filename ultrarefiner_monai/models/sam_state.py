@@ -14,6 +14,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import nn
 
+from ultrarefiner_monai.models.strict import misfits, some
 from ultrarefiner_monai.types import InputError
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def load_sam_state(path: str | Path) -> dict[str, torch.Tensor]:
     if strange or not state:
         raise InputError(
             f"{path} is not a SAM checkpoint: expected keys like image_encoder.*, prompt_encoder.*, mask_decoder.*; "
-            f"{len(strange)} of {len(state)} are others: {_some(strange)}"
+            f"{len(strange)} of {len(state)} are others: {some(strange)}"
         )
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
@@ -65,15 +66,7 @@ def load_sam_state(path: str | Path) -> dict[str, torch.Tensor]:
 def load_into_sam(sam: nn.Module, state: Mapping[str, torch.Tensor], source: str = "the checkpoint") -> None:
     """Load plain SAM keys strictly. Raises InputError: which keys do not fit, and which architecture they look like."""
     wanted = sam.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
-    unexpected = sorted(state.keys() - wanted.keys())
-    misshapen = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(v.shape)}"
-        for k, v in wanted.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    named = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    faults = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in named if keys]
+    faults = misfits(wanted, state)
     if faults:
         raise InputError(
             f"{source} looks like {describe(state)}, this network is {describe(wanted)}; set sam.arch and "
@@ -102,7 +95,7 @@ def save_sam(sam: Sam, path: str | Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in sam.state_dict().items()}
     strange = [k for k in state if not k.startswith(_PARTS) or "lora" in k.lower()]
     if strange:
-        raise ValueError(f"not a plain SAM (merge or remove adapters first): {_some(strange)}")
+        raise ValueError(f"not a plain SAM (merge or remove adapters first): {some(strange)}")
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -223,9 +216,5 @@ def _tensors(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path}: expected a state dictionary, got {type(loaded).__name__}")
     others = [str(k) for k, v in loaded.items() if not isinstance(v, torch.Tensor)]
     if others:
-        raise InputError(f"{path}: expected tensors only, these are none: {_some(others)}")
+        raise InputError(f"{path}: expected tensors only, these are none: {some(others)}")
     return {str(k): v for k, v in loaded.items()}
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:6]) + (" ..." if len(keys) > 6 else "")

@@ -22,6 +22,7 @@ from ultrarefiner_monai.data.loading import (
     with_normal_share,
 )
 from ultrarefiner_monai.data.transforms import augmentation, preparation
+from ultrarefiner_monai.training.calibrate import finish
 from ultrarefiner_monai.training.console import header
 from ultrarefiner_monai.training.engine import Best, Run
 from ultrarefiner_monai.training.phases import build_phase
@@ -38,7 +39,8 @@ def train(
     resume: bool = False,
     device: str | None = None,
 ) -> Best:
-    """Train one phase. Writes last.pt, best.safetensors, split.json, history.csv and tensorboard/ into ``out``."""
+    """Train one phase. Writes into ``out``: model.safetensors (the result: best weights, calibrated, half precision),
+    best.safetensors, last.pt (to go on from), split.json, history.csv and tensorboard/."""
     out = Path(out)
     if (out / "last.pt").exists() and not resume:
         raise InputError(f"{out} holds a run already: give --resume to go on with it, or another --out")
@@ -53,7 +55,9 @@ def train(
     run = _build(config, split, out, device, fold, data_dir)
     if resume:
         run.resume()
-    return run.fit()
+    best = run.fit()
+    finish(out / "best.safetensors", out / "model.safetensors", split.select, device)
+    return best
 
 
 def _build(config: TrainConfig, split: Split, out: Path, device: str, fold: str | int, data_dir: str | Path) -> Run:
