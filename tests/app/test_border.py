@@ -21,6 +21,7 @@ from lib.prompts import clicks_of, frame_of
 from lib.strategies import NextSample
 from ultrarefiner_monai.config import ConfigError, ServeConfig, load_yaml, serve_config
 from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.types import Clicks, InputError
 from ultrarefiner_monai.workfolder import WorkFolder
 
@@ -114,6 +115,14 @@ def test_ids_are_stems_unless_two_files_share_one(folder):
     store.refresh()
     assert store.image_path("a").name == "a.png" and store.image_path("a.bmp").name == "a.bmp"
     assert set(make_store(folder).list_images()) == set(store.list_images())
+
+
+def test_dicom_is_known_without_an_extension(folder):
+    for name in ("IM_0001", "1.2.840.99"):
+        (folder / name).write_bytes(dicom_bytes(picture(3)[None], 1, 0.08))
+    store = make_store(folder)
+    assert {"IM_0001", "1.2.840.99"} <= set(store.list_images()) and "notes" not in store.list_images()
+    assert store.image_path("1.2.840.99").name == "1.2.840.99" and store.is_readable("IM_0001")
 
 
 def test_a_label_never_changes_its_image(folder, tmp_path):

@@ -50,6 +50,15 @@ def split_name(filename: str, extensions: Iterable[str]) -> tuple[str, str] | No
     return None
 
 
+def _is_dicom(path: str) -> bool:
+    """Exports from a PACS often have no extension: the four letters after the preamble tell."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 class StudiesFolder(LocalDatastore):
     """LocalDatastore over one folder. ``readable(path)`` raises InputError for a file that cannot be decoded."""
 
@@ -126,9 +135,11 @@ class StudiesFolder(LocalDatastore):
         files = {}
         with os.scandir(self._datastore.image_path()) as entries:
             for entry in entries:
+                if not _NAME.fullmatch(entry.name) or entry.name.startswith(".") or not entry.is_file():
+                    continue
                 parts = split_name(entry.name, self.image_extensions)
-                if parts and _NAME.fullmatch(entry.name) and not entry.name.startswith(".") and entry.is_file():
-                    files[entry.name] = parts
+                if parts or _is_dicom(entry.path):
+                    files[entry.name] = parts or (entry.name, "")
         known = {self._filename(k, v.image.ext): k for k, v in before.items()}
         stems = [stem for stem, _ in files.values()]
         objects: dict[str, ImageLabelModel] = {}
