@@ -211,3 +211,17 @@ def test_keys_that_could_leave_the_folder_are_refused(tmp_path: Path, key: str) 
 def test_forget_without_a_prefix_is_refused() -> None:
     with pytest.raises(ValueError, match="forget"):
         EmbeddingCache(100).forget("")
+
+
+def test_forget_reaches_what_is_on_its_way_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = EmbeddingCache(10**6, tmp_path, 10**6)
+    write = cache._write
+
+    def late(*args) -> None:
+        assert cache.forget(A) == 1  # in RAM already, its file not yet there
+        write(*args)
+
+    monkeypatch.setattr(cache, "_write", late)
+    cache.get_or_compute(A, Counter())
+    assert not list(tmp_path.iterdir()) and cache.usage()["ram_entries"] == cache.usage()["disk_entries"] == 0
+    assert not cache._landing

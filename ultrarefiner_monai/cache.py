@@ -39,7 +39,7 @@ def image_key(image: np.ndarray) -> str:
     return digest.hexdigest()[:32]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Flight:
     """A computation that others wait for."""
 
@@ -68,6 +68,7 @@ class EmbeddingCache:
         self._ram_used = 0
         self._disk: OrderedDict[str, int] = OrderedDict()
         self._flights: dict[str, _Flight] = {}
+        self._landing: list[tuple[str, _Flight]] = []  # over for those who waited, on the way to the disk
         self._scan()
 
     # --- public -------------------------------------------------------------------------------------------------------
@@ -93,10 +94,11 @@ class EmbeddingCache:
                 raise flight.error
             assert flight.arrays is not None
             return flight.arrays
+        fresh = False
         try:
             arrays = self._read(key)
-            fresh = arrays is None
             if arrays is None:
+                fresh = True
                 arrays = to_half(compute())
             flight.arrays = arrays
         except BaseException as error:
@@ -108,9 +110,15 @@ class EmbeddingCache:
                 if flight.arrays is not None and not flight.forgotten:
                     self._into_ram(key, flight.arrays)
                 del self._flights[key]
+                if fresh and flight.arrays is not None:
+                    self._landing.append((key, flight))
             flight.done.set()
         if fresh:
-            self._write(key, arrays, flight)
+            try:
+                self._write(key, arrays, flight)
+            finally:
+                with self._lock:
+                    self._landing.remove((key, flight))
         return arrays
 
     def forget(self, prefix: str) -> int:
@@ -118,7 +126,7 @@ class EmbeddingCache:
         if not prefix:
             raise ValueError("forget needs a key or the beginning of one")
         with self._lock:
-            for key, flight in self._flights.items():
+            for key, flight in [*self._flights.items(), *self._landing]:
                 flight.forgotten |= key.startswith(prefix)
             gone = {key for key in self._ram if key.startswith(prefix)}
             for key in gone:

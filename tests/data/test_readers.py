@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 from pathlib import Path
 
@@ -473,3 +474,15 @@ def test_postscript_is_not_a_picture(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(InputError):
         read_study(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    ["sizes: 0 5", "sizes: -4 -4", "sizes: 400 400", "sizes: 4 4\nbyte skip: 9999999999", "sizes: 4 4\nbyte skip: -9"],
+)
+def test_nrrd_headers_never_unpack_more_than_the_limit(tmp_path: Path, fields: str) -> None:
+    path = tmp_path / "a.nrrd"
+    header = f"NRRD0004\ntype: double\ndimension: 2\n{fields}\nencoding: gzip\n\n"
+    path.write_bytes(header.encode() + gzip.compress(b"\0" * 2_000_000))
+    with pytest.raises(InputError, match="pixels|byte skip"):
+        read_study(path, Limits(total_pixels=100_000))

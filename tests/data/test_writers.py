@@ -269,3 +269,26 @@ def test_itk_lays_mask_over_image(tmp_path: Path) -> None:
             np.testing.assert_allclose(image.GetOrigin()[:dims], mask.GetOrigin()[:dims], atol=1e-5)
             turn, wanted = (np.reshape(x.GetDirection(), (x.GetDimension(),) * 2) for x in (mask, image))
             np.testing.assert_allclose(turn[:dims, :dims], wanted[:dims, :dims], atol=1e-6)
+
+
+@pytest.mark.parametrize("matrix", [np.full((3, 4), np.nan), np.zeros((3, 4)), np.diag([0.1, 0.2, 0.0, 1.0])[:3]])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".seg.nrrd"])
+def test_headers_whose_position_makes_no_sense(tmp_path: Path, matrix: np.ndarray, suffix: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (9, 7), np.uint8)
+    header = nibabel.Nifti1Header()
+    header.set_data_shape(pixels.shape)
+    header.set_data_dtype(np.uint8)
+    header["sform_code"], header["magic"], header["vox_offset"] = 1, b"n+1", 352
+    header["srow_x"], header["srow_y"], header["srow_z"] = matrix
+    path = tmp_path / "a.nii"
+    path.write_bytes(header.binaryblock + b"\0" * 4 + pixels.tobytes("F"))
+    study = read_study(path)
+    mask = np.zeros(study.shape, np.uint8)
+    mask[0, 2:5, 3] = 1
+    write_mask(tmp_path / f"m{suffix}", mask, study)
+    np.testing.assert_array_equal(read_mask(tmp_path / f"m{suffix}", study), mask)
+    assert read_mask(path, study).shape == study.shape  # as a label, such a file is taken voxel by voxel
+    if matrix[0, 0] > 0:  # only the third axis has no length
+        assert study.spacing_mm == pytest.approx((0.2, 0.1)) and not study.warnings
+    else:
+        assert study.spacing_mm is None and "no sense" in study.warnings[0]

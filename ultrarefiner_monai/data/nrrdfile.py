@@ -29,6 +29,7 @@ _NRRD_TYPES = {
     "double": "f8",
 }
 _NRRD_SPACE_FIELDS = ("space", "space dimension", "space units", "space directions", "space origin", "spacings")
+_MAX_SKIP = 2**20  # bytes of a foreign header before the pixels
 VECTOR_KINDS = ("vector", "list", "RGB-color", "RGBA-color", "3-color", "4-color", "3-vector", "4-vector")
 
 
@@ -42,12 +43,16 @@ def read_nrrd_array(path: Path, limits: Limits) -> tuple[np.ndarray, dict]:
             raise InputError(f"{path.name} keeps its pixels in another file; save it as one .nrrd")
         sizes = [int(n) for n in header["sizes"]]
         count = int(np.prod(sizes, dtype=object))
-        if count > limits.total_pixels * 4:
-            raise InputError(f"{path.name}: {count} values are more than the limit of {limits.total_pixels * 4}")
         if header["type"] not in _NRRD_TYPES:
             raise InputError(f"{path.name}: expected numbers, got NRRD type {header['type']!r}")
         order = ">" if header.get("endian", "little") == "big" else "<"
         data_type = np.dtype(order + _NRRD_TYPES[header["type"]])
+        if min(sizes) < 1:
+            raise InputError(f"{path.name}: expected an image with pixels, got sizes {sizes}")
+        if count * data_type.itemsize > limits.total_pixels * 8:  # one double a pixel, or RGBA
+            raise InputError(
+                f"{path.name}: {count} values of {header['type']} are more than the limit of {limits.total_pixels} pixels"
+            )
         for _ in range(int(header.get("line skip") or header.get("lineskip") or 0)):
             file.readline()
         raw = _unpack(file.read(), str(header["encoding"]).lower(), count * data_type.itemsize, header)
@@ -59,6 +64,8 @@ def read_nrrd_array(path: Path, limits: Limits) -> tuple[np.ndarray, dict]:
 
 def _unpack(raw: bytes, encoding: str, size: int, header: dict) -> bytes:
     skip = int(header.get("byte skip") or header.get("byteskip") or 0)
+    if not -1 <= skip <= _MAX_SKIP:
+        raise InputError(f"an NRRD byte skip of {skip} is not supported; save the file anew")
     if encoding in ("gzip", "gz"):
         raw = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(raw, size + max(skip, 0))
     elif encoding in ("bzip2", "bz2"):

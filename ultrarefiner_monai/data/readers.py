@@ -28,6 +28,7 @@ from ultrarefiner_monai.data.study import (
     plausible_spacing,
     stored_frames,
     to_unit,
+    usable_affine,
 )
 from ultrarefiner_monai.data.writers import read_mask, write_mask
 from ultrarefiner_monai.types import InputError
@@ -176,7 +177,7 @@ def _read_nifti(path: Path, limits: Limits) -> Study:
     values = values.reshape(*grid, *values.shape[-1:]) if (colour or components) else values.reshape(grid)
     if values.ndim == 4:
         values = _to_gray(values[..., :3], warnings)
-    geometry = Geometry(spatial, np.asarray(image.affine, float), axes)
+    geometry = Geometry(spatial, usable_affine(image.affine, warnings), axes)
     unit = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
     return _volume(path, "nifti", values, geometry, warnings, unit)
 
@@ -239,5 +240,6 @@ def _read_nrrd(path: Path, limits: Limits) -> Study:
     shape = values.shape
     grid, axes = _grid_of(path.name, shape)
     _check_grid(path.name, grid, axes, limits)
-    geometry = Geometry(shape, nrrd_affine(header, channel, len(shape)), axes, space_fields(header, channel))
+    affine = usable_affine(nrrd_affine(header, channel, len(shape)), warnings)
+    geometry = Geometry(shape, affine, axes, space_fields(header, channel))
     return _volume(path, "nrrd", values.reshape(grid), geometry, warnings)

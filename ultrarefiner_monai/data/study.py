@@ -111,6 +111,26 @@ def flat_geometry(height: int, width: int, frames: int = 1, spacing_xy: tuple[fl
     return Geometry((width, height, frames), affine)
 
 
+def usable_affine(affine: np.ndarray, warnings: list[str]) -> np.ndarray:
+    """(4, 4) as a header has it -> the same, or one that can be inverted where it cannot.
+
+    A single axis without length (flat files) gets a step of 1 mm across the other two; anything worse, with a warning,
+    the grid of a photograph.
+    """
+    affine = np.array(affine, float)
+    if np.isfinite(affine).all():
+        steps = np.linalg.norm(affine[:3, :3], axis=0)
+        flat = np.flatnonzero(steps == 0)
+        if len(flat) == 1:
+            across = np.cross(affine[:3, (flat[0] + 1) % 3], affine[:3, (flat[0] + 2) % 3])
+            affine[:3, flat[0]] = across / max(float(np.linalg.norm(across)), 1e-300)
+            steps[flat] = 1
+        if (steps > 0).all() and abs(np.linalg.det(affine[:3, :3] / steps)) > 1e-6:
+            return affine
+    warnings.append("the file's position and spacing make no sense; it is placed like a photograph")
+    return RAS_FROM_LPS.copy()
+
+
 @dataclass
 class Study:
     """One image file, read. Single frames are decoded when it is opened, those of a cine when they are asked for.

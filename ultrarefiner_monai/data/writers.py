@@ -224,6 +224,8 @@ def _onto(label: np.ndarray, affine: np.ndarray, geometry: Geometry) -> np.ndarr
         step = np.linalg.inv(affine) @ geometry.affine
     except np.linalg.LinAlgError:
         return None
+    if not (np.abs(step) < 1e9).all():  # also NaN
+        return None
     size, free, index = geometry.grid, [0, 1, 2], []
     places: list[int] = [-1, -1, -1]
     for axis in sorted(range(3), key=lambda a: size[a] == 1):  # single slices take the axis that is left
