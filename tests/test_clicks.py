@@ -113,6 +113,31 @@ def test_shallow_negative_click_bites_locally() -> None:
     assert np.hypot(ROWS - 75, COLUMNS - 139)[removed].max() < 25
 
 
+def test_negative_click_half_way_to_the_core_does_not_remove_the_lesion() -> None:
+    out = honour_clicks(MASK, PROB, Clicks((), ((100, 58),)))  # 13 of 30 pixels deep
+    assert not out[58, 100] and out[75, 100] and count(out) == 1
+
+
+def test_negative_click_in_a_weak_half_leaves_the_sure_one() -> None:
+    prob = np.where(COLUMNS < 100, 0.95, 0.6).astype(np.float32)
+    out = honour_clicks(MASK, prob, Clicks((), ((128, 75),)))  # deep, but the network was not sure there
+    assert out[75, 70] and not out[75, 128]
+    assert not honour_clicks(MASK, prob, Clicks((), ((90, 75),))).any()
+
+
+@pytest.mark.parametrize(
+    "clicks", [Clicks(((500, 195),)), Clicks(((650, 210),)), Clicks((), ((700, 375),)), Clicks((), ((500, 245),))]
+)
+def test_what_a_click_moves_joins_the_outline_without_horns_and_notches(clicks: Clicks) -> None:
+    mask = ndimage.zoom(MASK, 5, order=1)
+    out = honour_clicks(mask, np.full(mask.shape, 0.9, np.float32), clicks).astype(bool)
+    disc = np.hypot(*np.mgrid[-7:8, -7:8]) <= 7
+    changed = ndimage.binary_dilation(out != (mask > 0), iterations=6)
+    horns = out & ~ndimage.binary_opening(out, disc) & changed
+    notches = ~out & ndimage.binary_closing(out, disc) & changed
+    assert changed.any() and max(horns.sum(), notches.sum()) <= 14  # 24 to 51 pixels where discs just meet the outline
+
+
 def test_negative_click_on_an_appendage_removes_it_whole() -> None:
     leak = MASK.copy()
     leak[72:78, 140:180] = 1

@@ -26,6 +26,8 @@ REACH = 0.25  # the largest radius of an added component
 
 FAINT = 0.02  # below this the probability map says nothing about the place of a click
 LEVELS = (0.5, 0.7, 0.85)  # adaptive thresholds, as shares of the probability at the click
+DEEP, VERY_DEEP = 0.65, 0.85  # share of the largest depth at which a negative click denies the whole component
+UNSURE = 0.15  # a place this much less probable than the component's core is a leak at its side, not the core
 BOX_MARGIN = 0.05  # share of the box's side by which the result may overstep it
 
 
@@ -87,9 +89,9 @@ def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndar
         ellipse inscribed in it, takes its place (unless there are positive clicks to say where the lesion is).
     positive click outside the mask: close to the outline it pulls the outline over itself; farther away it adds the
         region of the probability map around it, or a disc where the map knows nothing.
-    negative click inside the mask: removes a whole component that no positive click holds when the click is deep in it
-        or the component small; else the appendage it sits on, the weak part around it, and at least a bite of the
-        outline. Pixels nearer to a positive click are never taken, nor given where a negative click is nearer.
+    negative click inside the mask: removes a whole component that no positive click holds when the click is in its core
+        (deep, and where the network is sure) or the component small; else the appendage it sits on, the weak part
+        around it, and at least a bite of the outline. Pixels nearer to a positive click are never taken, nor given where a negative click is nearer.
     A positive click outside the box counts all the same. Raises InputError like ``check_clicks``.
     """
     shape = (mask.shape[0], mask.shape[1])
@@ -146,7 +148,12 @@ def _add(
     edge = _edge(mask)
     out = mask.copy()
     for pixel in missed:
-        where, region = _grow(prob, pixel, edge, positive, negative, window)
+        where, region, near = _grow(prob, pixel, edge, positive, negative, window)
+        if near:
+            where, region = _rounded(mask, where, region, 2 * _touch(prob))
+            region &= _nearer(where, positive, negative, ties=True)
+            if window is not None and _holds(window, pixel):
+                region &= _mask_of(where, window)
         out[where] |= region
     # The pulled-out outline may enclose a gap of background.
     return fill_holes(out, [*_holes_of(mask), *negative]) if mask.any() else out
@@ -159,10 +166,9 @@ def _grow(
     positive: list[Pixel],
     negative: list[Pixel],
     window: Window | None,
-) -> tuple[Window, np.ndarray]:
-    """The region that one positive click outside the mask adds: (window in the image, bool array of its size)."""
-    side = min(prob.shape)
-    touch = max(2.0, TOUCH * side)
+) -> tuple[Window, np.ndarray, bool]:
+    """What one positive click outside the mask adds: (window in the image, bool array of its size, is it a pull)."""
+    side, touch = min(prob.shape), _touch(prob)
     centre, gap = _nearest(edge, click)
     near = gap <= max(NEAR * side, touch)
     if near:
@@ -179,14 +185,14 @@ def _grow(
     level = float(local[seed].max())
     if near:
         candidate = disc if level < FAINT else disc & (local >= LEVELS[0] * level)
-        return where, _part_with(candidate | seed, click, where)
+        return where, _part_with(candidate | seed, click, where), True
     rim = disc & ~_disc(where, centre, radius - 1.5)
     for share in LEVELS if level >= FAINT else ():
         region = _part_with((disc & (local >= share * level)) | seed, click, where)
         # A region that runs into the rim is bounded by the disc, not by what the network saw: ask for more contrast.
         if not (region & rim).any():
-            return where, fill_holes(region) & allowed
-    return where, _part_with((_disc(where, click, 2 * touch) & allowed) | seed, click, where)
+            return where, fill_holes(region) & allowed, False
+    return where, _part_with((_disc(where, click, 2 * touch) & allowed) | seed, click, where), False
 
 
 # --- negative clicks --------------------------------------------------------------------------------------------------
@@ -217,7 +223,7 @@ def _cut_one(
     negative: list[Pixel],
 ) -> tuple[Window, np.ndarray]:
     """What one negative click removes from its component: (window in the image, bool array of its size)."""
-    touch = max(2.0, TOUCH * min(prob.shape))
+    touch = _touch(prob)
     where = bounding_slices(component)
     assert where is not None
     inside = component[where]
@@ -230,16 +236,20 @@ def _cut_one(
     )
     depth = depth[1:-1, 1:-1]
     here, thickest = float(depth[row, column]), float(depth.max())
-    if not held and (here >= 0.5 * thickest or inside.sum() <= math.pi * (2 * touch) ** 2):
+    local = prob[where]
+    weaker = bool(prob[click] < float(np.quantile(local[inside], 0.9)) - UNSURE)
+    deep = here >= (VERY_DEEP if weaker else DEEP) * thickest
+    if not held and (deep or inside.sum() <= math.pi * (2 * touch) ** 2):
         return where, inside
     cut = _disc(where, outline, here + touch)
     cut |= _appendage(inside, depth, (row, column), thickest)
-    local = prob[where]
-    sure = float(np.quantile(local[inside], 0.9))
-    if prob[click] < sure - 0.15:
+    if weaker:
         weak = inside & (local <= prob[click] + 0.02) & _disc(where, click, 2.5 * (here + touch))
         cut |= _part_with(weak, click, where)
-    return where, cut & inside & _nearer(where, negative, positive, ties=False)
+    cut &= inside & _nearer(where, negative, positive, ties=False)
+    # What is cut joins the background as what is pulled in joins the lesion: without horns beside it.
+    where, cut = _rounded(~component, where, cut, touch)
+    return where, cut & component[where] & _nearer(where, negative, positive, ties=False)
 
 
 def _appendage(inside: np.ndarray, depth: np.ndarray, click: Pixel, thickest: float) -> np.ndarray:
@@ -269,6 +279,30 @@ def _without_crumbs(mask: np.ndarray, before: np.ndarray, areas: np.ndarray, pos
 
 
 # --- small geometry ---------------------------------------------------------------------------------------------------
+
+
+def _touch(prob: np.ndarray) -> float:
+    return max(2.0, TOUCH * min(prob.shape))
+
+
+def _rounded(mask: np.ndarray, where: Window, region: np.ndarray, radius: float) -> tuple[Window, np.ndarray]:
+    """``region`` (in window ``where``) and the corners between it and ``mask`` that a disc of ``radius`` cannot enter.
+
+    A morphological closing of ``mask | region``, close to ``region`` only. Returns a window and its array.
+    """
+    full = np.zeros(mask.shape, dtype=bool)
+    full[where] = region
+    grown = bounding_slices(full, margin=math.ceil(3 * radius) + 1)
+    if grown is None:
+        return where, region
+    added = full[grown]
+    joined = mask[grown] | added
+    if joined.all():
+        return grown, added
+    thick = ndimage.distance_transform_edt(~joined) <= radius
+    closed = joined | (thick if thick.all() else thick & (ndimage.distance_transform_edt(thick) > radius))
+    near = ndimage.distance_transform_edt(~added) <= 2 * radius
+    return grown, added | (closed & near & ~mask[grown])
 
 
 def _index(value: float, length: int) -> int:
