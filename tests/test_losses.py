@@ -52,3 +52,9 @@ def test_small_and_large_lesions_weigh_the_same() -> None:
 def test_impossible_weight_is_refused() -> None:
     with pytest.raises(ValueError, match="ce_weight"):
         CoarseLoss(ce_weight=1.5)
+
+
+def test_smoothed_presence_wants_no_certainty(label: torch.Tensor) -> None:
+    smoothed, coarse_logits = CoarseLoss(presence_smoothing=0.05), logits_for(label, 20.0)
+    sure, fair = torch.tensor([20.0, -20.0]), torch.logit(torch.tensor([0.95, 0.05]))
+    assert smoothed(coarse_logits, label, fair) < smoothed(coarse_logits, label, sure)

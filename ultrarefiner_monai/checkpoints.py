@@ -65,8 +65,12 @@ def save_system(
         tensors |= {f"sam.{k}": v for k, v in sam.state_dict().items()}
     if gate is not None:
         tensors |= {f"gate.{k}": v for k, v in gate.state_dict().items()}
-    if (gate is not None and bool(gate.state_dict())) != (sam is not None and config.gate.mode in ("learned", "product")):
-        raise ValueError("a checkpoint needs the gate's weights if, and only if, config.gate.mode is learned or product")
+    if (gate is not None and bool(gate.state_dict())) != (
+        sam is not None and config.gate.mode in ("learned", "product")
+    ):
+        raise ValueError(
+            "a checkpoint needs the gate's weights if, and only if, config.gate.mode is learned or product"
+        )
     tensors = {k: _storable(v, half) for k, v in tensors.items()}
     metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "meta": json.dumps(meta or {})}
     path = Path(path)

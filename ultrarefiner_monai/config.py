@@ -189,14 +189,20 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class CoarseLossConfig:
-    """ce_weight CE + (1 - ce_weight) Dice + presence_weight BCE of the presence logit."""
+    """ce_weight CE + (1 - ce_weight) Dice + presence_weight BCE of the presence logit.
+
+    presence_smoothing: the presence logit's targets are this far from 0 and 1, so that it cannot wipe out a whole lesion
+    that it does not see.
+    """
 
     ce_weight: float = 0.5
     presence_weight: float = 0.1
+    presence_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         _require(0 <= self.ce_weight <= 1, "loss.ce_weight must be in [0, 1]")
         _require(self.presence_weight >= 0, "loss.presence_weight must not be negative")
+        _require(0 <= self.presence_smoothing < 0.5, "loss.presence_smoothing must be in [0, 0.5)")
 
 
 @dataclass(frozen=True)
@@ -207,7 +213,7 @@ class DataConfig:
     # Share of lesion-free images among the training images; null: as many as there are.
     normal_share: float | None = None
     phantoms: int = 0
-    augment: bool = True
+    augment: Literal["none", "standard", "strong"] = "standard"
     workers: int = 0
 
     def __post_init__(self) -> None:

@@ -15,11 +15,13 @@ class CoarseLoss(nn.Module):
     gradient bounded on images without a lesion, which the cross-entropy then teaches.
     """
 
-    def __init__(self, ce_weight: float = 0.5, presence_weight: float = 0.1, smooth: float = 1.0) -> None:
+    def __init__(
+        self, ce_weight: float = 0.5, presence_weight: float = 0.1, presence_smoothing: float = 0.0, smooth: float = 1.0
+    ) -> None:
         super().__init__()
         if not 0 <= ce_weight <= 1:
             raise ValueError(f"ce_weight must be in [0, 1], got {ce_weight}")
-        self.presence_weight = presence_weight
+        self.presence_weight, self.presence_smoothing = presence_weight, presence_smoothing
         self.dice_ce = DiceCELoss(
             include_background=False,
             to_onehot_y=True,
@@ -37,5 +39,6 @@ class CoarseLoss(nn.Module):
         loss = self.dice_ce(coarse_logits, label)
         if presence_logits is not None and self.presence_weight:
             present = (label.flatten(1).amax(dim=1) > 0.5).to(presence_logits.dtype)
-            loss = loss + self.presence_weight * F.binary_cross_entropy_with_logits(presence_logits, present)
+            target = self.presence_smoothing + (1 - 2 * self.presence_smoothing) * present
+            loss = loss + self.presence_weight * F.binary_cross_entropy_with_logits(presence_logits, target)
         return loss

@@ -17,7 +17,7 @@ from ultrarefiner_monai.data.loading import (
     training_loader,
     with_normal_share,
 )
-from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, augmentation, preparation, to_square
+from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, STRENGTHS, augmentation, preparation, to_square
 from ultrarefiner_monai.types import InputError
 
 
@@ -56,11 +56,12 @@ def test_workers_give_the_same_batches(folder: Path) -> None:
         assert ids_a == ids_b and torch.equal(images_a, images_b)
 
 
-def test_augmented_pairs_stay_aligned_and_in_range() -> None:
+@pytest.mark.parametrize("strength", sorted(STRENGTHS))
+def test_augmented_pairs_stay_aligned_and_in_range(strength: str) -> None:
     """The label drawn into the image itself: after any augmentation bright pixels are where the label is."""
     square = np.zeros((80, 100), np.float32)
     square[20:60, 30:75] = 1
-    data = SeededDataset([{ID: "a", IMAGE: square, LABEL: square}], preparation(64), augmentation(), 0)
+    data = SeededDataset([{ID: "a", IMAGE: square, LABEL: square}], preparation(64), augmentation(strength, 64), 0)
     for epoch in range(25):
         data.set_epoch(epoch)
         sample = data[0]

@@ -7,6 +7,7 @@ MONAI's random transforms, each drawing from its own generator.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from monai.transforms import (
     MapTransform,
     RandAdjustContrastd,
     RandAffined,
+    RandBiasFieldd,
+    RandCoarseDropoutd,
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    RandGridDistortiond,
     RandScaleIntensityd,
     ThresholdIntensityd,
     ToTensord,
@@ -80,25 +84,77 @@ def preparation(size: int) -> Compose:
     return Compose([LoadPaird(), LetterboxPaird(size)])
 
 
-def augmentation() -> Compose:
-    """Changes that a breast-ultrasound image may go through and stay one: no vertical flip (depth has a meaning)."""
-    both, bilinear = [IMAGE, LABEL], ("bilinear", "bilinear")
+@dataclass(frozen=True)
+class Strength:
+    """How far the augmentation goes. Angles in radians, lengths in pixels of a 224 frame, the rest in shares."""
+
+    rotate: float
+    shear: float
+    translate: float
+    scale: float
+    distort: float
+    gamma: tuple[float, float]
+    gain: float
+    blur: float
+    noise: float
+    holes: float
+
+
+STRENGTHS = {
+    "standard": Strength(0.26, 0.1, 22, 0.25, 0.0, (0.6, 1.6), 0.25, 1.2, 0.04, 0.0),
+    # For long runs on few images, which otherwise learn them by heart.
+    "strong": Strength(0.35, 0.15, 30, 0.35, 0.3, (0.5, 2.0), 0.35, 1.8, 0.06, 0.3),
+}
+
+
+def augmentation(name: str = "standard", size: int = 224) -> Compose:
+    """Changes that a breast-ultrasound image may go through and stay one: no vertical flip (depth has a meaning).
+
+    ``strong`` adds grid distortion, an uneven gain as of a badly set time-gain curve, and dark patches as of shadows.
+    """
+    if name not in STRENGTHS:
+        raise ValueError(f"augmentation must be one of {', '.join(STRENGTHS)}, got {name!r}")
+    s, both, bilinear = STRENGTHS[name], [IMAGE, LABEL], ("bilinear", "bilinear")
+    shift = s.translate * size / 224
     steps: list[Callable] = [
         RandFlipd(both, prob=0.5, spatial_axis=1),
         RandAffined(
             both,
             prob=0.8,
-            rotate_range=0.26,
-            shear_range=(0.1, 0.1),
-            translate_range=(22, 22),
-            scale_range=(0.25, 0.25),
+            rotate_range=s.rotate,
+            shear_range=(s.shear, s.shear),
+            translate_range=(shift, shift),
+            scale_range=(s.scale, s.scale),
             mode=bilinear,
             padding_mode="zeros",
         ),
-        RandAdjustContrastd([IMAGE], prob=0.5, gamma=(0.6, 1.6)),
-        RandScaleIntensityd([IMAGE], prob=0.5, factors=0.25),
-        RandGaussianSmoothd([IMAGE], prob=0.15, sigma_x=(0.3, 1.2), sigma_y=(0.3, 1.2)),
-        RandGaussianNoised([IMAGE], prob=0.2, std=0.04),
+        RandAdjustContrastd([IMAGE], prob=0.5, gamma=s.gamma),
+        RandScaleIntensityd([IMAGE], prob=0.5, factors=s.gain),
+        RandGaussianSmoothd([IMAGE], prob=0.15, sigma_x=(0.3, s.blur), sigma_y=(0.3, s.blur)),
+        RandGaussianNoised([IMAGE], prob=0.2, std=s.noise),
+    ]
+    if s.distort:
+        steps.insert(
+            2,
+            RandGridDistortiond(
+                both, num_cells=4, prob=s.distort, distort_limit=0.15, mode=bilinear, padding_mode="zeros"
+            ),
+        )
+        steps.insert(3, RandBiasFieldd([IMAGE], degree=2, coeff_range=(0.0, 0.2), prob=0.3))
+    if s.holes:
+        patch = size // 6
+        steps.append(
+            RandCoarseDropoutd(
+                [IMAGE],
+                holes=1,
+                max_holes=3,
+                spatial_size=patch // 2,
+                max_spatial_size=patch,
+                fill_value=0,
+                prob=s.holes,
+            )
+        )
+    steps += [
         ThresholdIntensityd([IMAGE], threshold=0.0, above=True, cval=0.0),
         ThresholdIntensityd([IMAGE], threshold=1.0, above=False, cval=1.0),
         # Interpolated edges: the losses take labels of 0 and 1 and would cut every fraction down to 0.

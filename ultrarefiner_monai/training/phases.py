@@ -46,7 +46,7 @@ class CoarsePhase:
         self.config = config
         self.network = build_coarse(config.system.coarse)
         initialise(self.network, config.init)
-        self.loss = CoarseLoss(config.loss.ce_weight, config.loss.presence_weight)
+        self.loss = CoarseLoss(config.loss.ce_weight, config.loss.presence_weight, config.loss.presence_smoothing)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         lr, factor = self.config.optimiser.lr, self.config.optimiser.pretrained_lr_factor

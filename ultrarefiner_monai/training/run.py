@@ -64,7 +64,7 @@ def _build(config: TrainConfig, split: Split, out: Path, device: str, fold: str 
     size = config.system.coarse.image_size
     samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
     samples += phantom_samples(config.data.phantoms, config.seed)
-    augment = augmentation() if config.data.augment else None
+    augment = None if config.data.augment == "none" else augmentation(config.data.augment, size)
     training = SeededDataset(samples, preparation(size), augment, config.seed)
     selection = SeededDataset(as_samples(split.select), preparation(size), None, config.seed)
     meta = {
