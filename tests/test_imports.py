@@ -20,7 +20,7 @@ HEAVY = {"matplotlib", "highdicom", "mlflow", "tensorboard", "itk", "skimage", "
 # but do not know each other.
 LAYERS: list[set[str]] = [
     {"types", "config", "__init__"},
-    {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "measure"}
+    {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "pixels", "measure"}
     | {"download", "cache", "journal", "workfolder"},
     {"models", "data", "weights"},
     {"checkpoints", "inference"},

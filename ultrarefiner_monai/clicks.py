@@ -13,11 +13,23 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from .pixels import (
+    Pixel,
+    Window,
+    disc_in,
+    edge_pixels,
+    holds,
+    holes_of,
+    index_of,
+    mask_of_window,
+    nearer,
+    nearest_of,
+    part_with,
+    rounded,
+    window_around,
+)
 from .postprocess import EIGHT, bounding_slices, fill_holes, label_components
 from .types import Clicks, InputError
-
-Pixel = tuple[int, int]
-Window = tuple[slice, slice]
 
 # Shares of the image's shorter side.
 TOUCH = 0.012  # the least that a click moves the outline beyond itself
@@ -43,7 +55,7 @@ def click_pixels(points_xy: Sequence[tuple[float, float]], shape: tuple[int, int
                 f"click ({x:g}, {y:g}) lies outside the image of {width} x {height} pixels; "
                 f"x must be in 0..{width - 1} and y in 0..{height - 1}"
             )
-        pixels.add((_index(y, height), _index(x, width)))
+        pixels.add((index_of(y, height), index_of(x, width)))
     return sorted(pixels)
 
 
@@ -59,8 +71,8 @@ def box_window(box_xyxy: tuple[float, float, float, float], shape: tuple[int, in
     if x1 < 0 or y1 < 0 or x0 > width - 1 or y0 > height - 1:
         raise InputError(f"box {box_xyxy} lies outside the image of {width} x {height} pixels")
     dx, dy = (max(2.0, margin * (x1 - x0)), max(2.0, margin * (y1 - y0))) if margin else (0.0, 0.0)
-    rows = slice(_index(y0 - dy, height), _index(y1 + dy, height) + 1)
-    columns = slice(_index(x0 - dx, width), _index(x1 + dx, width) + 1)
+    rows = slice(index_of(y0 - dy, height), index_of(y1 + dy, height) + 1)
+    columns = slice(index_of(x0 - dx, width), index_of(x1 + dx, width) + 1)
     return rows, columns
 
 
@@ -118,7 +130,7 @@ def _inside_box(
 ) -> np.ndarray:
     out = np.zeros_like(mask)
     out[window] = mask[window]
-    if out.any() or any(_holds(window, pixel) for pixel in positive):
+    if out.any() or any(holds(window, pixel) for pixel in positive):
         return out
     tight = box_window(box_xyxy, (prob.shape[0], prob.shape[1]))
     local = prob[tight]
@@ -145,18 +157,18 @@ def _add(
     missed = [pixel for pixel in positive if not mask[pixel]]
     if not missed:
         return mask
-    edge = _edge(mask)
+    edge = edge_pixels(mask)
     out = mask.copy()
     for pixel in missed:
         where, region, near = _grow(prob, pixel, edge, positive, negative, window)
         if near:
-            where, region = _rounded(mask, where, region, 2 * _touch(prob))
-            region &= _nearer(where, positive, negative, ties=True)
-            if window is not None and _holds(window, pixel):
-                region &= _mask_of(where, window)
+            where, region = rounded(mask, where, region, 2 * _touch(prob))
+            region &= nearer(where, positive, negative, ties=True)
+            if window is not None and holds(window, pixel):
+                region &= mask_of_window(where, window)
         out[where] |= region
     # The pulled-out outline may enclose a gap of background.
-    return fill_holes(out, [*_holes_of(mask), *negative]) if mask.any() else out
+    return fill_holes(out, [*holes_of(mask), *negative]) if mask.any() else out
 
 
 def _grow(
@@ -169,30 +181,30 @@ def _grow(
 ) -> tuple[Window, np.ndarray, bool]:
     """What one positive click outside the mask adds: (window in the image, bool array of its size, is it a pull)."""
     side, touch = min(prob.shape), _touch(prob)
-    centre, gap = _nearest(edge, click)
+    centre, gap = nearest_of(edge, click)
     near = gap <= max(NEAR * side, touch)
     if near:
         radius = gap + touch
     else:  # stays clear of the outline: a component of its own
         centre, radius = click, max(touch, min(REACH * side, gap - 2))
-    where = _around([(centre, radius), (click, 2 * touch)], prob.shape)
-    allowed = _nearer(where, positive, negative, ties=True)
-    if window is not None and _holds(window, click):
-        allowed &= _mask_of(where, window)
-    seed = _disc(where, click, touch) & allowed
-    disc = _disc(where, centre, radius) & allowed
+    where = window_around([(centre, radius), (click, 2 * touch)], prob.shape)
+    allowed = nearer(where, positive, negative, ties=True)
+    if window is not None and holds(window, click):
+        allowed &= mask_of_window(where, window)
+    seed = disc_in(where, click, touch) & allowed
+    disc = disc_in(where, centre, radius) & allowed
     local = prob[where]
     level = float(local[seed].max())
     if near:
         candidate = disc if level < FAINT else disc & (local >= LEVELS[0] * level)
-        return where, _part_with(candidate | seed, click, where), True
-    rim = disc & ~_disc(where, centre, radius - 1.5)
+        return where, part_with(candidate | seed, click, where), True
+    rim = disc & ~disc_in(where, centre, radius - 1.5)
     for share in LEVELS if level >= FAINT else ():
-        region = _part_with((disc & (local >= share * level)) | seed, click, where)
+        region = part_with((disc & (local >= share * level)) | seed, click, where)
         # A region that runs into the rim is bounded by the disc, not by what the network saw: ask for more contrast.
         if not (region & rim).any():
             return where, fill_holes(region) & allowed, False
-    return where, _part_with((_disc(where, click, 2 * touch) & allowed) | seed, click, where), False
+    return where, part_with((disc_in(where, click, 2 * touch) & allowed) | seed, click, where), False
 
 
 # --- negative clicks --------------------------------------------------------------------------------------------------
@@ -241,15 +253,15 @@ def _cut_one(
     deep = here >= (VERY_DEEP if weaker else DEEP) * thickest
     if not held and (deep or inside.sum() <= math.pi * (2 * touch) ** 2):
         return where, inside
-    cut = _disc(where, outline, here + touch)
+    cut = disc_in(where, outline, here + touch)
     cut |= _appendage(inside, depth, (row, column), thickest)
     if weaker:
-        weak = inside & (local <= prob[click] + 0.02) & _disc(where, click, 2.5 * (here + touch))
-        cut |= _part_with(weak, click, where)
-    cut &= inside & _nearer(where, negative, positive, ties=False)
+        weak = inside & (local <= prob[click] + 0.02) & disc_in(where, click, 2.5 * (here + touch))
+        cut |= part_with(weak, click, where)
+    cut &= inside & nearer(where, negative, positive, ties=False)
     # What is cut joins the background as what is pulled in joins the lesion: without horns beside it.
-    where, cut = _rounded(~component, where, cut, touch)
-    return where, cut & component[where] & _nearer(where, negative, positive, ties=False)
+    where, cut = rounded(~component, where, cut, touch)
+    return where, cut & component[where] & nearer(where, negative, positive, ties=False)
 
 
 def _appendage(inside: np.ndarray, depth: np.ndarray, click: Pixel, thickest: float) -> np.ndarray:
@@ -278,113 +290,5 @@ def _without_crumbs(mask: np.ndarray, before: np.ndarray, areas: np.ndarray, pos
     return mask & ~drop[labels]
 
 
-# --- small geometry ---------------------------------------------------------------------------------------------------
-
-
 def _touch(prob: np.ndarray) -> float:
     return max(2.0, TOUCH * min(prob.shape))
-
-
-def _rounded(mask: np.ndarray, where: Window, region: np.ndarray, radius: float) -> tuple[Window, np.ndarray]:
-    """``region`` (in window ``where``) and the corners between it and ``mask`` that a disc of ``radius`` cannot enter.
-
-    A morphological closing of ``mask | region``, close to ``region`` only. Returns a window and its array.
-    """
-    full = np.zeros(mask.shape, dtype=bool)
-    full[where] = region
-    grown = bounding_slices(full, margin=math.ceil(3 * radius) + 1)
-    if grown is None:
-        return where, region
-    added = full[grown]
-    joined = mask[grown] | added
-    if joined.all():
-        return grown, added
-    thick = ndimage.distance_transform_edt(~joined) <= radius
-    closed = joined | (thick if thick.all() else thick & (ndimage.distance_transform_edt(thick) > radius))
-    near = ndimage.distance_transform_edt(~added) <= 2 * radius
-    return grown, added | (closed & near & ~mask[grown])
-
-
-def _index(value: float, length: int) -> int:
-    return min(length - 1, max(0, math.floor(value + 0.5)))
-
-
-def _holds(window: Window, pixel: Pixel) -> bool:
-    return all(part.start <= value < part.stop for part, value in zip(window, pixel, strict=True))
-
-
-def _holes_of(mask: np.ndarray) -> list[Pixel]:
-    """One pixel of each hole that the mask already has."""
-    holes = fill_holes(mask) & ~mask
-    if not holes.any():
-        return []
-    labels, _ = ndimage.label(holes)
-    _, first = np.unique(labels, return_index=True)
-    return [(int(i) // mask.shape[1], int(i) % mask.shape[1]) for i in first[1:]]
-
-
-def _edge(mask: np.ndarray) -> np.ndarray:
-    """(N, 2) pixels of the mask that touch background with a side or the image's border, in row-major order."""
-    where = bounding_slices(mask)
-    if where is None:
-        return np.zeros((0, 2), dtype=int)
-    padded = np.pad(mask[where], 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return np.argwhere(mask[where] & ~inner) + (where[0].start, where[1].start)
-
-
-def _nearest(pixels: np.ndarray, to: Pixel) -> tuple[Pixel, float]:
-    """The one of (N, 2) pixels that is nearest to ``to`` and its distance; infinite when there is none."""
-    if not len(pixels):
-        return to, math.inf
-    squared = ((pixels - np.asarray(to)) ** 2).sum(axis=1)
-    best = int(squared.argmin())
-    return (int(pixels[best, 0]), int(pixels[best, 1])), math.sqrt(float(squared[best]))
-
-
-def _around(discs: list[tuple[Pixel, float]], shape: tuple[int, ...]) -> Window:
-    """The smallest window within the image that holds all the discs (centre, radius)."""
-    low = [min(math.floor(c[axis] - r) for c, r in discs) for axis in (0, 1)]
-    high = [max(math.ceil(c[axis] + r) for c, r in discs) + 1 for axis in (0, 1)]
-    return (
-        slice(max(0, low[0]), min(shape[0], high[0])),
-        slice(max(0, low[1]), min(shape[1], high[1])),
-    )
-
-
-def _grid(where: Window) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = np.ogrid[where[0], where[1]]
-    return rows, columns
-
-
-def _disc(where: Window, centre: Pixel, radius: float) -> np.ndarray:
-    rows, columns = _grid(where)
-    return (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 <= radius**2
-
-
-def _mask_of(where: Window, window: Window) -> np.ndarray:
-    rows, columns = _grid(where)
-    return (
-        (rows >= window[0].start) & (rows < window[0].stop) & (columns >= window[1].start) & (columns < window[1].stop)
-    )
-
-
-def _nearer(where: Window, own: list[Pixel], other: list[Pixel], ties: bool) -> np.ndarray:
-    """True where the nearest of ``own`` is nearer than the nearest of ``other``; whole-number arithmetic, so exact."""
-    rows, columns = _grid(where)
-
-    def squared(pixels: list[Pixel]) -> np.ndarray:
-        far = np.full(np.broadcast(rows, columns).shape, np.iinfo(np.int64).max)
-        for row, column in pixels:
-            np.minimum(far, (rows - row) ** 2 + (columns - column) ** 2, out=far)
-        return far
-
-    mine, theirs = squared(own), squared(other)
-    return mine <= theirs if ties else mine < theirs
-
-
-def _part_with(mask: np.ndarray, pixel: Pixel, where: Window) -> np.ndarray:
-    """The component of ``mask`` (a window of the image) that holds ``pixel`` (of the image)."""
-    labels, _ = ndimage.label(mask, EIGHT)
-    label = labels[pixel[0] - where[0].start, pixel[1] - where[1].start]
-    return labels == label if label else np.zeros_like(mask)
