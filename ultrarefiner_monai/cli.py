@@ -191,12 +191,12 @@ def weights_list() -> None:
     from urllib.parse import urlsplit
 
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from ultrarefiner_monai.weights import list_weights, weights_folder
 
     hosts = sorted({urlsplit(row.url).netloc for row in list_weights() if row.url})
-    table = Table("name", "here", "MB", "sha256", "licence", "about")
+    table = Table(Column("name", no_wrap=True), "here", "MB", "sha256", "licence", "about")
     for row in list_weights():
         size = "?" if row.size is None else f"{row.size / 1e6:.0f}"
         digest = "not published" if row.sha256 is None else row.sha256[:12] + ("" if row.published else " (pinned)")
