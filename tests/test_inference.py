@@ -327,3 +327,23 @@ def test_smallest_and_read_only_images_work() -> None:
     image.setflags(write=False)
     proposal = Predictor(system(Shifted())).interact(image, Clicks(((104, 3),), ((200, 4),)))
     assert proposal.mask.shape == (8, 300) and proposal.mask[3, 104] and not proposal.mask[4, 200]
+
+
+class BrightIsLesion(torch.nn.Module):
+    """Per pixel, so that every view of an image must agree with every other, up to interpolation."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.zeros_like(image), 8 * image - 4], dim=1)
+
+
+def test_smaller_views_come_back_to_their_place() -> None:
+    rows, columns = torch.meshgrid(torch.linspace(0, 5, 40), torch.linspace(0, 7, 56), indexing="ij")
+    letterbox = Letterbox(40, 56, 64)
+    image = letterbox.apply((0.5 + 0.5 * torch.sin(rows) * torch.cos(columns))[None, None])
+    plain = coarse_arrays(BrightIsLesion(), image, letterbox, flip_tta=False)
+    assert "coarse_spread" not in plain
+    for flip, scales in ((True, ()), (False, (0.75,)), (True, (0.85, 0.7))):
+        arrays = coarse_arrays(BrightIsLesion(), image, letterbox, flip, scales)
+        inside = np.s_[2:42, 2:60]  # the outermost pixels blend with the padding
+        assert np.abs(arrays["coarse_prob"] - plain["coarse_prob"])[inside].max() < 0.06
+        assert arrays["coarse_spread"][inside].max() < 0.08

@@ -160,7 +160,12 @@ class SystemConfig:
     gate: GateConfig = field(default_factory=GateConfig)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     post: PostConfig = field(default_factory=PostConfig)
+    # Test-time augmentation of the coarse network: the mirror image, and copies this many times as large, are averaged in.
     flip_tta: bool = True
+    tta_scales: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(all(0.4 <= s < 1 for s in self.tta_scales), "tta_scales must be in [0.4, 1)")
 
 
 @dataclass(frozen=True)

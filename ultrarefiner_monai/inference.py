@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .cache import Arrays, EmbeddingCache, image_key, to_half
@@ -147,7 +148,8 @@ class Predictor:
             with request.clock("preprocess"):
                 image = letterbox.apply(torch.from_numpy(request.image)[None, None]).to(self.device)
             with self._heavy, request.clock("coarse"):
-                return coarse_arrays(self.system.coarse, image, letterbox, self.system.config.flip_tta)
+                config = self.system.config
+                return coarse_arrays(self.system.coarse, image, letterbox, config.flip_tta, config.tta_scales)
 
         coarse = self._kept(request, "c0", compute)
         with request.clock("post"):
@@ -289,23 +291,38 @@ def check_image(image: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def coarse_arrays(network: nn.Module, image: torch.Tensor, letterbox: Letterbox, flip_tta: bool) -> Arrays:
-    """image (1, 1, S, S) in the coarse frame -> coarse_prob (S, S), 0 in the padding.
+def coarse_arrays(
+    network: nn.Module, image: torch.Tensor, letterbox: Letterbox, flip_tta: bool, scales: tuple[float, ...] = ()
+) -> Arrays:
+    """image (1, 1, S, S) in the coarse frame -> coarse_prob (S, S), 0 in the padding: the mean over all views.
 
-    flip_tta: the mean over the image and its mirror image (one batch of two; the mirror image is padded on the right
-    and below like any other), and coarse_spread (S, S), the standard deviation between the two.
+    flip_tta: the mirror image is a view too (padded on the right and below like any other). scales: so are smaller
+    copies of the image. With several views there is coarse_spread (S, S), the standard deviation between them.
     """
-    if not flip_tta:
-        prob = torch.softmax(network(image).float(), dim=1)[:, 1]
-        return {"coarse_prob": _without_padding(prob[0], letterbox).cpu().numpy()}
     columns = letterbox.inner_hw[1]
-    both = torch.cat([image, _mirror(image, columns)])
-    prob = torch.softmax(network(both).float(), dim=1)[:, 1]
-    first, second = prob[0], _mirror(prob[1], columns)
-    return {
-        "coarse_prob": _without_padding((first + second) / 2, letterbox).cpu().numpy(),
-        "coarse_spread": _without_padding((first - second).abs() / 2, letterbox).cpu().numpy(),
-    }
+    upright = [image, _mirror(image, columns)] if flip_tta else [image]
+    steps = [(scale, mirrored) for scale in (1.0, *scales) for mirrored in range(len(upright))]
+    views = torch.cat([_shrink(upright[mirrored], scale) for scale, mirrored in steps])
+    probs = torch.softmax(network(views).float(), dim=1)[:, 1]
+    back = [_grow(prob, scale) for prob, (scale, _) in zip(probs, steps)]
+    stack = torch.stack([_mirror(p, columns) if mirrored else p for p, (_, mirrored) in zip(back, steps)])
+    arrays = {"coarse_prob": _without_padding(stack.mean(dim=0), letterbox).cpu().numpy()}
+    if len(stack) > 1:
+        arrays["coarse_spread"] = _without_padding(stack.std(dim=0, correction=0), letterbox).cpu().numpy()
+    return arrays
+
+
+def _shrink(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """(1, 1, S, S) -> the same frame with its content ``scale`` times as large, padded on the right and below."""
+    side = round(scale * x.shape[-1])
+    missing = x.shape[-1] - side
+    return F.pad(resize(x, side, side), (0, missing, 0, missing)) if missing else x
+
+
+def _grow(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """Undo ``_shrink`` on (S, S)."""
+    side = round(scale * x.shape[-1])
+    return x if side == x.shape[-1] else resize(x[None, None, :side, :side], *x.shape)[0, 0]
 
 
 def _mirror(x: torch.Tensor, columns: int) -> torch.Tensor:
