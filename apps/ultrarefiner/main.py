@@ -19,11 +19,11 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
-from monailabel.utils.sessions import Sessions
 
 import ultrarefiner_monai
 from lib.datastore import StudiesFolder, check_name
 from lib.infers import Engine, LesionTask, Outline, make_tasks
+from lib.sessions import SessionStore
 from lib.strategies import NextSample
 from ultrarefiner_monai.cache import EmbeddingCache
 from ultrarefiner_monai.checkpoints import load_system
@@ -131,11 +131,11 @@ class UltraRefinerApp(MONAILabelApp):
         found = self._strategies[strategy](request, self.datastore())
         return {**found, "path": str(self.datastore().image_path(found["id"]))} if found else {}
 
-    def _load_sessions(self, load: bool = False) -> Sessions | None:
+    def _load_sessions(self, load: bool = False) -> SessionStore | None:
         if not load:
             return None
         # Uploaded images are patients' images: they lie in the work folder, not in the home of whoever runs the server.
-        return Sessions(
+        return SessionStore(
             settings.MONAI_LABEL_SESSION_PATH or str(self.work.sessions), settings.MONAI_LABEL_SESSION_EXPIRY
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zipfile
 from pathlib import Path
 
 import nibabel
@@ -18,6 +19,7 @@ from PIL import Image
 from lib.datastore import StudiesFolder, check_name
 from lib.guard import check_target
 from lib.prompts import clicks_of, frame_of
+from lib.sessions import SessionStore
 from lib.strategies import NextSample
 from ultrarefiner_monai.config import ConfigError, ServeConfig, load_yaml, serve_config
 from ultrarefiner_monai.data.readers import read_study
@@ -58,6 +60,20 @@ def test_all_frames(value):
 @pytest.mark.parametrize(("value", "frame"), [(0, 0), ("2", 2), (1.0, 1)])
 def test_one_frame(value, frame):
     assert frame_of({"frame": value}, 3) == frame
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "²", "--1", 10**400, -(10**400), float("nan")])
+def test_frames_that_no_number_type_holds(value):
+    with pytest.raises(InputError, match="frame"):
+        frame_of({"frame": value}, 3)
+
+
+@pytest.mark.parametrize(
+    "request_", [{"foreground": [[10**400, 1]]}, {"roi": [1, -(10**400), 2, 3]}], ids=["point", "roi"]
+)
+def test_coordinates_beyond_any_float(request_):
+    with pytest.raises(InputError, match="finite"):
+        clicks_of(request_, 1, 96, 130)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -115,6 +131,100 @@ def test_ids_are_stems_unless_two_files_share_one(folder):
     store.refresh()
     assert store.image_path("a").name == "a.png" and store.image_path("a.bmp").name == "a.bmp"
     assert set(make_store(folder).list_images()) == set(store.list_images())
+
+
+def test_files_of_odd_names_do_not_stop_the_others(folder):
+    for name in (" y.png", "x .png", "v.seg.png"):
+        (folder / name).write_bytes((folder / "a.png").read_bytes())
+    with open(os.fsencode(folder) + b"/\xe4.png", "wb") as file:  # a name that is no UTF-8
+        file.write((folder / "a.png").read_bytes())
+    store = make_store(folder)
+    found = set(store.list_images())
+    assert {"a", "x .png", "v.seg"} <= found and not any(i != i.strip() for i in found)
+    for image_id in found:
+        assert check_name(image_id, "image")
+    store.refresh()
+
+
+def test_a_label_of_an_image_called_seg(folder, tmp_path):
+    (folder / "v.seg.png").write_bytes((folder / "a.png").read_bytes())
+    source = tmp_path / "l.nrrd"
+    source.write_bytes(b"NRRD0004")
+    store = make_store(folder)
+    store.save_label("v.seg", str(source), "final", {})
+    store.refresh()
+    assert store.get_labeled_images() == ["v.seg"] == make_store(folder).get_labeled_images()
+
+
+@pytest.mark.parametrize("value", [float("nan"), "\ud800", 10**400, [[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]], ids=str)
+def test_info_that_json_cannot_hold_spoils_nothing(folder, tmp_path, value):
+    store = make_store(folder)
+    with pytest.raises(InputError):
+        store.update_image_info("a", {"x": value})
+    with pytest.raises(InputError):
+        store.save_label("a", str(label_at(tmp_path / "l.nii.gz")), "final", {"x": value})
+    store.update_image_info("a", {"x": 1})
+    assert make_store(folder).get_image_info("a")["x"] == 1 and store.get_labeled_images() == []
+
+
+def test_index_that_cannot_be_written_leaves_memory_as_it_was(folder, monkeypatch):
+    store = make_store(folder)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OSError):
+            store.update_image_info("a", {"x": 1})
+    assert "x" not in store.get_image_info("a")
+
+
+def test_two_processes_change_the_index(folder, tmp_path):
+    one, other = make_store(folder), make_store(folder)
+    one.update_image_info("a", {"by": "one"})
+    other.save_label("B", str(label_at(tmp_path / "l.nii.gz")), "final", {"by": "other"})
+    one.update_image_info("twin.png", {"by": "one"})
+    again = make_store(folder)
+    assert again.get_image_info("a")["by"] == again.get_image_info("twin.png")["by"] == "one"
+    assert again.get_label_info("B", "final")["by"] == "other"
+
+
+def test_the_archive_holds_the_labelled_images(folder, tmp_path):
+    store = make_store(folder)
+    with pytest.raises(InputError, match="no final label"):
+        store.get_dataset_archive(None)
+    store.save_label("a", str(label_at(tmp_path / "l.nii.gz")), "final", {})
+    with zipfile.ZipFile(store.get_dataset_archive(None)) as archive:
+        assert set(archive.namelist()) == {"image/a.png", "label/a.nii.gz", "metadata.json"}
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_half_written_are_cleared_away(tmp_path):
+    store = SessionStore(str(tmp_path / "sessions"), 3600)
+    image = tmp_path / "i.png"
+    image.write_bytes(b"x")
+    kept, _ = store.add_session(str(image))
+    for name, meta in (("00-11", ""), ("00-22", "[1]"), ("00-33", None)):
+        (tmp_path / "sessions" / name).mkdir()
+        if meta is not None:
+            (tmp_path / "sessions" / name / "meta.info").write_text(meta)
+    os.utime(tmp_path / "sessions" / "00-33", (0, 0))
+    again = SessionStore(str(tmp_path / "sessions"), 3600)
+    assert again.get_session("00-11") is None
+    assert again.remove_expired() == 3 and [p.name for p in (tmp_path / "sessions").iterdir()] == [kept]
+    assert again.get_session(kept) is not None
+
+
+def test_an_expired_session_is_gone_at_once(tmp_path):
+    store = SessionStore(str(tmp_path / "sessions"), 3600)
+    image = tmp_path / "i.png"
+    image.write_bytes(b"x")
+    name, info = store.add_session(str(image), expiry=60)
+    info.last_access_ts -= 61
+    assert store.get_session(name) is None and not (tmp_path / "sessions" / name).exists()
 
 
 def test_dicom_is_known_without_an_extension(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import time
@@ -87,11 +88,14 @@ def test_params_that_are_no_json_object(server, params):
         {"frame": [1]},
         {"frame": 7},
         {"frame": True},
+        {"frame": "²"},
+        {"frame": 10**400},
+        {"foreground": [[10**400, 5, 0]]},
         {"result_extension": ".exe"},
         {"result_extension": "../../x.nrrd"},
         {"result_extension": 3},
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_wrong_types_and_values(server, request_):
     refused(infer(server, "sam_refiner", params=request_))
@@ -195,6 +199,51 @@ def test_labels_that_are_none(server):
     info = f"{server.url}/datastore/label/info?label=grey&tag=nothing"
     refused(requests.put(info, data={"info": "{}"}), "nothing")
     refused(requests.put(f"{server.url}/datastore/image/info?image=grey", data={"info": "[1"}), "info")
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", '"\\ud800"', "[" * 300 + "]" * 300, "1" * 400])
+def test_info_that_would_spoil_the_index(server, value):
+    for address, field in [
+        ("datastore/image/info?image=grey", "info"),
+        ("datastore/updatelabelinfo?label=grey&tag=final", "params"),
+    ]:
+        refused(requests.put(f"{server.url}/{address}", data={field: f'{{"x": {value}}}'}))
+    files = {"label": ("l.png", (server.studies / "grey.png").read_bytes())}
+    put = f"{server.url}/datastore/label?image=grey&tag=odd"
+    refused(requests.put(put, files=files, data={"params": f'{{"x": {value}}}'}))
+    assert requests.get(f"{server.url}/datastore/?output=all").status_code == 200
+
+
+def test_info_under_the_servers_own_key(server):
+    requests.put(f"{server.url}/datastore/image/info?image=grey", data={"info": '{"strategy": "x"}'}).raise_for_status()
+    for _ in range(3):
+        assert requests.post(f"{server.url}/activelearning/first", json={}).status_code == 200
+
+
+def test_long_names_in_many_bytes(server):
+    name = "ä" * 200
+    content = (server.studies / "grey.png").read_bytes()
+    refused(requests.put(f"{server.url}/datastore/image?image={name}", files={"file": ("x.png", content)}), "name")
+    answer = requests.post(
+        f"{server.url}/infer/transunet?output=json", files={"file": (name + ".png", content, "image/png")}
+    )
+    assert answer.status_code == 200  # the name of an upload that is not kept does not matter
+
+
+def test_check_sums_and_archives(server):
+    head = f"{server.url}/datastore/image?image=grey&check_sum="
+    digest = hashlib.sha256((server.studies / "grey.png").read_bytes()).hexdigest()
+    assert [requests.head(head + s).status_code for s in ("", digest, f"SHA256:{digest}")] == [200] * 3
+    assert [requests.head(head + s).status_code for s in ("0" + digest[1:], "CRC:12")] == [404, 400]
+    archive = requests.get(f"{server.url}/datastore/dataset")
+    assert archive.status_code in (200, 400)
+    assert not list((server.studies / ".ultrarefiner" / "tmp").glob("*.zip"))
+
+
+def test_text_beyond_the_limit(server):
+    text = json.dumps({"x": "y" * (5 << 20)})
+    assert requests.post(f"{server.url}/activelearning/first", data=text).status_code == 413
+    assert infer(server, params=text).status_code == 413
 
 
 def test_an_upload_beyond_the_limit_is_refused_and_not_kept(server, tmp_path):

@@ -8,12 +8,15 @@ the label before is kept; the index is written atomically and never changed unde
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import shutil
 import tempfile
 import threading
 import time
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +24,6 @@ from typing import Any
 
 from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
-from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
 from ultrarefiner_monai.types import InputError
@@ -30,16 +32,38 @@ from ultrarefiner_monai.workfolder import WorkFolder
 logger = logging.getLogger(__name__)
 
 LABEL_EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".png", ".tif", ".tiff", ".bmp")
-_NAME = re.compile(r"[^/\\\x00-\x1f]{1,200}")
+_NAME = re.compile(r"[^/\\\x00-\x1f\ud800-\udfff]{1,200}")  # surrogates: bytes that are no UTF-8
+_NAME_BYTES = 220  # of the 255 that file systems take; extensions come on top
+_INFO_DEPTH = 16
 _KEPT_VERSIONS = 20
 _SETTLE_SECONDS = 0.3
 
 
 def check_name(value: str, what: str) -> str:
     """``value`` when it is a plain name; InputError for paths, `..`, hidden and empty names: the studies' border."""
-    if not isinstance(value, str) or not _NAME.fullmatch(value) or value.startswith(".") or value != value.strip():
+    if not _is_name(value):
         raise InputError(f"{what} must be a plain name without path parts, got {value!r:.120}")
     return value
+
+
+def _is_name(value: Any) -> bool:
+    if not isinstance(value, str) or not _NAME.fullmatch(value) or value.startswith("."):
+        return False
+    return value == value.strip() and len(value.encode()) <= _NAME_BYTES
+
+
+def check_info(value: Any, what: str, depth: int = 0) -> None:
+    """InputError for what a client sends to be kept in the index and JSON cannot hold: it would spoil every later reply."""
+    if depth > _INFO_DEPTH:
+        raise InputError(f"{what} is nested more than {_INFO_DEPTH} levels deep")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{what} holds {value}, which JSON cannot hold")
+    if isinstance(value, int) and abs(value) > 1 << 63:
+        raise InputError(f"{what} holds a whole number of more than 64 bits")
+    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+        raise InputError(f"{what} holds half a character (a lone surrogate)")
+    for part in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_info(part, what, depth + 1)
 
 
 def split_name(filename: str, extensions: Iterable[str]) -> tuple[str, str] | None:
@@ -72,6 +96,9 @@ class StudiesFolder(LocalDatastore):
     ):
         self.work, self.image_extensions, self._readable = work, extensions, readable
         self._mutex = threading.RLock()
+        # Around each change as a whole; MONAI Label's own lock is taken anew for each reading and writing within it.
+        self._change_lock = FileLock(str(work.root / "change.lock"))
+        self._complained: set[str] = set()
         self._checked: dict[tuple, bool] = {}
         self._pending: threading.Timer | None = None
         # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
@@ -104,8 +131,7 @@ class StudiesFolder(LocalDatastore):
 
     def _reconcile_datastore(self) -> None:
         """Bring the index in line with the files: a new index replaces the old one, readers never see half of it."""
-        with self._mutex:
-            self._init_from_datastore_file()
+        with self._changing():
             before = self._datastore.objects
             objects = self._find_images(before)
             labels_dir = Path(self._datastore.label_path(None))
@@ -133,15 +159,19 @@ class StudiesFolder(LocalDatastore):
 
     def _find_images(self, before: dict[str, ImageLabelModel]) -> dict[str, ImageLabelModel]:
         files = {}
+        known = {self._filename(k, v.image.ext): k for k, v in before.items()}
         with os.scandir(self._datastore.image_path()) as entries:
             for entry in entries:
-                if not _NAME.fullmatch(entry.name) or entry.name.startswith(".") or not entry.is_file():
+                if entry.name.startswith(".") or not entry.is_file():
                     continue
                 parts = split_name(entry.name, self.image_extensions)
-                if parts or _is_dicom(entry.path):
-                    files[entry.name] = parts or (entry.name, "")
-        known = {self._filename(k, v.image.ext): k for k, v in before.items()}
-        stems = [stem for stem, _ in files.values()]
+                if not parts and (entry.name in known or _is_dicom(entry.path)):
+                    parts = (entry.name, "")
+                if parts and not _is_name(entry.name):
+                    self._complain(f"image {entry.name!a} is left out: rename it (odd characters, or too long)")
+                elif parts:
+                    files[entry.name] = parts
+        stems = Counter(stem for stem, _ in files.values())
         objects: dict[str, ImageLabelModel] = {}
         for name in sorted(files):
             stem, extension = files[name]
@@ -149,7 +179,7 @@ class StudiesFolder(LocalDatastore):
                 image_id, image = known[name], before[known[name]].image
             else:
                 # A stem that two files share names neither of them: a label must never change its image.
-                alone = stems.count(stem) == 1 and stem not in before
+                alone = stems[stem] == 1 and stem not in before and _is_name(stem)
                 image_id = stem if alone else name
                 info = {"ts": int(time.time()), "name": name}
                 image = DataModel(info=info, ext=extension if alone else "")
@@ -157,14 +187,22 @@ class StudiesFolder(LocalDatastore):
             objects[image_id] = ImageLabelModel(image=image)
         return objects
 
+    def _complain(self, message: str) -> None:
+        """Once, not at every look into the folder."""
+        if message not in self._complained:
+            self._complained.add(message)
+            logger.warning("%s", message)
+
     def _find_labels(self, tag: str, objects: dict[str, ImageLabelModel], before: dict[str, ImageLabelModel]) -> None:
         for entry in sorted(os.scandir(self._datastore.label_path(tag)), key=lambda e: e.name):
             parts = split_name(entry.name, LABEL_EXTENSIONS)
             if not parts or entry.name.startswith(".") or not entry.is_file():
                 continue
             image_id, extension = parts
+            if image_id not in objects and extension.lower() == ".seg.nrrd":  # the .nrrd of an image called x.seg
+                image_id, extension = entry.name[:-5], entry.name[-5:]
             if image_id not in objects:
-                logger.warning("label %s/%s belongs to no image", tag, entry.name)
+                self._complain(f"label {tag}/{entry.name!a} belongs to no image")
                 continue
             old = before[image_id].labels.get(tag) if image_id in before else None
             if tag in objects[image_id].labels and not (old and old.ext == extension):
@@ -175,7 +213,7 @@ class StudiesFolder(LocalDatastore):
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """One change at a time, on top of what another process (a batch) wrote into the index meanwhile."""
-        with self._mutex:
+        with self._mutex, self._change_lock:
             self._init_from_datastore_file()
             yield
 
@@ -184,8 +222,13 @@ class StudiesFolder(LocalDatastore):
         self._datastore = self._datastore.model_copy(update={"objects": objects})
 
     def _put(self, image_id: str, entry: ImageLabelModel) -> None:
-        self._replace({**self._datastore.objects, image_id: entry})
-        self._update_datastore_file()
+        before = self._datastore
+        self._replace({**before.objects, image_id: entry})
+        try:
+            self._update_datastore_file()
+        except BaseException:
+            self._datastore = before  # memory and file never tell two stories
+            raise
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
         with self._mutex:
@@ -236,6 +279,7 @@ class StudiesFolder(LocalDatastore):
         if parts is None:
             raise InputError(f"expected a file ending in {', '.join(self.image_extensions)}, got {image_filename}")
         image_id = check_name(image_id or parts[0], "image")
+        check_info(image_info, "params")
         self._readable(Path(image_filename))
         name = image_id + parts[1]
         destination = Path(self._datastore.image_path(), name)
@@ -255,6 +299,7 @@ class StudiesFolder(LocalDatastore):
             self.refresh()
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        check_info(info, "info")
         with self._changing():
             self.image_path(image_id)
             entry = self._datastore.objects[image_id].model_copy(deep=True)
@@ -270,6 +315,7 @@ class StudiesFolder(LocalDatastore):
         """Store a label losslessly: copied as it is, renamed into place; the label before it is kept."""
         self.image_path(image_id)
         check_name(label_tag, "tag")
+        check_info(label_info, "params")
         parts = split_name(os.path.basename(label_filename), LABEL_EXTENSIONS)
         if parts is None:
             name = os.path.basename(label_filename)
@@ -318,6 +364,7 @@ class StudiesFolder(LocalDatastore):
         return super().get_label_uri(label_id, check_name(label_tag, "tag"))
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        check_info(info, "info")
         with self._changing():
             self.image_path(label_id)
             entry = self._datastore.objects[label_id].model_copy(deep=True)
@@ -327,9 +374,18 @@ class StudiesFolder(LocalDatastore):
             self._put(label_id, entry)
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        if not self._datastore.filter_by_tag(DefaultLabelTag.FINAL):
+        """A ZIP file of the labelled images, their final labels and the index, in the work folder; the caller removes it."""
+        pairs = self.datalist()
+        if not pairs:
             raise InputError("there is no final label yet: nothing to download")
-        return super().get_dataset_archive(limit_cases)
+        self.work.tmp.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(suffix=".zip", prefix="dataset-", dir=self.work.tmp)
+        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for pair in pairs[: limit_cases if limit_cases and limit_cases > 0 else None]:
+                for kind in ("image", "label"):
+                    archive.write(pair[kind], f"{kind}/{os.path.basename(pair[kind])}")
+            archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
+        return name
 
 
 class _beside:  # noqa: N801 (reads like the function it is)

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import anyio
 from fastapi import Body, Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import batch_infer as stock_batch_infer
 from monailabel.endpoints.infer import ResultType
@@ -31,7 +31,9 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.others.generic import file_checksum
 from requests_toolbelt import MultipartEncoder
+from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -186,6 +188,46 @@ async def put_image_info(image: str, info: str = Form("{}"), user: User = annota
     await anyio.to_thread.run_sync(app_instance().datastore().update_image_info, image, values)
 
 
+async def put_label_info_old(label: str, tag: str, params: str = Form("{}"), user: User = annotator_role) -> None:
+    """The deprecated address of the same."""
+    await put_label_info(label, tag, params, user)
+
+
+async def check_image(image: str, check_sum: str | None = None, user: User = user_role) -> dict[str, Any]:
+    """200 when the image is there and, where a sum is given ([SHA256:|SHA512:|MD5:]HEX), has it; else 404."""
+
+    def work() -> dict[str, Any]:
+        path = app_instance().datastore().image_path(image)
+        algorithm, _, digest = check_sum.rpartition(":") if check_sum else ("", "", "")
+        if algorithm not in ("", "SHA256", "SHA512", "MD5"):
+            raise InputError(f"check_sum must be SHA256:..., SHA512:... or MD5:..., got {check_sum!r:.80}")
+        if not path.is_file() or (digest and file_checksum(path, algorithm or "SHA256").partition(":")[2] != digest):
+            raise ImageNotFoundException(f"there is no image {image!r:.120} with this content")
+        return {}
+
+    return await anyio.to_thread.run_sync(work)
+
+
+async def remove_image(id: str, user: User = admin_role) -> dict[str, Any]:
+    await anyio.to_thread.run_sync(app_instance().datastore().remove_image, id)
+    return {}
+
+
+async def remove_label(id: str, tag: str, user: User = admin_role) -> dict[str, Any]:
+    await anyio.to_thread.run_sync(app_instance().datastore().remove_label, id, tag)
+    return {}
+
+
+async def download_dataset(limit_cases: int | None = None, user: User = annotator_role) -> FileResponse:
+    """All labelled images and their labels as a ZIP file, made in a thread and removed once it is sent."""
+    path = await anyio.to_thread.run_sync(app_instance().datastore().get_dataset_archive, limit_cases)
+    return FileResponse(path, media_type="application/zip", filename="dataset.zip", background=_removed(path))
+
+
+def _removed(path: str) -> BackgroundTask:
+    return BackgroundTask(Path(path).unlink, missing_ok=True)
+
+
 async def put_label_info(label: str, tag: str, info: str = Form("{}"), user: User = annotator_role) -> None:
     values = _params(info, "info") | _author(user)
     await anyio.to_thread.run_sync(app_instance().datastore().update_label_info, label, tag, values)
@@ -220,7 +262,8 @@ async def next_sample(strategy: str, params: JsonBody = None, user: User = user_
             return {}
         image_id, store = result["id"], app.datastore()
         client = str((params or {}).get("client_id") or user.username or "")
-        offers = store.get_image_info(image_id).get("strategy", {})
+        offers = store.get_image_info(image_id).get("strategy")
+        offers = offers if isinstance(offers, dict) else {}  # clients may write what they like into the info
         store.update_image_info(image_id, {"strategy": {**offers, strategy: {"ts": time.time(), "client_id": client}}})
         return {**store.get_image_info(image_id), **result}
 
@@ -347,6 +390,12 @@ def install(server: FastAPI, app: Any) -> None:
         ("PUT", "/datastore/label", save_label),
         ("PUT", "/datastore/image/info", put_image_info),
         ("PUT", "/datastore/label/info", put_label_info),
+        ("PUT", "/datastore/updatelabelinfo", put_label_info_old),
+        ("HEAD", "/datastore/image", check_image),
+        ("DELETE", "/datastore/", remove_image),
+        ("DELETE", "/datastore/image", remove_image),
+        ("DELETE", "/datastore/label", remove_label),
+        ("GET", "/datastore/dataset", download_dataset),
         ("PUT", "/session/", create_session),
         ("POST", "/activelearning/{strategy}", next_sample),
         ("PUT", "/model/{model}", refuse(403, "weights are chosen in the server's config, not uploaded")),

@@ -17,6 +17,8 @@ _NAMES = ("image", "label", "id", "tag")
 _SESSION = re.compile(r"[0-9a-fA-F-]{1,64}")
 # A client that is still sending does not read the answer: so much more is taken and thrown away before it comes.
 _DRAIN_BYTES = 1 << 30
+# JSON and form fields are parsed in memory, in the event loop; files come as multipart.
+_TEXT_BYTES = 4 << 20
 
 
 class Guard:
@@ -34,10 +36,12 @@ class Guard:
         except InputError as error:
             await JSONResponse({"detail": str(error)}, 400)(scope, receive, send)
             return
-        body = _Body(receive, self.limit)
         headers = dict(scope["headers"])
+        files = headers.get(b"content-type", b"").lower().startswith(b"multipart/")
+        limit = self.limit if files else min(self.limit, _TEXT_BYTES)
+        body = _Body(receive, limit)
         length = headers.get(b"content-length", b"")
-        if length.isdigit() and int(length) > self.limit:
+        if length.isdigit() and int(length) > limit:
             if b"expect" not in headers:
                 await body.drain()
             await JSONResponse({"detail": body.message}, 413)(scope, receive, send)

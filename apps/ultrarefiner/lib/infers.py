@@ -88,11 +88,7 @@ class Engine:
 
     def open(self, path: Path) -> OpenStudy:
         """The study at ``path``, kept while its file stays as it is."""
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise InputError(f"{path.name} cannot be opened: {error.strerror}") from error
-        state = (str(path), stat.st_mtime_ns, stat.st_size)
+        state = _state(path)
         with self._lock:
             found = self._studies.get(str(path))
             if found is not None and found.state == state:
@@ -100,6 +96,8 @@ class Engine:
                 return found
         study = read_study(path, Limits(total_pixels=self.config.max_pixels))
         found = OpenStudy(study, state, _sha256(path))
+        if _state(path) != state:  # pixels and sha256 may be of two files: answers would be kept under a wrong name
+            raise InputError(f"{path.name} changed while it was read; try again when it has been written")
         with self._lock:
             self._studies[str(path)] = found
             while len(self._studies) > 1 and sum(_bytes(s.study) for s in self._studies.values()) > _STUDY_BYTES:
@@ -142,12 +140,13 @@ class Engine:
 
     def drop_forgotten(self) -> None:
         """When ``ultrarefiner forget`` left a note: drop what is in memory, and the note."""
-        note = self.work.forgotten
+        note, taken = self.work.forgotten, self.work.root / f"forgotten-{threading.get_ident()}"
         try:
-            if not note.stat().st_size:
+            if not note.exists():
                 return
-            keys = note.read_text(encoding="utf-8").split()
-            note.write_text("", encoding="utf-8")
+            os.replace(note, taken)  # what `forget` adds from now on makes a new note
+            keys = taken.read_text(encoding="utf-8").split()
+            taken.unlink()
         except OSError:
             return
         with self._lock:
@@ -301,6 +300,14 @@ def _number(value: float | None) -> float | None:
 def _bytes(study: Study) -> int:
     """An upper bound for pictures and volumes, which are kept decoded; DICOM cines are decoded frame by frame."""
     return study.height * study.width * study.n_frames * (1 if study.kind == "dicom" else 4)
+
+
+def _state(path: Path) -> tuple[str, int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be opened: {error.strerror}") from error
+    return str(path), stat.st_mtime_ns, stat.st_size
 
 
 def _sha256(path: Path) -> str:

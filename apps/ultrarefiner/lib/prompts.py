@@ -7,6 +7,7 @@ i is the column (x), j the row (y) and k the frame, all from 0; a volume whose f
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from ultrarefiner_monai.types import Clicks, InputError
@@ -14,17 +15,18 @@ from ultrarefiner_monai.types import Clicks, InputError
 ALL_FRAMES = -1
 MOST_POINTS = 1000
 Axes = tuple[int, int, int]
+_LARGEST = 1e12
 
 
 def frame_of(request: dict[str, Any], n_frames: int) -> int | None:
     """The one frame that is asked for, None for all of them (missing, null, "", "all", -1)."""
     value = request.get("frame")
-    if isinstance(value, str) and value.strip().removeprefix("-").isdigit():
+    if isinstance(value, str) and re.fullmatch("-?[0-9]{1,9}", value.strip()):
         value = int(value)
     if value is None or value in ("", "all") or (value == ALL_FRAMES and not isinstance(value, bool)):
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
-        raise InputError(f"frame must be a whole number, got {value!r:.80}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1 or abs(value) > 1e9:
+        raise InputError(f"frame must be a whole number below {n_frames}, got {value!r:.80}")
     return _frame_index(value, n_frames, "frame")
 
 
@@ -72,8 +74,8 @@ def _numbers(value: Any, name: str, lengths: tuple[int, ...]) -> list[float]:
     for number in value:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise InputError(f"{name}: expected numbers, got {number!r:.40} in {value!r:.120}")
-        if not math.isfinite(number):
-            raise InputError(f"{name}: {value!r:.120} has a coordinate that is not finite")
+        if not -_LARGEST <= number <= _LARGEST:  # NaN is not between them; a whole number may be beyond any float
+            raise InputError(f"{name}: {value!r:.120} has a coordinate that is not finite, or beyond any image")
     return [float(number) for number in value]
 
 
