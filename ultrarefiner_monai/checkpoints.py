@@ -34,7 +34,7 @@ class System:
     """What serving and evaluation work with: both networks in eval mode and fp32, and what they were made for.
 
     version: short hash of weights and configuration. meta: plain values about the training (data, fold, figures).
-    refiner_trained: whether the refiner's weights have seen a refiner's training (official SAM files count: they segment).
+    refiner: None where there are no weights for one; a foreign SAM file counts as weights, ``version`` then names both.
     """
 
     config: SystemConfig

@@ -77,7 +77,9 @@ def train(
 ) -> None:
     """Train a phase on all folds but one; the best checkpoint is chosen on an inner part of those."""
     from ultrarefiner_monai.config import ConfigError, TrainConfig, load_yaml
+    from ultrarefiner_monai.training.engine import TrainingError
     from ultrarefiner_monai.training.run import train as run
+    from ultrarefiner_monai.types import InputError
 
     if not config.is_file():
         raise ConfigError(f"no configuration at {config}")
@@ -86,6 +88,8 @@ def train(
         raise ConfigError(f"{config} is for {settings.phase}, asked for was {phase}")
     try:
         best = run(settings, data, fold, out, resume, device)
+    except TrainingError as error:
+        raise InputError(str(error)) from error
     except KeyboardInterrupt:
         typer.echo(f"\nstopped; go on with: --resume --out {out}", err=True)
         raise typer.Exit(130) from None

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,28 @@ def evaluate(
         "task": "transunet" if coarse_only else "ultrarefiner",
         "version": predictor.system.version,
         "refiner": cases[0].proposal.refiner,
+        "seen_in_training": seen_in_training(predictor.system.meta, data_dir, fold),
         **summarise(cases),
     }
     _write_csv(out / "metrics.csv", [c.row() for c in cases])
     _write_text(out / "summary.json", json.dumps(summary, indent=1))
     write_overlays(cases, out / "overlays")
     return summary
+
+
+def seen_in_training(meta: dict[str, Any], data_dir: str | Path, fold: str | int) -> bool | None:
+    """Whether the checkpoint was trained on this fold, so that its figures promise too much; None where it cannot be told.
+
+    meta: the checkpoint's, with the name of the data folder and the fold that training held out.
+    """
+    if meta.get("data") != Path(data_dir).name or "fold" not in meta:
+        return None
+    seen = str(fold) not in (meta["fold"], "test")
+    if seen:
+        log.warning(
+            "the checkpoint was trained on fold %s (held out was %s): these figures mislead", fold, meta["fold"]
+        )
+    return seen
 
 
 def _evaluate_one(predictor: Predictor, item: Item, coarse_only: bool) -> Case:
@@ -106,7 +122,8 @@ def _evaluate_one(predictor: Predictor, item: Item, coarse_only: bool) -> Case:
         from ultrarefiner_monai.postprocess import prob_to_mask
 
         coarse = score(prob_to_mask(proposal.coarse_prob, predictor.system.config.post), label)
-    return Case(item, scores, coarse, proposal)
+    none = np.zeros((0, 0), np.float32)  # the overlays need the mask alone; a fold's probabilities fill the memory
+    return Case(item, scores, coarse, replace(proposal, final_prob=none, coarse_prob=none))
 
 
 def summarise(cases: Sequence[Case], seed: int = 0) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def wait_until_ready(url: str, running: threading.Event) -> bool:
         try:
             with opener.open(f"{url}/info/", timeout=5):
                 return True
+        except urllib.error.HTTPError:  # it wants a login: it is there
+            return True
         except OSError:
             time.sleep(0.3)
     return False

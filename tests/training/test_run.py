@@ -21,6 +21,7 @@ from ultrarefiner_monai.config import (
     SystemConfig,
     TrainConfig,
 )
+from ultrarefiner_monai.evaluation import seen_in_training
 from ultrarefiner_monai.training import engine, phases
 from ultrarefiner_monai.training.calibrate import choose
 from ultrarefiner_monai.training.optim import build_optimiser, build_schedule
@@ -100,6 +101,19 @@ def test_an_interrupted_run_ends_with_the_same_weights(
         assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
     assert a["best"] == b["best"]
     assert [r["epoch"] for r in csv.DictReader((out / "history.csv").open())] == ["1", "2", "3"]
+
+
+def test_a_run_keeps_to_its_fold(finished: Path, folder: Path, tmp_path: Path) -> None:
+    """Neither resumed nor used as a start can a run move on to a fold that it was trained on."""
+    with pytest.raises(InputError, match="another split"):
+        train(CONFIG, folder, 1, finished, resume=True, device="cpu")
+    start = replace(CONFIG, init=str(finished / "best.safetensors"), epochs=1)
+    with pytest.raises(InputError, match="has seen fold 1"):
+        train(start, folder, 1, tmp_path / "r", device="cpu")
+    train(start, folder, 0, tmp_path / "s", device="cpu")
+    meta = read_checkpoint(finished / "model.safetensors").meta
+    assert [seen_in_training(meta, folder, f) for f in ("0", 1, "test")] == [False, True, False]
+    assert seen_in_training(meta, tmp_path / "elsewhere", 1) is None
 
 
 def test_it_learns_one_batch(folder: Path, tmp_path: Path) -> None:

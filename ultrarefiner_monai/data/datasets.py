@@ -128,11 +128,15 @@ def prepare(dataset: str, raw_dir: str | Path, out: str | Path, seed: int = 0, k
     for sub in ("images", "masks"):
         (out / sub).mkdir(parents=True, exist_ok=True)
     summary, rows, thumbnails = Summary(), [], []
+    ids: set[str] = set()  # in small letters: some file systems know no others
     for raw in sorted(LAYOUTS[dataset](raw_dir), key=lambda r: r.name):
         row = _write_pair(raw, dataset, out, keep_blank)
         if row is None:
             summary.blank_left_out.append(raw.name)
             continue
+        if row["id"].lower() in ids:
+            raise InputError(f"{raw.image}: another image has the id {row['id']} too; rename one of them")
+        ids.add(row["id"].lower())
         thumbnails.append(row.pop("thumbnail"))
         rows.append(row)
     if not rows:

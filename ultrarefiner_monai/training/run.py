@@ -11,6 +11,7 @@ from monai.utils import set_determinism
 from rich.console import Console
 
 from ultrarefiner_monai import __version__
+from ultrarefiner_monai.checkpoints import read_checkpoint
 from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.data.datalist import Split, read_index, split_fold
 from ultrarefiner_monai.data.loading import (
@@ -49,15 +50,41 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     split = split_fold(read_index(data_dir), fold, config.data.select_share, config.seed)
-    (out / "split.json").write_text(json.dumps({k: [i.id for i in v] for k, v in vars(split).items()}, indent=1))
+    if Path(config.init).suffix == ".safetensors" and not resume:
+        _check_start(config, data_dir, fold)
     Console().print(header(config, _facts(split, data_dir, fold, out, device)))
     set_determinism(config.seed)  # before the networks are made: their first weights are drawn too
     run = _build(config, split, out, device, fold, data_dir)
     if resume:
         run.resume()
+    _keep_split(split, out / "split.json", resume)
     best = run.fit()
     finish(out / "best.safetensors", out / "model.safetensors", split.select, device)
     return best
+
+
+def _keep_split(split: Split, path: Path, resume: bool) -> None:
+    """Write which images went where. A resumed run has to have the very same: else it trains on what it reports."""
+    ids = {k: [i.id for i in v] for k, v in vars(split).items()}
+    if resume and path.is_file() and json.loads(path.read_text(encoding="utf-8")) != ids:
+        raise InputError(
+            f"{path} was another split: the run was begun with another --fold or --data, or index.csv changed"
+        )
+    path.write_text(json.dumps(ids, indent=1), encoding="utf-8")
+
+
+def _check_start(config: TrainConfig, data_dir: str | Path, fold: str | int) -> None:
+    """A run that starts from our own weights must hold out what they held out. Raises InputError for another fold."""
+    meta = read_checkpoint(config.init).meta
+    if meta.get("data") != Path(data_dir).name:
+        return
+    if meta.get("fold") not in (None, str(fold)):
+        raise InputError(
+            f"init: {config.init} was trained with fold {meta['fold']} held out, so it has seen fold {fold}, which this "
+            f"run reports; use --fold {meta['fold']}"
+        )
+    if meta.get("seed") not in (None, config.seed):
+        log.warning("init: %s was trained with another seed, so on images that select the checkpoint here", config.init)
 
 
 def _build(config: TrainConfig, split: Split, out: Path, device: str, fold: str | int, data_dir: str | Path) -> Run:
