@@ -129,3 +129,13 @@ def test_a_write_that_fails_leaves_the_journal_usable(journal):
         raise RuntimeError("interrupted")
     journal.record_proposal("a", "h", mask, model="m", version="v")
     assert len(journal.proposals()) == 1
+
+
+def test_forgetting_an_image_takes_its_uploads_along(journal):
+    propose(journal, "a", image_hash="one")
+    propose(journal, "upload:1", image_hash="one")
+    propose(journal, "session:2", image_hash="one")
+    propose(journal, "upload:3", image_hash="two")
+    propose(journal, "b", image_hash="one")  # the same file under another id of the studies is another entry
+    assert journal.forget("a") == (3, 0)
+    assert [len(journal.proposals(i)) for i in ("a", "upload:1", "session:2", "upload:3", "b")] == [0, 0, 0, 1, 1]

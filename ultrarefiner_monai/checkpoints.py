@@ -128,9 +128,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     try:
         config = from_dict(SystemConfig, json.loads(metadata["config"]))
+        meta = json.loads(metadata.get("meta", "{}"))
     except (ConfigError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: its configuration cannot be read by this version: {error}") from error
-    meta = json.loads(metadata.get("meta", "{}"))
     return Checkpoint(tensors, config, meta, _version(path))
 
 

@@ -380,7 +380,7 @@ class ServeConfig:
     # Web pages of other origins that may call the server; none by default. MONAI_LABEL_CORS_ORIGINS has the last word.
     cors_origins: tuple[str, ...] = ()
     # Requests that compute at the same time, and CPU threads of each (0: all that the process may use).
-    workers: int = 2
+    workers: int = 4
     threads: int = 0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -192,10 +192,24 @@ class Journal:
         return {key for row in rows for key in json.loads(row[0])}
 
     def forget(self, image_id: str) -> tuple[int, int]:
-        """Remove all rows of one image; returns how many proposals and corrections there were."""
+        """Remove all rows of one image; returns how many proposals and corrections there were.
+
+        The same file sent as an upload or a session, under a name of its own, is the same image: its rows go too.
+        """
         with self._transaction() as connection:
-            corrections = connection.execute("DELETE FROM corrections WHERE image_id = ?", (image_id,)).rowcount
-            proposals = connection.execute("DELETE FROM proposals WHERE image_id = ?", (image_id,)).rowcount
+            rows = connection.execute(
+                "SELECT image_hash FROM proposals WHERE image_id = ?1 "
+                "UNION SELECT image_hash FROM corrections WHERE image_id = ?1",
+                (image_id,),
+            ).fetchall()
+            elsewhere = "(image_id LIKE 'upload:%' OR image_id LIKE 'session:%') AND image_hash = ?"
+            counts = []
+            for table in ("corrections", "proposals"):
+                removed = connection.execute(f"DELETE FROM {table} WHERE image_id = ?", (image_id,)).rowcount
+                for row in rows:
+                    removed += connection.execute(f"DELETE FROM {table} WHERE {elsewhere}", row).rowcount
+                counts.append(removed)
+            corrections, proposals = counts
         with self._lock:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return proposals, corrections

@@ -76,6 +76,10 @@ class WorkFolder:
         return self.root / "forgotten"
 
 
+# What a saved label may end with, in lower case.
+LABEL_EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".png", ".tif", ".tiff", ".bmp")
+
+
 @dataclass
 class Report:
     """What ``forget`` removed."""
@@ -135,15 +139,7 @@ def _remove_labels(studies: Path, folder: WorkFolder, image_id: str) -> list[str
     for labels in (studies / "labels", folder.root / "labels"):
         for tag in sorted(p for p in labels.glob("*") if p.is_dir()):
             for path in sorted(tag.glob("*")):
-                if path.name.removeprefix(image_id) in (
-                    ".nii.gz",
-                    ".nii",
-                    ".nrrd",
-                    ".seg.nrrd",
-                    ".png",
-                    ".tif",
-                    ".bmp",
-                ):
+                if path.name.startswith(image_id) and path.name[len(image_id) :].lower() in LABEL_EXTENSIONS:
                     path.unlink()
                     removed.append(f"{tag.name}/{path.name}")
     for tag in folder.versions.glob("*"):

@@ -62,6 +62,10 @@ def read_index(data_dir: str | Path) -> list[Item]:
 def _item(data_dir: Path, row: dict[str, str]) -> Item:
     fraction = row.get("lesion_fraction") or ""
     category = row.get("class") or ""
+    try:
+        share = float(fraction) if fraction else None
+    except ValueError as error:
+        raise InputError(f"index.csv, {row['id']}: lesion_fraction must be a number, got {fraction!r}") from error
     return Item(
         id=row["id"],
         image=data_dir / "images" / f"{row['id']}.png",
@@ -69,7 +73,7 @@ def _item(data_dir: Path, row: dict[str, str]) -> Item:
         group=row["group"] or row["id"],
         fold=row["fold"],
         category=category,
-        has_lesion=float(fraction) > 0 if fraction else category != "normal",
+        has_lesion=share > 0 if share is not None else category != "normal",
     )
 
 

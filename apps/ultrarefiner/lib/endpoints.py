@@ -180,6 +180,7 @@ def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, 
         label_id = app.datastore().save_label(image, str(path), tag, info)
     if tag == FINAL:
         app.journal_label(image, mask, info)
+        app.journal.flush()  # this runs in a thread of its own: who gets the answer knows that both are written
     return {"image": image, "label": label_id} | ({"warnings": warnings} if warnings else {})
 
 
