@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_TIMEOUT_S = 600
-GRACE_S = 5
+GRACE_S = 15
 LOOPBACK = ("127.", "localhost", "::1")
 
 
