@@ -108,7 +108,9 @@ def test_stopping_the_launcher_stops_the_server(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from ultrarefiner_monai.launch import run; "
     code += f"sys.exit(run('', '127.0.0.1', {port}, ['--conf', 'a', 'b c'], Path({str(root)!r})))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "stand-in"), str(launch.ROOT)])}
-    launcher = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     assert launcher.stdout is not None
     lines = []
     for line in launcher.stdout:
@@ -117,8 +119,9 @@ def test_stopping_the_launcher_stops_the_server(tmp_path: Path) -> None:
             break
     launcher.terminate()
     text = "".join([*lines, launcher.stdout.read()])
-    launcher.wait(60)
+    assert launcher.wait(60) == 0
     assert "READY" in text and f"http://127.0.0.1:{port}/" in text and "Not a medical device" in text
+    assert "ended with code" not in text
     with socket.socket() as probe, pytest.raises(OSError):
         probe.connect(("127.0.0.1", port))
     arguments = (root / ".work" / "arguments.txt").read_text().splitlines()

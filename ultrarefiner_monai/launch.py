@@ -98,7 +98,7 @@ def _announce(url: str, running: threading.Event, begun: float) -> None:
 
 
 def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) -> int:
-    """Start the server and stay until it ends. Returns its exit code; 0 when it was stopped by Ctrl-C."""
+    """Start the server and stay until it ends. Returns its exit code; 0 when it was stopped by Ctrl-C or SIGTERM."""
     app, work = root / "apps" / "ultrarefiner", root / ".work"
     if not (app / "main.py").is_file():
         raise LaunchError(f"{app} holds no app: this starts the server from a checkout of the repository")
@@ -115,7 +115,13 @@ def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) 
     begun, running, stopped = time.monotonic(), threading.Event(), False
     running.set()
     server = subprocess.Popen(command, cwd=work, env=environment)
-    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+
+    def end(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        server.terminate()
+
+    signal.signal(signal.SIGTERM, end)
     threading.Thread(target=_announce, args=(url, running, begun), daemon=True).start()
     while (code := server.poll()) is None:
         try:
