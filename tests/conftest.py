@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ultrarefiner_monai.data.phantoms import make_phantom
+
+
+def pytest_configure() -> None:
+    """One thread: on networks this small several only wait for each other, for minutes where the machine is busy."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -166,7 +166,7 @@ def start(studies: Path, checkpoint: Path, folder: Path, **conf: object) -> Serv
     port = free_port()
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", str(studies)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--conf", "weights", str(checkpoint)]
-    for name, value in conf.items():
+    for name, value in {"threads": 1, **conf}.items():
         command += ["--conf", name, str(value)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
