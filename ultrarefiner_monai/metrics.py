@@ -6,6 +6,7 @@ diagonal, so that a missed lesion is never left out of a mean.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -54,8 +55,10 @@ def score(pred_mask: np.ndarray, label_mask: np.ndarray, tolerance_px: float = 2
 
 def _hd95(pred: np.ndarray, label: np.ndarray) -> float:
     """The larger of the two directed 95th percentiles (MONAI's convention)."""
-    one_hot = [torch.from_numpy(m[None, None].astype(np.float32)) for m in (pred, label)]
-    return float(compute_hausdorff_distance(one_hot[0], one_hot[1], include_background=True, percentile=95))
+    pair = [torch.from_numpy(m[None, None].astype(np.float32)) for m in (pred, label)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI calls itself with an argument that it deprecated
+        return float(compute_hausdorff_distance(pair[0], pair[1], include_background=True, percentile=95))
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:

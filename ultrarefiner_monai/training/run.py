@@ -47,11 +47,11 @@ def train(
         raise InputError(f"{out} holds a run already: give --resume to go on with it, or another --out")
     if resume and not (out / "last.pt").exists():
         raise InputError(f"nothing to resume in {out}: there is no last.pt")
-    out.mkdir(parents=True, exist_ok=True)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     split = split_fold(read_index(data_dir), fold, config.data.select_share, config.seed)
     if Path(config.init).suffix == ".safetensors" and not resume:
         _check_start(config, data_dir, fold)
+    out.mkdir(parents=True, exist_ok=True)
     Console().print(header(config, _facts(split, data_dir, fold, out, device)))
     set_determinism(config.seed)  # before the networks are made: their first weights are drawn too
     run = _build(config, split, out, device, fold, data_dir)

@@ -1,0 +1,42 @@
+"""What is shipped works: the compact weights load, fit their model card, and outline the sample images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ultrarefiner_monai.checkpoints import System, load_system
+from ultrarefiner_monai.cli import shipped
+from ultrarefiner_monai.data.readers import read_mask, read_study
+from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.metrics import score
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def system() -> System:
+    return load_system(shipped())
+
+
+def test_all_weights_together_are_small_enough_to_ship() -> None:
+    assert sum(p.stat().st_size for p in shipped().parent.iterdir()) < 40e6
+
+
+def test_the_model_card_is_about_this_file(system: System) -> None:
+    for name in ("model-card.md", "benchmarks.md"):
+        assert system.version in (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert system.meta["fold"] == "0" and system.meta["data"] == "busi"
+
+
+@pytest.mark.parametrize("name", ["phantom_01.png", "phantom_02.png", "phantom_07.nii.gz"])
+def test_sample_lesions_are_outlined(system: System, name: str) -> None:
+    study = read_study(ROOT / "sample-data" / name)
+    label = read_mask(ROOT / "sample-data" / "labels" / "final" / f"{name.split('.')[0]}.nii.gz", study)
+    assert score(Predictor(system).propose(study.frame(0)).mask, label[0]).dice > 0.85
+
+
+def test_a_sample_without_a_lesion_stays_empty(system: System) -> None:
+    study = read_study(ROOT / "sample-data" / "phantom_03.png")
+    assert not Predictor(system).propose(study.frame(0)).mask.any()
