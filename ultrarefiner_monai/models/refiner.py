@@ -27,6 +27,15 @@ class _Frame(NamedTuple):
     roi: Roi | None
 
 
+class _Decoded(NamedTuple):
+    """One pass of the decoder, in the frame it works on. mixed: (B, 1, M, M), the three masks' logits as one."""
+
+    mixed: torch.Tensor
+    mask_logits: torch.Tensor
+    iou_pred: torch.Tensor
+    prompts: Prompts
+
+
 class Refiner(nn.Module):
     """SAM on top of the coarse prediction. S: side of the sam frame, E = S / 16, M = 4 E. All is in the sam frame.
 
@@ -62,8 +71,7 @@ class Refiner(nn.Module):
         the mask prompt stays (unless mask_logits are given too). None: all are derived. valid_hw: see ``derive_prompts``.
         """
         frame = self._frame(image_embedding, coarse_prob, prompts, image, valid_hw)
-        output, _ = self._pass(frame, self._prompts(frame, prompts), coarse_prob)
-        return output
+        return self._output(frame, self._decode(frame, self._prompts(frame, prompts)), coarse_prob)
 
     def interactive(
         self,
@@ -76,9 +84,9 @@ class Refiner(nn.Module):
         """Two passes: all prompts with the coarse mask, then the same with the first pass's logits as mask."""
         frame = self._frame(image_embedding, coarse_prob, prompts, image, valid_hw)
         given = self._prompts(frame, prompts)
-        _, logits = self._pass(frame, given, coarse_prob)
-        output, _ = self._pass(frame, replace(given, mask_logits=logits), coarse_prob)
-        return output
+        first = self._decode(frame, given)
+        second = self._decode(frame, replace(given, mask_logits=first.mixed))
+        return self._output(frame, second, coarse_prob)
 
     def final_prob(self, coarse_prob: torch.Tensor, refined_prob: torch.Tensor) -> torch.Tensor:
         """coarse_prob + g (refined_prob - coarse_prob), (B, 1, S, S). Only for results without a user's prompt."""
@@ -121,22 +129,25 @@ class Refiner(nn.Module):
             user = replace(user, mask_logits=derived.mask_logits)
         return user
 
-    def _pass(self, frame: _Frame, prompts: Prompts, coarse_prob: torch.Tensor) -> tuple[RefinerOutput, torch.Tensor]:
-        """The result in the sam frame, and the mixed logits in the frame that the decoder worked on."""
+    def _decode(self, frame: _Frame, prompts: Prompts) -> _Decoded:
         mask_logits, iou_pred = decode(self.sam, frame.embedding, prompts)
         mixed = select_softly(mask_logits, iou_pred, self.config.refiner.selection_temperature)
+        return _Decoded(mixed, mask_logits, iou_pred, prompts)
+
+    def _output(self, frame: _Frame, decoded: _Decoded, coarse_prob: torch.Tensor) -> RefinerOutput:
+        """A pass's result in the sam frame."""
+        mixed, mask_logits, iou_pred, prompts = decoded
         if frame.roi is None:
             refined_prob = torch.sigmoid(resize(mixed, *coarse_prob.shape[-2:]))
-            return RefinerOutput(mixed, refined_prob, mask_logits, iou_pred, prompts), mixed
+            return RefinerOutput(mixed, refined_prob, mask_logits, iou_pred, prompts)
         roi = frame.roi
-        output = RefinerOutput(
+        return RefinerOutput(
             refined_logits=roi.paste_logits(mixed, coarse_prob),
             refined_prob=roi.paste_prob(mixed, coarse_prob),
             mask_logits=roi.paste_logits(mask_logits, coarse_prob),
             iou_pred=iou_pred,
             prompts=roi.leave(prompts),
         )
-        return output, mixed
 
 
 def select_softly(mask_logits: torch.Tensor, iou_pred: torch.Tensor, temperature: float) -> torch.Tensor:
