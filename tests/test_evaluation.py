@@ -105,3 +105,17 @@ def test_overrides_read_numbers_as_numbers() -> None:
     assert cli._overrides(["optimiser.lr=1e-3", "ema=null", "init=none", "epochs=4"]) == {
         "optimiser.lr": 1e-3, "ema": None, "init": "none", "epochs": 4,
     }  # fmt: skip
+
+
+def test_a_run_without_out_is_named_after_its_config(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        "system:\n  coarse: {arch: compact, image_size: 32, hidden_size: 16, num_layers: 1, num_heads: 2, mlp_dim: 32,"
+        " decoder_channels: [16, 8, 8]}\ndata: {select_share: 0.3}\nepochs: 1\nbatch_size: 4\n"
+    )
+    result = CliRunner().invoke(
+        cli.app, ["train", "phase1_coarse", "--config", str(config), "--data", str(folder), "--fold", "1"]
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "runs" / "tiny_fold1" / "model.safetensors").is_file()

@@ -69,7 +69,7 @@ def train(
     phase: Annotated[str, typer.Argument(help="phase1_coarse")],
     config: Annotated[Path, typer.Option(help="A file of configs/.")],
     data: Data,
-    out: Annotated[Path, typer.Option(help="Where the run's files go.")],
+    out: Annotated[Path | None, typer.Option(help="Where the run's files go; else runs/CONFIG_foldK.")] = None,
     fold: Fold = "0",
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
     device: Device = None,
@@ -86,6 +86,7 @@ def train(
     settings = load_yaml(TrainConfig, config, _overrides(option or []))
     if settings.phase != phase:
         raise ConfigError(f"{config} is for {settings.phase}, asked for was {phase}")
+    out = out or Path("runs") / f"{config.stem}_fold{fold}"
     try:
         best = run(settings, data, fold, out, resume, device)
     except TrainingError as error:
