@@ -19,7 +19,7 @@ HEAVY = {"matplotlib", "highdicom", "mlflow", "tensorboard", "itk", "skimage", "
 # Layers from the ground up; a module may import from its own layer and the ones below. models and data are one floor
 # but do not know each other.
 LAYERS: list[set[str]] = [
-    {"types", "config", "__init__"},
+    {"types", "config", "files", "__init__"},
     {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "pixels", "measure"}
     | {"download", "cache", "journal", "workfolder"},
     {"models", "data", "weights"},

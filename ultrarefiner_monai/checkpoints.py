@@ -5,7 +5,6 @@ Keys are ``coarse.*`` and ``sam.*`` (and ``gate.*`` for a learned gate). Loading
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ultrarefiner_monai.config import ConfigError, SamConfig, SystemConfig, from_dict, to_dict
+from ultrarefiner_monai.files import sha256_of
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.strict import misfits
 from ultrarefiner_monai.types import InputError
@@ -135,11 +135,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _version(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:12]
+    return sha256_of(path)[:12]
 
 
 def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], what: str) -> None:

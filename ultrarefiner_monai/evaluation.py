@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +17,13 @@ import numpy as np
 
 from ultrarefiner_monai.data.datalist import Item, read_index
 from ultrarefiner_monai.data.readers import read_mask, read_study
+from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.inference import Predictor, Proposal
-from ultrarefiner_monai.metrics import Scores, bootstrap_interval, score
+from ultrarefiner_monai.metrics import NORMAL_LIMIT, Scores, bootstrap_interval, score
 from ultrarefiner_monai.types import NOTICE, InputError
 
 log = logging.getLogger(__name__)
 FIGURES = ("dice", "iou", "precision", "recall", "hd95_px", "boundary_f")
-NORMAL_LIMIT = 0.002  # a lesion-free image with a larger share of its pixels marked is a false alarm
 
 
 @dataclass
@@ -89,7 +88,8 @@ def evaluate(
         **summarise(cases),
     }
     _write_csv(out / "metrics.csv", [c.row() for c in cases])
-    _write_text(out / "summary.json", json.dumps(summary, indent=1))
+    with replacing(out / "summary.json", "w") as file:
+        json.dump(summary, file, indent=1)
     write_overlays(cases, out / "overlays")
     return summary
 
@@ -159,19 +159,11 @@ def summarise(cases: Sequence[Case], seed: int = 0) -> dict[str, Any]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path, "w") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 def write_overlays(cases: Sequence[Case], folder: Path, count: int = 4) -> list[Path]:

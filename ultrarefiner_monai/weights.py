@@ -11,7 +11,6 @@ names are of the MD5). MedSAM and R50+ViT-B_16: several independent public copie
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -23,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .download import CHUNK, FetchError, Progress, discard, download, only_one
+from .download import FetchError, Progress, discard, download, only_one
+from .files import replacing, sha256_of
 from .types import InputError
 
 log = logging.getLogger(__name__)
@@ -273,15 +273,6 @@ def fetch(
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def sha256_of(path: Path) -> str:
-    """The file's sha256 in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _recognise(path: Path, digest: str, known: Mapping[str, WeightFile]) -> WeightFile | None:
     by_sum = [w for w in known.values() if w.sha256 == digest]
     by_name = [w for w in known.values() if w.file == path.name]
@@ -370,6 +361,5 @@ def _read_pin(path: Path) -> dict:
 def _write_pin(path: Path, name: str, sha256: str, source: str) -> None:
     existing = path if path.exists() else path.with_name(path.name + ".part")
     values = {"name": name, "sha256": sha256, "size": existing.stat().st_size, "source": source}
-    beside = _pin_path(path).with_name(path.name + ".json.new")
-    beside.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, _pin_path(path))
+    with replacing(_pin_path(path), "w") as file:
+        file.write(json.dumps(values, indent=1) + "\n")

@@ -77,7 +77,7 @@ class WorkFolder:
 
 
 # What a saved label may end with, in lower case.
-LABEL_EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".png", ".tif", ".tiff", ".bmp")
+LABEL_EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".png", ".tif", ".tiff", ".bmp")
 
 
 @dataclass

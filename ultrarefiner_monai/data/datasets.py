@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.grouping import assign_folds, near_duplicate_groups, thumbnail
+from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
 
 log = logging.getLogger(__name__)
@@ -211,9 +211,7 @@ def _colour_category(values: np.ndarray) -> str:
 
 
 def _write_index(path: Path, rows: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".csv.part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path, "w") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import logging
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 
 from ultrarefiner_monai.data.nrrdfile import nrrd_affine, nrrd_value, read_nrrd_array
 from ultrarefiner_monai.data.study import PICTURES, RAS_FROM_LPS, Geometry, Limits, Study, extension, frame_axes
+from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import LABEL_NAME, InputError
 
 logger = logging.getLogger(__name__)
@@ -27,16 +26,8 @@ MASK_EXTENSIONS = (".nrrd", ".seg.nrrd", ".nii.gz", ".nii", ".png")
 
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a file so that nobody ever sees half of it: beside it first, then one rename."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_mask(path: str | Path, mask: np.ndarray, study: Study, compress: bool = True) -> None:

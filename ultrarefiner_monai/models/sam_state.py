@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import nn
 
+from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.models.strict import misfits, some
 from ultrarefiner_monai.types import InputError
 
@@ -96,16 +96,8 @@ def save_sam(sam: Sam, path: str | Path) -> None:
     strange = [k for k in state if not k.startswith(_PARTS) or "lora" in k.lower()]
     if strange:
         raise ValueError(f"not a plain SAM (merge or remove adapters first): {some(strange)}")
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 # --- UltraSam (Meyer et al., IJCARS 2025): mmdetection's names --------------------------------------------------------

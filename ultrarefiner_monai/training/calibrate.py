@@ -21,8 +21,8 @@ from ultrarefiner_monai.config import PostConfig
 from ultrarefiner_monai.data.datalist import Item
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.metrics import NORMAL_LIMIT
 from ultrarefiner_monai.postprocess import prob_to_mask
-from ultrarefiner_monai.training.phases import NORMAL_LIMIT
 
 log = logging.getLogger(__name__)
 THRESHOLDS = (0.4, 0.5, 0.6)

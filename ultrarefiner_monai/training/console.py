@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ultrarefiner_monai.config import TrainConfig, to_dict
+from ultrarefiner_monai.files import replacing
 
 
 class EpochTable:
@@ -36,12 +37,10 @@ class EpochTable:
                 self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
 
     def _write(self) -> None:
-        temporary = self.path.with_suffix(".csv.part")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self.path, "w") as file:
             writer = csv.DictWriter(file, fieldnames=list(self.rows[-1]), extrasaction="ignore")
             writer.writeheader()
             writer.writerows(self.rows)
-        temporary.replace(self.path)
 
     def finish(self) -> None:
         """Say which epoch was the best one."""

@@ -13,11 +13,11 @@ from ultrarefiner_monai.checkpoints import load_strictly, read_checkpoint, save_
 from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.losses import CoarseLoss
+from ultrarefiner_monai.metrics import NORMAL_LIMIT
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.types import InputError
 
 Batch = dict[str, Any]
-NORMAL_LIMIT = 0.002  # share of the pixels that may be marked on a lesion-free image
 
 
 class Phase(Protocol):

@@ -23,6 +23,7 @@ from ultrarefiner_monai.data.loading import (
     with_normal_share,
 )
 from ultrarefiner_monai.data.transforms import augmentation, preparation
+from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.training.calibrate import finish
 from ultrarefiner_monai.training.console import header
 from ultrarefiner_monai.training.engine import Best, Run
@@ -70,7 +71,8 @@ def _keep_split(split: Split, path: Path, resume: bool) -> None:
         raise InputError(
             f"{path} was another split: the run was begun with another --fold or --data, or index.csv changed"
         )
-    path.write_text(json.dumps(ids, indent=1), encoding="utf-8")
+    with replacing(path, "w") as file:
+        json.dump(ids, file, indent=1)
 
 
 def _check_start(config: TrainConfig, data_dir: str | Path, fold: str | int) -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` so that ``path`` holds either the old or the new state, also on a full disk."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -27,11 +27,10 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
 from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import WorkFolder
+from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS, WorkFolder
 
 logger = logging.getLogger(__name__)
 
-LABEL_EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".png", ".tif", ".tiff", ".bmp")
 _NAME = re.compile(r"[^/\\\x00-\x1f\ud800-\udfff]{1,200}")  # surrogates: bytes that are no UTF-8
 _NAME_BYTES = 220  # of the 255 that file systems take; extensions come on top
 _INFO_DEPTH = 16

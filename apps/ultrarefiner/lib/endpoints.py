@@ -37,12 +37,13 @@ from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from lib.datastore import LABEL_EXTENSIONS, check_name, split_name
+from lib.datastore import check_name, split_name
 from lib.guard import Guard
 from lib.infers import Outline
 from lib.page import front_page
 from ultrarefiner_monai.data.writers import read_mask
 from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.study import Limits, Study
 from ultrarefiner_monai.data.writers import encode_mask
+from ultrarefiner_monai.files import sha256_of
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.journal import Journal, JournalQueue, pack_mask, unpack_mask
 from ultrarefiner_monai.measure import measure
@@ -95,7 +95,7 @@ class Engine:
                 self._studies.move_to_end(str(path))
                 return found
         study = read_study(path, Limits(total_pixels=self.config.max_pixels))
-        found = OpenStudy(study, state, _sha256(path))
+        found = OpenStudy(study, state, sha256_of(path))
         if _state(path) != state:  # pixels and sha256 may be of two files: answers would be kept under a wrong name
             raise InputError(f"{path.name} changed while it was read; try again when it has been written")
         with self._lock:
@@ -308,11 +308,3 @@ def _state(path: Path) -> tuple[str, int, int]:
     except OSError as error:
         raise InputError(f"{path.name} cannot be opened: {error.strerror}") from error
     return str(path), stat.st_mtime_ns, stat.st_size
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,0 +1,39 @@
+"""Files that somebody cares about: written beside their place and renamed, so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """An open file (``wb``, or ``w`` for UTF-8 text) that takes ``path``'s place when the block ends without an error.
+
+    After an error, a full disk among them, what stood at ``path`` is still there and nothing is left beside it.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    binary = "b" in mode
+    try:
+        with open(beside, mode, encoding=None if binary else "utf-8", newline=None if binary else "") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 in hex, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
