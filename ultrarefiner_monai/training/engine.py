@@ -1,7 +1,7 @@
 """One training loop for every phase, on MONAI's trainer, evaluator and handlers.
 
 An epoch's end writes ``last.pt`` (everything needed to go on) and, when the selection figure is the best so far,
-``best.safetensors`` (what serves). Both are whole files at any moment.
+``best.safetensors`` (what serves); with ``keep: last`` every epoch replaces it. Both are whole files at any moment.
 """
 
 from __future__ import annotations
@@ -178,6 +178,7 @@ class Run:
         is_best = figures["select"] > self.best.score
         if is_best:
             self.best = Best(figures["select"], epoch)
+        if is_best or self.config.keep == "last":
             meta = {**self.meta, "phase": self.config.phase, "epoch": epoch, "selection": figures}
             self.phase.save(self.evaluated, self.out / "best.safetensors", meta)
         rate = self.optimiser.param_groups[0]["lr"]

@@ -110,7 +110,11 @@ def initialise(network: nn.Module, init: str) -> None:
 
         load_npz(network, path)
     elif path.suffix == ".safetensors":
-        load_strictly(network, read_checkpoint(path).part("coarse"), str(path))
+        from ultrarefiner_monai.models.encoders import CompactCoarse, fit_positions
+
+        state = read_checkpoint(path).part("coarse")
+        state = fit_positions(network, state) if isinstance(network, CompactCoarse) else state
+        load_strictly(network, state, str(path))
     else:
         from ultrarefiner_monai.models.transunet import load_pth
 
