@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ultrarefiner_monai import cli
+from ultrarefiner_monai import cli, commands
 from ultrarefiner_monai.checkpoints import load_system, save_system
 from ultrarefiner_monai.config import CoarseConfig, SystemConfig
 from ultrarefiner_monai.data.datalist import read_index
@@ -102,7 +102,7 @@ def test_help_and_version_carry_the_notice() -> None:
 
 
 def test_overrides_read_numbers_as_numbers() -> None:
-    assert cli._overrides(["optimiser.lr=1e-3", "ema=null", "init=none", "epochs=4"]) == {
+    assert commands.overrides(["optimiser.lr=1e-3", "ema=null", "init=none", "epochs=4"]) == {
         "optimiser.lr": 1e-3, "ema": None, "init": "none", "epochs": 4,
     }  # fmt: skip
 

@@ -26,7 +26,8 @@ LAYERS: list[set[str]] = [
     {"checkpoints", "inference"},
     {"registry"},
     {"training", "evaluation"},
-    {"cli", "launch"},
+    {"commands", "launch"},
+    {"cli"},
 ]
 
 

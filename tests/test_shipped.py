@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ultrarefiner_monai.checkpoints import System, load_system
-from ultrarefiner_monai.cli import shipped
+from ultrarefiner_monai.commands import shipped
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.metrics import score

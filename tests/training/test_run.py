@@ -117,7 +117,7 @@ def test_a_run_keeps_to_its_fold(finished: Path, folder: Path, tmp_path: Path) -
 
 
 def test_it_learns_one_batch(folder: Path, tmp_path: Path) -> None:
-    config = replace(CONFIG, epochs=12, ema=None, data=DataConfig(select_share=0.3, augment="none"), batch_size=8)
+    config = replace(CONFIG, epochs=24, ema=None, data=DataConfig(select_share=0.3, augment="none"), batch_size=8)
     train(
         replace(config, optimiser=OptimiserConfig(name="adamw", lr=3e-3, schedule="constant")),
         folder,

@@ -14,19 +14,11 @@ from ultrarefiner_monai import __version__
 from ultrarefiner_monai.checkpoints import read_checkpoint
 from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.data.datalist import Split, read_index, split_fold
-from ultrarefiner_monai.data.loading import (
-    SeededDataset,
-    as_samples,
-    phantom_samples,
-    plain_loader,
-    training_loader,
-    with_normal_share,
-)
-from ultrarefiner_monai.data.transforms import augmentation, preparation
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.training.calibrate import finish
 from ultrarefiner_monai.training.console import header
 from ultrarefiner_monai.training.engine import Best, Run
+from ultrarefiner_monai.training.loaders import build_loaders
 from ultrarefiner_monai.training.phases import build_phase
 from ultrarefiner_monai.types import InputError
 
@@ -90,12 +82,7 @@ def _check_start(config: TrainConfig, data_dir: str | Path, fold: str | int) -> 
 
 
 def _build(config: TrainConfig, split: Split, out: Path, device: str, fold: str | int, data_dir: str | Path) -> Run:
-    size = config.system.coarse.image_size
-    samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
-    samples += phantom_samples(config.data.phantoms, config.seed)
-    augment = None if config.data.augment == "none" else augmentation(config.data.augment, size)
-    training = SeededDataset(samples, preparation(size), augment, config.seed)
-    selection = SeededDataset(as_samples(split.select), preparation(size), None, config.seed)
+    training, selection = build_loaders(config, split)
     meta = {
         "package": __version__,
         "data": Path(data_dir).name,
@@ -104,15 +91,7 @@ def _build(config: TrainConfig, split: Split, out: Path, device: str, fold: str 
         "phantoms": config.data.phantoms,
         "seed": config.seed,
     }
-    return Run(
-        build_phase(config),
-        config,
-        training_loader(training, config.batch_size, config.seed, config.data.workers),
-        plain_loader(selection, config.batch_size),
-        out,
-        device,
-        meta,
-    )
+    return Run(build_phase(config), config, training, selection, out, device, meta)
 
 
 def _facts(split: Split, data_dir: str | Path, fold: str | int, out: Path, device: str) -> dict[str, str]:

@@ -1,0 +1,58 @@
+"""Weights of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Weights of others: SAM, MedSAM, UltraSam, R50+ViT-B_16.")
+
+
+@app.command("list")
+def weights_list() -> None:
+    """What can be fetched, what is here, under which licence."""
+    from urllib.parse import urlsplit
+
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from ultrarefiner_monai.weights import list_weights, weights_folder
+
+    hosts = sorted({urlsplit(row.url).netloc for row in list_weights() if row.url})
+    table = Table(Column("name", no_wrap=True), "here", "MB", "sha256", "licence", "about")
+    for row in list_weights():
+        size = "?" if row.size is None else f"{row.size / 1e6:.0f}"
+        digest = "not published" if row.sha256 is None else row.sha256[:12] + ("" if row.published else " (pinned)")
+        table.add_row(row.name, "yes" if row.path else "no", size, digest, row.licence, row.about)
+    Console().print(table)
+    typer.echo(f"folder: {weights_folder()}; the names' addresses: {', '.join(hosts)}")
+
+
+@app.command("fetch")
+def weights_fetch(name: str) -> None:
+    """Download weights by name: goes on where an earlier try stopped, and checks the file before it counts."""
+    from rich.console import Console
+    from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+
+    from ultrarefiner_monai.weights import KNOWN, fetch
+
+    if name not in KNOWN:
+        fetch(name)  # says which names there are
+    with Progress(
+        *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True)
+    ) as bar:
+        row = bar.add_task(name, total=None)
+        path = fetch(name, progress=lambda done, total: bar.update(row, completed=done, total=total))
+    typer.echo(str(path))
+
+
+@app.command("add")
+def weights_add(
+    file: Path, name: Annotated[str | None, typer.Option(help="A known name, or one of your own.")] = None
+) -> None:
+    """Take a weights file brought by hand, after checking it."""
+    from ultrarefiner_monai.weights import add
+
+    typer.echo(str(add(file, name)))
