@@ -21,7 +21,7 @@ HEAVY = {"matplotlib", "highdicom", "mlflow", "tensorboard", "itk", "skimage", "
 LAYERS: list[set[str]] = [
     {"types", "config", "files", "__init__"},
     {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "pixels", "measure"}
-    | {"download", "cache", "journal", "workfolder"},
+    | {"download", "cache", "journal", "workfolder", "robot"},
     {"models", "data", "weights"},
     {"checkpoints", "inference"},
     {"registry"},
