@@ -57,7 +57,9 @@ class SamConfig:
 
     arch: Literal["vit_b", "vit_l", "vit_h", "compact"] = "vit_b"
     image_size: int = 1024
-    # The remaining sizes are read for ``compact`` only; the vit_* sizes are SAM's own.
+    # The rest is read for ``compact`` only; the vit_* sizes are SAM's own. encoder: a small ViT of the sizes below, or a
+    # CNN that can start from ImageNet weights (``models/lite.py``).
+    encoder: Literal["vit", "lite0", "lite2"] = "vit"
     embed_dim: int = 192
     depth: int = 6
     num_heads: int = 6
@@ -66,6 +68,10 @@ class SamConfig:
 
     def __post_init__(self) -> None:
         _require(self.image_size % 16 == 0 and self.image_size > 0, "sam.image_size must be a multiple of 16")
+        _require(
+            self.encoder == "vit" or self.image_size % 32 == 0,
+            f"sam.image_size must be a multiple of 32 for sam.encoder {self.encoder}",
+        )
 
 
 @dataclass(frozen=True)

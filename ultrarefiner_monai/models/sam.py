@@ -45,6 +45,31 @@ _BIAS_ENTRIES = 2**24
 
 def build_sam(config: SamConfig) -> Sam:
     """A SAM with random weights, in eval mode, fp32. ``compact`` takes its encoder's sizes from the config."""
+    side = config.image_size // _PATCH
+    if config.arch == "compact" and config.encoder != "vit":
+        from ultrarefiner_monai.models.lite import LiteSamEncoder
+
+        encoder: nn.Module = LiteSamEncoder(config.encoder, config.image_size)
+    else:
+        encoder = _vit(config)
+    prompt_encoder = PromptEncoder(
+        embed_dim=_CHANNELS,
+        image_embedding_size=(side, side),
+        input_image_size=(config.image_size, config.image_size),
+        mask_in_chans=16,
+    )
+    mask_decoder = MaskDecoder(
+        num_multimask_outputs=3,
+        transformer=TwoWayTransformer(depth=2, embedding_dim=_CHANNELS, mlp_dim=2048, num_heads=8),
+        transformer_dim=_CHANNELS,
+        iou_head_depth=3,
+        iou_head_hidden_dim=256,
+    )
+    return Sam(encoder, prompt_encoder, mask_decoder, list(PIXEL_MEAN), list(PIXEL_STD)).eval()
+
+
+def _vit(config: SamConfig) -> nn.Module:
+    """SAM's own image encoder, of a named or (``compact``) given size."""
     if config.arch == "compact":
         width, depth, heads, global_blocks = (
             config.embed_dim,
@@ -58,7 +83,6 @@ def build_sam(config: SamConfig) -> Sam:
         window = 14
     if width % heads:
         raise ValueError(f"sam.embed_dim ({width}) must be divisible by sam.num_heads ({heads})")
-    side = config.image_size // _PATCH
     encoder = ImageEncoderViT(
         img_size=config.image_size,
         patch_size=_PATCH,
@@ -75,20 +99,7 @@ def build_sam(config: SamConfig) -> Sam:
     )
     for block in encoder.blocks:
         block.attn = SdpaAttention(block.attn)
-    prompt_encoder = PromptEncoder(
-        embed_dim=_CHANNELS,
-        image_embedding_size=(side, side),
-        input_image_size=(config.image_size, config.image_size),
-        mask_in_chans=16,
-    )
-    mask_decoder = MaskDecoder(
-        num_multimask_outputs=3,
-        transformer=TwoWayTransformer(depth=2, embedding_dim=_CHANNELS, mlp_dim=2048, num_heads=8),
-        transformer_dim=_CHANNELS,
-        iou_head_depth=3,
-        iou_head_hidden_dim=256,
-    )
-    return Sam(encoder, prompt_encoder, mask_decoder, list(PIXEL_MEAN), list(PIXEL_STD)).eval()
+    return encoder
 
 
 class SdpaAttention(nn.Module):
