@@ -259,9 +259,18 @@ class TrainConfig:
     keep: Literal["best", "last"] = "best"
     amp: Literal["off", "bf16", "fp16"] = "off"
     seed: int = 0
+    # Where figures and overlays go besides history.csv and the run's own overlays/. mlflow_uri: where MLflow keeps them;
+    # empty: mlflow.db (SQLite) in the folder that holds the run's folder, runs/mlflow.db for a run in runs/NAME.
+    tracking: Literal["none", "tensorboard", "mlflow", "both"] = "tensorboard"
+    mlflow_uri: str = ""
+    # Pictures of this many selection images, each so many epochs; 0: none.
+    overlays: int = 4
+    overlay_every: int = 5
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs must be at least 1")
+        _require(self.overlays >= 0, "overlays must not be negative")
+        _require(self.overlay_every >= 1, "overlay_every must be at least 1")
         _require(self.batch_size >= 1, "batch_size must be at least 1")
         _require(self.ema is None or 0 < self.ema < 1, "ema must be between 0 and 1, or null")
         _require(self.early_stop is None or self.early_stop >= 1, "early_stop must be at least 1 epoch, or null")
