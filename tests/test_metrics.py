@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from monai.metrics import compute_hausdorff_distance
+from scipy import ndimage
 
-from ultrarefiner_monai.metrics import bootstrap_interval, boundary_f, score
+from ultrarefiner_monai.metrics import bootstrap_interval, boundary_f, dice_of, paired_bootstrap, score
 
 
 def square(x0: int, x1: int, size: int = 20, width: int = 30) -> np.ndarray:
@@ -64,3 +67,51 @@ def test_bootstrap_interval_holds_the_mean_and_is_reproducible() -> None:
     assert bootstrap_interval(np.full(5, 0.25)) == (0.25, 0.25)
     with pytest.raises(ValueError, match="non-empty"):
         bootstrap_interval(np.array([]))
+
+
+def blob(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    field = ndimage.gaussian_filter(rng.standard_normal((height, width)), 6)
+    return (field > np.quantile(field, 0.8)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_hd95_is_monais_in_pixels_of_the_image(case: int) -> None:
+    """Against another implementation: shapes of several parts that reach the border, on images that are not square."""
+    rng = np.random.default_rng(case)
+    pred, label = blob(rng, 70 + case, 110), blob(rng, 70 + case, 110)
+    pair = [torch.from_numpy(m[None, None].astype(np.float32)) for m in (pred, label)]
+    expected = float(compute_hausdorff_distance(*pair, include_background=True, percentile=95))
+    assert expected > 5
+    assert score(pred, label).hd95_px == pytest.approx(expected, abs=1e-4)
+    doubled = [np.kron(m, np.ones((2, 2), np.uint8)) for m in (pred, label)]
+    assert score(*doubled).hd95_px == pytest.approx(2 * expected, rel=0.1)
+
+
+def test_dice_of_is_the_dice_of_score() -> None:
+    assert dice_of(square(5, 15), square(10, 20)) == score(square(5, 15), square(10, 20)).dice
+    assert dice_of(square(0, 0), square(0, 0)) == 1 and dice_of(square(0, 0), square(5, 15)) == 0
+
+
+def test_paired_bootstrap_sees_a_small_steady_gain_that_the_spread_of_images_hides() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.random(60)
+    steady = paired_bootstrap(before, before + 0.02 + rng.normal(0, 0.02, 60))
+    assert 0 < steady.low < steady.difference < steady.high and steady.p < 0.01
+    assert steady.difference == pytest.approx(steady.after - steady.before)
+    shuffled = paired_bootstrap(before, rng.permutation(before) + 0.02)  # the same means, no pairs
+    assert shuffled.low < 0 < shuffled.high and shuffled.p > 0.05
+    turned = paired_bootstrap(before + 0.02, before)
+    assert turned.difference == pytest.approx(-0.02) and (turned.higher, turned.lower) == (0, 60)
+
+
+def test_paired_bootstrap_without_a_difference() -> None:
+    same = paired_bootstrap(np.arange(5.0), np.arange(5.0))
+    assert (same.difference, same.low, same.high, same.p, same.higher, same.lower) == (0, 0, 0, 1, 0, 0)
+    with pytest.raises(ValueError, match="one length"):
+        paired_bootstrap(np.zeros(3), np.zeros(4))
+
+
+def test_p_is_about_as_often_below_5_percent_as_it_says() -> None:
+    rng = np.random.default_rng(3)
+    hits = [paired_bootstrap(np.zeros(50), rng.normal(0, 1, 50), samples=400).p < 0.05 for _ in range(300)]
+    assert 0.02 < np.mean(hits) < 0.1
