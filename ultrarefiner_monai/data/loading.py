@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from monai.data import DataLoader
 from monai.transforms import Compose
 from torch.utils.data import Dataset, DistributedSampler
@@ -71,19 +72,32 @@ def phantom_samples(count: int, seed: int) -> list[dict[str, Any]]:
     return samples
 
 
+def process_share() -> tuple[int, int]:
+    """(this process, number of processes) of a training by torchrun; (0, 1) for any other."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
 def training_loader(dataset: SeededDataset, batch_size: int, seed: int, workers: int = 0) -> DataLoader:
-    """Shuffled by (seed, epoch); the last short batch is left out, since batch norm cannot learn from single images."""
-    sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=True, seed=seed)
+    """Shuffled by (seed, epoch); the last short batch is left out, since batch norm cannot learn from single images.
+
+    Each of several processes gets its share: their batches of one step together are one process's larger batch.
+    """
+    rank, count = process_share()
+    sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=count, rank=rank, shuffle=True, seed=seed)
     return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        drop_last=len(dataset) > batch_size,
+        drop_last=len(sampler) > batch_size,
         num_workers=workers,
         persistent_workers=workers > 0,
     )
 
 
 def plain_loader(dataset: SeededDataset, batch_size: int) -> DataLoader:
-    """In order, everything, no workers."""
-    return DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=0)
+    """In order, everything, no workers. Of several processes each takes every so-manieth sample, none twice."""
+    rank, count = process_share()
+    share = range(rank, len(dataset), count)
+    return DataLoader(dataset, batch_size=batch_size, sampler=share, num_workers=0)
