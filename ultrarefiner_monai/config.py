@@ -220,6 +220,73 @@ class CoarseLossConfig:
         _require(0 <= self.presence_smoothing < 0.5, "loss.presence_smoothing must be in [0, 0.5)")
 
 
+TWELVE_KINDS: dict[str, float] = {
+    "identity": 0.15,
+    "over": 0.17,
+    "giant": 0.10,
+    "under": 0.17,
+    "chunk": 0.12,
+    "holes": 0.10,
+    "bridge": 0.10,
+    "islands": 0.17,
+    "fragments": 0.10,
+    "shift": 0.10,
+    "empty": 0.04,
+    "noise": 0.03,
+}
+
+
+@dataclass(frozen=True)
+class CorruptionConfig:
+    """How labels are turned into simulated coarse masks (system.md section 5, docs/corruption.md).
+
+    share_twelve: share of masks that get one of the twelve kinds, drawn by the weights in ``kinds``; the others are
+    changed in the signed-distance domain until their Dice stands in one of ``bands`` (easy to hard), which are drawn by
+    ``band_weights``. Lengths in pixels are those of a 224 frame and grow with the frame; ``correlation`` (of the random
+    field) is in lesion radii. vanish_share: how many lesions smaller than ``vanish_radius`` are lost altogether in the
+    signed-distance domain. empty_islands: share of lesion-free masks that get false-positive islands.
+    """
+
+    share_twelve: float = 0.25
+    kinds: dict[str, float] = field(default_factory=lambda: dict(TWELVE_KINDS))
+    bands: tuple[tuple[float, float], ...] = ((0.90, 0.99), (0.80, 0.90), (0.60, 0.80))
+    band_weights: tuple[float, ...] = (0.25, 0.40, 0.35)
+    soften_twelve: float = 0.5
+    soften_sdf: float = 1.0
+    temperature: tuple[float, float] = (2.0, 8.0)
+    roughness_share: float = 0.5
+    roughness: tuple[float, float] = (1.0, 5.0)
+    correlation: tuple[float, float] = (0.15, 0.8)
+    vanish_share: float = 0.1
+    vanish_radius: float = 8.0
+    empty_islands: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("share_twelve", "soften_twelve", "soften_sdf", "roughness_share", "vanish_share", "empty_islands"):
+            _require(0 <= getattr(self, name) <= 1, f"corruption.{name} must be in [0, 1], got {getattr(self, name)}")
+        unknown = sorted(set(self.kinds) - set(TWELVE_KINDS))
+        _require(not unknown, f"corruption.kinds: no kind {', '.join(unknown)}; known: {', '.join(TWELVE_KINDS)}")
+        _require(
+            all(w >= 0 for w in self.kinds.values()) and sum(self.kinds.values()) > 0,
+            "corruption.kinds: weights must not be negative and not all 0",
+        )
+        _require(
+            len(self.bands) >= 1 and all(len(b) == 2 and 0 < b[0] < b[1] <= 1 for b in self.bands),
+            f"corruption.bands: pairs 0 < lowest < highest <= 1 of Dice, got {self.bands}",
+        )
+        _require(
+            len(self.band_weights) == len(self.bands) and min(self.band_weights) >= 0 and sum(self.band_weights) > 0,
+            f"corruption.band_weights: one weight for each of the {len(self.bands)} bands, got {self.band_weights}",
+        )
+        for name in ("temperature", "roughness", "correlation"):
+            low_high = getattr(self, name)
+            _require(
+                len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
+                f"corruption.{name}: two positive numbers, lowest and highest, got {low_high}",
+            )
+        _require(self.vanish_radius >= 0, "corruption.vanish_radius must not be negative")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """What a run is trained on, beside the fold given on the command line."""
