@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from ultrarefiner_monai.robot import next_click
+from ultrarefiner_monai.robot import Game, as_clicks, next_click, play, summarise_games
+from ultrarefiner_monai.types import Clicks
 
 
 def rectangle(rows: slice, columns: slice, shape: tuple[int, int] = (20, 30)) -> np.ndarray:
@@ -77,3 +78,56 @@ def test_a_click_lies_in_a_largest_error_of_its_kind(mask: np.ndarray, label: np
     rest = np.argwhere(np.pad(parts != parts[y, x], 1, constant_values=True)) - 1
     depth = [np.hypot(*(rest - p).T).min() for p in np.argwhere(parts == parts[y, x])]
     assert np.hypot(*(rest - (y, x)).T).min() == pytest.approx(max(depth))
+
+
+def brush(clicks: Clicks) -> np.ndarray:
+    """A tool whose answer is known: a square of 3 x 3 pixels per positive click; negative ones take one away."""
+    mask = np.zeros((20, 30), np.uint8)
+    for points, value in ((clicks.foreground_xy, 1), (clicks.background_xy, 0)):
+        for x, y in points:
+            mask[int(y) - 1 : int(y) + 2, int(x) - 1 : int(x) + 2] = value
+    return mask
+
+
+def test_clicks_add_up_until_nothing_is_wrong() -> None:
+    label = rectangle(slice(3, 6), slice(3, 12))  # three squares side by side
+    seen: list[Clicks] = []
+    game = play(lambda clicks: seen.append(clicks) or brush(clicks), NOTHING, label, limit=9)
+    assert [len(c.foreground_xy) for c in seen] == list(range(1, len(seen) + 1))
+    assert all(set(a.foreground_xy) <= set(b.foreground_xy) for a, b in zip(seen, seen[1:]))
+    assert len(game.dice) == 10 and game.dice[0] == 0 and game.dice[-1] == 1
+    assert all(b > a for a, b in zip(game.dice, game.dice[1 : len(game.clicks)]))
+    assert game.dice[len(game.clicks) :] == (1.0,) * (10 - len(game.clicks))
+    assert as_clicks(game.clicks) == seen[-1]
+
+
+def test_a_tool_that_ignores_clicks_gets_other_ones_and_fails() -> None:
+    label = rectangle(slice(3, 12), slice(3, 12))
+    game = play(lambda clicks: NOTHING, NOTHING, label, limit=5)
+    assert len(set(game.clicks)) == 5 and game.dice == (0.0,) * 6
+    assert summarise_games([game])["noc"]["80"] == {"mean": 5, "failed": 1}
+
+
+def test_figures_of_games_by_hand() -> None:
+    done = ((1, 1, True),) * 4
+    games = [
+        Game((0.50, 0.86, 0.80, 0.91, 0.92), done),  # one click spoils
+        Game((0.90, 0.90, 0.90, 0.90, 0.90), ()),
+        Game((0.10, 0.20, 0.30, 0.40, 0.84), done),
+    ]
+    summary = summarise_games(games)
+    assert summary["images"] == 3 and summary["most_clicks"] == 4
+    assert {k: v["mean"] for k, v in summary["dice_after"].items()} == {"0": 0.5, "1": 0.6533, "3": 0.7367}
+    assert summary["noc"]["80"] == {"mean": round((1 + 0 + 4) / 3, 3), "failed": 0}
+    assert summary["noc"]["85"] == {"mean": round((1 + 0 + 4) / 3, 3), "failed": 0.3333}
+    assert summary["noc"]["90"] == {"mean": round((3 + 0 + 4) / 3, 3), "failed": 0.3333}
+    # IoU .8 is Dice .889, IoU .85 is Dice .919
+    assert summary["noc_iou"]["80"]["mean"] == round((3 + 0 + 4) / 3, 3)
+    assert summary["noc_iou"]["85"] == {"mean": 4, "failed": 0.6667}
+    assert summary["spoiled"] == 0.125
+    assert summarise_games([]) == {"images": 0}
+
+
+def test_a_game_needs_a_lesion() -> None:
+    with pytest.raises(ValueError, match="a lesion"):
+        play(brush, NOTHING, NOTHING)
