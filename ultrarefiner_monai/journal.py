@@ -173,10 +173,12 @@ class Journal:
     def proposals(self, image_id: str | None = None) -> list[StoredProposal]:
         """All proposals, or those for one image, oldest first."""
         where, values = _of_image(image_id)
-        return [
-            StoredProposal(*(*r[:7], json.loads(r[7]), json.loads(r[8]), json.loads(r[9]), _mask(r[10], r[11])))
-            for r in self._rows(f"SELECT * FROM proposals {where} ORDER BY id", values)
-        ]
+        return [_proposal(r) for r in self._rows(f"SELECT * FROM proposals {where} ORDER BY id", values)]
+
+    def proposal(self, proposal_id: int) -> StoredProposal | None:
+        """One proposal, None when it was forgotten."""
+        rows = self._rows("SELECT * FROM proposals WHERE id = ?", (proposal_id,))
+        return _proposal(rows[0]) if rows else None
 
     def corrections(self, image_id: str | None = None) -> list[StoredCorrection]:
         """All corrections, or those of one image, oldest first."""
@@ -257,6 +259,10 @@ def _open(path: Path) -> Journal:
 
 def _of_image(image_id: str | None) -> tuple[str, tuple]:
     return ("", ()) if image_id is None else ("WHERE image_id = ?", (image_id,))
+
+
+def _proposal(row: tuple) -> StoredProposal:
+    return StoredProposal(*(*row[:7], *map(json.loads, row[7:10]), _mask(row[10], row[11])))
 
 
 def _mask(shape: str, blob: bytes) -> np.ndarray:

@@ -1,0 +1,157 @@
+"""What clinicians made of the proposals, for training: the masks that were offered beside the labels that are final now.
+
+The journal (``journal.py``) knows what was offered and who saved a label over it; the studies folder has the image and
+the label as it stands today. Only pairs that still fit together come out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ultrarefiner_monai.files import sha256_of
+from ultrarefiner_monai.journal import Journal, StoredCorrection, StoredProposal
+from ultrarefiner_monai.types import InputError
+
+log = logging.getLogger(__name__)
+
+INDEX = "datastore_v2.json"  # MONAI Label's
+WORK = ".ultrarefiner"
+MOST_FRAMES = 8
+
+
+@dataclass(frozen=True)
+class Correction:
+    """One frame that was offered with an outline and saved with another, or the same.
+
+    id: IMAGE@FRAME, as in the prepared folder of a training (``labelled.py``). frame: None where the file has a single
+    one. label: the final label's file, on the image's grid (``read_mask`` with the study). proposal: (H, W) uint8, 0 or 1.
+    model: the task that made the proposal; a ``sam_refiner`` one has seen clicks. time: ISO 8601, UTC.
+    """
+
+    id: str
+    image: Path
+    frame: int | None
+    label: Path
+    proposal: np.ndarray
+    model_version: str
+    author: str
+    time: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image of the studies folder with its final label."""
+
+    image_id: str
+    image: Path
+    label: Path
+
+
+def item_id(image_id: str, frame: int) -> str:
+    """What one frame of an image is called in training."""
+    return f"{image_id}@{frame}"
+
+
+def chosen_frames(mask: np.ndarray) -> list[int]:
+    """Which frames of a label (T, H, W) are worth training on: those with a lesion, else all; at most MOST_FRAMES, evenly
+    spaced. In a cine an unmarked frame beside marked ones may just not have been looked at.
+    """
+    marked = np.flatnonzero(mask.any(axis=(1, 2)))
+    frames = marked if len(marked) else np.arange(len(mask))
+    places = np.linspace(0, len(frames) - 1, min(len(frames), MOST_FRAMES)).round().astype(int)
+    return [int(frames[p]) for p in places]
+
+
+def final_labels(work_dir: str | Path, studies: str | Path | None = None) -> list[Labelled]:
+    """Images with a final label whose files are there, by id, from the server's index.
+
+    studies: the folder that is served; may be left out where the work folder lies in it. Raises InputError when there is
+    no index.
+    """
+    work = Path(work_dir)
+    if studies is None and work.name != WORK:
+        raise InputError(f"{work} does not lie in its studies folder: say which folder was served")
+    folder = work.parent if studies is None else Path(studies)
+    # Where the app keeps index and labels of studies that it may not write to.
+    homes = [folder, work] if os.access(folder, os.W_OK) else [work, folder]
+    home = next((h for h in homes if (h / INDEX).is_file()), None)
+    if home is None:
+        raise InputError(f"no {INDEX} in {folder} or {work}: expected the work folder of studies that were served")
+    try:
+        objects = json.loads((home / INDEX).read_text(encoding="utf-8"))["objects"]
+        rows = [(i, o["image"]["ext"], (o.get("labels") or {}).get("final")) for i, o in objects.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{home / INDEX} cannot be read as an index of images: {error!r}") from error
+    found = []
+    for image_id, extension, label in sorted(rows, key=lambda row: row[0]):
+        if label is None:
+            continue
+        pair = Labelled(
+            image_id, folder / f"{image_id}{extension}", home / "labels" / "final" / f"{image_id}{label['ext']}"
+        )
+        if pair.image.is_file() and pair.label.is_file():
+            found.append(pair)
+        else:
+            log.warning("%s is left out: its image or label file is gone", image_id)
+    return found
+
+
+def read_corrections(work_dir: str | Path, studies: str | Path | None = None) -> list[Correction]:
+    """All frames with a proposal and a final label, by image, oldest first; arguments as for ``final_labels``.
+
+    A label that was corrected twice gives two proposals beside the same, newest label. What does not fit any more (files
+    gone or replaced, proposals forgotten) is left out and logged.
+    """
+    path = Path(work_dir) / "journal.sqlite"
+    if not path.is_file():
+        return []
+    journal = Journal(path)
+    try:
+        return [c for pair in final_labels(work_dir, studies) for c in _of_image(journal, pair)]
+    finally:
+        journal.close()
+
+
+def _of_image(journal: Journal, pair: Labelled) -> list[Correction]:
+    found: list[Correction] = []
+    stored = journal.corrections(pair.image_id)
+    sha256 = sha256_of(pair.image) if stored else ""
+    for correction in stored:
+        if correction.proposal_id is None:  # a label that nothing was offered for
+            continue
+        proposal = journal.proposal(correction.proposal_id)
+        if correction.image_hash != sha256:
+            log.warning("%s: a correction is left out, its image file was replaced since", pair.image_id)
+        elif proposal is None or proposal.mask.shape != correction.mask.shape:
+            log.warning("%s: a correction is left out, its proposal is gone or of another size", pair.image_id)
+        else:
+            found += _frames(pair, correction, proposal)
+    return found
+
+
+def _frames(pair: Labelled, correction: StoredCorrection, proposal: StoredProposal) -> list[Correction]:
+    reply, single = proposal.reply, len(proposal.mask) == 1
+    # A reply to `frame=k` holds that frame alone; the other frames of its mask are empty without meaning it.
+    answered = {row["frame"] for row in reply.get("frames", [])} or {reply.get("frame", 0)}
+    return [
+        Correction(
+            id=item_id(pair.image_id, k),
+            image=pair.image,
+            frame=None if single else k,
+            label=pair.label,
+            proposal=proposal.mask[k],
+            model_version=proposal.version,
+            author=correction.author,
+            time=correction.created,
+            model=proposal.model,
+        )
+        for k in chosen_frames(correction.mask)
+        if single or k in answered
+    ]
