@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,10 @@ def test_missing_folder_and_fold_are_named(tmp_path: Path, folder: Path) -> None
         read_index(tmp_path)
     with pytest.raises(InputError, match="fold 7 does not exist; this data has 0, 1, 2"):
         split_fold(read_index(folder), 7)
+
+
+def test_an_index_may_fix_the_selection_itself_and_hold_nothing_out(folder: Path) -> None:
+    items = [replace(i, fold="select" if i.group in ("g0", "g4") else "train") for i in read_index(folder)]
+    split = split_fold(items, "none", 0.5)
+    assert {i.group for i in split.select} == {"g0", "g4"} and not split.report
+    assert len(split.train) + len(split.select) == len(items)

@@ -14,11 +14,15 @@ from pathlib import Path
 from ultrarefiner_monai.types import InputError
 
 REQUIRED = ("id", "group", "fold")
+# Folds besides "0".."4" and "test" (never used by a run): a selection part that the index itself fixes, and the name under
+# which nothing is held out.
+SELECT_FOLD = "select"
+NO_FOLD = "none"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image with its label. group: images that must stay together. fold: "0".."4" or "test"."""
+    """One image with its label. group: images that must stay together. fold: "0".."4", "test", or ``SELECT_FOLD``."""
 
     id: str
     image: Path
@@ -80,25 +84,17 @@ def _item(data_dir: Path, row: dict[str, str]) -> Item:
 def split_fold(items: list[Item], fold: str | int, select_share: float = 0.15, seed: int = 0) -> Split:
     """Hold out one fold for reporting; draw whole groups of the rest, about ``select_share``, for selection.
 
-    The test split never enters. A group's place depends on its name and the seed alone, so adding an image moves none.
+    The test split never enters. Where the index has images of the fold ``select``, they are the selection part, and
+    nothing is drawn. ``fold`` "none" holds nothing out.
     """
     fold = str(fold)
     folds = sorted({i.fold for i in items})
-    if fold not in folds:
+    if fold not in folds and fold != NO_FOLD:
         raise InputError(f"fold {fold} does not exist; this data has {', '.join(folds)}")
     if not 0 < select_share < 1:
         raise ValueError(f"select_share must be between 0 and 1, got {select_share}")
     rest = [i for i in items if i.fold not in (fold, "test")]
-    groups = sorted({i.group for i in rest}, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).hexdigest())
-    chosen: set[str] = set()
-    wanted = select_share * len(rest)
-    sizes = {g: sum(i.group == g for i in rest) for g in groups}
-    taken = 0
-    for group in groups:
-        if taken >= wanted:
-            break
-        chosen.add(group)
-        taken += sizes[group]
+    chosen = {i.group for i in rest if i.fold == SELECT_FOLD} or _draw(rest, select_share, seed)
     split = Split(
         train=tuple(i for i in rest if i.group not in chosen),
         select=tuple(i for i in rest if i.group in chosen),
@@ -106,6 +102,21 @@ def split_fold(items: list[Item], fold: str | int, select_share: float = 0.15, s
     )
     _check(split, fold)
     return split
+
+
+def _draw(items: list[Item], share: float, seed: int) -> set[str]:
+    """Groups that hold about ``share`` of the items, in the order of a seeded hash of their names."""
+    sizes: dict[str, int] = {}
+    for item in items:
+        sizes[item.group] = sizes.get(item.group, 0) + 1
+    chosen: set[str] = set()
+    taken = 0
+    for group in sorted(sizes, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).hexdigest()):
+        if taken >= share * len(items):
+            break
+        chosen.add(group)
+        taken += sizes[group]
+    return chosen
 
 
 def _check(split: Split, fold: str) -> None:
