@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ultrarefiner_monai.config import ConfigError, SamConfig, SystemConfig, from_dict, to_dict
+from ultrarefiner_monai.config import ConfigError, SamConfig, SystemConfig, from_dict, set_option, to_dict
 from ultrarefiner_monai.files import sha256_of
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.strict import misfits
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ultrarefiner_monai.models.refiner import Refiner
 
 FORMAT = "ultrarefiner-1"
+LEARNED = ("learned", "product")  # gate.mode that has weights
 
 
 @dataclass
@@ -65,9 +66,7 @@ def save_system(
         tensors |= {f"sam.{k}": v for k, v in sam.state_dict().items()}
     if gate is not None:
         tensors |= {f"gate.{k}": v for k, v in gate.state_dict().items()}
-    if (gate is not None and bool(gate.state_dict())) != (
-        sam is not None and config.gate.mode in ("learned", "product")
-    ):
+    if (gate is not None and bool(gate.state_dict())) != (sam is not None and config.gate.mode in LEARNED):
         raise ValueError(
             "a checkpoint needs the gate's weights if, and only if, config.gate.mode is learned or product"
         )
@@ -177,6 +176,33 @@ def load_system(
         if module is not None:
             module.float().eval().requires_grad_(False).to(device)
     return System(config, coarse, refiner, version, checkpoint.meta)
+
+
+def with_options(system: System, options: dict[str, Any]) -> System:
+    """The same weights with other settings: dotted names -> values, as in ``safety.enabled`` or ``gate.mode``.
+
+    They are noted in ``meta["options"]``; ``version`` stays that of the file. ConfigError for what the weights were
+    built for (coarse, sam) and for a learned gate that the file holds no weights for.
+    """
+    if not options:
+        return system
+    values = to_dict(system.config)
+    for name, value in options.items():
+        set_option(values, name, value)
+    config = from_dict(SystemConfig, values)
+    if (config.coarse, config.sam) != (system.config.coarse, system.config.sam):
+        raise ConfigError(
+            "the weights fix coarse.* and sam.*; only the other options can be set: " + ", ".join(options)
+        )
+    refiner = system.refiner
+    if refiner is not None:
+        old, refiner = refiner, _refiner(refiner.sam, config)  # type: ignore[arg-type]
+        try:
+            refiner.gate.load_state_dict(old.gate.state_dict() if config.gate.mode in LEARNED else {})  # type: ignore
+        except RuntimeError as error:
+            raise ConfigError(f"gate.mode {config.gate.mode}: the checkpoint holds no weights for it") from error
+        refiner.eval().requires_grad_(False).to(next(old.parameters()).device)
+    return replace(system, config=config, refiner=refiner, meta={**system.meta, "options": dict(options)})
 
 
 def _refiner(sam: nn.Module, config: SystemConfig) -> Refiner:
