@@ -21,11 +21,11 @@ HEAVY = {"matplotlib", "highdicom", "mlflow", "tensorboard", "itk", "skimage", "
 LAYERS: list[set[str]] = [
     {"types", "config", "files", "__init__"},
     {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "pixels", "measure"}
-    | {"download", "cache", "journal", "workfolder", "robot"},
+    | {"download", "cache", "journal", "trainingfolder", "workfolder", "robot"},
     {"models", "data", "weights"},
     {"checkpoints", "inference"},
     {"registry"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "comparison", "sheets"},
     {"commands", "launch"},
     {"cli"},
 ]

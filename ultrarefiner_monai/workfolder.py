@@ -2,6 +2,7 @@
 
 journal.sqlite   proposals and corrections        embeddings/      cached image embeddings
 versions/        labels that were replaced        sessions/, tmp/  uploaded images, for a while
+training/        prepared labels, split, runs     models/          what the runs made, and which of them is served
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.trainingfolder import TrainingFolder
 from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,14 @@ class WorkFolder:
         return self.root / "tmp"
 
     @property
+    def training(self) -> TrainingFolder:
+        return TrainingFolder(self.root / "training")
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
     def forgotten(self) -> Path:
         """Written by ``forget``, one image key a line: a running server drops what it holds in memory and empties it."""
         return self.root / "forgotten"
@@ -89,21 +99,23 @@ class Report:
     corrections: int = 0
     embeddings: int = 0
     labels: list[str] = field(default_factory=list)
+    copies: int = 0
 
     def __str__(self) -> str:
         labels = f", labels: {', '.join(self.labels)}" if self.labels else ""
         return (
             f"{self.image_id}: removed {self.proposals} proposals, {self.corrections} corrections, "
-            f"{self.embeddings} cached embeddings{labels}"
+            f"{self.embeddings} cached embeddings, {self.copies} frames prepared for training{labels}"
         )
 
 
 def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = None, labels: bool = False) -> Report:
-    """Remove all that derives from one image: proposals, corrections in the journal, cached embeddings.
+    """Remove all that derives from one image: proposals and corrections in the journal, cached embeddings, what was
+    prepared for trainings.
 
     The image itself and the labels in the studies folder stay, they are the clinician's; with ``labels`` the labels and
     their former versions go too. A running server is told to drop what it holds in memory.
-    Raises InputError when there is no work folder, or for an id that is no plain name.
+    Raises InputError when there is no work folder, for an id that is no plain name, and while a training runs.
     """
     if not image_id or "/" in image_id or "\\" in image_id or image_id in (".", ".."):
         raise InputError(f"expected an image id as /datastore/ lists them, got {image_id!r}")
@@ -113,6 +125,7 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
         )
     folder = WorkFolder.of(studies, work_dir)
     report = Report(image_id)
+    report.copies = folder.training.forget(image_id)  # first: it refuses while a training runs
     journal = Journal(folder.journal)
     try:
         keys = journal.cache_keys(image_id)

@@ -1,0 +1,143 @@
+"""Final labels as a data folder: what is copied, a split that never moves, what is refused, what is forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nrrd
+import numpy as np
+import pytest
+from PIL import Image
+
+from ultrarefiner_monai.data.corrections import Labelled
+from ultrarefiner_monai.data.datalist import read_index, split_fold
+from ultrarefiner_monai.data.labelled import place, prepare_labels
+from ultrarefiner_monai.data.phantoms import make_phantom
+from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.writers import write_mask
+from ultrarefiner_monai.trainingfolder import TrainingFolder
+from ultrarefiner_monai.types import InputError
+
+
+def labelled(folder: Path, count: int, first: int = 0) -> list[Labelled]:
+    """Phantom images with their labels, every fifth without a lesion."""
+    folder.mkdir(exist_ok=True)
+    pairs = []
+    for k in range(first, first + count):
+        phantom = make_phantom(np.random.default_rng([7, k]), 48, 60 + k, "none" if k % 5 == 4 else "benign")
+        image, label = folder / f"image {k:02d}.png", folder / f"image {k:02d}.nrrd"
+        Image.fromarray(phantom.image).save(image)
+        write_mask(label, phantom.mask.astype(np.uint8)[None], read_study(image))
+        pairs.append(Labelled(image.stem, image, label))
+    return pairs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> TrainingFolder:
+    return TrainingFolder(tmp_path / "training")
+
+
+def parts(folder: TrainingFolder) -> dict[str, str]:
+    return {image: row["part"] for image, row in folder.read_split().items()}
+
+
+def test_copies_are_the_pixels_and_masks_that_were_labelled(tmp_path: Path, folder: TrainingFolder) -> None:
+    pairs = labelled(tmp_path / "s", 10)
+    prepared = prepare_labels(pairs, folder)
+    assert prepared is not None and (prepared.train + prepared.select, prepared.lesions) == (10, 8)
+    items = {i.id: i for i in read_index(folder.data)}
+    for k, pair in enumerate(pairs):
+        item = items[f"{pair.image_id}@0"]
+        np.testing.assert_array_equal(np.asarray(Image.open(item.image)), np.asarray(Image.open(pair.image)))
+        truth = make_phantom(np.random.default_rng([7, k]), 48, 60 + k, "none" if k % 5 == 4 else "benign").mask
+        np.testing.assert_array_equal(np.asarray(Image.open(item.mask)), truth.astype(bool))
+        assert item.has_lesion == (k % 5 != 4)
+    split = split_fold(list(items.values()), "none")
+    assert len(split.select) == prepared.select and any(i.has_lesion for i in split.select)
+
+
+def test_new_labels_move_no_image_and_changed_ones_are_copied_again(tmp_path: Path, folder: TrainingFolder) -> None:
+    pairs = labelled(tmp_path / "s", 6)
+    prepare_labels(pairs, folder)
+    before, copy = parts(folder), folder.pair("image 00@0")[1]
+    untouched = folder.pair("image 01@0")[1].stat().st_mtime_ns
+    empty = np.zeros_like(np.asarray(Image.open(copy)), np.uint8)
+    write_mask(pairs[0].label, empty[None], read_study(pairs[0].image))
+    pairs += labelled(tmp_path / "s", 30, first=6)
+    prepare_labels(pairs, folder)
+    after = parts(folder)
+    assert {k: after[k] for k in before} == before and len(after) == 36
+    assert 2 <= sum(p == "select" for p in after.values()) <= 16
+    assert not np.asarray(Image.open(copy)).any()
+    assert folder.pair("image 01@0")[1].stat().st_mtime_ns == untouched
+    prepare_labels(pairs[1:], folder)  # a label was removed: its copy goes, its place in the split stays
+    assert not copy.exists() and parts(folder) == after
+
+
+def test_a_copy_of_a_known_image_goes_where_that_one_went(tmp_path: Path, folder: TrainingFolder) -> None:
+    pairs = labelled(tmp_path / "s", 8)
+    prepare_labels(pairs, folder)
+    twins = []
+    for pair in pairs:
+        image = pair.image.with_name(f"copy of {pair.image.name}")
+        pixels = np.asarray(Image.open(pair.image)).astype(int)
+        Image.fromarray((pixels + 3).clip(0, 255).astype(np.uint8)).save(image)
+        twins.append(Labelled(image.stem, image, pair.label))
+    prepare_labels(pairs + twins, folder)
+    split = parts(folder)
+    assert all(split[f"copy of {pair.image_id}"] == split[pair.image_id] for pair in pairs)
+
+
+def test_what_is_like_both_parts_is_left_out() -> None:
+    split = {"a": {"group": "a", "part": "train"}, "b": {"group": "b", "part": "select"}}
+    new = place(["a", "b", "c"], [0, 0, 0], {"a", "b", "c"}, split, 0)
+    assert new == {"c": {"group": "a", "part": "test"}}
+
+
+def test_labels_that_cannot_be_trained_on_are_named(tmp_path: Path, folder: TrainingFolder) -> None:
+    with pytest.raises(InputError, match="no final label yet"):
+        prepare_labels([], folder)
+    with pytest.raises(InputError, match=r"3 final label\(s\) with a lesion.* at least 4"):
+        prepare_labels(labelled(tmp_path / "s", 3), folder)
+    pairs = labelled(tmp_path / "s", 8)
+    values = np.zeros((60, 48, 1), np.uint8)
+    values[5:9, 5:9], values[20:30, 20:30] = 1, 2
+    nrrd.write(str(pairs[0].label), values)
+    write_mask(pairs[1].label, np.ones((1, 48, 62), np.uint8), read_study(pairs[2].image))
+    pairs[3].image.write_bytes(b"no picture")
+    with pytest.raises(InputError, match="3 final label") as error:
+        prepare_labels(pairs, folder)
+    for words in ("image 00: its label has several values (1, 2)", "image 01: ", "image 03: "):
+        assert words in str(error.value)
+    assert not folder.split_file.exists()
+
+
+def test_one_patient_cannot_validate_itself(tmp_path: Path, folder: TrainingFolder) -> None:
+    pair = labelled(tmp_path / "s", 1)[0]
+    with pytest.raises(InputError, match="belong to one patient or are alike"):
+        prepare_labels([Labelled(f"i{k}", pair.image, pair.label) for k in range(5)], folder)
+
+
+def test_a_call_that_ran_out_of_time_is_gone_on_with(tmp_path: Path, folder: TrainingFolder) -> None:
+    pairs = labelled(tmp_path / "s", 8)
+    assert prepare_labels(pairs, folder, seconds=0) is None
+    prepare_labels(pairs[:6], folder)
+    assert prepare_labels(pairs, folder, seconds=0) is None
+    assert len(folder.read_rows()) == 6 and len(list((folder.data / "images").iterdir())) == 6
+    prepared = prepare_labels(pairs, folder, seconds=60)
+    assert prepared is not None and len(folder.read_rows()) == 8
+
+
+def test_forget_takes_copies_split_and_open_runs(tmp_path: Path, folder: TrainingFolder) -> None:
+    prepare_labels(labelled(tmp_path / "s", 6), folder)
+    for name, status in (("open", "running"), ("done", "finished")):
+        (folder.runs / name).mkdir(parents=True)
+        (folder.runs / name / "split.json").write_text('{"train": ["image 02@0", "image 03@0"]}')
+        (folder.runs / name / "state.json").write_text(f'{{"status": "{status}"}}')
+    with folder.lock().acquire(timeout=0), pytest.raises(InputError, match="stop it first"):
+        TrainingFolder(folder.root).forget("image 02")
+    assert folder.forget("image 02") == 1 and folder.forget("image 02") == 0
+    traces = [p for p in folder.root.rglob("*") if "image 02" in p.name]
+    traces += [p for p in folder.root.rglob("*") if p.suffix in (".csv", ".json") and "image 02" in p.read_text()]
+    assert not traces and not (folder.runs / "open").exists()
+    assert "image 03@0" in (folder.runs / "done" / "split.json").read_text()

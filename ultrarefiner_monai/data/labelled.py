@@ -1,0 +1,283 @@
+"""The final labels of a studies folder as a clean data folder, with a validation split that never moves.
+
+Each labelled frame becomes images/IMAGE@FRAME.png (8 bits of luminance) and masks/IMAGE@FRAME.png. Where an image goes is
+decided when its label comes first: with its near-duplicates and its patient's other images where they have a place, else
+by a seeded hash. Labels that came later move none, so that figures of different days can be compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ultrarefiner_monai.data.corrections import Labelled, chosen_frames, item_id
+from ultrarefiner_monai.data.datalist import SELECT_FOLD
+from ultrarefiner_monai.data.grouping import near_duplicate_groups, thumbnail
+from ultrarefiner_monai.data.nrrdfile import read_nrrd_array
+from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.study import Limits, Study, extension
+from ultrarefiner_monai.data.writers import read_mask
+from ultrarefiner_monai.trainingfolder import Row, TrainingFolder
+from ultrarefiner_monai.types import InputError
+
+log = logging.getLogger(__name__)
+
+LEAST_LESIONS = 4
+SHARE = 0.2  # of the images that validate
+TRAIN_PART, LEFT_OUT = "train", "test"
+Split = dict[str, dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training can use, in images with and without a lesion; the frames of a cine count as one image."""
+
+    train: int
+    select: int
+    lesions: int
+
+    def __str__(self) -> str:
+        return f"{self.train} images to train on, {self.select} to validate, {self.lesions} of them with a lesion"
+
+
+def prepare_labels(
+    labelled: Sequence[Labelled],
+    folder: TrainingFolder,
+    limits: Limits | None = None,
+    seconds: float | None = None,
+    seed: int = 0,
+) -> Prepared | None:
+    """Bring ``folder.data`` in line with the final labels; only what is new or changed is read.
+
+    seconds: None is returned when the copying takes longer; another call goes on. Raises InputError, naming the labels,
+    for such that cannot be used, and when there are too few.
+    """
+    if not labelled:
+        raise InputError("there is no final label yet: save some (Submit Label), then train")
+    end = time.monotonic() + seconds if seconds is not None else None
+    before: dict[str, list[Row]] = {}
+    for row in folder.read_rows():
+        before.setdefault(row["image"], []).append(row)
+    for name in ("images", "masks"):
+        (folder.data / name).mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    problems: list[str] = []
+    late = False
+    for pair in labelled:
+        state = _state(pair)
+        kept = [r for r in before.get(pair.image_id, []) if r["state"] == state]
+        if kept and all(path.is_file() for row in kept for path in folder.pair(row["id"])):
+            rows += kept
+            continue
+        if end is not None and time.monotonic() > end:
+            late = True
+            break
+        try:
+            rows += _copy(pair, state, folder, limits or Limits())
+        except InputError as error:
+            problems.append(f"{pair.image_id}: {error}")
+    if late:  # keep what was copied before and is still to be looked at
+        done = {row["image"] for row in rows}
+        rows += [row for image, old in before.items() if image not in done for row in old]
+    if problems:
+        folder.write_rows(rows)
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise InputError(
+            f"{len(problems)} final label(s) cannot be trained on; correct and save them again, or remove them: "
+            + "; ".join(problems[:5])
+            + more
+        )
+    if not late:
+        rows = _assign(rows, folder, seed)
+    folder.write_rows(rows)
+    if late:
+        return None
+    _remove_others(rows, folder)
+    return _count(rows)
+
+
+def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) -> list[Row]:
+    """Write the chosen frames of one image and its label; their rows, without group and fold."""
+    from PIL import Image
+
+    study = read_study(pair.image, limits)
+    _check_values(pair.label, limits)
+    mask = read_mask(pair.label, study, limits)
+    if _state(pair) != state:
+        raise InputError("image or label changed while it was read; try again")
+    rows = []
+    for k in chosen_frames(mask):
+        item = item_id(pair.image_id, k)
+        image_path, mask_path = folder.pair(item)
+        pixels = np.rint(study.frame(k) * 255).astype(np.uint8)
+        _save(Image.fromarray(pixels), image_path)
+        _save(Image.fromarray(mask[k].astype(bool)), mask_path)
+        fraction = float(mask[k].mean())
+        rows.append(
+            {
+                "id": item,
+                "image": pair.image_id,
+                "state": state,
+                "patient": _patient(study),
+                "class": "lesion" if fraction else "normal",
+                "group": "",
+                "fold": "",
+                "width": str(study.width),
+                "height": str(study.height),
+                "lesion_fraction": f"{fraction:.6g}",
+            }
+        )
+    return rows
+
+
+def _save(image: object, path: Path) -> None:
+    # An image's id may fill a file name's whole length: the name beside is a short one.
+    beside = path.with_name(f".{os.getpid()}.part")
+    image.save(beside, format="PNG")  # type: ignore[attr-defined]
+    os.replace(beside, path)
+
+
+def _check_values(label: Path, limits: Limits) -> None:
+    """InputError for a label with several values: which of them is the lesion?"""
+    suffix = extension(label)
+    if suffix in (".nrrd", ".seg.nrrd"):
+        values, _ = read_nrrd_array(label, limits)
+    elif suffix in (".nii", ".nii.gz"):
+        import nibabel
+
+        values = np.asanyarray(nibabel.load(label).dataobj)  # type: ignore[attr-defined]
+    else:
+        from PIL import Image
+
+        with Image.open(label) as image:
+            values = np.asarray(image)
+        values = values[..., :3] if values.ndim == 3 else values
+    found = np.unique(values)
+    found = found[found != 0]
+    if len(found) > 1:
+        names = ", ".join(f"{v:g}" for v in found[:5])
+        raise InputError(f"its label has several values ({names}); expected 0 and one other, the lesion")
+
+
+def _patient(study: Study) -> str:
+    """A hash: the copies need to know who belongs together, not who it is."""
+    return hashlib.sha256(study.patient.encode()).hexdigest()[:12] if study.patient else ""
+
+
+def _state(pair: Labelled) -> str:
+    parts = []
+    for path in (pair.image, pair.label):
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise InputError(f"{path.name} cannot be opened: {error.strerror}") from error
+        parts.append(f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+    return "-".join(parts)
+
+
+def _remove_others(rows: Sequence[Row], folder: TrainingFolder) -> None:
+    """Copies of labels that are gone."""
+    keep = {path for row in rows for path in folder.pair(row["id"])}
+    for name in ("images", "masks"):
+        for path in (folder.data / name).iterdir():
+            if path not in keep:
+                path.unlink()
+
+
+# --- the split --------------------------------------------------------------------------------------------------------
+
+
+def _assign(rows: Sequence[Row], folder: TrainingFolder, seed: int) -> list[Row]:
+    """The rows with group and fold; the split file gets the images that are new. InputError when there are too few."""
+    images = sorted({row["image"] for row in rows})
+    lesions = {row["image"] for row in rows if row["class"] == "lesion"}
+    if len(lesions) < LEAST_LESIONS:
+        raise InputError(
+            f"{len(lesions)} final label(s) with a lesion, of {len(images)} in all: at least {LEAST_LESIONS} are needed"
+        )
+    split = folder.read_split()
+    if any(image not in split for image in images):
+        first = {image: next(r for r in rows if r["image"] == image) for image in images}
+        groups = _groups([first[i] for i in images], folder)
+        new = place(images, groups, lesions, split, seed)
+        log.info("%d new images have their place in the split", len(new))
+        split |= new
+        folder.write_split(split)
+    for part, what in ((TRAIN_PART, "to train on"), (SELECT_FOLD, "to validate")):
+        if not any(split[image]["part"] == part for image in lesions):
+            raise InputError(
+                f"no label with a lesion is left {what}: the validation split is fixed ({folder.split_file}); label more "
+                "images, of other patients"
+            )
+    return [{**row, "group": split[row["image"]]["group"], "fold": split[row["image"]]["part"]} for row in rows]
+
+
+def _groups(rows: Sequence[Row], folder: TrainingFolder) -> list[int]:
+    from PIL import Image
+
+    thumbnails = []
+    for row in rows:
+        with Image.open(folder.pair(row["id"])[0]) as image:
+            thumbnails.append(thumbnail(np.asarray(image)))
+    return near_duplicate_groups(np.stack(thumbnails), [row["patient"] for row in rows])
+
+
+def place(images: Sequence[str], groups: Sequence[int], lesions: set[str], split: Split, seed: int) -> Split:
+    """Group and part of each image that ``split`` does not know. groups: for each image the index of its group's first.
+
+    Images like known ones go with them; when those lie in both parts, the new one is left out, since it would leak either
+    way. Otherwise a seeded hash of the group's name decides, but for the first draw, which takes the same order and sees
+    to it that both parts hold a lesion.
+    """
+    members: dict[int, list[str]] = {}
+    for image, group in zip(images, groups, strict=True):
+        members.setdefault(group, []).append(image)
+    found: Split = {}
+    fresh: list[list[str]] = []
+    for names in members.values():
+        known = [split[i] for i in names if i in split]
+        parts = {k["part"] for k in known} - {LEFT_OUT}
+        if not known:
+            fresh.append(names)
+            continue
+        goes = {"group": known[0]["group"], "part": parts.pop() if len(parts) == 1 else LEFT_OUT}
+        found |= {i: goes for i in names if i not in split}
+    chosen = {n[0] for n in fresh if _hash(n[0], seed) < SHARE} if split else _first_draw(fresh, lesions, seed)
+    for names in fresh:
+        part = SELECT_FOLD if names[0] in chosen else TRAIN_PART
+        found |= {i: {"group": names[0], "part": part} for i in names}
+    return found
+
+
+def _first_draw(groups: Sequence[list[str]], lesions: set[str], seed: int) -> set[str]:
+    """Names of about SHARE of the groups, of those with a lesion and of the others."""
+    chosen: set[str] = set()
+    for marked in (True, False):
+        names = [g[0] for g in groups if any(i in lesions for i in g) == marked]
+        if marked and len(names) < 2:
+            raise InputError(
+                "all labels with a lesion belong to one patient or are alike: label images of others, so that some can "
+                "validate what is learned from the rest"
+            )
+        names.sort(key=lambda n: _hash(n, seed))
+        chosen |= set(names[: max(round(SHARE * len(names)), int(marked))])
+    return chosen
+
+
+def _hash(name: str, seed: int) -> float:
+    """In [0, 1), of name and seed alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") / 2**64
+
+
+def _count(rows: Sequence[Row]) -> Prepared:
+    parts = {row["image"]: row["fold"] for row in rows}
+    lesions = {row["image"] for row in rows if row["class"] == "lesion" and row["fold"] != LEFT_OUT}
+    counts = list(parts.values())
+    return Prepared(counts.count(TRAIN_PART), counts.count(SELECT_FOLD), len(lesions))
