@@ -2,30 +2,40 @@
 
 An epoch's end writes ``last.pt`` (everything needed to go on) and, when the selection figure is the best so far,
 ``best.safetensors`` (what serves); with ``keep: last`` every epoch replaces it. Both are whole files at any moment.
+Under ``torchrun`` every process runs this loop on its share; process 0 writes (``ddp``).
 """
 
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping, EMAHandler
 from ignite.handlers.tqdm_logger import ProgressBar
-from ignite.metrics import Average
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import TensorBoardStatsHandler, ValidationHandler
-from torch.utils.data import DataLoader
+from monai.handlers import ValidationHandler
+from PIL import Image
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils.data import DataLoader, default_collate
 
 from ultrarefiner_monai.config import TrainConfig, to_dict
 from ultrarefiner_monai.data.transforms import ID
+from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.training import ddp
 from ultrarefiner_monai.training.console import EpochTable
-from ultrarefiner_monai.training.optim import build_optimiser, build_schedule
+from ultrarefiner_monai.training.optim import Accumulation, build_optimiser, build_schedule
 from ultrarefiner_monai.training.phases import Batch, Phase
-from ultrarefiner_monai.training.state import load_state, save_state
+from ultrarefiner_monai.training.state import check_same_options, load_state, save_state
+from ultrarefiner_monai.training.tracking import Trackers, overlay_sheet
 from ultrarefiner_monai.types import InputError
 
 log = logging.getLogger(__name__)
@@ -33,7 +43,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the batch."""
+    """Training cannot go on; the message says why (the batch's images, the file that could not be written)."""
 
 
 @dataclass
@@ -44,14 +54,35 @@ class Best:
     epoch: int = 0
 
 
-class ImageMean(Average):
-    """The mean over images of a figure that a step returns as (n,); n may be 0 for some batches."""
+class Means:
+    """Means over an epoch of what each iteration gives by name: a scalar, or (n,) values of which n may be 0.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(lambda output: output[name].unsqueeze(1))  # (n, 1): ignite averages over the first axis
+    NaN counts as not there. The means are over the batches (or images) of all processes.
+    """
 
-    def compute(self) -> float:
-        return float(super().compute()) if self.num_examples else float("nan")
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sums: dict[str, list[float]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._sums.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.add(e.state.output))
+
+    def add(self, output: Mapping[str, float | torch.Tensor]) -> None:
+        for name, value in output.items():
+            values = torch.as_tensor(value, dtype=torch.float64).flatten()
+            values = values[~values.isnan()]
+            sums = self._sums.setdefault(name, [0.0, 0])
+            sums[0] += float(values.sum())
+            sums[1] += len(values)
+
+    def compute(self) -> dict[str, float]:
+        totals: dict[str, list[float]] = {}
+        for sums in ddp.gathered(self._sums, self.device):
+            for name, (total, number) in sums.items():
+                old = totals.get(name, [0.0, 0])
+                totals[name] = [old[0] + total, old[1] + number]
+        return {name: total / number if number else math.nan for name, (total, number) in totals.items()}
 
 
 class Run:
@@ -69,14 +100,19 @@ class Run:
     ) -> None:
         if len(training) == 0:
             raise InputError("there is nothing to train on: the training part of this fold is empty")
-        self.phase, self.config, self.training, self.out = phase, config, training, out
-        self.device, self.meta, self.best = torch.device(device), meta or {}, Best()
+        if len(selection) == 0:
+            raise InputError("there are fewer selection images than processes: start fewer, or raise data.select_share")
+        self.phase, self.config, self.training, self.selection = phase, config, training, selection
+        self.out, self.device, self.meta, self.best = out, torch.device(device), meta or {}, Best()
         self.network = phase.network.to(self.device)
         if self.device.type == "cpu":
             self.network.to(memory_format=torch.channels_last)  # mkldnn's convolutions are faster so
+        self.losses: nn.Module = ddp.distributed(phase, self.network, self.device)
+        self._trainable: tuple[bool, ...] = tuple(p.requires_grad for p in self.network.parameters())
+        self._frozen = frozen_parts(self.network)
         self.optimiser = build_optimiser(config.optimiser, phase.parameter_groups())
-        steps = max(1, len(training) // config.optimiser.accumulate)
-        self.schedule = build_schedule(config.optimiser, self.optimiser, config.epochs, steps)
+        self.accumulation = Accumulation(len(training), config.optimiser.accumulate)
+        self.schedule = build_schedule(config.optimiser, self.optimiser, config.epochs, self.accumulation.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.trainer = SupervisedTrainer(
             device=self.device,
@@ -94,13 +130,16 @@ class Run:
             val_data_loader=selection,
             network=self.evaluated,
             iteration_update=self._figures,
-            key_val_metric={"select": ImageMean("select")},
             decollate=False,
         )
+        self.table = EpochTable(out / "history.csv", config.epochs)
+        self.early_stop: EarlyStopping | None = None
+        self._kept_trackers: dict[str, Any] | None = None
+        self._trackers: Trackers | None = None
         self._attach()
 
     @property
-    def evaluated(self) -> torch.nn.Module:
+    def evaluated(self) -> nn.Module:
         """The network that is validated and saved: the averaged one where there is an average."""
         return self.network if self.ema is None else self.ema.ema_model
 
@@ -114,27 +153,33 @@ class Run:
         return {k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
 
     def _step(self, engine: Engine, batch: Batch) -> dict[str, float]:
-        # Dropout depends on (seed, iteration) alone, so that a resumed run goes on as if it had never stopped.
-        torch.manual_seed(self.config.seed * 1_000_003 + engine.state.iteration)
+        # Dropout depends on (seed, iteration, process) alone, so that a resumed run goes on as if it had never stopped.
+        torch.manual_seed((self.config.seed * 1_000_003 + engine.state.iteration) + ddp.rank() * 1_000_000_007)
         self.network.train()
-        every = self.config.optimiser.accumulate
-        with self._autocast():
-            losses = self.phase.losses(self.network, self._to_device(batch))
-        if not torch.isfinite(losses["loss"]):
-            raise TrainingError(
-                f"the loss became {losses['loss'].item()} in epoch {engine.state.epoch} on {', '.join(batch[ID])}; "
-                "the last good state is kept; look at these images or lower optimiser.lr"
-            )
-        self.scaler.scale(losses["loss"] / every).backward()
-        if engine.state.iteration % every == 0:
-            self.scaler.unscale_(self.optimiser)
-            if self.config.optimiser.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.clip_norm)
-            self.scaler.step(self.optimiser)
-            self.scaler.update()
-            self.optimiser.zero_grad(set_to_none=True)
-            self.schedule.step()
+        for part in self._frozen:
+            part.eval()
+        steps, share = self.accumulation.at(engine.state.iteration)
+        with nullcontext() if steps else ddp.without_sync(self.losses):
+            with self._autocast():
+                losses = self.losses(self._to_device(batch))
+            if not torch.isfinite(losses["loss"]):
+                raise TrainingError(
+                    f"the loss became {losses['loss'].item()} in epoch {engine.state.epoch} on {', '.join(batch[ID])}; "
+                    "the last good state is kept; look at these images or lower optimiser.lr"
+                )
+            self.scaler.scale(losses["loss"] / share).backward()
+        if steps:
+            self._update()
         return {name: value.item() for name, value in losses.items()}
+
+    def _update(self) -> None:
+        self.scaler.unscale_(self.optimiser)
+        if self.config.optimiser.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.clip_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.schedule.step()
 
     @torch.no_grad()
     def _figures(self, engine: Engine, batch: Batch) -> dict[str, torch.Tensor]:
@@ -148,64 +193,118 @@ class Run:
         trainer, evaluator = self.trainer, self.evaluator
         trainer.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         if self.ema is not None:
-            self.ema.attach(trainer, event=Events.ITERATION_COMPLETED(every=self.config.optimiser.accumulate))
-        Average(lambda output: output["loss"]).attach(trainer, "loss")
-        for name in self.phase.figure_names:
-            ImageMean(name).attach(evaluator, name)
-        ProgressBar(desc="epoch", persist=False).attach(trainer, output_transform=lambda o: {"loss": o["loss"]})
+            stepped = Events.ITERATION_COMPLETED(event_filter=lambda _, k: self.accumulation.at(k)[0])
+            self.ema.attach(trainer, event=stepped)
+        self._train_means, self._select_means = Means(self.device), Means(self.device)
+        self._train_means.attach(trainer)
+        self._select_means.attach(evaluator)
+        if ddp.is_main():  # without a terminal (a job's log) tqdm is silent
+            bar = {"persist": False, "disable": None}
+            ProgressBar(desc="training", **bar).attach(trainer, output_transform=lambda o: {"loss": o["loss"]})
+            ProgressBar(desc="validation", **bar).attach(evaluator)
+            trainer.add_event_handler(Events.ITERATION_COMPLETED, self._track_step)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: ddp.same_buffers(self.evaluated))
         ValidationHandler(1, evaluator).attach(trainer)
-        logs = str(self.out / "tensorboard")
-        TensorBoardStatsHandler(
-            log_dir=logs, output_transform=lambda o: o["loss"], tag_name="loss_step", epoch_log=True
-        ).attach(trainer)
-        TensorBoardStatsHandler(
-            log_dir=logs, iteration_log=False, global_epoch_transform=lambda _: trainer.state.epoch
-        ).attach(evaluator)
+        evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._gather_figures)
         if self.config.early_stop is not None:
-            stop = EarlyStopping(self.config.early_stop, lambda e: e.state.metrics["select"], trainer)
-            evaluator.add_event_handler(Events.EPOCH_COMPLETED, stop)
-        self.table = EpochTable(self.out / "history.csv")
+            self.early_stop = EarlyStopping(self.config.early_stop, lambda e: e.state.metrics["select"], trainer)
+            evaluator.add_event_handler(Events.EPOCH_COMPLETED, self.early_stop)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._finish_epoch)  # after validation: attached last
 
     def _start_epoch(self, engine: Engine) -> None:
+        epoch = engine.state.epoch
         dataset, sampler = self.training.dataset, self.training.sampler
-        dataset.set_epoch(engine.state.epoch)  # type: ignore[attr-defined]
-        sampler.set_epoch(engine.state.epoch)  # type: ignore[attr-defined]
+        dataset.set_epoch(epoch)  # type: ignore[attr-defined]
+        sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        start = getattr(self.phase, "start_epoch", None)
+        if start is None:
+            return
+        start(epoch)
+        trainable = tuple(p.requires_grad for p in self.network.parameters())
+        if trainable != self._trainable:
+            self._trainable, self._frozen = trainable, frozen_parts(self.network)
+            self.losses = ddp.distributed(self.phase, self.network, self.device)
+
+    def _gather_figures(self, engine: Engine) -> None:
+        engine.state.metrics.update(self._select_means.compute())
+
+    def _track_step(self, engine: Engine) -> None:
+        assert self._trackers is not None
+        self._trackers.scalars({f"step/{k}": v for k, v in engine.state.output.items()}, engine.state.iteration)
 
     def _finish_epoch(self, engine: Engine) -> None:
         epoch = engine.state.epoch
+        losses = self._train_means.compute()
         figures = {k: float(v) for k, v in self.evaluator.state.metrics.items()}
         is_best = figures["select"] > self.best.score
         if is_best:
             self.best = Best(figures["select"], epoch)
-        if is_best or self.config.keep == "last":
-            meta = {**self.meta, "phase": self.config.phase, "epoch": epoch, "selection": figures}
-            self.phase.save(self.evaluated, self.out / "best.safetensors", meta)
-        rate = self.optimiser.param_groups[0]["lr"]
-        self.table.add(epoch, {"loss": engine.state.metrics["loss"], **figures, "lr": rate}, is_best)
-        save_state(self.out / "last.pt", self._state(epoch))
+        if not ddp.is_main():
+            return
+        try:
+            if is_best or self.config.keep == "last":
+                meta = {**self.meta, "phase": self.config.phase, "epoch": epoch, "selection": figures}
+                self.phase.save(self.evaluated, self.out / "best.safetensors", meta)
+            self.table.add(epoch, losses, figures, self.optimiser.param_groups[0]["lr"], is_best)
+            self._save_state(epoch)
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own for a full disk
+            raise TrainingError(
+                f"epoch {epoch} could not be written to {self.out} ({error}); the state of the last epoch that could is "
+                "still there: make room, then go on with --resume"
+            ) from error
+        self._track_epoch(epoch, losses, figures)
+
+    def _track_epoch(self, epoch: int, losses: Mapping[str, float], figures: Mapping[str, float]) -> None:
+        assert self._trackers is not None
+        rates = {f"lr/{g.get('name', k)}": g["lr"] for k, g in enumerate(self.optimiser.param_groups)}
+        train, select = ({f"{p}/{k}": v for k, v in d.items()} for p, d in (("train", losses), ("select", figures)))
+        self._trackers.scalars({**train, **select, **rates}, epoch)
+        if self.config.overlays and (epoch % self.config.overlay_every == 0 or epoch == self.config.epochs):
+            try:
+                self._draw(epoch)
+            except OSError as error:
+                log.warning("the overlays of epoch %d could not be written: %s", epoch, error)
+
+    @torch.no_grad()
+    def _draw(self, epoch: int) -> None:
+        """Outlines on the same few selection images each time, if the phase can draw (``Phase.pictures``)."""
+        pictures, dataset = getattr(self.phase, "pictures", None), self.selection.dataset
+        if pictures is None:
+            return
+        number = min(self.config.overlays, len(dataset))  # type: ignore[arg-type]
+        chosen = np.linspace(0, len(dataset) - 1, number).round().astype(int)  # type: ignore[arg-type]
+        batch = (self.selection.collate_fn or default_collate)([dataset[int(k)] for k in chosen])
+        self.evaluated.eval()
+        with self._autocast():
+            sheet = overlay_sheet(pictures(self.evaluated, self._to_device(batch)))
+        path = self.out / "overlays" / f"epoch_{epoch:04d}.png"
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as file:
+            Image.fromarray(sheet).save(file, "PNG")
+        assert self._trackers is not None
+        self._trackers.picture(path, sheet, epoch)
 
     # --- state --------------------------------------------------------------------------------------------------------
 
-    def _state(self, epoch: int) -> dict[str, Any]:
-        return {
+    def _save_state(self, epoch: int) -> None:
+        state = {
             "network": self.network.state_dict(),
             "average": None if self.ema is None else self.ema.ema_model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
             "scaler": self.scaler.state_dict(),
+            "early_stop": None if self.early_stop is None else dict(self.early_stop.state_dict()),
+            "trackers": None if self._trackers is None else self._trackers.state(),
             "epoch": epoch,
             "best": {"score": self.best.score, "epoch": self.best.epoch},
             "config": to_dict(self.config),
         }
+        save_state(self.out / "last.pt", state)
 
     def resume(self) -> None:
         """Go on from ``last.pt``. Raises InputError when it belongs to another configuration."""
         state = load_state(self.out / "last.pt")
-        own = to_dict(self.config)
-        other = [k for k in own if k != "epochs" and own[k] != state["config"].get(k)]
-        if other:
-            raise InputError(f"{self.out}/last.pt was trained with other options: {', '.join(other)} differ")
+        check_same_options(self.out / "last.pt", state["config"], self.config)
         self.network.load_state_dict(state["network"])
         if self.ema is not None:
             self.ema.ema_model.load_state_dict(state["average"])
@@ -214,15 +313,61 @@ class Run:
         for group, rate in zip(self.optimiser.param_groups, self.schedule.lr_lambdas, strict=True):
             group["lr"] = group["initial_lr"] * rate(self.schedule.last_epoch)
         self.scaler.load_state_dict(state["scaler"])
+        if self.early_stop is not None and state.get("early_stop") is not None:
+            self.early_stop.load_state_dict(state["early_stop"])
+        self._kept_trackers = state.get("trackers")
         self.best = Best(**state["best"])
         self.trainer.state.epoch = state["epoch"]
         self.trainer.state.iteration = state["epoch"] * len(self.training)
         self.table.resume(state["epoch"])
         log.info("going on after epoch %d; best so far %.4f in epoch %d", state["epoch"], *vars(self.best).values())
 
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train: the last epoch is done, or early stopping has spoken."""
+        stop = self.early_stop
+        return self.trainer.state.epoch >= self.config.epochs or (stop is not None and stop.counter >= stop.patience)
+
     def fit(self) -> Best:
-        """Train to the last epoch, or until early stopping. A second call after ``resume`` goes on where it stood."""
-        if self.trainer.state.epoch < self.config.epochs:
+        """Train to the last epoch, or until early stopping. A second call after ``resume`` goes on where it stood.
+
+        Raises TrainingError, and lets KeyboardInterrupt through; ``last.pt`` then holds the last finished epoch.
+        """
+        if self.finished:
+            return self.best
+        done = False
+        if ddp.is_main():
+            state = self.trainer.state
+            self._trackers = Trackers(
+                self.out, self.config, self._tags(), self._kept_trackers, state.epoch + 1, state.iteration + 1
+            )
+        try:
+            if state_missing(self.out) and ddp.is_main():
+                self._save_state(
+                    0
+                )  # so that a run can be interrupted in its first epoch, and a full disk shows at once
             self.trainer.run()
-        self.table.finish()
+            done = True
+        finally:
+            if self._trackers is not None:
+                self._trackers.close(done)
+        if ddp.is_main():
+            self.table.finish()
         return self.best
+
+    def _tags(self) -> dict[str, str]:
+        return {k: str(self.meta[k]) for k in ("data", "fold", "package", "seed") if k in self.meta}
+
+
+def state_missing(out: Path) -> bool:
+    """Whether ``out`` holds nothing to go on from."""
+    return not (out / "last.pt").exists()
+
+
+def frozen_parts(network: nn.Module) -> list[nn.Module]:
+    """The largest parts of which no parameter is trained: they stay in eval mode, or norm statistics would move and
+    dropout would blur what a frozen part computes."""
+    parameters = list(network.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        return [network]
+    return [part for child in network.children() for part in frozen_parts(child)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,3 +36,27 @@ def build_schedule(
         return 1.0
 
     return LambdaLR(optimiser, factor)
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """Which iterations step the optimiser when gradients of ``every`` batches are added up.
+
+    An epoch of ``batches`` ends with a step, however many batches are left for it: nothing is carried into the next
+    epoch, so a run that is resumed there has lost nothing.
+    """
+
+    batches: int
+    every: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimiser in an epoch."""
+        return math.ceil(self.batches / self.every)
+
+    def at(self, iteration: int) -> tuple[bool, int]:
+        """(whether iteration 1, 2, … of the run ends with a step, how many batches share that step)."""
+        place = (iteration - 1) % self.batches + 1
+        last = self.batches % self.every
+        share = last if place > self.batches - last else self.every
+        return place % self.every == 0 or place == self.batches, share

@@ -36,11 +36,24 @@ class Phase(Protocol):
 
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None: ...
 
+    # What a phase may have besides, and the loop uses where it is there:
+    #   start_epoch(epoch: int) -> None: before epoch 1, 2, …; may set requires_grad (parts that train nothing stay in
+    #     eval mode). Every group is in the optimiser from the start.
+    #   pictures(network, batch) -> dict[str, torch.Tensor]: image, label and masks, all (B, 1, S, S) of one S, to draw.
+
 
 class CoarsePhase:
     """Phase 1: the coarse network alone."""
 
-    figure_names: tuple[str, ...] = ("coarse_dice", "normal_marked")
+    figure_names: tuple[str, ...] = (
+        "coarse_dice",
+        "coarse_iou",
+        "coarse_precision",
+        "coarse_recall",
+        "coarse_accuracy",
+        "normal_marked",
+        "loss",
+    )
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -60,15 +73,31 @@ class CoarsePhase:
         return groups
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        coarse_logits, loss = self._forward(network, batch)
+        with torch.no_grad():
+            figures = selection_figures(coarse_logits[:, 1:2] >= coarse_logits[:, :1], batch[LABEL] > 0.5, "coarse")
+        # The mean of none is NaN, which the loop leaves out: a batch may hold no lesion.
+        return {"loss": loss, **{k: figures[k].mean() for k in ("coarse_dice", "coarse_iou")}}
+
+    def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        coarse_logits, loss = self._forward(network, batch)
+        coarse_mask = coarse_logits.softmax(dim=1)[:, 1:2] >= 0.5
+        figures = selection_figures(coarse_mask, batch[LABEL] > 0.5, "coarse")
+        return {**figures, "loss": loss.expand(len(coarse_mask))}
+
+    def pictures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        coarse_logits = network(batch[IMAGE])
+        coarse_mask = (coarse_logits[:, 1:2] >= coarse_logits[:, :1]).float()
+        return {"image": batch[IMAGE], "label": batch[LABEL], "coarse": coarse_mask}
+
+    def _forward(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(coarse_logits (B, 2, S, S), the loss)."""
         image, label = batch[IMAGE], batch[LABEL]
         if hasattr(network, "forward_with_presence"):
             coarse_logits, presence_logits = network.forward_with_presence(image)
-            return {"loss": self.loss(coarse_logits, label, presence_logits)}
-        return {"loss": self.loss(network(image), label)}
-
-    def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        coarse_mask = network(batch[IMAGE]).softmax(dim=1)[:, 1:2] >= 0.5
-        return selection_figures(coarse_mask, batch[LABEL] > 0.5, "coarse")
+            return coarse_logits, self.loss(coarse_logits, label, presence_logits)
+        coarse_logits = network(image)
+        return coarse_logits, self.loss(coarse_logits, label)
 
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         network = copy.deepcopy(network)
@@ -79,15 +108,21 @@ def selection_figures(mask: torch.Tensor, label: torch.Tensor, name: str) -> dic
     """Figures of (B, 1, S, S) masks against labels, both bool.
 
     ``select`` is the Dice of an image with a lesion, and 1 or 0 for one without: whether it stayed (nearly) unmarked. A
-    checkpoint chosen by it neither misses lesions nor invents them.
+    checkpoint chosen by it neither misses lesions nor invents them. Dice, IoU, precision, recall and accuracy are of the
+    images with a lesion.
     """
     mask, label = mask.flatten(1).float(), label.flatten(1).float()
     lesion = label.sum(dim=1) > 0
-    dice = 2 * (mask * label).sum(dim=1) / (mask.sum(dim=1) + label.sum(dim=1)).clamp(min=1)
+    overlap, marked, wanted = (mask * label).sum(dim=1), mask.sum(dim=1), label.sum(dim=1)
+    dice = 2 * overlap / (marked + wanted).clamp(min=1)
     clean = (mask.mean(dim=1) <= NORMAL_LIMIT).float()
     return {
         "select": torch.where(lesion, dice, clean),
         f"{name}_dice": dice[lesion],
+        f"{name}_iou": (overlap / (marked + wanted - overlap).clamp(min=1))[lesion],
+        f"{name}_precision": (overlap / marked.clamp(min=1))[lesion],
+        f"{name}_recall": (overlap / wanted.clamp(min=1))[lesion],
+        f"{name}_accuracy": (mask == label).float().mean(dim=1)[lesion],
         "normal_marked": 1 - clean[~lesion],
     }
 

@@ -7,8 +7,12 @@ from typing import Any
 
 import torch
 
+from ultrarefiner_monai.config import ConfigError, TrainConfig, from_dict, to_dict
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
+
+# Options that change nothing in what is computed for an epoch, so that a run may go on with others.
+FREE = ("epochs", "tracking", "mlflow_uri", "overlays", "overlay_every")
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -27,3 +31,18 @@ def load_state(path: Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"{path} is not a training state: it lacks {', '.join(sorted(missing))}")
     return state
+
+
+def check_same_options(path: Path, stored: dict[str, Any], config: TrainConfig) -> None:
+    """Raise InputError unless ``stored``, a state's plain options, are those of ``config``, ``FREE`` ones apart.
+
+    An option that did not exist when the state was written counts as its default.
+    """
+    try:
+        before = to_dict(from_dict(TrainConfig, stored))
+    except ConfigError as error:
+        raise InputError(f"{path} is from another version of this package: {error}") from error
+    own = to_dict(config)
+    other = [k for k in own if k not in FREE and own[k] != before[k]]
+    if other:
+        raise InputError(f"{path} was trained with other options: {', '.join(other)} differ")
