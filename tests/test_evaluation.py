@@ -11,15 +11,18 @@ from typer.testing import CliRunner
 
 from ultrarefiner_monai import cli, commands
 from ultrarefiner_monai.checkpoints import load_system, save_system
-from ultrarefiner_monai.config import CoarseConfig, SystemConfig
+from ultrarefiner_monai.config import CoarseConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.data.datalist import read_index
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.evaluation import evaluate
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.metrics import score
 from ultrarefiner_monai.models.build import build_coarse
+from ultrarefiner_monai.models.sam import build_sam
+from ultrarefiner_monai.robot import as_clicks
 from ultrarefiner_monai.types import InputError
 
+SAM = SamConfig(arch="compact", image_size=64, embed_dim=16, depth=1, num_heads=2, global_attn_indexes=(0,))
 COARSE = CoarseConfig(
     arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)
 )
@@ -63,6 +66,79 @@ def test_the_figures_are_those_of_the_served_masks(checkpoint: Path, folder: Pat
     }
 
 
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory) -> Path:
+    torch.manual_seed(1)
+    config = SystemConfig(coarse=COARSE, sam=SAM)
+    return save_system(tmp_path_factory.mktemp("r") / "r.safetensors", config, build_coarse(COARSE), build_sam(SAM))
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    with path.open() as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="module")
+def played(checkpoint: Path, refined: Path, folder: Path, tmp_path_factory) -> Path:
+    """What an evaluation of the refined system against the coarse one leaves, with three clicks on each image."""
+    out = tmp_path_factory.mktemp("played")
+    one, other = (Predictor(load_system(path)) for path in (refined, checkpoint))
+    evaluate(one, folder, 0, out, robot_clicks=3, against=other)
+    return out
+
+
+def test_the_robot_plays_the_path_that_serves(played: Path, refined: Path, folder: Path) -> None:
+    games, metrics = table(played / "robot.csv"), table(played / "metrics.csv")
+    items = {i.id: i for i in read_index(folder) if i.fold == "0"}
+    assert set(games) == {i.id for i in items.values() if i.has_lesion} < set(metrics)
+    predictor = Predictor(load_system(refined))  # without the cache that the games were played with
+    for name, game in games.items():
+        assert game["dice_0"] == metrics[name]["dice"]
+        made = [(int(x), int(y), sign == "+") for x, y, sign in (c.split() for c in game["clicks"].split("; "))]
+        image, label = read_study(items[name].image).frame(0), read_mask(items[name].mask)[0]
+        assert all(bool(label[y, x]) == positive for x, y, positive in made)
+        for k in (1, len(made)):
+            dice = score(predictor.interact(image, as_clicks(made[:k])).mask, label).dice
+            assert float(game[f"dice_{k}"]) == pytest.approx(dice, abs=1e-4)
+    summary = json.loads((played / "summary.json").read_text())
+    assert list(summary["robot"]["dice_after"]) == ["0", "1", "3"] and summary["robot"]["images"] == len(games)
+    mean = np.mean([float(game["dice_3"]) for game in games.values()])
+    assert summary["robot"]["dice_after"]["3"]["mean"] == pytest.approx(mean, abs=1e-3)
+    assert (played / "robot.png").stat().st_size > 5000
+
+
+def test_coarse_and_refined_and_another_checkpoint_are_compared_image_by_image(played: Path) -> None:
+    summary = json.loads((played / "summary.json").read_text())
+    rows, others = table(played / "metrics.csv"), table(played / "against.csv")
+    lesion = [name for name, row in rows.items() if row["lesion"] == "1"]
+    for column, pair in (
+        ("coarse_dice", summary["refined_against_coarse"]["lesion_images"]["dice"]),
+        ("dice", summary["this_against_that"]["lesion_images"]["dice"]),
+    ):
+        source = rows if column == "coarse_dice" else others
+        before = [float(source[name][column]) for name in lesion]
+        after = [float(rows[name]["dice"]) for name in lesion]
+        assert pair["images"] == len(lesion)
+        assert (pair["before"], pair["after"]) == pytest.approx((np.mean(before), np.mean(after)), abs=1e-3)
+        assert pair["difference"] == pytest.approx(np.mean(after) - np.mean(before), abs=1e-3)
+    marked = [row["coarse_marked"] for row in rows.values() if row["lesion"] == "0"]
+    alarms = summary["refined_against_coarse"]["normal_images"]["false_alarms"]
+    assert alarms["before"] == sum(float(m) > 0.002 for m in marked)
+    assert summary["against"]["refiner"] == "untrained" and "refined_against_coarse" not in summary["against"]
+    assert summary["this_against_that"]["robot"]["dice_after"]["3"]["after"] == pytest.approx(
+        summary["robot"]["dice_after"]["3"]["mean"], abs=1e-3
+    )
+
+
+def test_coarse_only_is_played_without_the_refiner(refined: Path, folder: Path, tmp_path: Path) -> None:
+    system = load_system(refined)
+    assert system.refiner is not None
+    system.refiner.forward = system.refiner.interactive = system.refiner.embed = None  # type: ignore
+    summary = evaluate(Predictor(system), folder, 0, tmp_path, coarse_only=True, robot_clicks=1)
+    assert summary["refiner"] == "off" and summary["robot"]["images"] > 0
+    assert "refined_against_coarse" not in summary
+
+
 def test_an_empty_fold_is_refused(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no image in fold 9"):
         evaluate(Predictor(load_system(checkpoint)), folder, 9, tmp_path)
@@ -77,10 +153,35 @@ def test_the_command_evaluates(checkpoint: Path, folder: Path, tmp_path: Path) -
     assert (tmp_path / "o" / "summary.json").is_file() and "boundary_f" in result.output
 
 
+def test_settings_can_be_changed_and_runs_compared(refined: Path, folder: Path, tmp_path: Path) -> None:
+    def run(out: str, *options: str) -> str:
+        arguments = ["evaluate", "--data", str(folder), "--model", str(refined), "--out", str(tmp_path / out), *options]
+        result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False, env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    output = run("a", "--robot", "--clicks", "2", "--set", "post.min_area=0", "--against", str(refined))
+    assert "NoC@85 (IoU)" in output and "refined against coarse" in output and "against.csv" in output
+    run("b", "--set", "safety.enabled=false", "--set", "post.threshold=0.3")
+    runs = [f"first={tmp_path / 'a'}", str(tmp_path / "b")]
+    result = CliRunner().invoke(cli.app, ["compare", *runs, "--out", str(tmp_path / "t" / "c.csv")])
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "t" / "c.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows][0] == "first" and rows[1]["run"].endswith("/b")
+    assert rows[1]["options"] == "safety.enabled=False post.threshold=0.3" and rows[1]["dice_after_1"] == ""
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in "ab"]
+    dice = [s["lesion_images"]["dice"]["mean"] for s in summaries]
+    assert [float(row["dice"]) for row in rows] == dice
+    assert float(rows[1]["difference"]) == pytest.approx(dice[1] - dice[0], abs=2e-4) and rows[0]["difference"] == ""
+    assert summaries[0]["against"]["options"] == {} and summaries[0]["options"] == {"post.min_area": 0}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["evaluate", "--data", "nowhere", "--out", "x", "--model", "nothing.safetensors"], "no checkpoint at"),
+        (["compare", "nowhere"], "written by `ultrarefiner evaluate`"),
         (["train", "phase1_coarse", "--config", "none.yaml", "--data", "d", "--out", "o"], "no configuration at"),
         (["prepare", "FOO", "--raw", "r", "--out", "o"], "unknown dataset"),
         (["weights", "fetch", "nonsense"], "unknown weights"),

@@ -1,11 +1,11 @@
 """Figures of a checkpoint on one fold, at the images' own size, with the very predictor that serves.
 
-Lesion images and lesion-free ones are reported apart: Dice says nothing about the latter, what was marked does.
+Lesion images and lesion-free ones are reported apart: Dice says nothing about the latter, what was marked does. A robot
+user can play the lesion images (``robot``), and a second checkpoint can be measured on the same images (``comparison``).
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -15,44 +15,65 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.cache import EmbeddingCache
+from ultrarefiner_monai.comparison import HD95_NOTE, paired_figures, paired_games, write_rows
 from ultrarefiner_monai.data.datalist import Item, read_index
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.inference import Predictor, Proposal
-from ultrarefiner_monai.metrics import NORMAL_LIMIT, Scores, bootstrap_interval, score
+from ultrarefiner_monai.metrics import FIGURES, NORMAL_LIMIT, Scores, bootstrap_interval, score
+from ultrarefiner_monai.postprocess import prob_to_mask
+from ultrarefiner_monai.robot import LEVELS, Game, play, summarise_games
+from ultrarefiner_monai.sheets import write_curves, write_overlays
 from ultrarefiner_monai.types import NOTICE, InputError
 
 log = logging.getLogger(__name__)
-FIGURES = ("dice", "iou", "precision", "recall", "hd95_px", "boundary_f")
+PLAY_CACHE = 64 * 2**20  # bytes; the image that is being played is all that has to be kept
 
 
 @dataclass
 class Case:
-    """One evaluated image."""
+    """One evaluated image. coarse_mask: (H, W) where a refiner answered, else None. game: where the robot played."""
 
     item: Item
     scores: Scores
     coarse: Scores
     proposal: Proposal
+    coarse_mask: np.ndarray | None = None
+    game: Game | None = None
 
     def row(self) -> dict[str, Any]:
         p = self.proposal
-        own = {k: _short(v) for k, v in self.scores.to_dict().items()}
         return {
             "id": self.item.id,
             "class": self.item.category,
             "lesion": int(self.item.has_lesion),
-            **own,
-            "coarse_dice": _short(self.coarse.dice),
+            **_figures(self.scores),
+            **{f"coarse_{name}": value for name, value in _figures(self.coarse).items()},
             "iou_pred": "" if p.iou_pred is None else _short(p.iou_pred),
             "uncertainty": _short(p.uncertainty),
             "safety_rule": p.safety_rule or "",
             "seconds": _short(p.timings.get("total", 0.0)),
         }
 
+    def robot_row(self, game: Game) -> dict[str, Any]:
+        """clicks: ``x y +`` and ``x y -``, in the order they were made."""
+        needed = {f"noc_{100 * level:.0f}": game.clicks_to(level) for level in LEVELS}
+        return {
+            "id": self.item.id,
+            "class": self.item.category,
+            **{name: "" if count is None else count for name, count in needed.items()},
+            **{f"dice_{k}": _short(dice) for k, dice in enumerate(game.dice)},
+            "clicks": "; ".join(f"{x} {y} {'+' if positive else '-'}" for x, y, positive in game.clicks),
+        }
+
 
 def _short(value: float) -> str:
     return f"{value:.5g}"
+
+
+def _figures(scores: Scores) -> dict[str, str]:
+    return {k: _short(v) for k, v in scores.to_dict().items()}
 
 
 def evaluate(
@@ -62,36 +83,65 @@ def evaluate(
     out: str | Path,
     coarse_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    robot_clicks: int = 0,
+    against: Predictor | None = None,
 ) -> dict[str, Any]:
     """Evaluate one fold; write metrics.csv, summary.json and overlays/ into ``out``; return the summary.
 
     coarse_only: the proposal of the coarse network (task ``transunet``), else the automatic one (``ultrarefiner``).
+    robot_clicks: a robot user corrects each lesion image with up to so many clicks, through the path that serves (with
+    coarse_only: as a server without a refiner); robot.csv and robot.png come on top. 0: it does not play.
+    against: a second checkpoint, measured on the same images; its figures and the paired differences (this one less the
+    other) come into the summary, its own per-image figures into against.csv. Raises InputError for an empty fold.
     """
+    if robot_clicks < 0:
+        raise InputError(f"the robot makes no or some clicks, got {robot_clicks}")
     items = [i for i in read_index(data_dir) if i.fold == str(fold)]
     if not items:
         raise InputError(f"{data_dir} has no image in fold {fold}")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    cases = []
+    predictors = [_for_play(p, coarse_only) if robot_clicks else p for p in (predictor, against) if p is not None]
+    results: list[list[Case]] = [[] for _ in predictors]
     for k, item in enumerate(items):
-        cases.append(_evaluate_one(predictor, item, coarse_only))
+        image, label = _read(item)
+        for one, cases in zip(predictors, results):
+            cases.append(_evaluate_one(one, item, image, label, coarse_only, robot_clicks))
         if progress is not None:
             progress(k + 1, len(items))
+    cases, others = results[0], results[1] if against is not None else None
     summary = {
         "notice": NOTICE,
         "data": Path(data_dir).name,
         "fold": str(fold),
         "task": "transunet" if coarse_only else "ultrarefiner",
-        "version": predictor.system.version,
-        "refiner": cases[0].proposal.refiner,
-        "seen_in_training": seen_in_training(predictor.system.meta, data_dir, fold),
-        **summarise(cases),
+        **_of_model(predictor, cases, data_dir, fold),
+        "hd95": HD95_NOTE,
     }
-    _write_csv(out / "metrics.csv", [c.row() for c in cases])
+    if against is not None and others is not None:
+        summary["against"] = _of_model(against, others, data_dir, fold)
+        summary["this_against_that"] = _paired(others, cases)
+    _write(out, cases, others)
     with replacing(out / "summary.json", "w") as file:
         json.dump(summary, file, indent=1)
-    write_overlays(cases, out / "overlays")
     return summary
+
+
+def _of_model(predictor: Predictor, cases: Sequence[Case], data_dir: str | Path, fold: str | int) -> dict[str, Any]:
+    system = predictor.system
+    return {
+        "version": system.version,
+        "options": system.meta.get("options", {}),
+        "refiner": cases[0].proposal.refiner,
+        "seen_in_training": seen_in_training(system.meta, data_dir, fold),
+        **summarise(cases),
+    }
+
+
+def _for_play(predictor: Predictor, coarse_only: bool) -> Predictor:
+    """The same with a cache of its own, so that a click does not run the encoder again."""
+    system = replace(predictor.system, refiner=None) if coarse_only else predictor.system
+    return Predictor(system, EmbeddingCache(ram_bytes=PLAY_CACHE), predictor.device)
 
 
 def seen_in_training(meta: dict[str, Any], data_dir: str | Path, fold: str | int) -> bool | None:
@@ -109,37 +159,48 @@ def seen_in_training(meta: dict[str, Any], data_dir: str | Path, fold: str | int
     return seen
 
 
-def _evaluate_one(predictor: Predictor, item: Item, coarse_only: bool) -> Case:
+def _read(item: Item) -> tuple[np.ndarray, np.ndarray]:
     image = read_study(item.image).frame(0)
     label = read_mask(item.mask)[0]
     if label.shape != image.shape:
         raise InputError(f"{item.mask} is {label.shape[::-1]} pixels, its image {image.shape[::-1]}")
+    return image, label
+
+
+def _evaluate_one(
+    predictor: Predictor, item: Item, image: np.ndarray, label: np.ndarray, coarse_only: bool, robot_clicks: int
+) -> Case:
     proposal = predictor.coarse(image) if coarse_only else predictor.propose(image)
     scores = score(proposal.mask, label)
     # Without a refiner both are one mask; with one, the coarse figure comes from the same pass.
-    coarse = scores
-    if not coarse_only and proposal.refiner == "trained":
-        from ultrarefiner_monai.postprocess import prob_to_mask
+    coarse, coarse_mask = scores, None
+    if proposal.refiner == "trained":
+        coarse_mask = prob_to_mask(proposal.coarse_prob, predictor.system.config.post)
+        coarse = score(coarse_mask, label)
+    game = None
+    if robot_clicks and item.has_lesion and label.any():
+        game = play(lambda clicks: predictor.interact(image, clicks).mask, proposal.mask, label, robot_clicks)
+    none = np.zeros((0, 0), np.float32)  # the overlays need the masks alone; a fold's probabilities fill the memory
+    return Case(item, scores, coarse, replace(proposal, final_prob=none, coarse_prob=none), coarse_mask, game)
 
-        coarse = score(prob_to_mask(proposal.coarse_prob, predictor.system.config.post), label)
-    none = np.zeros((0, 0), np.float32)  # the overlays need the mask alone; a fold's probabilities fill the memory
-    return Case(item, scores, coarse, replace(proposal, final_prob=none, coarse_prob=none))
+
+# --- figures ----------------------------------------------------------------------------------------------------------
 
 
 def summarise(cases: Sequence[Case], seed: int = 0) -> dict[str, Any]:
-    """Mean, median and 95 % bootstrap interval of each figure on lesion images; false alarms on the others."""
+    """Mean, median and 95 % bootstrap interval of each figure on lesion images; false alarms on the others.
+
+    Where a refiner answered also ``refined_against_coarse``, where the robot played also ``robot``.
+    """
     lesions = [c for c in cases if c.item.has_lesion]
     normals = [c for c in cases if not c.item.has_lesion]
+    found = [c.scores.hd95_px for c in lesions if c.scores.marked > 0]
     summary: dict[str, Any] = {"lesion_images": {"count": len(lesions)}, "normal_images": {"count": len(normals)}}
-    for name in FIGURES if lesions else ():
-        values = np.array([getattr(c.scores, name) for c in lesions])
-        low, high = bootstrap_interval(values, seed)
-        summary["lesion_images"][name] = {
-            "mean": round(float(values.mean()), 4),
-            "median": round(float(np.median(values)), 4),
-            "ci95": [round(low, 4), round(high, 4)],
-        }
     if lesions:
+        summary["lesion_images"] |= {
+            name: _spread([getattr(c.scores, name) for c in lesions], seed) for name in FIGURES
+        }
+        summary["lesion_images"] |= {"hd95_px_found": _spread(found, seed)} if found else {}
         summary["lesion_images"]["missed"] = sum(c.scores.dice == 0 for c in lesions)
         summary["lesion_images"]["coarse_dice_mean"] = round(float(np.mean([c.coarse.dice for c in lesions])), 4)
         summary["by_class"] = {
@@ -153,50 +214,46 @@ def summarise(cases: Sequence[Case], seed: int = 0) -> dict[str, Any]:
             "false_alarm_rate": round(float((marked > NORMAL_LIMIT).mean()), 4),
             "mean_marked": round(float(marked.mean()), 5),
         }
+    if any(c.coarse_mask is not None for c in cases):
+        lesion = [c.item.has_lesion for c in cases]
+        summary["refined_against_coarse"] = paired_figures([c.coarse for c in cases], [c.scores for c in cases], lesion)
+    if any(c.game is not None for c in cases):
+        summary["robot"] = summarise_games(_games(cases))
     return summary
+
+
+def _spread(values: Sequence[float], seed: int) -> dict[str, Any]:
+    low, high = bootstrap_interval(np.array(values), seed)
+    return {
+        "mean": round(float(np.mean(values)), 4),
+        "median": round(float(np.median(values)), 4),
+        "ci95": [round(low, 4), round(high, 4)],
+    }
+
+
+def _games(cases: Sequence[Case]) -> list[Game]:
+    return [c.game for c in cases if c.game is not None]
+
+
+def _paired(before: Sequence[Case], after: Sequence[Case]) -> dict[str, Any]:
+    lesion = [c.item.has_lesion for c in before]
+    figures = paired_figures([c.scores for c in before], [c.scores for c in after], lesion)
+    games = paired_games(_games(before), _games(after))
+    return {**figures, **({"robot": games} if games else {})}
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    with replacing(path, "w") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_overlays(cases: Sequence[Case], folder: Path, count: int = 4) -> list[Path]:
-    """Contact sheets of the best, median and worst lesion images and of the worst lesion-free ones."""
-    lesions = sorted((c for c in cases if c.item.has_lesion), key=lambda c: c.scores.dice)
-    normals = sorted((c for c in cases if not c.item.has_lesion), key=lambda c: -c.scores.marked)
-    middle = max(0, len(lesions) // 2 - count // 2)
-    sheets = {
-        "worst": lesions[:count],
-        "median": lesions[middle : middle + count],
-        "best": lesions[-count:],
-        "normal": normals[:count],
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    return [_sheet(part, folder / f"{name}.png") for name, part in sheets.items() if part]
-
-
-def _sheet(cases: Sequence[Case], path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(cases), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    for k, case in enumerate(cases):
-        axes = figure.add_subplot(1, len(cases), k + 1)
-        axes.imshow(read_study(case.item.image).frame(0), cmap="gray", vmin=0, vmax=1)
-        # Without a single pixel there is no contour to draw; matplotlib would warn.
-        for mask, colour in ((read_mask(case.item.mask)[0], "#35d07f"), (case.proposal.mask, "#ffb000")):
-            if mask.any():
-                axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.5)
-        axes.set_axis_off()
-        text = f"Dice {case.scores.dice:.3f}" if case.item.has_lesion else f"{100 * case.scores.marked:.2f} % marked"
-        axes.set_title(f"{case.item.id}\n{text}", fontsize=10)
-    figure.suptitle("green: label, orange: proposal", fontsize=9)
-    figure.savefig(path, dpi=80)
-    return path
+def _write(out: Path, cases: Sequence[Case], others: Sequence[Case] | None) -> None:
+    write_rows(out / "metrics.csv", [c.row() for c in cases])
+    write_overlays(cases, out / "overlays")
+    if others is not None:
+        write_rows(out / "against.csv", [c.row() for c in others])
+    if _games(cases):
+        write_rows(out / "robot.csv", [c.robot_row(c.game) for c in cases if c.game is not None])
+        curves = {cases[0].proposal.version: _games(cases)}
+        if others is not None:
+            write_rows(out / "against_robot.csv", [c.robot_row(c.game) for c in others if c.game is not None])
+            curves[f"against {others[0].proposal.version}"] = _games(others)
+        write_curves(curves, out / "robot.png")

@@ -15,6 +15,7 @@ from scipy import ndimage
 from .postprocess import bounding_slices
 
 NORMAL_LIMIT = 0.002  # a lesion-free image with a larger share of its pixels marked is a false alarm
+FIGURES = ("dice", "iou", "precision", "recall", "hd95_px", "boundary_f")
 
 
 @dataclass(frozen=True)

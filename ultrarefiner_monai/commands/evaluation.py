@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ultrarefiner_monai.commands import Data, Device, Fold, build_predictor
+from ultrarefiner_monai.commands import Data, Device, Fold, build_predictor, overrides
 
 app = typer.Typer()
 
@@ -22,25 +23,91 @@ def evaluate(
         str, typer.Option(help="ultrarefiner (the automatic result) or transunet (coarse only).")
     ] = "ultrarefiner",
     refiner: Annotated[str | None, typer.Option(help="A SAM file or weights' name, used as the refiner.")] = None,
+    robot: Annotated[
+        bool, typer.Option(help="A robot user corrects each lesion image with clicks: Dice after clicks, NoC.")
+    ] = False,
+    clicks: Annotated[int, typer.Option(min=1, max=100, help="The most clicks that the robot makes.")] = 20,
+    against: Annotated[
+        str | None, typer.Option(help="A second checkpoint, measured on the same images; differences are paired.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting of --model: safety.enabled=false.")
+    ] = None,
     device: Device = None,
 ) -> None:
     """Figures of a checkpoint on one fold, per image and in sum, with pictures of the best, median and worst."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+    from ultrarefiner_monai.checkpoints import with_options
     from ultrarefiner_monai.config import ConfigError
     from ultrarefiner_monai.evaluation import evaluate as run
 
     if task not in ("ultrarefiner", "transunet"):
         raise ConfigError(f"--task: expected ultrarefiner or transunet, got {task!r}")
     predictor = build_predictor(model, refiner, device)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    if option:
+        predictor = type(predictor)(with_options(predictor.system, overrides(option)), device=predictor.device)
+    other = None if against is None else build_predictor(against, refiner, device)
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        "images,",
+        TimeElapsedColumn(),
+        "gone,",
+        TimeRemainingColumn(),
+        "left",
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task("images", total=None)
         summary = run(
-            predictor, data, fold, out, task == "transunet", lambda k, n: bar.update(row, completed=k, total=n)
+            predictor,
+            data,
+            fold,
+            out,
+            coarse_only=task == "transunet",
+            progress=lambda k, n: bar.update(row, completed=k, total=n),
+            robot_clicks=clicks if robot else 0,
+            against=other,
         )
-    Console().print(_summary_table(summary))
-    typer.echo(f"{out / 'summary.json'}, {out / 'metrics.csv'}, {out / 'overlays'}")
+    console = Console()
+    for table in _tables(summary):
+        console.print(table)
+    names = ("summary.json", "metrics.csv", "overlays", "against.csv", "robot.csv", "against_robot.csv", "robot.png")
+    asked = names[:3] + names[3:4] * (other is not None) + names[4:] * robot
+    typer.echo(", ".join(str(out / name) for name in asked if (out / name).exists()))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]DIR...", help="Folders that `ultrarefiner evaluate` wrote.")
+    ],
+    out: Annotated[Path, typer.Option(help="The table as CSV, with more columns.")] = Path("runs/comparison.csv"),
+) -> None:
+    """Several evaluations in one table; differences in Dice are paired, against the first one."""
+    from rich.console import Console
+
+    from ultrarefiner_monai.comparison import compare_runs, write_rows
+
+    rows = compare_runs(runs)
+    write_rows(out, rows)
+    Console().print(_runs_table(rows))
+    typer.echo(str(out))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _tables(summary: dict[str, Any]) -> Iterator[Any]:
+    yield _summary_table(summary)
+    if "refined_against_coarse" in summary:
+        yield _paired_table(summary["refined_against_coarse"], "refined against coarse", "coarse", "refined")
+    if "robot" in summary:
+        yield _robot_table(summary["robot"])
+    if "this_against_that" in summary:
+        versions = summary["against"]["version"], summary["version"]
+        yield _paired_table(summary["this_against_that"], f"{versions[1]} against {versions[0]}", "that", "this")
 
 
 def _summary_table(summary: dict[str, Any]) -> Any:
@@ -54,7 +121,75 @@ def _summary_table(summary: dict[str, Any]) -> Any:
             table.add_row(
                 name, f"{value['mean']:.3f}", f"{value['median']:.3f}", "{:.3f} – {:.3f}".format(*value["ci95"])
             )
+    if "missed" in lesions:
+        table.add_row("lesions missed (Dice 0)", f"{lesions['missed']} of {lesions['count']}", "", "")
     if normals["count"]:
         rate = f"{normals['false_alarms']} of {normals['count']}"
         table.add_row("lesion-free images with > 0.2 % marked", rate, "", "")
+    return table
+
+
+def _paired_table(figures: dict[str, Any], title: str, before: str, after: str) -> Any:
+    from rich.table import Table
+
+    table = Table("figure", "images", before, after, "difference", "95 % interval", "p", title=title)
+    robot = figures.get("robot", {})
+    paired = {
+        **figures["lesion_images"],
+        **{f"Dice after {k} clicks": value for k, value in robot.get("dice_after", {}).items()},
+        **{f"NoC@{level}": value for level, value in robot.get("noc", {}).items()},
+        **{f"normal images: {name}": value for name, value in figures["normal_images"].items()},
+    }
+    for name, value in paired.items():
+        if not isinstance(value, dict):
+            continue
+        if "p" not in value:
+            table.add_row(name, "", str(value["before"]), str(value["after"]))
+            continue
+        change = f"{value['difference']:+.3f} ({100 * value['relative']:+.0f} %)"
+        interval = "{:+.3f} – {:+.3f}".format(*value["ci95"])
+        means = (f"{value[key]:.3f}" for key in ("before", "after"))
+        table.add_row(name, str(value["images"]), *means, change, interval, f"{value['p']:.3f}")
+    return table
+
+
+def _robot_table(robot: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    title = f"robot user, {robot['images']} lesion images, {robot['most_clicks']} clicks at most"
+    table = Table("figure", "mean", "median", "95 % interval of the mean", "failed", title=title)
+    for k, value in robot["dice_after"].items():
+        interval = "{:.3f} – {:.3f}".format(*value["ci95"])
+        table.add_row(f"Dice after {k} clicks", f"{value['mean']:.3f}", f"{value['median']:.3f}", interval, "")
+    for name, words in (("noc", "Dice"), ("noc_iou", "IoU")):
+        for level, value in robot[name].items():
+            label = f"NoC@{level} ({words})"
+            table.add_row(label, f"{value['mean']:.2f}", "", "", f"{100 * value['failed']:.0f} %")
+    table.add_row("clicks that made it worse", f"{100 * robot['spoiled']:.1f} %", "", "", "")
+    return table
+
+
+def _runs_table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    columns: dict[str, tuple[str, str]] = {
+        "run": ("run", "{}"),
+        "coarse_dice": ("coarse", "{:.3f}"),
+        "dice": ("Dice", "{:.3f}"),
+        "difference": ("against first", "{:+.3f}"),
+        "p": ("p", "{:.3f}"),
+        "dice_median": ("median", "{:.3f}"),
+        "hd95_px": ("HD95 px", "{:.1f}"),
+        "missed": ("missed", "{}"),
+        "false_alarms": ("false alarms", "{}"),
+        **{f"dice_after_{k}": (f"{k} clicks", "{:.3f}") for k in (1, 3, 5, 10)},
+        **{f"noc_{level}": (f"NoC@{level}", "{:.2f}") for level in (80, 85, 90)},
+    }
+    shown = {key: value for key, value in columns.items() if any(row[key] is not None for row in rows)}
+    first = rows[0]
+    title = f"fold {first['fold']} of {first['data']}, {first['lesion_images']} lesion and {first['normal_images']} other images"
+    same = all((row["data"], row["fold"]) == (first["data"], first["fold"]) for row in rows)
+    table = Table(*(heading for heading, _ in shown.values()), title=title if same else "NOT the same images")
+    for row in rows:
+        table.add_row(*("" if row[key] is None else style.format(row[key]) for key, (_, style) in shown.items()))
     return table
