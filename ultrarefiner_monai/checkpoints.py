@@ -70,7 +70,13 @@ def save_system(
         raise ValueError(
             "a checkpoint needs the gate's weights if, and only if, config.gate.mode is learned or product"
         )
-    tensors = {k: _storable(v, half) for k, v in tensors.items()}
+    return write_checkpoint(path, {k: _storable(v, half) for k, v in tensors.items()}, config, meta)
+
+
+def write_checkpoint(
+    path: str | Path, tensors: dict[str, torch.Tensor], config: SystemConfig, meta: dict[str, Any] | None = None
+) -> Path:
+    """Write tensors with their full keys (``coarse.*``, ...) as they are; what ``save_system`` ends in."""
     metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "meta": json.dumps(meta or {})}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

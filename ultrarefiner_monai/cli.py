@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ultrarefiner_monai import __version__
-from ultrarefiner_monai.commands import data, evaluation, serving, training, weights
+from ultrarefiner_monai.commands import data, evaluation, models, serving, training, weights
 from ultrarefiner_monai.types import NOTICE
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 for commands in (data, training, evaluation, serving):
     app.add_typer(commands.app)
 app.add_typer(weights.app, name="weights")
+app.add_typer(models.app, name="models")
 
 
 def _version(asked: bool) -> None:

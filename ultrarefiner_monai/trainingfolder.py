@@ -1,6 +1,6 @@
 """The part of the work folder that trainings write: prepared copies, the fixed validation split, one folder a run.
 
-data/        images/, masks/ and index.csv as `ultrarefiner prepare` makes them, of the final labels
+labels/      images/, masks/ and index.csv as `ultrarefiner prepare` makes them, of the final labels
 split.json   which image validates and which is trained on: written when an image comes first, never changed again
 runs/NAME/   what a run leaves; state.json says how far it came
 lock         held while a training runs
@@ -33,7 +33,7 @@ class TrainingFolder:
 
     @property
     def data(self) -> Path:
-        return self.root / "data"
+        return self.root / "labels"
 
     @property
     def runs(self) -> Path:

@@ -52,6 +52,15 @@ class WorkFolder:
             raise InputError(f"the work folder {root} is read-only; set work_dir to a folder that can be written")
         return cls(root)
 
+    @classmethod
+    def existing(cls, studies: str | Path, work_dir: str | Path | None = None) -> WorkFolder:
+        """As ``of``, but InputError where the studies were never served: a mistyped folder is not made."""
+        if not Path(work_dir or Path(studies) / NAME).is_dir() and not str(studies).startswith(("http://", "https://")):
+            raise InputError(
+                f"{studies} has no work folder {work_dir or NAME}: it was never served, or another work_dir was configured"
+            )
+        return cls.of(studies, work_dir)
+
     @property
     def journal(self) -> Path:
         return self.root / "journal.sqlite"
@@ -119,11 +128,7 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
     """
     if not image_id or "/" in image_id or "\\" in image_id or image_id in (".", ".."):
         raise InputError(f"expected an image id as /datastore/ lists them, got {image_id!r}")
-    if not work_dir and not (Path(studies) / NAME).is_dir() and not str(studies).startswith("http"):
-        raise InputError(
-            f"{studies} has no work folder {NAME}: it was never served, or another work_dir was configured"
-        )
-    folder = WorkFolder.of(studies, work_dir)
+    folder = WorkFolder.existing(studies, work_dir)
     report = Report(image_id)
     report.copies = folder.training.forget(image_id)  # first: it refuses while a training runs
     journal = Journal(folder.journal)
