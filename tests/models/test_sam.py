@@ -15,6 +15,7 @@ from segment_anything.modeling.image_encoder import Attention
 from ultrarefiner_monai.config import SamConfig
 from ultrarefiner_monai.models import sam as sam_module
 from ultrarefiner_monai.models.sam import (
+    InPlaceGelu,
     SdpaAttention,
     build_sam,
     decode,
@@ -49,10 +50,10 @@ def embedding() -> torch.Tensor:
 # --- attention and encoding -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("entries", [2**24, 1])
+@pytest.mark.parametrize("entries", [2**22, 2600, 500, 1])
 @pytest.mark.parametrize("table", [6, 4])
 def test_sdpa_attention_equals_the_original(entries: int, table: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whole or row by row, with and without interpolated relative positions; values and gradients."""
+    """Whole, by heads, by rows, with and without interpolated relative positions; values, gradients, no gradients."""
     monkeypatch.setattr(sam_module, "_BIAS_ENTRIES", entries)
     torch.manual_seed(2)
     original = Attention(24, num_heads=3, use_rel_pos=True, input_size=(table, table))
@@ -69,6 +70,17 @@ def test_sdpa_attention_equals_the_original(entries: int, table: int, monkeypatc
         gradients.append((y.detach(), original.rel_pos_h.grad.clone(), original.qkv.weight.grad.clone()))
     for theirs, mine in zip(*gradients):
         assert torch.allclose(theirs, mine, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(ours(x), gradients[0][0], atol=1e-5)
+
+
+def test_gelu_in_place_spares_what_a_gradient_needs() -> None:
+    x = torch.randn(7)
+    leaf = x.clone().requires_grad_()
+    expected = torch.nn.functional.gelu(x)
+    assert torch.equal(InPlaceGelu()(leaf), expected) and torch.equal(leaf, x)
+    with torch.no_grad():
+        assert InPlaceGelu()(x).data_ptr() == x.data_ptr() and torch.equal(x, expected)
 
 
 def test_encoder_equals_segment_anythings_own(sam: Sam) -> None:
