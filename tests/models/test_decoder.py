@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from segment_anything.modeling import Sam
+from torch import nn
+
+from ultrarefiner_monai.config import SamConfig
+from ultrarefiner_monai.models.decoder import is_plain
+from ultrarefiner_monai.models.sam import build_sam, decode
+from ultrarefiner_monai.types import Prompts
+
+TINY = SamConfig(
+    arch="compact", image_size=64, embed_dim=32, depth=1, num_heads=2, window_size=3, global_attn_indexes=(0,)
+)
+EMBEDDING = torch.randn(2, 256, 4, 4, generator=torch.Generator().manual_seed(1))
+PROMPTS = Prompts(
+    torch.tensor([[[10.0, 20.0], [30.5, 40.0]], [[5.0, 6.0], [0.0, 0.0]]]),
+    torch.tensor([[1, 0], [1, -1]]),
+    torch.tensor([[3.0, 4.0, 40.0, 50.0], [0.0, 0.0, 63.0, 63.0]]),
+    torch.linspace(-5, 5, 512).reshape(2, 1, 16, 16),
+)
+
+
+@pytest.fixture()
+def sam() -> Sam:
+    """No parameter is left at a value (a bias of 0, a norm of 1) at which a mistake would not show."""
+    torch.manual_seed(0)
+    sam = build_sam(TINY)
+    with torch.no_grad():
+        for parameter in (*sam.mask_decoder.parameters(), *sam.prompt_encoder.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return sam
+
+
+def both(sam: Sam) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """(segment_anything's own way, which carries gradients; what is answered without one)."""
+    with torch.enable_grad():
+        published = decode(sam, EMBEDDING, PROMPTS)
+    assert published[0].requires_grad
+    with torch.inference_mode():
+        return tuple(x.detach() for x in published), decode(sam, EMBEDDING, PROMPTS)
+
+
+def test_without_a_graph_it_is_the_same_function(sam: Sam) -> None:
+    published, lean = both(sam)
+    assert published[0].std() > 0.1 and published[1].std() > 0.01  # something to tell apart
+    for ours, theirs in zip(lean, published):
+        assert torch.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_places_follow_the_weights(sam: Sam) -> None:
+    before = both(sam)[1][0]
+    with torch.no_grad():
+        sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.mul_(2)
+    published, lean = both(sam)
+    assert (lean[0] - before).abs().max() > 1e-2
+    assert torch.allclose(lean[0], published[0], atol=1e-4)
+    assert torch.equal(both(copy.deepcopy(sam))[1][0], lean[0])
+
+
+def test_an_adapter_in_the_decoder_is_not_passed_over(sam: Sam) -> None:
+    class Adapted(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + 1
+
+    attention = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    plain = attention.v_proj
+    attention.v_proj = Adapted(plain.in_features, plain.out_features)
+    attention.v_proj.load_state_dict(plain.state_dict())
+    assert not is_plain(sam.mask_decoder)
+    published, answered = both(sam)
+    assert torch.allclose(answered[0], published[0], atol=1e-4)
