@@ -306,14 +306,92 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class RefineConfig:
+    """Phase 2 (and the refiner's part of phase 3): what the refiner sees and what it is asked for; system.md 3 and 4.
+
+    Each item's coarse mask is a recorded correction's proposal where there is one, else a corrupted label with
+    probability ``corrupted_share``, else a real prediction from ``proposals`` (``ultrarefiner proposals`` makes them).
+    """
+
+    # Which parts learn. ``neck``: of the compact preset's CNN encoder; ``encoder``: the whole image encoder.
+    train: tuple[Literal["prompt_encoder", "mask_decoder", "neck", "encoder"], ...] = ("prompt_encoder", "mask_decoder")
+    # Start of the SAM half: none, a SAM file, one of our checkpoints, or stem (the CNN stem of ``init``'s coarse network).
+    sam_init: str = "none"
+    corrupted_share: float = 0.7
+    proposals: str = ""
+    corrections: str = ""
+    # Fixed copies of each image: the image itself, then augmented ones. Their embeddings are computed once and kept.
+    variants: int = 1
+    cache: Literal["ram", "disk", "off"] = "ram"
+    cache_gb: float = 8.0
+    corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
+    # From easy to hard coarse masks over the first half of the run.
+    curriculum: bool = False
+    # Share of the lesion images that are refined with clicks, and how those are given.
+    click_share: float = 0.5
+    max_clicks: int = 8
+    click_mistakes: float = 0.05
+    box_share: float = 0.15
+    # Loss: BCE + Dice + focal_weight Focal + penalty_weight change + iou_weight IoU-MSE.
+    focal_weight: float = 0.5
+    iou_weight: float = 0.1
+    penalty: Literal["quality", "agreement", "none"] = "quality"
+    penalty_weight: float = 0.1
+    # The first of the two passes with clicks counts so much beside the second.
+    first_pass_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("corrupted_share", "click_share", "click_mistakes", "box_share"):
+            _require(0 <= getattr(self, name) <= 1, f"refine.{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("focal_weight", "iou_weight", "penalty_weight", "first_pass_weight"):
+            _require(getattr(self, name) >= 0, f"refine.{name} must not be negative")
+        _require(
+            self.variants >= 1 and self.max_clicks >= 1, "refine.variants and refine.max_clicks must be at least 1"
+        )
+        _require(bool(self.train), "refine.train must name at least one part")
+        _require(
+            "encoder" not in self.train or self.cache == "off",
+            "refine.cache must be off when refine.train names the encoder: its output changes with every step",
+        )
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Phase 3: coarse_weight (phase 1's loss) + refined_weight (BCE + Dice at the sam frame) + the weight anchor."""
+
+    coarse_weight: float = 0.3
+    refined_weight: float = 0.7
+    # The refined loss's gradient reaches the coarse network scaled by this; its own loss's gradient is not scaled.
+    coarse_grad_scale: float = 0.1
+    # anchor * sum over the coarse network's weights of (w - w_0)^2.
+    anchor: float = 0.01
+    # Learning rate of the coarse network as a factor of optimiser.lr.
+    coarse_lr_factor: float = 1.0
+    # For the first N epochs the coarse network, or the refiner (all of it, or all but its heads), stands still.
+    freeze_coarse_epochs: int = 0
+    freeze_refiner_epochs: int = 0
+    freeze_refiner: Literal["all", "all_but_heads"] = "all"
+    # Said loudly when the coarse Dice on the selection images falls by more than this below where it began.
+    warn_drop: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("coarse_weight", "refined_weight", "coarse_grad_scale", "anchor", "coarse_lr_factor", "warn_drop"):
+            _require(getattr(self, name) >= 0, f"joint.{name} must not be negative, got {getattr(self, name)}")
+        for name in ("freeze_coarse_epochs", "freeze_refiner_epochs"):
+            _require(getattr(self, name) >= 0, f"joint.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
-    phase: Literal["phase1_coarse"] = "phase1_coarse"
+    phase: Literal["phase1_coarse", "phase2_refiner", "phase3_joint"] = "phase1_coarse"
     system: SystemConfig = field(default_factory=SystemConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     loss: CoarseLossConfig = field(default_factory=CoarseLossConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    joint: JointConfig = field(default_factory=JointConfig)
     epochs: int = 150
     batch_size: int = 24
     # none, imagenet (the compact preset's stem), or a path: R50+ViT-B_16.npz, a TransUNet .pth, one of our checkpoints.
@@ -344,6 +422,10 @@ class TrainConfig:
         _require(
             self.init != "imagenet" or self.system.coarse.arch == "compact",
             "init: imagenet is for system.coarse.arch: compact; r50_vit_b16 starts from the path of its .npz",
+        )
+        _require(
+            self.phase == "phase1_coarse" or self.system.sam is not None,
+            f"{self.phase} trains a refiner: system.sam must say which",
         )
 
 

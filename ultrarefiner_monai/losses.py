@@ -42,3 +42,67 @@ class CoarseLoss(nn.Module):
             target = self.presence_smoothing + (1 - 2 * self.presence_smoothing) * present
             loss = loss + self.presence_weight * F.binary_cross_entropy_with_logits(presence_logits, target)
         return loss
+
+
+class RefinerLoss(nn.Module):
+    """Phase 2: BCE + Dice + focal_weight Focal, on one mask's logits against a label that may have soft edges.
+
+    Dice is taken per image; ``smooth`` keeps its gradient bounded on images without a lesion.
+    """
+
+    def __init__(self, focal_weight: float = 0.5, gamma: float = 2.0, smooth: float = 1.0) -> None:
+        super().__init__()
+        self.focal_weight, self.gamma, self.smooth = focal_weight, gamma, smooth
+
+    def forward(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        """logits: (B, 1, H, W). label: the same shape, in [0, 1]. -> scalar."""
+        bce = F.binary_cross_entropy_with_logits(logits, label, reduction="none")
+        prob = torch.sigmoid(logits)
+        loss = bce.mean() + soft_dice_loss(prob, label, self.smooth).mean()
+        if self.focal_weight:
+            # (1 - p_t)^gamma CE (Lin et al. 2017), p_t the probability of what is true.
+            wrong = (prob - label).abs()
+            loss = loss + self.focal_weight * (wrong**self.gamma * bce).mean()
+        return loss
+
+
+def soft_dice_loss(prob: torch.Tensor, label: torch.Tensor, smooth: float = 1.0) -> torch.Tensor:
+    """(B, 1, H, W) in [0, 1] each -> (B,): 1 - Dice with squared denominators (Milletari et al. 2016), soft edges exact."""
+    prob, label = prob.flatten(1), label.flatten(1)
+    overlap = 2 * (prob * label).sum(dim=1) + smooth
+    return 1 - overlap / (prob.square().sum(dim=1) + label.square().sum(dim=1) + smooth)
+
+
+def change_penalty(
+    kind: str, refined_prob: torch.Tensor, coarse_prob: torch.Tensor, label: torch.Tensor
+) -> torch.Tensor:
+    """What a refiner pays for changing what was good; all (B, 1, H, W) in [0, 1] -> scalar. system.md section 4.
+
+    ``agreement``: mean(|refined - coarse_mask| [coarse_mask = label]). ``quality``: per image mean((refined -
+    coarse_prob)^2) clamp((Dice(coarse_mask, label) - .6) / .4, 0, 1).
+    """
+    coarse_mask, truth = (coarse_prob >= 0.5).to(refined_prob.dtype), (label >= 0.5).to(refined_prob.dtype)
+    if kind == "agreement":
+        return ((refined_prob - coarse_mask).abs() * (coarse_mask == truth)).mean()
+    if kind == "quality":
+        change = (refined_prob - coarse_prob).square().flatten(1).mean(dim=1)
+        return (change * ((overlap(coarse_mask, truth) - 0.6) / 0.4).clamp(0, 1)).mean()
+    if kind == "none":
+        return refined_prob.new_zeros(())
+    raise ValueError(f"penalty must be quality, agreement or none, got {kind!r}")
+
+
+def overlap(mask: torch.Tensor, label: torch.Tensor, what: str = "dice") -> torch.Tensor:
+    """Dice (or ``iou``) of masks against labels, both (B, 1, H, W) of 0 and 1: (B,). Two empty masks agree: 1."""
+    mask, label = mask.flatten(1), label.flatten(1)
+    both, total = (mask * label).sum(dim=1), mask.sum(dim=1) + label.sum(dim=1)
+    if what == "iou":
+        return torch.where(total > 0, both / (total - both).clamp(min=1e-6), 1.0)
+    return torch.where(total > 0, 2 * both / total.clamp(min=1e-6), 1.0)
+
+
+def iou_loss(mask_logits: torch.Tensor, iou_pred: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """MSE of iou_pred (B, 3) against the real IoU of each of the three masks, logits (B, 3, H, W), with label (B, 1, H, W)."""
+    masks, truth = (mask_logits.detach() > 0).to(iou_pred.dtype), (label >= 0.5).to(iou_pred.dtype)
+    real = torch.stack([overlap(masks[:, k : k + 1], truth, "iou") for k in range(masks.shape[1])], dim=1)
+    return F.mse_loss(iou_pred, real)

@@ -17,6 +17,19 @@ from ultrarefiner_monai.data.phantoms import make_phantom
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL
 
 
+class SharedEpoch:
+    """The epoch's number, seen by the loader's worker processes too: they live on from epoch to epoch."""
+
+    def __init__(self) -> None:
+        self._value = multiprocessing.Value("q", 0)
+
+    def get(self) -> int:
+        return self._value.value
+
+    def set(self, epoch: int) -> None:
+        self._value.value = epoch
+
+
 class SeededDataset(Dataset):
     """Samples as dictionaries. The augmentation of item i in epoch e depends on (seed, e, i) alone.
 
@@ -26,10 +39,10 @@ class SeededDataset(Dataset):
     def __init__(self, items: Sequence[dict[str, Any]], prepare: Compose, augment: Compose | None, seed: int) -> None:
         self.items, self.prepare, self.augment, self.seed = list(items), prepare, augment, seed
         self._kept: dict[int, dict[str, Any]] = {}
-        self._epoch = multiprocessing.Value("q", 0)  # shared, so that workers that live on see the next epoch
+        self._epoch = SharedEpoch()
 
     def set_epoch(self, epoch: int) -> None:
-        self._epoch.value = epoch
+        self._epoch.set(epoch)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -39,7 +52,7 @@ class SeededDataset(Dataset):
             self._kept[index] = dict(self.prepare(self.items[index]))
         sample = dict(self._kept[index])
         if self.augment is not None:
-            draw = np.random.SeedSequence([self.seed, self._epoch.value, index]).generate_state(1)[0]
+            draw = np.random.SeedSequence([self.seed, self._epoch.get(), index]).generate_state(1)[0]
             self.augment.set_random_state(seed=int(draw))
             sample = dict(self.augment(sample))
         return {IMAGE: sample[IMAGE], LABEL: sample[LABEL], ID: sample[ID]}
@@ -79,13 +92,15 @@ def process_share() -> tuple[int, int]:
     return 0, 1
 
 
-def training_loader(dataset: SeededDataset, batch_size: int, seed: int, workers: int = 0) -> DataLoader:
+def training_loader(dataset: Dataset, batch_size: int, seed: int, workers: int = 0) -> DataLoader:
     """Shuffled by (seed, epoch); the last short batch is left out, since batch norm cannot learn from single images.
 
     Each of several processes gets its share: their batches of one step together are one process's larger batch.
     """
     rank, count = process_share()
-    sampler: DistributedSampler = DistributedSampler(dataset, num_replicas=count, rank=rank, shuffle=True, seed=seed)
+    sampler: DistributedSampler = DistributedSampler(
+        dataset, num_replicas=count, rank=rank, shuffle=True, seed=seed, drop_last=len(dataset) >= count
+    )
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -96,7 +111,7 @@ def training_loader(dataset: SeededDataset, batch_size: int, seed: int, workers:
     )
 
 
-def plain_loader(dataset: SeededDataset, batch_size: int) -> DataLoader:
+def plain_loader(dataset: Dataset, batch_size: int) -> DataLoader:
     """In order, everything, no workers. Of several processes each takes every so-manieth sample, none twice."""
     rank, count = process_share()
     share = range(rank, len(dataset), count)

@@ -107,9 +107,10 @@ STRENGTHS = {
 }
 
 
-def augmentation(name: str = "standard", size: int = 224) -> Compose:
+def augmentation(name: str = "standard", size: int = 224, soft_label: bool = False) -> Compose:
     """Changes that a breast-ultrasound image may go through and stay one: no vertical flip (depth has a meaning).
 
+    soft_label: the label's interpolated edges stay, and it may have several channels (a proposal beside the label).
     ``strong`` adds grid distortion, an uneven gain as of a badly set time-gain curve, and dark patches as of shadows.
     """
     if name not in STRENGTHS:
@@ -157,8 +158,9 @@ def augmentation(name: str = "standard", size: int = 224) -> Compose:
     steps += [
         ThresholdIntensityd([IMAGE], threshold=0.0, above=True, cval=0.0),
         ThresholdIntensityd([IMAGE], threshold=1.0, above=False, cval=1.0),
-        # Interpolated edges: the losses take labels of 0 and 1 and would cut every fraction down to 0.
-        AsDiscreted([LABEL], threshold=0.5),
-        ToTensord(both, track_meta=False),
     ]
+    if not soft_label:
+        # Interpolated edges: phase 1's losses take labels of 0 and 1 and would cut every fraction down to 0.
+        steps.append(AsDiscreted([LABEL], threshold=0.5))
+    steps.append(ToTensord(both, track_meta=False))
     return Compose(steps)

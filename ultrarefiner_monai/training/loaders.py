@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from ultrarefiner_monai.config import TrainConfig
-from ultrarefiner_monai.data.datalist import Split
+from ultrarefiner_monai.data.corrections import read_corrections
+from ultrarefiner_monai.data.datalist import Item, Split
 from ultrarefiner_monai.data.loading import (
     SeededDataset,
     as_samples,
@@ -14,12 +23,23 @@ from ultrarefiner_monai.data.loading import (
     training_loader,
     with_normal_share,
 )
-from ultrarefiner_monai.data.transforms import augmentation, preparation
+from ultrarefiner_monai.data.refining import Embed, RefineDataset, RefineSample
+from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, augmentation, preparation
+from ultrarefiner_monai.training.features import FeatureKeeper
+from ultrarefiner_monai.training.nested import predict
+from ultrarefiner_monai.training.phases import Phase
+from ultrarefiner_monai.training.refine import RefinerPhase
+from ultrarefiner_monai.types import InputError
+
+log = logging.getLogger(__name__)
+GIB = 2**30
 
 
-def build_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, DataLoader]:
-    """(training, selection) for the phase that ``config`` names."""
-    return {"phase1_coarse": _coarse_loaders}[config.phase](config, split)
+def build_loaders(config: TrainConfig, split: Split, phase: Phase, out: Path) -> tuple[DataLoader, DataLoader]:
+    """(training, selection) for a phase. out: the run's folder, where embeddings lie with ``refine.cache: disk``."""
+    if isinstance(phase, RefinerPhase):
+        return _refiner_loaders(config, split, phase, out)
+    return _coarse_loaders(config, split)
 
 
 def _coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, DataLoader]:
@@ -33,3 +53,72 @@ def _coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, Data
         training_loader(training, config.batch_size, config.seed, config.data.workers),
         plain_loader(selection, config.batch_size),
     )
+
+
+def _refiner_loaders(
+    config: TrainConfig, split: Split, phase: RefinerPhase, out: Path
+) -> tuple[DataLoader, DataLoader]:
+    """Phases 2 and 3: images as kept features (or pixels), labels, and real proposals where there are any."""
+    sam = config.system.sam
+    assert sam is not None
+    embed = _embed(config, phase, out)
+    dataset = partial(RefineDataset, size=sam.image_size, seed=config.seed, embed=embed, coarse_size=phase.coarse_size)
+    augment = None
+    if config.data.augment != "none":
+        augment = augmentation(config.data.augment, sam.image_size, soft_label=True)
+    items = with_normal_share(split.train, config.data.normal_share, config.seed)
+    samples = _training_samples(config, items)
+    samples += [RefineSample(s[ID], s[IMAGE], s[LABEL]) for s in phantom_samples(config.data.phantoms, config.seed)]
+    training = dataset(samples, augment=augment, variants=config.refine.variants)
+    # The checkpoint is judged by what it will really be given: the coarse network's own predictions.
+    selection = dataset([replace(_sample(i), proposal=predict(phase.coarse, phase.system, i)) for i in split.select])
+    workers = config.data.workers if config.refine.cache != "ram" else 0  # a worker's RAM is not shared
+    return (
+        training_loader(training, config.batch_size, config.seed, workers),
+        plain_loader(selection, config.batch_size),
+    )
+
+
+def _embed(config: TrainConfig, phase: RefinerPhase, out: Path) -> Embed | None:
+    if config.refine.cache == "off":
+        return None
+    folder = out / "features" if config.refine.cache == "disk" else None
+    encoder = phase.refiner.sam.image_encoder
+    return FeatureKeeper(encoder, config.refine.train, int(config.refine.cache_gb * GIB), folder)
+
+
+def _sample(item: Item) -> RefineSample:
+    return RefineSample(item.id, item.image, item.mask)
+
+
+def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[RefineSample]:
+    """Items with what was really proposed for them: recorded corrections first, else out-of-fold predictions."""
+    offered = {}
+    if config.refine.corrections:
+        # By time: the newest stands. Only images of the training part: the others judge or are reported.
+        offered = {c.id: c.proposal for c in read_corrections(config.refine.corrections)}
+    samples, real = [], 0
+    for item in items:
+        sample = _sample(item)
+        if item.id in offered:
+            sample = replace(sample, proposal=offered[item.id].astype(np.float32), is_correction=True)
+        elif config.refine.proposals:
+            sample = replace(sample, proposal=read_proposal(Path(config.refine.proposals), item.id))
+        real += sample.proposal is not None
+        samples.append(sample)
+    log.info("%d of %d training images have a real proposal, %d of them corrected", real, len(items), len(offered))
+    if config.refine.proposals and not real:
+        raise InputError(
+            f"refine.proposals: {config.refine.proposals} holds no prediction for any image of the training part; "
+            "`ultrarefiner proposals` makes them"
+        )
+    return samples
+
+
+def read_proposal(folder: Path, item_id: str) -> np.ndarray | None:
+    """An out-of-fold coarse_prob as ``nested.write_proposal`` kept it: (h, w) in [0, 1]; None where there is none."""
+    path = folder / f"{item_id}.png"
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L"), dtype=np.float32) / 255

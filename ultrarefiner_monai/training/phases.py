@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,4 +159,7 @@ def initialise(network: nn.Module, init: str) -> None:
 
 def build_phase(config: TrainConfig) -> Phase:
     """The phase that a configuration names."""
-    return {"phase1_coarse": CoarsePhase}[config.phase](config)
+    from ultrarefiner_monai.training.refine import RefinerPhase
+
+    kinds: dict[str, Callable[[TrainConfig], Phase]] = {"phase1_coarse": CoarsePhase, "phase2_refiner": RefinerPhase}
+    return kinds[config.phase](config)

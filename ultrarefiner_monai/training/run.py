@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +17,14 @@ from ultrarefiner_monai.checkpoints import read_checkpoint
 from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.data.datalist import Split, read_index, split_fold
 from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.training import ddp
 from ultrarefiner_monai.training.calibrate import finish
+from ultrarefiner_monai.training.check import check_data
 from ultrarefiner_monai.training.console import header
 from ultrarefiner_monai.training.engine import Best, Run
 from ultrarefiner_monai.training.loaders import build_loaders
 from ultrarefiner_monai.training.phases import build_phase
+from ultrarefiner_monai.training.state import check_same_options, load_state
 from ultrarefiner_monai.types import InputError
 
 log = logging.getLogger(__name__)
@@ -35,25 +40,74 @@ def train(
 ) -> Best:
     """Train one phase. Writes into ``out``: model.safetensors (the result: best weights, calibrated, half precision),
     best.safetensors, last.pt (to go on from), split.json, history.csv and tensorboard/."""
-    out = Path(out)
-    if (out / "last.pt").exists() and not resume:
-        raise InputError(f"{out} holds a run already: give --resume to go on with it, or another --out")
-    if resume and not (out / "last.pt").exists():
-        raise InputError(f"nothing to resume in {out}: there is no last.pt")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     split = split_fold(read_index(data_dir), fold, config.data.select_share, config.seed)
     if Path(config.init).suffix == ".safetensors" and not resume:
         _check_start(config, data_dir, fold)
-    out.mkdir(parents=True, exist_ok=True)
-    Console().print(header(config, _facts(split, data_dir, fold, out, device)))
-    set_determinism(config.seed)  # before the networks are made: their first weights are drawn too
-    run = _build(config, split, out, device, fold, data_dir)
-    if resume:
-        run.resume()
-    _keep_split(split, out / "split.json", resume)
-    best = run.fit()
-    finish(out / "best.safetensors", out / "model.safetensors", split.select, device)
+    return train_split(config, split, out, device, resume, data=Path(data_dir).name, fold=str(fold))
+
+
+def train_split(
+    config: TrainConfig,
+    split: Split,
+    out: str | Path,
+    device: str | None = None,
+    resume: bool = False,
+    **meta: str,
+) -> Best:
+    """As ``train``, on a split of one's own. meta: what the checkpoint says of the data (``data``, ``fold``)."""
+    out = Path(out)
+    with ddp.group(device or ("cuda" if torch.cuda.is_available() else "cpu")) as own_device:
+        if (out / "last.pt").exists() and not resume:
+            raise InputError(f"{out} holds a run already: give --resume to go on with it, or another --out")
+        if resume and not (out / "last.pt").exists():
+            raise InputError(f"nothing to resume in {out}: there is no last.pt")
+        check_data(split)
+        ddp.wait()  # nobody writes before all have looked
+        if ddp.is_main():
+            out.mkdir(parents=True, exist_ok=True)
+            Console().print(header(config, _facts(split, out, own_device, meta)))
+        set_determinism(config.seed)  # before the networks are made: their first weights are drawn too
+        run = _build(config, split, out, own_device, meta)
+        if resume:
+            run.resume()
+        if ddp.is_main():
+            _keep_split(split, out / "split.json", resume)
+        best = run.fit()
+        if ddp.is_main():
+            finish(out / "best.safetensors", out / "model.safetensors", split.select, own_device)
+        ddp.wait()  # the result is there when any process returns
     return best
+
+
+def train_all(
+    stages: Sequence[tuple[str, TrainConfig]],
+    data_dir: str | Path,
+    fold: str | int,
+    out: str | Path,
+    resume: bool = False,
+    device: str | None = None,
+) -> Path:
+    """Train several configurations in a row, each from the result of the one before (its ``init``); returns the last
+    result. stages: (name of its folder in ``out``, configuration).
+
+    resume: finished ones are left alone, a begun one goes on.
+    """
+    out, result = Path(out), None
+    names = [name for name, _ in stages]
+    if not names or len(set(names)) != len(names):
+        raise InputError(f"expected configurations with different names, got {', '.join(names) or 'none'}")
+    with ddp.group(device or ("cuda" if torch.cuda.is_available() else "cpu")) as own_device:
+        for name, config in stages:
+            folder = out / name
+            config = config if result is None else replace(config, init=str(result))
+            result = folder / "model.safetensors"
+            begun = (folder / "last.pt").exists()
+            if resume and begun and result.exists():
+                check_same_options(folder / "last.pt", load_state(folder / "last.pt")["config"], config)
+                continue
+            train(config, data_dir, fold, folder, resume and begun, own_device)
+    assert result is not None
+    return result
 
 
 def _keep_split(split: Split, path: Path, resume: bool) -> None:
@@ -81,22 +135,22 @@ def _check_start(config: TrainConfig, data_dir: str | Path, fold: str | int) -> 
         log.warning("init: %s was trained with another seed, so on images that select the checkpoint here", config.init)
 
 
-def _build(config: TrainConfig, split: Split, out: Path, device: str, fold: str | int, data_dir: str | Path) -> Run:
-    training, selection = build_loaders(config, split)
-    meta = {
+def _build(config: TrainConfig, split: Split, out: Path, device: str, meta: dict[str, str]) -> Run:
+    phase = build_phase(config)
+    training, selection = build_loaders(config, split, phase, out)
+    about = {
         "package": __version__,
-        "data": Path(data_dir).name,
-        "fold": str(fold),
+        **meta,
         "images": {k: len(v) for k, v in vars(split).items()},
         "phantoms": config.data.phantoms,
         "seed": config.seed,
     }
-    return Run(build_phase(config), config, training, selection, out, device, meta)
+    return Run(phase, config, training, selection, out, device, about)
 
 
-def _facts(split: Split, data_dir: str | Path, fold: str | int, out: Path, device: str) -> dict[str, str]:
+def _facts(split: Split, out: Path, device: str, meta: dict[str, str]) -> dict[str, str]:
     counts = {
         name: f"{len(part)} images, {sum(i.has_lesion for i in part)} with a lesion"
         for name, part in vars(split).items()
     }
-    return {"data": str(data_dir), "fold held out": str(fold), **counts, "device": device, "results": str(out)}
+    return {**meta, **counts, "device": device, "results": str(out)}

@@ -1,0 +1,55 @@
+"""Features of the frozen part of an image encoder, computed once and kept: the step that remains costs a fiftieth.
+
+What is frozen is the whole encoder (kept: the image embedding), or the compact preset's CNN stem under a neck that
+learns (kept: the stem's features). Keys name the weights of the frozen part and the preprocessing, so that nothing kept
+outlives a change of either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ultrarefiner_monai.cache import EmbeddingCache
+from ultrarefiner_monai.models.lite import LiteSamEncoder
+from ultrarefiner_monai.models.sam import normalise
+
+
+def frozen_module(encoder: nn.Module, train: Sequence[str]) -> nn.Module:
+    """The part of the image encoder whose output is kept, given which parts learn."""
+    return encoder.stem if isinstance(encoder, LiteSamEncoder) and "neck" in train else encoder
+
+
+def to_embedding(encoder: nn.Module, features: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Kept features -> image_embedding (B, 256, E, E); an embedding that was kept whole passes through."""
+    return features[0] if len(features) == 1 else encoder.neck(features)  # type: ignore[operator]
+
+
+class FeatureKeeper:
+    """(key, image maker) -> features (C, h, w) each, from the cache or computed. The encoder must not change meanwhile."""
+
+    def __init__(self, encoder: nn.Module, train: Sequence[str], cache_bytes: int, folder: Path | None = None) -> None:
+        self.encoder, self.frozen = encoder, frozen_module(encoder, train)
+        self.whole = self.frozen is encoder
+        digest = hashlib.sha256()
+        for name, value in self.frozen.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        self.version = digest.hexdigest()[:16]
+        self.cache = EmbeddingCache(cache_bytes if folder is None else 0, folder, 2**50 if folder is not None else 0)
+
+    def __call__(self, key: str, make: Callable[[], torch.Tensor]) -> list[torch.Tensor]:
+        """make: -> image (1, 1, S, S) in [0, 1], sam frame."""
+        kept = self.cache.get_or_compute(f"{key}-{self.version}", lambda: self._compute(make()))
+        return [torch.tensor(kept[name]) for name in sorted(kept)]
+
+    @torch.inference_mode()
+    def _compute(self, image: torch.Tensor) -> dict:
+        self.frozen.eval()
+        x = normalise(image.to(next(self.frozen.parameters()).device))
+        features = [self.encoder(x)] if self.whole else self.encoder.features(x)  # type: ignore[operator]
+        return {f"f{k}": f[0].float().cpu().numpy() for k, f in enumerate(features)}

@@ -1,0 +1,95 @@
+"""Real coarse predictions to train a refiner on: for each training image from a network that has not seen it.
+
+A coarse network's predictions on its own training images are too good to learn mending from. So the training part of a
+fold is cut into a few parts by whole groups, one network is trained without each, and predicts it. None of them ever saw
+the fold that is reported (nor the selection images, which judge the refiner).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from ultrarefiner_monai.config import SystemConfig, TrainConfig
+from ultrarefiner_monai.data.datalist import Item, Split, read_index, split_fold
+from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.geometry import Letterbox
+from ultrarefiner_monai.inference import coarse_arrays
+from ultrarefiner_monai.types import InputError
+
+log = logging.getLogger(__name__)
+
+
+def predict(network: nn.Module, system: SystemConfig, item: Item) -> np.ndarray:
+    """coarse_prob (h, w) float32 in [0, 1]: the part of the coarse frame that the image covers, with mirror averaging as
+    in serving."""
+    image = read_study(item.image).frame(0)
+    letterbox = Letterbox(image.shape[0], image.shape[1], system.coarse.image_size)
+    square = letterbox.apply(torch.from_numpy(np.ascontiguousarray(image))[None, None])
+    square = square.to(next(network.parameters()).device)
+    rows, columns = letterbox.inner_hw
+    prob = coarse_arrays(network, square, letterbox, system.flip_tta, system.tta_scales)["coarse_prob"]
+    return np.asarray(prob[:rows, :columns], dtype=np.float32)
+
+
+def write_proposal(folder: Path, item_id: str, prob: np.ndarray) -> None:
+    """Keep a coarse_prob (h, w) in [0, 1] as an 8-bit PNG, which anyone can look at."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / f"{item_id}.png") as file:
+        Image.fromarray((np.clip(prob, 0, 1) * 255).round().astype(np.uint8)).save(file, format="PNG")
+
+
+def parts_of(items: Sequence[Item], count: int, seed: int) -> list[list[Item]]:
+    """``count`` parts of whole groups; a group's part depends on its name and the seed alone."""
+    parts: list[list[Item]] = [[] for _ in range(count)]
+    for item in items:
+        digest = hashlib.sha256(f"{seed}:nested:{item.group}".encode()).hexdigest()
+        parts[int(digest, 16) % count].append(item)
+    return parts
+
+
+def nested_proposals(
+    config: TrainConfig,
+    data_dir: str | Path,
+    fold: str | int,
+    out: str | Path,
+    parts: int = 3,
+    device: str | None = None,
+) -> int:
+    """Train ``parts`` coarse networks with a phase-1 configuration and write the proposals of fold's training images into
+    ``out``. Goes on where it stopped. Returns how many there are."""
+    from ultrarefiner_monai.checkpoints import load_system
+    from ultrarefiner_monai.training.run import train_split
+
+    if config.phase != "phase1_coarse":
+        raise InputError(f"proposals are made by a phase1_coarse configuration, got {config.phase}")
+    if parts < 2:
+        raise InputError(f"expected at least 2 parts, got {parts}: a network must not predict what it was trained on")
+    out = Path(out)
+    split = split_fold(read_index(data_dir), fold, config.data.select_share, config.seed)
+    pieces = parts_of(split.train, parts, config.seed)
+    for k, piece in enumerate(pieces):
+        todo = [i for i in piece if not (out / f"{i.id}.png").is_file()]
+        if not todo:
+            continue
+        run = out / f"part{k}"
+        rest = tuple(i for other in pieces if other is not piece for i in other)
+        if not (run / "best.safetensors").is_file() or (run / "unfinished").is_file():
+            run.mkdir(parents=True, exist_ok=True)
+            (run / "unfinished").touch()
+            inner = Split(rest, split.select, tuple(piece))
+            train_split(config, inner, run, device, resume=(run / "last.pt").is_file())
+            (run / "unfinished").unlink()
+        system = load_system(run / "best.safetensors", device=device or "cpu")
+        for item in todo:
+            write_proposal(out, item.id, predict(system.coarse, system.config, item))
+        log.info("part %d of %d: %d proposals", k + 1, parts, len(todo))
+    return sum((out / f"{i.id}.png").is_file() for i in split.train)

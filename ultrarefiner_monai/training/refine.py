@@ -1,0 +1,320 @@
+"""Phase 2: the refiner learns to mend coarse masks, by itself and with a user's clicks.
+
+Every item is played as it is served: without prompts (one pass, prompts derived from the coarse mask) or with clicks and
+perhaps a box (two passes). The coarse mask goes through the coarse frame on its way, as a real one does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ultrarefiner_monai.checkpoints import Checkpoint, load_strictly, read_checkpoint, save_system
+from ultrarefiner_monai.config import SystemConfig, TrainConfig
+from ultrarefiner_monai.data.corruptions import Corruptor
+from ultrarefiner_monai.data.refining import FEATURES, HAS_PROPOSAL, PROPOSAL, VALID
+from ultrarefiner_monai.data.transforms import IMAGE, LABEL
+from ultrarefiner_monai.geometry import resize
+from ultrarefiner_monai.losses import RefinerLoss, change_penalty, iou_loss, overlap
+from ultrarefiner_monai.metrics import NORMAL_LIMIT
+from ultrarefiner_monai.models.build import build_coarse
+from ultrarefiner_monai.models.lite import LiteSamEncoder
+from ultrarefiner_monai.models.refiner import Refiner
+from ultrarefiner_monai.models.sam import build_sam, encode, load_into_sam, load_sam_state
+from ultrarefiner_monai.training.features import to_embedding
+from ultrarefiner_monai.training.simulate import draw_counts, rough_boxes, simulate
+from ultrarefiner_monai.types import InputError, Prompts, RefinerOutput
+
+Batch = dict[str, Any]
+
+
+class RefinerPhase:
+    """Phase 2. ``network`` is the Refiner; the coarse network stands beside it, frozen, and goes into the checkpoint."""
+
+    figure_names: tuple[str, ...] = (
+        "coarse_dice",
+        "refined_dice",
+        "dice_1_click",
+        "dice_3_clicks",
+        "normal_marked",
+    )
+
+    coarse_size = 0  # phase 3 wants the coarse network's image too
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.system, self.coarse, stored = start_system(config)
+        self.refiner = build_refiner(config, self.system, self.coarse, stored)
+        self.network: nn.Module = self.refiner
+        self.loss = RefinerLoss(config.refine.focal_weight)
+        self.corruptor = Corruptor(config.refine.corruption, config.seed)
+        self.epoch = 1
+        set_trainable(self.network, config.refine.train)
+
+    # --- what the engine asks for -------------------------------------------------------------------------------------
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return refiner_groups(self.network, self.config)
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        # Drawn from torch's generator, which the engine seeds per iteration: a resumed run plays the same games.
+        rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,))))
+        refiner = as_refiner(network)
+        embedding = embed(refiner, batch)
+        return play(refiner, embedding, self.coarse_prob(batch, embedding.device, rng), batch, self, rng)
+
+    @torch.no_grad()
+    def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        refiner = as_refiner(network)
+        embedding = embed(refiner, batch)
+        return refiner_figures(refiner, embedding, batch[PROPOSAL].to(embedding.device), batch)
+
+    def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+        save_refiner(path, self.system, self.coarse, as_refiner(network), meta)
+
+    # --- coarse masks -------------------------------------------------------------------------------------------------
+
+    def coarse_prob(self, batch: Batch, device: torch.device, rng: np.random.Generator) -> torch.Tensor:
+        """Corrections' proposals, real ones by share, corrupted labels for the rest: (B, 1, S, S), through the coarse
+        frame and back."""
+        label, side = batch[LABEL].to(device), batch[LABEL].shape[-1]
+        small = self.system.coarse.image_size
+        self.corruptor.set_seed(int(rng.integers(2**31)))
+        mask = (resize(label, small, small) >= 0.5).float()
+        corrupted = self.corruptor(mask, self._difficulty()).corrupted_prob.to(device)
+        kind = batch[HAS_PROPOSAL].to(device)
+        draw = torch.as_tensor(rng.random(len(label)), device=device)
+        real = (kind == 2) | ((kind == 1) & (draw >= self.config.refine.corrupted_share))
+        proposal = resize(batch[PROPOSAL].to(device), small, small)
+        return resize(torch.where(real[:, None, None, None], proposal, corrupted), side, side)
+
+    def _difficulty(self) -> float | None:
+        if not self.config.refine.curriculum:
+            return None
+        return min(1.0, (self.epoch - 1) / max(1, self.config.epochs // 2))
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def start_system(config: TrainConfig) -> tuple[SystemConfig, nn.Module, Checkpoint]:
+    """The system that a refiner is trained for: phase 1's coarse network and its post-processing, from ``init``."""
+    if config.init in ("none", "imagenet") or not config.init.endswith(".safetensors"):
+        raise InputError(
+            f"{config.phase} starts from a trained coarse network: init must be the .safetensors of phase1_coarse (or of a "
+            f"whole system), got {config.init!r}"
+        )
+    stored = read_checkpoint(config.init)
+    if stored.config.coarse != config.system.coarse:
+        own, other = vars(config.system.coarse), vars(stored.config.coarse)
+        differ = ", ".join(f"{k}: {other[k]!r} there, {own[k]!r} here" for k in own if own[k] != other[k])
+        raise InputError(f"init: {config.init} has another coarse network than system.coarse ({differ})")
+    system = replace(config.system, post=stored.config.post, flip_tta=stored.config.flip_tta)
+    coarse = build_coarse(system.coarse)
+    load_strictly(coarse, stored.part("coarse"), f"{config.init} (coarse)")
+    return system, coarse.float().eval().requires_grad_(False), stored
+
+
+def build_refiner(config: TrainConfig, system: SystemConfig, coarse: nn.Module, stored: Checkpoint) -> Refiner:
+    """The refiner with its start weights (``refine.sam_init``; ``none`` takes ``init``'s own where it has one)."""
+    assert system.sam is not None
+    sam, start = build_sam(system.sam), config.refine.sam_init
+    encoder = sam.image_encoder
+    if start == "stem":
+        if not isinstance(encoder, LiteSamEncoder) or getattr(system.coarse, "stem", None) != encoder.stem_name:
+            raise InputError("refine.sam_init: stem needs a compact coarse network and a sam.encoder of the same stem")
+        encoder.copy_stem(coarse)
+    elif start != "none":
+        load_into_sam(sam, load_sam_state(start), start)
+    elif stored.config.sam is not None:
+        load_into_sam(sam, stored.part("sam"), f"{config.init} (sam)")
+    refiner = Refiner(sam, system)
+    if start == "none" and stored.part("gate") and refiner.gate.state_dict():
+        load_strictly(refiner.gate, stored.part("gate"), f"{config.init} (gate)")
+    return refiner
+
+
+def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each part that ``refine.train`` may name, and of the gate, which always learns."""
+    sam = refiner.sam
+    encoder = list(sam.image_encoder.parameters())
+    neck: list[nn.Parameter] = []
+    if isinstance(sam.image_encoder, LiteSamEncoder):
+        stem = {id(p) for p in sam.image_encoder.stem.parameters()}
+        neck = [p for p in encoder if id(p) not in stem]
+        encoder = [p for p in encoder if id(p) in stem]
+    return {
+        "encoder": encoder,
+        "neck": neck,
+        "prompt_encoder": list(sam.prompt_encoder.parameters()),
+        "mask_decoder": list(sam.mask_decoder.parameters()),
+        "gate": list(refiner.gate.parameters()),
+    }
+
+
+def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
+    """Only the named parts (and the gate) receive gradients. Raises InputError for a neck that is not there."""
+    parts = refiner_parts(as_refiner(network))
+    if "neck" in train and not parts["neck"]:
+        raise InputError("refine.train: neck is the compact preset's CNN encoder's; this sam has none")
+    for name, parameters in parts.items():
+        for parameter in parameters:
+            parameter.requires_grad_(name in train or name == "gate" or (name == "neck" and "encoder" in train))
+
+
+def refiner_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Optimiser groups: the image encoder's pretrained part with its own learning rate, then all that learns fully."""
+    parts, lr = refiner_parts(as_refiner(network)), config.optimiser.lr
+    full = [p for name, group in parts.items() if name != "encoder" for p in group if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": full, "lr": lr}]
+    slow = [p for p in parts["encoder"] if p.requires_grad]
+    if slow:
+        groups.append({"params": slow, "lr": lr * config.optimiser.pretrained_lr_factor})
+    return groups
+
+
+def as_refiner(network: nn.Module) -> Refiner:
+    assert isinstance(network, Refiner), type(network)
+    return network
+
+
+def save_refiner(path: Path, system: SystemConfig, coarse: nn.Module, refiner: Refiner, meta: dict[str, Any]) -> None:
+    gate = refiner.gate if refiner.gate.state_dict() else None
+    save_system(path, system, coarse, refiner.sam, meta, half=False, gate=gate)
+
+
+# --- a step -----------------------------------------------------------------------------------------------------------
+
+
+def embed(refiner: Refiner, batch: Batch) -> torch.Tensor:
+    """The image embedding of a batch, from kept features or from the image."""
+    device = next(refiner.parameters()).device
+    if FEATURES in batch:
+        return to_embedding(refiner.sam.image_encoder, [f.to(device).float() for f in batch[FEATURES]])
+    return encode(refiner.sam, batch[IMAGE].to(device))
+
+
+def subset(batch: Batch, index: torch.Tensor) -> list[tuple[int, int]]:
+    """valid_hw of some items."""
+    return [(int(h), int(w)) for h, w in batch[VALID][index.cpu()]]
+
+
+def play(
+    refiner: Refiner,
+    embedding: torch.Tensor,
+    coarse_prob: torch.Tensor,
+    batch: Batch,
+    phase: Any,
+    rng: np.random.Generator,
+) -> dict[str, torch.Tensor]:
+    """Refine some items without prompts and some with clicks; the losses of both. ``phase``: loss and configuration."""
+    options, device = phase.config.refine, embedding.device
+    side = 4 * embedding.shape[-1]
+    target = resize(batch[LABEL].to(device), side, side)
+    truth = target >= 0.5
+    present = truth.flatten(1).any(dim=1)
+    clicked = present & torch.as_tensor(rng.random(len(target)) < options.click_share, device=device)
+    zero = embedding.sum() * 0
+    out = {"mask": zero, "iou": zero, "change": zero, "clicks": zero}
+    alone = (~clicked).nonzero()[:, 0]
+    if len(alone):
+        coarse = coarse_prob[alone]
+        result = refiner(embedding[alone], coarse, None, valid_hw=subset(batch, alone))
+        small = resize(coarse, side, side)
+        final = final_logits(refiner, small, result.refined_logits)
+        share = len(alone) / len(target)
+        out["mask"] = share * phase.loss(final, target[alone])
+        out["iou"] = share * iou_loss(result.mask_logits, result.iou_pred, target[alone])
+        out["change"] = share * change_penalty(options.penalty, torch.sigmoid(final), small, target[alone])
+    given = clicked.nonzero()[:, 0]
+    if len(given):
+        frame = (embedding[given], coarse_prob[given], subset(batch, given))
+        prompts = users_prompts(refiner, frame, truth[given], options, rng)
+        first, second = two_passes(refiner, frame, prompts)
+        share, w = len(given) / len(target), options.first_pass_weight
+        both = phase.loss(second.refined_logits, target[given]) + w * phase.loss(first.refined_logits, target[given])
+        out["clicks"] = share * both / (1 + w)
+        out["iou"] = out["iou"] + share * iou_loss(second.mask_logits, second.iou_pred, target[given])
+    loss = out["mask"] + out["clicks"] + options.iou_weight * out["iou"] + options.penalty_weight * out["change"]
+    return {"loss": loss, **{k: v.detach() for k, v in out.items()}}
+
+
+Played = tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]  # embedding, coarse_prob, valid_hw
+
+
+def final_logits(refiner: Refiner, coarse_prob: torch.Tensor, refined_logits: torch.Tensor) -> torch.Tensor:
+    """The refined logits, or those of the gated probability where there is a gate; all (B, 1, M, M)."""
+    if refiner.config.gate.mode == "off":
+        return refined_logits
+    prob = refiner.final_prob(coarse_prob, torch.sigmoid(refined_logits))
+    return torch.logit(prob.clamp(1e-4, 1 - 1e-4))
+
+
+def two_passes(refiner: Refiner, frame: Played, prompts: Prompts) -> tuple[RefinerOutput, RefinerOutput]:
+    """As ``Refiner.interactive``, but both outputs: the first one learns too."""
+    embedding, coarse_prob, valid = frame
+    first = refiner(embedding, coarse_prob, prompts, valid_hw=valid)
+    again = replace(prompts, mask_logits=first.refined_logits)
+    return first, refiner(embedding, coarse_prob, again, valid_hw=valid)
+
+
+def users_prompts(
+    refiner: Refiner, frame: Played, truth: torch.Tensor, options: Any, rng: np.random.Generator
+) -> Prompts:
+    """Clicks (1 to max_clicks) on what the refiner gets wrong, some items with a box, some of those with a box alone."""
+    embedding, coarse_prob, valid = frame
+    scale = refiner.image_size / truth.shape[-1]
+    counts = draw_counts(len(truth), options.max_clicks, rng)
+    boxed = rng.random(len(truth)) < options.box_share
+    counts = [0 if b and rng.random() < 0.5 else n for n, b in zip(counts, boxed, strict=True)]
+    boxes = rough_boxes(truth, list(boxed), scale, rng) if boxed.any() else None
+
+    def answer(prompts: Prompts) -> torch.Tensor:
+        return torch.sigmoid(two_passes(refiner, frame, prompts)[1].refined_logits)
+
+    with torch.no_grad():
+        start = torch.sigmoid(refiner(embedding, coarse_prob, None, valid_hw=valid).refined_logits)
+        return simulate(answer, start, truth, counts, boxes, scale, options.click_mistakes, rng)
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def refiner_figures(
+    refiner: Refiner, embedding: torch.Tensor, coarse_prob: torch.Tensor, batch: Batch, clicks: tuple[int, ...] = (1, 3)
+) -> dict[str, torch.Tensor]:
+    """Dice at M x M before and after refining, without and with a careful user's clicks; ``select`` is their mean for an
+    image with a lesion, and whether it stayed unmarked for one without."""
+    side, valid = 4 * embedding.shape[-1], [(int(h), int(w)) for h, w in batch[VALID]]
+    label = (resize(batch[LABEL].to(embedding.device), side, side) >= 0.5).float()
+    lesion = label.flatten(1).amax(dim=1) > 0
+    small = resize(coarse_prob, side, side)
+    alone = refiner(embedding, coarse_prob, None, valid_hw=valid)
+    prob = torch.sigmoid(final_logits(refiner, small, alone.refined_logits))
+    refined = overlap((prob >= 0.5).float(), label)
+    clean = ((prob >= 0.5).float().flatten(1).mean(dim=1) <= NORMAL_LIMIT).float()
+    out = {"coarse_dice": overlap((small >= 0.5).float(), label)[lesion], "refined_dice": refined[lesion]}
+    select = [torch.where(lesion, refined, clean)]
+    frame = (embedding, coarse_prob, valid)
+    for count in clicks:
+        dice = torch.where(lesion, _dice_after(refiner, frame, prob, label > 0.5, count), clean)
+        select.append(dice)
+        out[f"dice_{count}_click{'s' if count > 1 else ''}"] = dice[lesion]
+    return {"select": torch.stack(select).mean(dim=0), **out, "normal_marked": 1 - clean[~lesion]}
+
+
+def _dice_after(refiner: Refiner, frame: Played, start: torch.Tensor, label: torch.Tensor, count: int) -> torch.Tensor:
+    def answer(prompts: Prompts) -> torch.Tensor:
+        return torch.sigmoid(two_passes(refiner, frame, prompts)[1].refined_logits)
+
+    scale, rng = refiner.image_size / label.shape[-1], np.random.default_rng(0)
+    prompts = simulate(answer, start, label, [count] * len(label), None, scale, 0.0, rng)
+    return overlap((answer(prompts) >= 0.5).float(), label.float())
