@@ -1,8 +1,10 @@
-"""The last step of phase 1: how a probability becomes a mask is chosen on the selection images, never on the fold reported.
+"""The last step of a run: how a probability becomes a mask is chosen on the selection images, never on the fold reported.
 
 Three numbers decide whether the tool marks things on normal images: the threshold, the probability that a component must
 reach somewhere, and the smallest component. They are tried on a small grid with the predictor that serves, at the images'
-own size, and the checkpoint that leaves the run carries the best ones.
+own size, and the checkpoint that leaves the run carries the best ones. With a refiner the whole way to the automatic
+result is tried, safety net included, and besides whether the refined probability stands alone or is averaged with the
+coarse one.
 """
 
 from __future__ import annotations
@@ -10,48 +12,86 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.checkpoints import load_system, read_checkpoint, save_system
-from ultrarefiner_monai.config import PostConfig
+from ultrarefiner_monai.checkpoints import System, load_system, read_checkpoint, save_system
+from ultrarefiner_monai.config import GateConfig, SystemConfig
 from ultrarefiner_monai.data.datalist import Item
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.metrics import NORMAL_LIMIT
-from ultrarefiner_monai.postprocess import prob_to_mask
+from ultrarefiner_monai.postprocess import prob_to_mask, safety_net
 
 log = logging.getLogger(__name__)
 THRESHOLDS = (0.4, 0.5, 0.6)
 PEAKS = (0.0, 0.7, 0.8, 0.9, 0.95)
 AREAS = (0.0005, 0.002)
+MIX = 0.5  # the share of the refined probability where it is averaged with the coarse one
 
 
-def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str = "cpu") -> PostConfig:
+@dataclass(frozen=True)
+class Example:
+    """One selection image: probabilities (H, W) in [0, 1] before any post-processing, and its label (H, W) bool."""
+
+    coarse_prob: np.ndarray
+    refined_prob: np.ndarray | None
+    label: np.ndarray
+
+
+def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str = "cpu") -> SystemConfig:
     """Write ``best`` again as ``out``: in half precision, with the options that suit the selection images ``items``."""
     system = load_system(best, device=device)
-    predictor = Predictor(system, device=device)
-    pairs = [(predictor.coarse(read_study(i.image).frame(0)).coarse_prob, read_mask(i.mask)[0] > 0) for i in items]
-    post, figure = choose(pairs, system.config.post)
+    examples = _examples(system, items, device)
+    config, figure = choose(examples, system.config)
     stored = read_checkpoint(best)
     meta: dict[str, Any] = {**stored.meta, "calibration": {"images": len(items), "select": round(figure, 4)}}
-    save_system(out, replace(system.config, post=post), system.coarse, None, meta, half=True)
+    refiner = system.refiner
+    sam = None if refiner is None else refiner.sam
+    gate = refiner.gate if refiner is not None and refiner.gate.state_dict() else None
+    save_system(out, config, system.coarse, sam, meta, half=True, gate=gate)
+    post = config.post
     log.info("threshold %.2f, min_peak %.2f, min_area %.4f: %.4f", post.threshold, post.min_peak, post.min_area, figure)
-    return post
+    return config
 
 
-def choose(pairs: Sequence[tuple[np.ndarray, np.ndarray]], start: PostConfig) -> tuple[PostConfig, float]:
-    """The best options for [(prob (H, W) in [0, 1], label (H, W) bool), ...] and their figure; ``start`` wins a tie."""
-    grid = [
-        replace(start, threshold=t, min_peak=p, min_area=a) for t, p, a in itertools.product(THRESHOLDS, PEAKS, AREAS)
+def _examples(system: System, items: Sequence[Item], device: str) -> list[Example]:
+    bare = replace(system, config=replace(system.config, safety=replace(system.config.safety, enabled=False)))
+    predictor, examples = Predictor(bare, device=device), []
+    for item in items:
+        image, label = read_study(item.image).frame(0), read_mask(item.mask)[0] > 0
+        refined = None if system.refiner is None else predictor.propose(image).final_prob
+        examples.append(Example(predictor.coarse(image).coarse_prob, refined, label))
+    return examples
+
+
+def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConfig, float]:
+    """The best post-processing (and gate) for these images and its figure; ``start`` wins a tie."""
+    posts = [
+        replace(start.post, threshold=t, min_peak=p, min_area=a)
+        for t, p, a in itertools.product(THRESHOLDS, PEAKS, AREAS)
     ]
-    candidates = [start, *grid]
-    figures = [float(np.mean([_figure(prob_to_mask(p, c), label) for p, label in pairs])) for c in candidates]
+    candidates = [replace(start, post=post) for post in (start.post, *posts)]
+    if start.gate.mode == "off" and any(e.refined_prob is not None for e in examples):
+        mixed = GateConfig(mode="confidence", g_min=MIX, g_max=MIX)
+        candidates += [replace(c, gate=mixed) for c in candidates]
+    figures = [float(np.mean([_figure(_mask(e, c, start), e.label) for e in examples])) for c in candidates]
     best = int(np.argmax(figures))  # the first of equals
     return candidates[best], figures[best]
+
+
+def _mask(example: Example, config: SystemConfig, start: SystemConfig) -> np.ndarray:
+    """The automatic result that ``config`` would give. ``start``: what the refined probabilities were made with."""
+    coarse_mask = prob_to_mask(example.coarse_prob, config.post)
+    if example.refined_prob is None:
+        return coarse_mask
+    prob = example.refined_prob
+    if config.gate != start.gate:
+        prob = example.coarse_prob + MIX * (prob - example.coarse_prob)
+    return safety_net(coarse_mask, prob_to_mask(prob, config.post), config.safety)[0]
 
 
 def _figure(mask: np.ndarray, label: np.ndarray) -> float:

@@ -241,6 +241,9 @@ class Run:
             self.best = Best(figures["select"], epoch)
         if not ddp.is_main():
             return
+        judge = getattr(self.phase, "judge", None)
+        if judge is not None:
+            judge(epoch, figures)
         try:
             if is_best or self.config.keep == "last":
                 meta = {**self.meta, "phase": self.config.phase, "epoch": epoch, "selection": figures}

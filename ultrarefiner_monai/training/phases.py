@@ -40,6 +40,8 @@ class Phase(Protocol):
     # What a phase may have besides, and the loop uses where it is there:
     #   start_epoch(epoch: int) -> None: before epoch 1, 2, …; may set requires_grad (parts that train nothing stay in
     #     eval mode). Every group is in the optimiser from the start.
+    #   begin(selection): before the first step, with the start weights in place.
+    #   judge(epoch, figures): after each epoch's validation.
     #   pictures(network, batch) -> dict[str, torch.Tensor]: image, label and masks, all (B, 1, S, S) of one S, to draw.
 
 
@@ -159,7 +161,12 @@ def initialise(network: nn.Module, init: str) -> None:
 
 def build_phase(config: TrainConfig) -> Phase:
     """The phase that a configuration names."""
+    from ultrarefiner_monai.training.joint import JointPhase
     from ultrarefiner_monai.training.refine import RefinerPhase
 
-    kinds: dict[str, Callable[[TrainConfig], Phase]] = {"phase1_coarse": CoarsePhase, "phase2_refiner": RefinerPhase}
+    kinds: dict[str, Callable[[TrainConfig], Phase]] = {
+        "phase1_coarse": CoarsePhase,
+        "phase2_refiner": RefinerPhase,
+        "phase3_joint": JointPhase,
+    }
     return kinds[config.phase](config)

@@ -145,6 +145,10 @@ def _build(config: TrainConfig, split: Split, out: Path, device: str, meta: dict
         "phantoms": config.data.phantoms,
         "seed": config.seed,
     }
+    begin = getattr(phase, "begin", None)
+    if begin is not None:
+        phase.network.to(device)
+        begin(selection)
     return Run(phase, config, training, selection, out, device, about)
 
 

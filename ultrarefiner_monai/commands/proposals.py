@@ -1,0 +1,32 @@
+"""Real coarse predictions for phase 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ultrarefiner_monai.commands import Data, Device, Fold, overrides
+
+app = typer.Typer()
+
+
+@app.command()
+def proposals(
+    config: Annotated[Path, typer.Option(help="A phase1_coarse configuration; a short one will do.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Where the predictions go: refine.proposals of phase 2.")],
+    fold: Fold = "0",
+    parts: Annotated[int, typer.Option(help="Networks to train, each without its part of the training images.")] = 3,
+    device: Device = None,
+    option: Annotated[list[str] | None, typer.Option("--set", help="Override an option: epochs=10.")] = None,
+) -> None:
+    """Coarse predictions of a fold's training images by networks that have not seen them, nor the fold that is reported."""
+    from ultrarefiner_monai.config import ConfigError, TrainConfig, load_yaml
+    from ultrarefiner_monai.training.nested import nested_proposals
+
+    if not config.is_file():
+        raise ConfigError(f"no configuration at {config}")
+    settings = load_yaml(TrainConfig, config, overrides(option or []))
+    typer.echo(f"{nested_proposals(settings, data, fold, out, parts, device)} predictions in {out}")
