@@ -202,7 +202,7 @@ def draw_change(
     length = shapes.radius * torch.exp(draws.uniform(n, low=low, high=high)) * (1 - 0.3 * shapes.severity)
     field = draws.field(size, length.clamp(min=2))
     outwards = torch.where(draws.happens(0.5, n).to(draws.device), 1.0, -1.0)
-    some, more, little = draws.uniform(n), draws.uniform(n, low=0.2, high=0.6), draws.uniform(n, low=0.15, high=0.5)
+    some, little = draws.uniform(n), draws.uniform(n, low=0.15, high=0.5)
 
     def by_kind(offset: torch.Tensor, field: torch.Tensor, holes: torch.Tensor, lumps: torch.Tensor) -> torch.Tensor:
         rows = {"sdf_offset": offset, "sdf_field": field, "sdf_holes": holes, "sdf_attachments": lumps}
@@ -213,15 +213,19 @@ def draw_change(
     spread = by_kind(little, one, little, little) * shapes.radius
     change = Change(signed_distance(labels), offset[:, None, None] + spread[:, None, None] * field)
     parts: dict[str, torch.Tensor] = {}
-    for kind, where, centres, sizes in (
-        ("sdf_holes", "holes", labels, "hole_size"),
-        ("sdf_attachments", "lumps", None, "lump_size"),
+    for kind, name, name_of_size in (
+        ("sdf_holes", "holes", "hole_size"),
+        ("sdf_attachments", "lumps", "lump_size"),
     ):
-        has = torch.tensor([name == kind for name in names], device=draws.device)
+        has = torch.tensor([other == kind for other in names], device=draws.device)
         if has.any():
-            place = pick_pixels(edge(labels) if centres is None else centres, draws.uniform(n, 3, 2))
-            radii = more[:, None] * shapes.radius[:, None] * draws.uniform(n, 3, low=0.5) * _few(draws, n, 3)
-            radii = radii * has[:, None]
-            parts[where] = nearest_disc(size, place, radii)
-            parts[sizes] = radii.amax(1).clamp(min=1e-3)
+            rows = has.nonzero()[:, 0]
+            within = edge(labels[rows]) if kind == "sdf_attachments" else labels[rows]
+            place = pick_pixels(within, draws.uniform(len(rows), 3, 2))
+            radii = shapes.radius[rows, None] * draws.uniform(len(rows), 1, low=0.2, high=0.6)
+            radii = radii * draws.uniform(len(rows), 3, low=0.5) * _few(draws, len(rows), 3)
+            distance, sizes = torch.full(labels.shape, torch.inf, device=draws.device), torch.ones_like(some)
+            distance[rows], sizes[rows] = nearest_disc(size, place, radii), radii.amax(1)
+            parts[name] = distance
+            parts[name_of_size] = sizes
     return Change(**{**vars(change), **parts})

@@ -27,8 +27,8 @@ from ultrarefiner_monai.data.corruption_fields import Shapes, dice, measure, sig
 from ultrarefiner_monai.data.corruption_kinds import roughen, soften
 from ultrarefiner_monai.data.corruption_sdf import level_for_dice
 
-# Masks worked on at once on a CPU: what fits its cache. A GPU takes all at once.
-PIECE = 8
+# Pixels worked on at once on a CPU: what fits its cache. A GPU takes all masks at once.
+PIECE_PIXELS = 300_000
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Corruptor:
         shapes = _measure(labels)
         kind = self._kinds(shapes, draws, difficulty, labels.shape[-2:])
         twelve = torch.tensor([name in TWELVE for name in kind], dtype=torch.bool)
-        for rows in _pieces(twelve.nonzero()[:, 0], labels.device):
+        whole = torch.full((len(labels),), labels.shape[1] * labels.shape[2])
+        for rows in _pieces(twelve.nonzero()[:, 0], whole, labels.device):
             prob[rows], got[rows] = self._twelve(
                 labels[rows], shapes.pick(rows), [kind[i] for i in rows], draws, difficulty
             )
@@ -81,7 +82,7 @@ class Corruptor:
         rest = (~twelve & ~vanish).nonzero()[:, 0]
         rest = rest[shapes.radius.cpu()[rest].argsort(stable=True)]
         asked[rest] = self._bands(shapes.pick(rest), draws, difficulty)
-        for rows in _pieces(rest, labels.device):
+        for rows in _pieces(rest, (4 * shapes.radius.cpu() + 10).square(), labels.device):
             names = [kind[i] for i in rows]
             prob[rows], got[rows] = self._distance(labels[rows], shapes.pick(rows), names, asked[rows], draws)
         return CorruptedBatch(prob[:, None], got, kind, asked)
@@ -195,14 +196,17 @@ class Corruptor:
 
 
 def _measure(labels: torch.Tensor) -> Shapes:
-    parts = [measure(piece) for piece in (labels.split(PIECE) if labels.device.type == "cpu" else (labels,))]
+    some = max(1, PIECE_PIXELS // max(1, labels.shape[1] * labels.shape[2]))
+    parts = [measure(piece) for piece in (labels.split(some) if labels.device.type == "cpu" else (labels,))]
     return Shapes(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
-def _pieces(rows: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, ...]:
-    if not len(rows):
-        return ()
-    return rows.split(PIECE) if device.type == "cpu" else (rows.to(device),)
+def _pieces(rows: torch.Tensor, pixels: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+    """``rows`` in their order, in pieces of about PIECE_PIXELS, where item i takes ``pixels[i]``."""
+    if device.type != "cpu" and len(rows):
+        return [rows.to(device)]
+    place = (pixels[rows].double().cumsum(0) / PIECE_PIXELS).long()
+    return list(rows.split(torch.unique_consecutive(place, return_counts=True)[1].tolist())) if len(rows) else []
 
 
 def _gentle(temperature: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
