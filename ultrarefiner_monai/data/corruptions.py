@@ -21,7 +21,6 @@ from ultrarefiner_monai.data.corruption_draws import (
     TWELVE,
     Draws,
     draw_change,
-    draw_islands,
 )
 from ultrarefiner_monai.data.corruption_fields import Shapes, dice, measure, signed_distance
 from ultrarefiner_monai.data.corruption_kinds import roughen, soften
@@ -29,6 +28,8 @@ from ultrarefiner_monai.data.corruption_sdf import level_for_dice
 
 # Pixels worked on at once on a CPU: what fits its cache. A GPU takes all masks at once.
 PIECE_PIXELS = 300_000
+# Every kind by name: the twelve, then those of the signed-distance domain.
+KINDS = (*TWELVE, *DISTANCE_KINDS, "sdf_vanish")
 
 
 @dataclass(frozen=True)
@@ -58,24 +59,34 @@ class Corruptor:
     def __call__(self, masks: torch.Tensor, difficulty: float | None = None) -> CorruptedBatch:
         """masks: (B, 1, H, W), 0 or 1. difficulty: 0 (easy) to 1 (the full mix), None: 1. Everything comes back on the
         masks' device; the same masks and seed give the same on each."""
-        if masks.ndim != 4 or masks.shape[1] != 1:
-            raise ValueError(f"masks must be (B, 1, H, W), got {tuple(masks.shape)}")
-        difficulty = 1.0 if difficulty is None else difficulty
-        if not 0 <= difficulty <= 1:
-            raise ValueError(f"difficulty must be in [0, 1], got {difficulty}")
+        difficulty = _checked(masks, difficulty)
         labels = masks[:, 0] > 0.5
         draws = Draws(self.generator, masks.device)
-        prob = torch.zeros(labels.shape, device=masks.device)
-        got = torch.ones(len(labels), device=masks.device)
-        asked = torch.full((len(labels), 2), torch.nan, device=masks.device)
         shapes = _measure(labels)
-        kind = self._kinds(shapes, draws, difficulty, labels.shape[-2:])
+        return self._apply(labels, shapes, self._kinds(shapes, draws, difficulty, labels.shape[-2:]), draws, difficulty)
+
+    def as_kinds(self, masks: torch.Tensor, kind: Sequence[str], difficulty: float | None = None) -> CorruptedBatch:
+        """The same with the kinds (KINDS) given, one for each mask; of a mask without a lesion nothing but islands come."""
+        difficulty = _checked(masks, difficulty)
+        unknown = sorted(set(kind) - set(KINDS))
+        if unknown or len(kind) != len(masks):
+            raise ValueError(f"expected {len(masks)} of {', '.join(KINDS)}; got {len(kind)}, unknown: {unknown}")
+        labels = masks[:, 0] > 0.5
+        shapes = _measure(labels)
+        kind = ["empty" if a == 0 and k != "islands" else k for a, k in zip(shapes.area.tolist(), kind)]
+        return self._apply(labels, shapes, kind, Draws(self.generator, masks.device), difficulty)
+
+    def _apply(
+        self, labels: torch.Tensor, shapes: Shapes, kind: list[str], draws: Draws, difficulty: float
+    ) -> CorruptedBatch:
+        prob = torch.zeros(labels.shape, device=labels.device)
+        got = torch.ones(len(labels), device=labels.device)
+        asked = torch.full((len(labels), 2), torch.nan, device=labels.device)
         twelve = torch.tensor([name in TWELVE for name in kind], dtype=torch.bool)
         whole = torch.full((len(labels),), labels.shape[1] * labels.shape[2])
         for rows in _pieces(twelve.nonzero()[:, 0], whole, labels.device):
-            prob[rows], got[rows] = self._twelve(
-                labels[rows], shapes.pick(rows), [kind[i] for i in rows], draws, difficulty
-            )
+            names = [kind[i] for i in rows]
+            prob[rows], got[rows] = self._twelve(labels[rows], shapes.pick(rows), names, draws, difficulty)
         vanish = torch.tensor([name == "sdf_vanish" for name in kind], dtype=torch.bool)
         got[vanish.to(got.device)] = 0
         # Lesions of one size together, since they share the size of their crop.
@@ -144,10 +155,7 @@ class Corruptor:
         out = labels.clone()
         for name in dict.fromkeys(names):
             rows = torch.tensor([i for i, other in enumerate(names) if other == name], device=labels.device)
-            free = shapes.area[rows] == 0
-            if name != "empty" or not bool(free.all()):
-                draw = draw_islands if name == "islands" else TWELVE[name]
-                out[rows] = draw(labels[rows], shapes.pick(rows), hard[rows], draws)
+            out[rows] = TWELVE[name](labels[rows], shapes.pick(rows), hard[rows], draws)
         rough = draws.happens(c.roughness_share, n) & out.flatten(1).any(1).cpu()
         rows = rough.nonzero()[:, 0].to(labels.device)
         if len(rows):
@@ -193,6 +201,14 @@ class Corruptor:
     def _temperature(self, n: int, scale: float, draws: Draws) -> torch.Tensor:
         low, high = self.config.temperature
         return draws.uniform(n, low=low, high=high) * scale
+
+
+def _checked(masks: torch.Tensor, difficulty: float | None) -> float:
+    if masks.ndim != 4 or masks.shape[1] != 1:
+        raise ValueError(f"masks must be (B, 1, H, W), got {tuple(masks.shape)}")
+    if difficulty is not None and not 0 <= difficulty <= 1:
+        raise ValueError(f"difficulty must be in [0, 1], got {difficulty}")
+    return 1.0 if difficulty is None else difficulty
 
 
 def _measure(labels: torch.Tensor) -> Shapes:
