@@ -21,7 +21,7 @@ HEAVY = {"matplotlib", "highdicom", "mlflow", "tensorboard", "itk", "skimage", "
 LAYERS: list[set[str]] = [
     {"types", "config", "files", "__init__"},
     {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "pixels", "measure"}
-    | {"download", "cache", "journal", "trainingfolder", "workfolder", "robot"},
+    | {"download", "cache", "recent", "journal", "trainingfolder", "workfolder", "robot"},
     {"models", "data", "weights"},
     {"checkpoints", "inference"},
     {"registry"},

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from ultrarefiner_monai.cache import EmbeddingCache
+from ultrarefiner_monai.cache import EmbeddingCache, image_key
 from ultrarefiner_monai.checkpoints import System
 from ultrarefiner_monai.config import CoarseConfig, GateConfig, PostConfig, SafetyConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.geometry import Letterbox
 from ultrarefiner_monai.inference import Predictor, Proposal, coarse_arrays, coarse_to_sam, to_prompts
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam import build_sam
+from ultrarefiner_monai.recent import CoarseResult, RecentResults
 from ultrarefiner_monai.types import Clicks, InputError, Prompts, RefinerOutput
 
 HEIGHT, WIDTH = 90, 140
@@ -199,6 +200,43 @@ def test_a_click_after_the_first_runs_neither_encoder_nor_coarse_network(tmp_pat
     assert predictor.forget(IMAGE) == 2
     predictor.interact(IMAGE, Clicks(((95, 40),)))
     assert refiner.encoded == 3
+
+
+def test_what_is_kept_of_an_image_changes_no_answer_and_is_forgotten_with_it() -> None:
+    torch.manual_seed(0)
+    base = system(Refiner(build_sam(CONFIG.sam), CONFIG).eval())
+    cache = EmbeddingCache(10**7)
+    kept, fresh = Predictor(base, cache), Predictor(base)
+    other = np.ascontiguousarray(IMAGE[:, ::-1])
+    for image, clicks in [
+        (IMAGE, Clicks(((95, 40),))),
+        (other, Clicks(((95, 40),))),
+        (IMAGE, Clicks(((20, 20),), ((60, 40),))),
+        (IMAGE, Clicks(box_xyxy=(20, 20, 100, 70))),
+        (IMAGE, Clicks()),
+        (other, Clicks(((20, 20),))),
+    ]:
+        assert same(kept.interact(image, clicks), fresh.interact(image, clicks))
+    key = image_key(IMAGE)
+    shared = kept.interact(IMAGE, Clicks(((95, 40),))).coarse_prob
+    assert kept.interact(IMAGE, Clicks()).coarse_prob is shared and not shared.flags.writeable
+    cache.forget(key)
+    assert kept.interact(IMAGE, Clicks()).coarse_prob is not shared
+
+
+def test_recent_results_are_bounded_and_none_from_before_a_forget_comes_back() -> None:
+    def result() -> CoarseResult:
+        return CoarseResult({}, np.zeros((10, 10), np.float32))
+
+    recent, a, b, c = RecentResults(2 * 400), result(), result(), result()
+    recent.put("a", a, 0)
+    recent.put("b", b, 0)
+    assert recent.get("a", 0) is a
+    recent.put("c", c, 0)
+    assert recent.get("b", 0) is None and recent.get("a", 0) is a and recent.get("c", 0) is c
+    assert recent.get("a", 1) is None
+    recent.put("a", a, 0)  # was begun before
+    assert recent.get("a", 1) is None and recent.get("a", 0) is None
 
 
 def test_another_version_or_configuration_does_not_take_the_cached_arrays() -> None:

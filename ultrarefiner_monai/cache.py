@@ -63,6 +63,7 @@ class EmbeddingCache:
             raise ValueError(f"cache bounds must not be negative, got {ram_bytes} and {disk_bytes} bytes")
         self.ram_bytes, self.disk_bytes = ram_bytes, disk_bytes
         self.disk_dir = Path(disk_dir) if disk_dir is not None and disk_bytes > 0 else None
+        self.forgets = 0  # how often ``forget`` was called: who keeps what derives from the arrays drops it then
         self._lock = threading.Lock()
         self._ram: OrderedDict[str, Arrays] = OrderedDict()
         self._ram_used = 0
@@ -126,6 +127,7 @@ class EmbeddingCache:
         if not prefix:
             raise ValueError("forget needs a key or the beginning of one")
         with self._lock:
+            self.forgets += 1
             for key, flight in [*self._flights.items(), *self._landing]:
                 flight.forgotten |= key.startswith(prefix)
             gone = {key for key in self._ram if key.startswith(prefix)}

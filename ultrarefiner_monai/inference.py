@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,11 +25,14 @@ from .checkpoints import System
 from .clicks import check_clicks, honour_clicks
 from .config import to_dict
 from .geometry import Letterbox, resize
+from .models.prompts import derive_prompts
 from .postprocess import fuse_band, prob_to_mask, safety_net
+from .recent import CoarseResult, RecentResults
 from .types import Clicks, InputError, Prompts, RefinerOutput
 from .uncertainty import expected_iou, flip_uncertainty, outline_band, uncertainty
 
 MIN_SIDE = 8
+_RECENT_BYTES = 64 * 2**20
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Proposal:
     """What is offered for one frame; arrays are (H, W) in the image frame.
 
     mask: uint8, 0 or 1. final_prob: float32 in [0, 1], what the mask was made from (the coarse one where the safety net
-    fired). coarse_prob: float32 in [0, 1]. iou_pred: SAM's estimate, mixed like the masks; where the coarse mask is
+    fired). coarse_prob: float32 in [0, 1]; it may be read-only, shared by an image's answers. iou_pred: SAM's estimate, mixed like the masks; where the coarse mask is
     returned, what its probabilities promise (``uncertainty.expected_iou``; None for an empty mask). uncertainty,
     flip_uncertainty: see ``uncertainty``; the latter None without flip_tta and with clicks. safety_rule: the rule that
     fired (``postprocess.safety_net``) or None.
@@ -75,6 +78,7 @@ class Predictor:
         options = f"{system.version} {sorted(to_dict(system.config).items())}"
         self._model_key = hashlib.sha256(options.encode()).hexdigest()[:16]
         self._heavy, self._light = threading.Lock(), threading.Lock()
+        self._recent = RecentResults(_RECENT_BYTES)
 
     # --- public -------------------------------------------------------------------------------------------------------
 
@@ -88,7 +92,8 @@ class Predictor:
         if self.system.refiner is None:
             return self._coarse_proposal(request, "untrained")
         config = self.system.config
-        coarse, coarse_prob = self._coarse_prob(request)
+        coarse = self._coarse(request)
+        coarse_prob = coarse.prob
         output, final_prob = self._refine(request, coarse, None)
         with request.clock("post"):
             coarse_mask = prob_to_mask(coarse_prob, config.post)
@@ -100,7 +105,7 @@ class Predictor:
                 iou = self._iou(output)
                 if config.safety.enabled and config.safety.band_fusion_px:
                     final_prob = fuse_band(coarse_prob, final_prob, coarse_mask, config.safety.band_fusion_px)
-        return self._finish(request, mask, final_prob, coarse_prob, coarse, iou, rule, "trained")
+        return self._finish(request, mask, final_prob, coarse, iou, rule, "trained")
 
     def interact(self, image: np.ndarray, clicks: Clicks) -> Proposal:
         """The result for a set of clicks and a box in the image frame; without any, ``propose``.
@@ -112,7 +117,8 @@ class Predictor:
             return self.propose(image)
         request = _Request(image)
         positive, negative = check_clicks(clicks, request.shape)
-        coarse, coarse_prob = self._coarse_prob(request)
+        coarse = self._coarse(request)
+        coarse_prob = coarse.prob
         trained = self.system.refiner is not None
         final_prob, iou = coarse_prob, None
         if trained:
@@ -125,7 +131,7 @@ class Predictor:
             if not trained:
                 iou = expected_iou(final_prob, mask)
         state = "trained" if trained else "untrained"
-        return self._finish(request, mask, final_prob, coarse_prob, coarse, iou, None, state, clicked=True)
+        return self._finish(request, mask, final_prob, coarse, iou, None, state, clicked=True)
 
     def forget(self, image: np.ndarray) -> int:
         """Remove what the cache holds of an image, whatever model made it; the number of entries."""
@@ -134,14 +140,19 @@ class Predictor:
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def _coarse_proposal(self, request: _Request, refiner: str) -> Proposal:
-        coarse, coarse_prob = self._coarse_prob(request)
+        coarse = self._coarse(request)
+        coarse_prob = coarse.prob
         with request.clock("post"):
             mask = prob_to_mask(coarse_prob, self.system.config.post)
             iou = expected_iou(coarse_prob, mask)
-        return self._finish(request, mask, coarse_prob, coarse_prob, coarse, iou, None, refiner)
+        return self._finish(request, mask, coarse_prob, coarse, iou, None, refiner)
 
-    def _coarse_prob(self, request: _Request) -> tuple[Arrays, np.ndarray]:
-        """(what the cache holds, in the coarse frame; coarse_prob (H, W) in the image frame)."""
+    def _coarse(self, request: _Request) -> CoarseResult:
+        """The coarse result: of the images asked for last it is at hand as it is needed, else made from the cache's."""
+        forgets = 0 if self.cache is None else self.cache.forgets
+        found = None if self.cache is None else self._recent.get(request.key, forgets)
+        if found is not None:
+            return found
         letterbox = self._letterbox(request, self.system.config.coarse.image_size)
 
         def compute() -> Arrays:
@@ -151,12 +162,18 @@ class Predictor:
                 config = self.system.config
                 return coarse_arrays(self.system.coarse, image, letterbox, config.flip_tta, config.tta_scales)
 
-        coarse = self._kept(request, "c0", compute)
+        arrays = self._kept(request, "c0", compute)
         with request.clock("post"):
-            return coarse, self._to_image(coarse["coarse_prob"], letterbox)
+            coarse = CoarseResult(arrays, self._to_image(arrays["coarse_prob"], letterbox))
+        coarse.prob.setflags(write=False)
+        if self.cache is not None:
+            self._recent.put(request.key, coarse, forgets)
+        return coarse
 
     @torch.inference_mode()
-    def _refine(self, request: _Request, coarse: Arrays, clicks: Clicks | None) -> tuple[RefinerOutput, np.ndarray]:
+    def _refine(
+        self, request: _Request, coarse: CoarseResult, clicks: Clicks | None
+    ) -> tuple[RefinerOutput, np.ndarray]:
         """(the refiner's output, final_prob (H, W) in the image frame)."""
         config, refiner = self.system.config, self.system.refiner
         assert refiner is not None and config.sam is not None
@@ -176,9 +193,11 @@ class Predictor:
         else:
             embedding = self._tensor(self._kept(request, "e0", compute)["image_embedding"])
         with request.clock("preprocess"):
-            coarse_box = self._letterbox(request, config.coarse.image_size)
-            coarse_prob = coarse_to_sam(self._tensor(coarse["coarse_prob"])[None, None], coarse_box, letterbox)
+            coarse_prob = self._in_sam_frame(request, coarse, letterbox)
             prompts = None if clicks is None else to_prompts(clicks, letterbox, self.device)
+            if prompts is not None and embedding is not None:
+                mask = self._mask_prompt(coarse, coarse_prob, 4 * embedding.shape[-1], letterbox)
+                prompts = replace(prompts, mask_logits=mask)
         options = {"image": image, "valid_hw": letterbox.inner_hw}
         with self._heavy if config.refiner.roi else self._light, request.clock("decode"):
             if prompts is None:
@@ -190,13 +209,28 @@ class Predictor:
         with request.clock("post"):
             return output, self._to_image(final_prob[0, 0], letterbox)
 
+    def _in_sam_frame(self, request: _Request, coarse: CoarseResult, letterbox: Letterbox) -> torch.Tensor:
+        if coarse.sam_prob is None:
+            coarse_box = self._letterbox(request, self.system.config.coarse.image_size)
+            prob = self._tensor(coarse.arrays["coarse_prob"])[None, None]
+            coarse.sam_prob = coarse_to_sam(prob, coarse_box, letterbox)
+        return coarse.sam_prob
+
+    def _mask_prompt(
+        self, coarse: CoarseResult, coarse_prob: torch.Tensor, side: int, letterbox: Letterbox
+    ) -> torch.Tensor | None:
+        """The mask prompt that goes with any clicks: it is the coarse network's alone."""
+        if coarse.mask_logits is None:
+            only_mask = replace(self.system.config.prompts, point=False, box="none", negative="none")
+            coarse.mask_logits = derive_prompts(coarse_prob, only_mask, side, letterbox.inner_hw).mask_logits
+        return coarse.mask_logits
+
     def _finish(
         self,
         request: _Request,
         mask: np.ndarray,
         final_prob: np.ndarray,
-        coarse_prob: np.ndarray,
-        coarse: Arrays,
+        coarse: CoarseResult,
         iou: float | None,
         rule: str | None,
         refiner: str,
@@ -206,11 +240,11 @@ class Predictor:
             band = outline_band(mask)
             unsure = uncertainty(final_prob, mask, band)
             flip = None
-            if "coarse_spread" in coarse and not clicked:
+            if "coarse_spread" in coarse.arrays and not clicked:
                 letterbox = self._letterbox(request, self.system.config.coarse.image_size)
-                flip = flip_uncertainty(self._to_image(coarse["coarse_spread"], letterbox), mask, band)
+                flip = flip_uncertainty(self._to_image(coarse.arrays["coarse_spread"], letterbox), mask, band)
         return Proposal(
-            mask, final_prob, coarse_prob, iou, unsure, rule, refiner, self.system.version, request.times(), flip
+            mask, final_prob, coarse.prob, iou, unsure, rule, refiner, self.system.version, request.times(), flip
         )
 
     # --- helpers ------------------------------------------------------------------------------------------------------

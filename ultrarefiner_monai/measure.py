@@ -13,6 +13,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import ConvexHull
 
+from .postprocess import EIGHT, bounding_slices
+
 Line = tuple[tuple[float, float], tuple[float, float]]
 
 
@@ -54,16 +56,20 @@ def measure(mask: np.ndarray, spacing_mm: tuple[float, float] | None = None) -> 
     if mask.ndim != 2:
         raise ValueError(f"measure expects a mask (H, W), got {mask.shape}")
     unit = "px" if spacing_mm is None else "mm"
-    labels, count = ndimage.label(mask > 0, structure=np.ones((3, 3), int))
-    if count == 0:
+    lesion = mask > 0
+    where = bounding_slices(lesion)
+    if where is None:
         return Measurement(0.0, 0.0, 0.0, unit, 0)
+    labels, count = ndimage.label(lesion[where], EIGHT)
     sizes = np.bincount(labels.ravel())[1:]
     largest = int(sizes.argmax())
-    window = ndimage.find_objects(labels)[largest]
-    inside = labels[window] == largest + 1
+    inside = labels == largest + 1
+    within = bounding_slices(inside)
+    assert within is not None
+    inside = inside[within]
     rows, columns = (1.0, 1.0) if spacing_mm is None else spacing_mm
     scale = np.array([columns, rows], float)
-    points = _outline(inside) + [window[1].start, window[0].start]
+    points = _outline(inside) + [where[1].start + within[1].start, where[0].start + within[0].start]
     long_line, short_line = _axes(points * scale)
     return Measurement(
         long_axis=float(np.linalg.norm(long_line[1] - long_line[0])),

@@ -78,14 +78,22 @@ def prob_to_mask(
     """
     background = list(background)
     mask = final_prob > config.threshold
-    labels, areas = label_components(mask)
+    where = bounding_slices(mask)
+    if where is None:
+        return mask.astype(np.uint8)
+    # From here on only the rectangle that holds it all: a lesion is a small part of most images.
+    inside = mask[where]
+    labels, count = ndimage.label(inside, EIGHT)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
     keep = areas >= max(1.0, config.min_area * mask.size)
     if peaks and config.min_peak > config.threshold:
-        keep &= np.bincount(labels[final_prob >= config.min_peak], minlength=areas.size) > 0
+        keep &= np.bincount(labels[final_prob[where] >= config.min_peak], minlength=areas.size) > 0
     for row, column in foreground:
-        keep[labels[row, column]] = True
+        if mask[row, column]:
+            keep[labels[row - where[0].start, column - where[1].start]] = True
     keep[0] = False
-    mask = keep[labels]
+    if not keep[1:].all():
+        mask[where] = keep[labels]
     if config.fill_holes:
         mask = fill_holes(mask, background)
     return mask.astype(np.uint8)

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shutil
+import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,47 @@ class TrainingFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         write_json(self.split_file, {"images": dict(sorted(images.items()))})
 
+    def latest_run(self, task: str) -> Path | None:
+        """The folder of the run of a task that was begun, or gone on with, last."""
+        found = [p.parent for p in self.runs.glob("*/state.json") if read_json(p).get("task") == task]
+        return max(found, key=lambda p: read_json(p / "state.json").get("started", 0), default=None)
+
+    def stats(self, task: str) -> dict[str, Any]:
+        """How far a task's latest run is, under the names that MONAI Label's clients read; {} when there was none.
+
+        epoch, total_epochs, best_metric (the best selection figure), start_ts, current_time while it runs and total_time
+        when it is over, eval and train with the last epoch's figures; and status (running, stopped, finished, failed), name
+        and, where there is one, error.
+        """
+        run = self.latest_run(task)
+        if run is None:
+            return {}
+        state, rows = read_json(run / "state.json"), _history(run / "history.csv")
+        status = state.get("status", "stopped")
+        if status == "running" and not self.is_busy():
+            status = "stopped"
+        best = max(rows, key=lambda row: row.get("select", 0), default={})
+        last = rows[-1] if rows else {}
+        found: dict[str, Any] = {
+            "name": run.name,
+            "status": status,
+            "epoch": int(last.get("epoch", 0)),
+            "total_epochs": state.get("epochs", 0),
+            "start_ts": int(state.get("started", 0)),
+            "best_metric": best.get("select", 0),
+        }
+        spent = state.get("ended", time.time()) - state.get("started", 0)
+        found["current_time" if status == "running" else "total_time"] = str(timedelta(seconds=int(spent)))
+        apart = ("epoch", "loss", "lr", "seconds")
+        found["train"] = {"metrics": {k: v for k, v in last.items() if k in apart or k.startswith("train_")}}
+        found["eval"] = {
+            "metrics": {k: v for k, v in last.items() if k not in apart and not k.startswith("train_")},
+            "key_metric_name": "select",
+            "best_metric": found["best_metric"],
+            "best_metric_epoch": int(best.get("epoch", 0)),
+        }
+        return found | {k: state[k] for k in ("error", "figures", "start_figures") if k in state}
+
     def forget(self, image_id: str) -> int:
         """Remove the copies of one image, its place in the split, and runs that were to go on with it; how many copies.
 
@@ -130,6 +174,16 @@ class TrainingFolder:
             write_json(path, kept)
         else:  # its last.pt can only go on with the very same images
             shutil.rmtree(run, ignore_errors=True)
+
+
+def _history(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's history.csv, numbers that are finite."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError):
+        return []
+    return [{k: v for k, v in row.items() if math.isfinite(v)} for row in rows]
 
 
 def read_json(path: Path) -> dict[str, Any]:

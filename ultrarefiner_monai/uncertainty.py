@@ -28,7 +28,12 @@ BAND_MIN_PX = 2.0
 def binary_entropy(prob: np.ndarray) -> np.ndarray:
     """Entropy in bits of probabilities of any shape; 0 at 0 and 1, 1 at .5."""
     p = np.clip(np.asarray(prob, dtype=np.float64), 1e-12, 1 - 1e-12)
-    return np.clip(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), 0.0, 1.0)
+    q = 1 - p
+    entropy, other = np.log2(p), np.log2(q)
+    np.multiply(p, entropy, out=entropy)
+    np.multiply(q, other, out=other)
+    np.negative(np.add(entropy, other, out=entropy), out=entropy)
+    return np.clip(entropy, 0.0, 1.0)
 
 
 def outline_band(mask: np.ndarray) -> np.ndarray:

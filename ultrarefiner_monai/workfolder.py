@@ -14,6 +14,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.trainingfolder import TrainingFolder
 from ultrarefiner_monai.types import InputError
@@ -60,6 +61,11 @@ class WorkFolder:
                 f"{studies} has no work folder {work_dir or NAME}: it was never served, or another work_dir was configured"
             )
         return cls.of(studies, work_dir)
+
+    def note_studies(self, studies: str | Path) -> None:
+        """Remember which folder is served: a work folder that lies elsewhere does not show it."""
+        with replacing(self.root / "studies.txt", "w") as file:
+            file.write(str(Path(studies).absolute()))
 
     @property
     def journal(self) -> Path:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import anyio
-import torch
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
@@ -23,16 +21,14 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 import ultrarefiner_monai
 from lib.datastore import StudiesFolder, check_name
 from lib.infers import Engine, LesionTask, Outline, make_tasks
+from lib.served import Served
 from lib.sessions import SessionStore
 from lib.strategies import NextSample
-from ultrarefiner_monai.cache import EmbeddingCache
-from ultrarefiner_monai.checkpoints import load_system
-from ultrarefiner_monai.config import ServeConfig, serve_config
+from lib.trainers import make_trainers
+from ultrarefiner_monai.config import serve_config
 from ultrarefiner_monai.data.writers import read_mask
-from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.journal import Journal, JournalQueue
 from ultrarefiner_monai.types import LABELS, NOTICE, InputError
-from ultrarefiner_monai.weights import resolve
 from ultrarefiner_monai.workfolder import WorkFolder
 
 logger = logging.getLogger(__name__)
@@ -46,10 +42,11 @@ class UltraRefinerApp(MONAILabelApp):
         for name in ("ultrarefiner_monai", "lib"):
             logging.getLogger(name).setLevel(self.config.log_level)
         self.work = WorkFolder.of(studies, self.config.work_dir)
+        if self.config.work_dir:
+            self.work.note_studies(studies)
         self.journal = JournalQueue(self.work.journal)
-        self.engine = Engine(
-            make_predictor(Path(app_dir), self.config, self.work), self.config, self.work, self.journal
-        )
+        self.served = Served(Path(app_dir), self.config, self.work)
+        self.engine = Engine(self.served, self.config, self.work, self.journal)
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
         self.limiter = anyio.CapacityLimiter(self.config.workers)
         super().__init__(
@@ -73,8 +70,15 @@ class UltraRefinerApp(MONAILabelApp):
     def init_infers(self) -> dict[str, Any]:
         return make_tasks(self.engine)
 
+    def init_trainers(self) -> dict[str, Any]:
+        return make_trainers(Path(self.app_dir), self.served, self.config, self.work)
+
     def info(self) -> dict[str, Any]:
-        return {**super().info(), "notice": NOTICE}
+        info = super().info()
+        # 3D Slicer shows the progress and accuracy of the first one: that is the one begun last.
+        stats = sorted(info["train_stats"].items(), key=lambda item: -item[1].get("start_ts", 0))
+        serving = {"name": self.served.name, "problem": self.served.problem}
+        return {**info, "train_stats": dict(stats), "serving": serving, "notice": NOTICE}
 
     def outline(self, model: str, path: Path, image_id: str, request: dict[str, Any] | None = None) -> Outline:
         """Run ``model`` on one image file; request: what the client sent besides."""
@@ -147,6 +151,7 @@ class UltraRefinerApp(MONAILabelApp):
         from lib.endpoints import install
 
         shutil.rmtree(self.work.tmp, ignore_errors=True)  # what a killed server left
+        self.served.latest()  # not in the processes that MONAI Label starts for trainings: they need no predictor
         install(server, self)
         super().on_init_complete()
         if not settings.MONAI_LABEL_AUTH_ENABLE and not is_loopback(host_of(sys.argv)):
@@ -156,22 +161,6 @@ class UltraRefinerApp(MONAILabelApp):
                 host_of(sys.argv),
             )
         logger.info("ready: %s; work folder %s. %s", self.studies, self.work.root, NOTICE)
-
-
-def make_predictor(app_dir: Path, config: ServeConfig, work: WorkFolder) -> Predictor:
-    """The networks that ``config.weights`` names, with their cache in the work folder."""
-    threads = config.threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else config.threads
-    if threads:
-        torch.set_num_threads(threads)
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    shipped = app_dir / "model" / f"{config.weights}.safetensors"
-    refiner = resolve(config.refiner_weights) if config.refiner_weights else None
-    system = load_system(shipped if shipped.is_file() else resolve(config.weights), refiner, device)
-    cache = EmbeddingCache(config.ram_cache_mb << 20, work.embeddings, config.disk_cache_mb << 20)
-    logger.info("weights %s, version %s, on %s with %d threads", config.weights, system.version, device, threads)
-    return Predictor(system, cache, device)
 
 
 def host_of(arguments: list[str]) -> str:

@@ -12,6 +12,7 @@ from ultrarefiner_monai.data.corrections import chosen_frames, final_labels, rea
 from ultrarefiner_monai.files import sha256_of
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.workfolder import WorkFolder
 
 
 def mask_of(*marked: int, frames: int = 1) -> np.ndarray:
@@ -86,6 +87,8 @@ def test_a_work_folder_elsewhere_needs_the_studies_named(studies: Path, tmp_path
     with pytest.raises(InputError, match="which folder was served"):
         read_corrections(work)
     assert len(read_corrections(work, studies)) == 4
+    WorkFolder(work).note_studies(studies)
+    assert len(read_corrections(work)) == 4
     assert [p.image_id for p in final_labels(work, studies)] == ["a", "b", "c"]
 
 

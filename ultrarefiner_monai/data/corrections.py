@@ -72,13 +72,11 @@ def chosen_frames(mask: np.ndarray) -> list[int]:
 def final_labels(work_dir: str | Path, studies: str | Path | None = None) -> list[Labelled]:
     """Images with a final label whose files are there, by id, from the server's index.
 
-    studies: the folder that is served; may be left out where the work folder lies in it. Raises InputError when there is
-    no index.
+    studies: the folder that is served; may be left out where the work folder lies in it, or the server noted it there.
+    Raises InputError when there is no index.
     """
     work = Path(work_dir)
-    if studies is None and work.name != WORK:
-        raise InputError(f"{work} does not lie in its studies folder: say which folder was served")
-    folder = work.parent if studies is None else Path(studies)
+    folder = Path(studies) if studies is not None else _studies_of(work)
     # Where the app keeps index and labels of studies that it may not write to.
     homes = [folder, work] if os.access(folder, os.W_OK) else [work, folder]
     home = next((h for h in homes if (h / INDEX).is_file()), None)
@@ -101,6 +99,15 @@ def final_labels(work_dir: str | Path, studies: str | Path | None = None) -> lis
         else:
             log.warning("%s is left out: its image or label file is gone", image_id)
     return found
+
+
+def _studies_of(work: Path) -> Path:
+    if work.name == WORK:
+        return work.parent
+    note = work / "studies.txt"  # WorkFolder.note_studies
+    if not note.is_file():
+        raise InputError(f"{work} does not lie in its studies folder: say which folder was served")
+    return Path(note.read_text(encoding="utf-8").strip())
 
 
 def read_corrections(work_dir: str | Path, studies: str | Path | None = None) -> list[Correction]:

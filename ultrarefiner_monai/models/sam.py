@@ -305,4 +305,7 @@ def _embed_dense(sam: Sam, mask_logits: torch.Tensor | None, image_embedding: to
     want = tuple(encoder.mask_input_size)
     if tuple(mask_logits.shape[1:]) != (1, *want):
         raise ValueError(f"this SAM expects mask_logits (B, 1, {want[0]}, {want[1]}), got {tuple(mask_logits.shape)}")
-    return torch.where(mask_is_given(mask_logits)[:, None, None, None], encoder.mask_downscaling(mask_logits), none)
+    given, embedded = mask_is_given(mask_logits), encoder.mask_downscaling(mask_logits)
+    if not embedded.requires_grad and bool(given.all()):
+        return embedded
+    return torch.where(given[:, None, None, None], embedded, none)

@@ -97,7 +97,7 @@ def epoch_table(train: Mapping[str, float], select: Mapping[str, float], is_best
             cells = [figures.get(f"{who}_{m}" if who else m, figures.get(m, math.nan)) for m in METRICS]
             mark = "  ★ BEST" if is_best and part == "validation" else ""
             title = Text(f"{part} {who}".strip()).append(mark, style="bold green")
-            table.add_row(title, *("–" if math.isnan(v) else f"{v:.4f}" for v in cells))
+            table.add_row(title, *(Text("–" if math.isnan(v) else f"{v:.4f}") for v in cells))
     return table
 
 
@@ -109,7 +109,9 @@ def _metric(figure: str) -> tuple[str, str] | None:
 
 def _span(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min" if minutes else "1 min"
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
 def header(config: TrainConfig, facts: dict[str, str]) -> Table:

@@ -278,7 +278,8 @@ def users_prompts(
     boxes = rough_boxes(truth, list(boxed), scale, rng) if boxed.any() else None
 
     def answer(prompts: Prompts) -> torch.Tensor:
-        return torch.sigmoid(two_passes(refiner, frame, prompts)[1].refined_logits)
+        # One pass of the two: the results on the way only say where the next click goes.
+        return torch.sigmoid(refiner(embedding, coarse_prob, prompts, valid_hw=valid).refined_logits)
 
     with torch.no_grad():
         start = torch.sigmoid(refiner(embedding, coarse_prob, None, valid_hw=valid).refined_logits)

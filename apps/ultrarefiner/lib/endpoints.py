@@ -25,12 +25,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import batch_infer as stock_batch_infer
+from monailabel.endpoints import train as stock_train
 from monailabel.endpoints.infer import ResultType
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.async_tasks.utils import processes
 from monailabel.utils.others.generic import file_checksum
 from requests_toolbelt import MultipartEncoder
 from starlette.background import BackgroundTask
@@ -299,6 +301,48 @@ async def batch_infer(
     return await anyio.to_thread.run_sync(partial(stock_batch_infer.run, model, images, params, run_sync))
 
 
+async def train(
+    model: str,
+    params: JsonBody = None,
+    run_sync: bool = False,
+    enqueue: bool = False,
+    user: User = admin_role,
+) -> Any:
+    """As MONAI Label's own, once it is sure that there is something to train on; one at a time, 429 where one runs."""
+    _known(model, app_instance()._trainers, "trainer")
+    if run_sync:
+        raise InputError("run_sync would train inside the server: leave it out, and ask GET /train/ how far it is")
+    return await anyio.to_thread.run_sync(partial(_train, model, params or {}, enqueue))
+
+
+def _train(model: str, params: dict[str, Any], enqueue: bool) -> Any:
+    app = app_instance()
+    if processes("train") and not enqueue:
+        raise HTTPException(429, "a training is running: wait until it ends, or stop it (DELETE /train/)")
+    request = app._trainers[model].check(params, app.datastore())
+    return stock_train.run_model(model, request, False, enqueue)
+
+
+async def train_all(params: JsonBody = None, user: User = admin_role) -> dict[str, Any]:
+    """All trainings, one after the other; params: model -> its options. Those that cannot be started say why."""
+
+    def work() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for model in app_instance()._trainers:
+            try:
+                options = (params or {}).get(model, {})
+                if not isinstance(options, dict):
+                    raise InputError(f"params must hold an object for each model, got {options!r:.80} for {model}")
+                found[model] = {"result": _train(model, options, True), "detail": None}
+            except InputError as error:
+                found[model] = {"result": None, "detail": str(error)}
+        if not any(f["result"] for f in found.values()):
+            raise InputError("; ".join(dict.fromkeys(f["detail"] for f in found.values())))
+        return found
+
+    return await anyio.to_thread.run_sync(work)
+
+
 def refuse(status: int, message: str) -> Callable[[], Any]:
     """A route that says why there is nothing here."""
 
@@ -385,7 +429,8 @@ def install(server: FastAPI, app: Any) -> None:
         ("POST", "/infer/wsi_v2/{model}", refuse(404, "there are no pathology models here")),
         ("POST", "/infer/{model}", infer),
         ("POST", "/batch/infer/{model}", batch_infer),
-        ("POST", "/train/{model}", refuse(404, "there are no trainers in this version")),
+        ("POST", "/train/", train_all),
+        ("POST", "/train/{model}", train),
         ("POST", "/scoring/{method}", refuse(404, "there are no scoring methods")),
         ("PUT", "/datastore/", add_image),
         ("PUT", "/datastore/image", add_image),
@@ -400,8 +445,8 @@ def install(server: FastAPI, app: Any) -> None:
         ("GET", "/datastore/dataset", download_dataset),
         ("PUT", "/session/", create_session),
         ("POST", "/activelearning/{strategy}", next_sample),
-        ("PUT", "/model/{model}", refuse(403, "weights are chosen in the server's config, not uploaded")),
-        ("DELETE", "/model/{model}", refuse(403, "weights are chosen in the server's config, not removed")),
+        ("PUT", "/model/{model}", refuse(403, "models are chosen with `ultrarefiner models use`, not uploaded")),
+        ("DELETE", "/model/{model}", refuse(403, "models are chosen with `ultrarefiner models use`, not removed")),
         ("POST", "/reload", refuse(403, "restart the server instead")),
     ]
     if not app.studies.startswith(("http://", "https://")):

@@ -17,6 +17,7 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from lib.prompts import ALL_FRAMES, clicks_of, frame_of
+from lib.served import Served
 from ultrarefiner_monai.cache import image_key
 from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.data.readers import read_study
@@ -66,14 +67,14 @@ class Outline:
 
 
 class Engine:
-    """What the tasks share: predictor, journal, studies opened and frames answered a moment ago. Thread-safe.
+    """What the tasks share: the served model, journal, studies opened and frames answered a moment ago. Thread-safe.
 
     An answer is a function of image, model and the set of prompts, so it may be kept: a click on one frame of a cine
     does not compute the other frames again, and undo is immediate.
     """
 
-    def __init__(self, predictor: Predictor, config: ServeConfig, work: WorkFolder, journal: JournalQueue):
-        self.predictor, self.config, self.work, self.journal = predictor, config, work, journal
+    def __init__(self, served: Served, config: ServeConfig, work: WorkFolder, journal: JournalQueue):
+        self.served, self.config, self.work, self.journal = served, config, work, journal
         self._lock = threading.Lock()
         self._studies: OrderedDict[str, OpenStudy] = OrderedDict()
         self._results: OrderedDict[tuple, FrameResult] = OrderedDict()
@@ -104,20 +105,22 @@ class Engine:
                 self._studies.popitem(last=False)
         return found
 
-    def answer(self, opened: OpenStudy, k: int, mode: Mode, clicks: Clicks) -> tuple[FrameResult, bool]:
-        """(frame ``k``'s result, whether it was computed now and not remembered)."""
+    def answer(
+        self, predictor: Predictor, opened: OpenStudy, k: int, mode: Mode, clicks: Clicks
+    ) -> tuple[FrameResult, bool]:
+        """(frame ``k``'s result by ``predictor``, whether it was computed now and not remembered)."""
         if mode == "interact" and not clicks:
             mode = "propose"
-        key = (opened.sha256, k, mode, clicks)
+        key = (predictor.system.version, opened.sha256, k, mode, clicks)
         with self._lock:
             if key in self._results:
                 self._results.move_to_end(key)
                 return self._results[key], False
         image = opened.study.frame(k)
         if mode == "interact":
-            proposal = self.predictor.interact(image, clicks)
+            proposal = predictor.interact(image, clicks)
         else:
-            proposal = self.predictor.propose(image) if mode == "propose" else self.predictor.coarse(image)
+            proposal = predictor.propose(image) if mode == "propose" else predictor.coarse(image)
         start = time.perf_counter()
         size = measure(proposal.mask, opened.study.spacing_mm)
         figures = {
@@ -153,9 +156,8 @@ class Engine:
             self._studies.clear()
             self._results.clear()
             self._used = 0
-        if self.predictor.cache is not None:
-            for key in keys:
-                self.predictor.cache.forget(key)
+        for key in keys:
+            self.served.cache.forget(key)
 
 
 class LesionTask(InferTask):
@@ -171,7 +173,7 @@ class LesionTask(InferTask):
         return True
 
     def info(self) -> dict[str, Any]:
-        system = self.engine.predictor.system
+        system = self.engine.served.now().system
         state = "off" if self.mode == "coarse" else "trained" if system.refiner is not None else "untrained"
         return {**super().info(), "version": system.version, "refiner": state, "notice": NOTICE}
 
@@ -201,11 +203,12 @@ class LesionTask(InferTask):
         if extension == ".png" and len(frames) > 1:
             raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
         read = time.perf_counter()
+        predictor = self.engine.served.latest()  # one model for all frames, whatever is chosen meanwhile
         mask = np.zeros(study.shape, np.uint8)
         results: dict[int, FrameResult] = {}
         steps: dict[str, float] = {}
         for k in frames:
-            results[k], fresh = self.engine.answer(opened, k, self.mode, clicks.get(k, Clicks()))
+            results[k], fresh = self.engine.answer(predictor, opened, k, self.mode, clicks.get(k, Clicks()))
             if fresh:
                 _add(steps, results[k].timings)
             mask[k] = unpack_mask(results[k].mask, (study.height, study.width))
