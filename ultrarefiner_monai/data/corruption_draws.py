@@ -160,7 +160,7 @@ def draw_shift(masks: torch.Tensor, shapes: Shapes, hard: torch.Tensor, draws: D
 
 
 def draw_noise(masks: torch.Tensor, shapes: Shapes, hard: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """2 to 20 % of the pixels turned over, in specks of one to three pixels."""
+    """2 to 20 % of the lesion's pixels turned over, fewer further away, in specks of one to three pixels."""
     n, height, width = masks.shape
     block = 1 + int(draws.uniform(1, high=3)[0])
     coarse = draws.uniform(n, -(-height // block), -(-width // block))
@@ -221,7 +221,10 @@ def draw_change(
         if has.any():
             rows = has.nonzero()[:, 0]
             within = edge(labels[rows]) if kind == "sdf_attachments" else labels[rows]
-            place = pick_pixels(within, draws.uniform(len(rows), 3, 2))
+            # Between the pixels, so that no two of them are equally far.
+            place = pick_pixels(within, draws.uniform(len(rows), 3, 2)) + draws.uniform(
+                len(rows), 3, 2, low=-0.5, high=0.5
+            )
             radii = shapes.radius[rows, None] * draws.uniform(len(rows), 1, low=0.2, high=0.6)
             radii = radii * draws.uniform(len(rows), 3, low=0.5) * _few(draws, len(rows), 3)
             distance, sizes = torch.full(labels.shape, torch.inf, device=draws.device), torch.ones_like(some)

@@ -117,7 +117,7 @@ def scatter_noise(
     """Specks: where ``uniform`` (N, H, W) in [0, 1) is below ``share`` (N,) the mask is turned over, the rarer the further
     away from the lesion (``centres`` (N, 2), ``radius`` (N,))."""
     dy, dx = _offsets(centres, (masks.shape[1], masks.shape[2]))
-    far = (dy.square() + dx.square()) / (2 * (1.5 * radius.clamp(min=1)).square())[:, None, None]
+    far = (dy.square() + dx.square()) / (2 * radius.clamp(min=1).square())[:, None, None]
     return masks ^ (uniform < share[:, None, None] * torch.exp(-far))
 
 
