@@ -30,10 +30,10 @@ def binary_entropy(prob: np.ndarray) -> np.ndarray:
     p = np.clip(np.asarray(prob, dtype=np.float64), 1e-12, 1 - 1e-12)
     q = 1 - p
     entropy, other = np.log2(p), np.log2(q)
-    np.multiply(p, entropy, out=entropy)
-    np.multiply(q, other, out=other)
-    np.negative(np.add(entropy, other, out=entropy), out=entropy)
-    return np.clip(entropy, 0.0, 1.0)
+    entropy *= p
+    other *= q
+    entropy += other
+    return np.clip(-entropy, 0.0, 1.0)
 
 
 def outline_band(mask: np.ndarray) -> np.ndarray:
