@@ -1,0 +1,98 @@
+"""torchrun with two gloo processes, through the real command, against one process with twice the batch."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ultrarefiner_monai import checkpoints
+from ultrarefiner_monai.config import TrainConfig, from_dict
+from ultrarefiner_monai.training import phases
+from ultrarefiner_monai.training.run import train
+from ultrarefiner_monai.training.state import load_state
+
+SCRIPT = Path(__file__).with_name("launched.py")
+CONFIG = {
+    "phase": "phase1_coarse",
+    "system": {"coarse": {"image_size": 32}},
+    "data": {"select_share": 0.3, "phantoms": 3},
+    "optimiser": {"name": "adamw", "lr": 1e-3, "accumulate": 2, "clip_norm": 1.0},
+    "epochs": 3,
+    "batch_size": 2,
+    "ema": 0.1,
+    "tracking": "none",
+}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def torchrun(*arguments: str, **variables: str) -> tuple[int, str]:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    process = subprocess.Popen(
+        [*launch, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=500)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, write_clean_folder) -> Path:
+    return write_clean_folder(tmp_path_factory.mktemp("ddp") / "d", 22)
+
+
+@pytest.fixture
+def arguments(data: Path, tmp_path: Path) -> list[str]:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(CONFIG))
+    return ["train", "phase1_coarse", "--config", str(tmp_path / "small.yaml"), "--data", str(data), "--device", "cpu"]
+
+
+def test_two_processes_learn_what_one_learns_from_twice_the_batch(
+    arguments: list[str], data: Path, tmp_path: Path, monkeypatch
+) -> None:
+    code, output = torchrun(*arguments, "--out", str(tmp_path / "two"))
+    assert code == 0, output[-2000:]
+    assert output.count("best epoch") == 1  # one process speaks
+    spec = importlib.util.spec_from_file_location("launched", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    launched = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launched)
+    monkeypatch.setattr(phases, "build_coarse", launched.small)
+    monkeypatch.setattr(checkpoints, "build_coarse", launched.small)
+    train(from_dict(TrainConfig, {**CONFIG, "batch_size": 4}), data, 0, tmp_path / "one", device="cpu")
+
+    one, two = (list(csv.DictReader((tmp_path / n / "history.csv").open())) for n in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        for name in ("loss", "select", "select_loss", "coarse_accuracy", "normal_marked"):
+            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-4), (name, a, b)
+    assert one[0]["loss"] != one[2]["loss"]
+    a, b = (load_state(tmp_path / n / "last.pt") for n in ("one", "two"))
+    assert max((a["average"][k] - v).abs().max().item() for k, v in b["average"].items()) < 1e-5
+    assert max((a["average"][k] - v).abs().max().item() for k, v in a["network"].items()) > 1e-4
+    assert a["schedule"] == b["schedule"] and (tmp_path / "two" / "model.safetensors").is_file()
+    splits = [json.loads((tmp_path / n / "split.json").read_text()) for n in ("one", "two")]
+    assert splits[0] == splits[1]
+
+
+def test_a_nan_in_one_process_ends_all_and_names_its_images(arguments: list[str], tmp_path: Path) -> None:
+    code, output = torchrun(*arguments, "--out", str(tmp_path / "r"), BREAK_RANK="1")
+    assert code != 0
+    assert "error: the loss became nan in epoch 1 on p" in output
+    assert load_state(tmp_path / "r" / "last.pt")["epoch"] == 0
