@@ -134,7 +134,9 @@ def test_coarse_only_is_played_without_the_refiner(refined: Path, folder: Path, 
     system = load_system(refined)
     assert system.refiner is not None
     system.refiner.forward = system.refiner.interactive = system.refiner.embed = None  # type: ignore
+    (tmp_path / "against.csv").write_text("from an earlier evaluation")
     summary = evaluate(Predictor(system), folder, 0, tmp_path, coarse_only=True, robot_clicks=1)
+    assert not (tmp_path / "against.csv").exists() and (tmp_path / "robot.csv").exists()
     assert summary["refiner"] == "off" and summary["robot"]["images"] > 0
     assert "refined_against_coarse" not in summary
 
@@ -162,6 +164,7 @@ def test_settings_can_be_changed_and_runs_compared(refined: Path, folder: Path, 
 
     output = run("a", "--robot", "--clicks", "2", "--set", "post.min_area=0", "--against", str(refined))
     assert "NoC@85 (IoU)" in output and "refined against coarse" in output and "against.csv" in output
+    assert "4 of 4 images" in output and " 0 s left" in output
     run("b", "--set", "safety.enabled=false", "--set", "post.threshold=0.3")
     runs = [f"first={tmp_path / 'a'}", str(tmp_path / "b")]
     result = CliRunner().invoke(cli.app, ["compare", *runs, "--out", str(tmp_path / "t" / "c.csv")])

@@ -28,6 +28,14 @@ from ultrarefiner_monai.sheets import write_curves, write_overlays
 from ultrarefiner_monai.types import NOTICE, InputError
 
 log = logging.getLogger(__name__)
+WRITTEN = (
+    "metrics.csv",
+    "overlays",
+    "against.csv",
+    "robot.csv",
+    "against_robot.csv",
+    "robot.png",
+)  # beside the summary
 PLAY_CACHE = 64 * 2**20  # bytes; the image that is being played is all that has to be kept
 
 
@@ -246,6 +254,9 @@ def _paired(before: Sequence[Case], after: Sequence[Case]) -> dict[str, Any]:
 
 
 def _write(out: Path, cases: Sequence[Case], others: Sequence[Case] | None) -> None:
+    # What an earlier evaluation left here and this one does not make would be taken for its own.
+    for old in (*(out / name for name in WRITTEN if name != "overlays"), *(out / "overlays").glob("*.png")):
+        old.unlink(missing_ok=True)
     write_rows(out / "metrics.csv", [c.row() for c in cases])
     write_overlays(cases, out / "overlays")
     if others is not None:

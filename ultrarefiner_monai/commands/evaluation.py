@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,10 +39,10 @@ def evaluate(
 ) -> None:
     """Figures of a checkpoint on one fold, per image and in sum, with pictures of the best, median and worst."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
     from ultrarefiner_monai.checkpoints import with_options
     from ultrarefiner_monai.config import ConfigError
+    from ultrarefiner_monai.evaluation import WRITTEN
     from ultrarefiner_monai.evaluation import evaluate as run
 
     if task not in ("ultrarefiner", "transunet"):
@@ -49,33 +51,21 @@ def evaluate(
     if option:
         predictor = type(predictor)(with_options(predictor.system, overrides(option)), device=predictor.device)
     other = None if against is None else build_predictor(against, refiner, device)
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        "images,",
-        TimeElapsedColumn(),
-        "gone,",
-        TimeRemainingColumn(),
-        "left",
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task("images", total=None)
+    with _progress() as progress:
         summary = run(
             predictor,
             data,
             fold,
             out,
             coarse_only=task == "transunet",
-            progress=lambda k, n: bar.update(row, completed=k, total=n),
+            progress=progress,
             robot_clicks=clicks if robot else 0,
             against=other,
         )
     console = Console()
     for table in _tables(summary):
         console.print(table)
-    names = ("summary.json", "metrics.csv", "overlays", "against.csv", "robot.csv", "against_robot.csv", "robot.png")
-    asked = names[:3] + names[3:4] * (other is not None) + names[4:] * robot
-    typer.echo(", ".join(str(out / name) for name in asked if (out / name).exists()))
+    typer.echo(", ".join(str(out / name) for name in ("summary.json", *WRITTEN) if (out / name).exists()))
 
 
 @app.command()
@@ -94,6 +84,37 @@ def compare(
     write_rows(out, rows)
     Console().print(_runs_table(rows))
     typer.echo(str(out))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left; where nobody watches (a log file) a line for every tenth of the images."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        start = time.monotonic()
+
+        def say(k: int, n: int) -> None:
+            if k == n or k * 10 // n > (k - 1) * 10 // n:
+                seconds = time.monotonic() - start
+                typer.echo(f"{k} of {n} images, {seconds:.0f} s, {seconds / k * (n - k):.0f} s left", err=True)
+
+        yield say
+        return
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        "images,",
+        TimeElapsedColumn(),
+        "gone,",
+        TimeRemainingColumn(),
+        "left",
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        row = bar.add_task("images", total=None)
+        yield lambda k, n: bar.update(row, completed=k, total=n)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
