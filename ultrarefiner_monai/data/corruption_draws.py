@@ -189,6 +189,11 @@ TWELVE: dict[str, Draw] = {
 # --- in the signed-distance domain ------------------------------------------------------------------------------------
 
 
+def growth_room(shapes: Shapes) -> torch.Tensor:
+    """(N,) long: how far around a lesion the changes reach. A Dice of .6 takes growth by about half a radius."""
+    return (0.85 * shapes.radius).ceil().long() + 4
+
+
 def draw_change(
     names: list[str], labels: torch.Tensor, shapes: Shapes, correlation: tuple[float, float], draws: Draws
 ) -> Change:
@@ -200,7 +205,7 @@ def draw_change(
     n, size = len(labels), (labels.shape[1], labels.shape[2])
     low, high = (math.log(c) for c in correlation)
     length = shapes.radius * torch.exp(draws.uniform(n, low=low, high=high)) * (1 - 0.3 * shapes.severity)
-    field = draws.field(size, length.clamp(min=2))
+    field = draws.field(size, length.clamp(min=3))
     outwards = torch.where(draws.happens(0.5, n).to(draws.device), 1.0, -1.0)
     some, little = draws.uniform(n), draws.uniform(n, low=0.15, high=0.5)
 
@@ -211,7 +216,7 @@ def draw_change(
     one = torch.ones_like(some)
     offset = by_kind(outwards, 0.3 * outwards * some, -0.3 * some, 0.3 * some) * shapes.radius
     spread = by_kind(little, one, little, little) * shapes.radius
-    change = Change(signed_distance(labels), offset[:, None, None] + spread[:, None, None] * field)
+    change = Change(signed_distance(labels, growth_room(shapes)), offset[:, None, None] + spread[:, None, None] * field)
     parts: dict[str, torch.Tensor] = {}
     for kind, name, name_of_size in (
         ("sdf_holes", "holes", "hole_size"),

@@ -16,42 +16,49 @@ from scipy import ndimage
 # --- distance ---------------------------------------------------------------------------------------------------------
 
 
-def signed_distance(masks: torch.Tensor) -> torch.Tensor:
+def signed_distance(masks: torch.Tensor, reach: torch.Tensor | None = None) -> torch.Tensor:
     """(N, H, W) bool -> (N, H, W) float32 pixels: Euclidean distance to the outline, positive inside, never 0.
 
     The outline runs between pixel centres, so the first pixels inside and outside stand at +.5 and -.5. Only the frame's
-    own pixels count: an empty mask is -(H + W) everywhere, a full one H + W. Exact, on the CPU and on a GPU.
+    own pixels count: an empty mask is -(H + W) everywhere, a full one H + W. Exact, on the CPU and on a GPU, save with
+    ``reach`` (N,) pixels: on a CPU, further than that from the lesion's box the distance goes on by one per pixel and axis.
     """
     if masks.ndim != 3 or masks.dtype != torch.bool:
         raise ValueError(f"signed_distance expects (N, H, W) bool, got {tuple(masks.shape)} {masks.dtype}")
+    far = masks.shape[1] + masks.shape[2]
     if masks.device.type == "cpu":
-        if not len(masks):
-            return masks.float()
-        return torch.stack([torch.from_numpy(_distance_numpy(mask)) for mask in masks.numpy()])
-    far = float(masks.shape[1] + masks.shape[2])
-    outside, inside = _distance_to(masks, far), _distance_to(~masks, far)
+        out = masks.new_empty(masks.shape, dtype=torch.float32)
+        limits = [far] * len(masks) if reach is None else [int(r) for r in reach]
+        for mask, limit, row in zip(masks.numpy(), limits, out.numpy()):
+            _distance_numpy(mask, limit, row)
+        return out
+    outside, inside = _distance_to(masks, float(far)), _distance_to(~masks, float(far))
     distance = torch.where(masks, inside - 0.5, 0.5 - outside).clamp(-far, far)
     distance[~masks.flatten(1).any(1)] = -far
     distance[masks.flatten(1).all(1)] = far
     return distance
 
 
-def _distance_numpy(mask: np.ndarray) -> np.ndarray:
+def _distance_numpy(mask: np.ndarray, reach: int, out: np.ndarray) -> None:
+    """One (H, W) bool mask's signed distance, written into ``out``."""
     height, width = mask.shape
-    far = np.float32(height + width)
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
-        return np.full(mask.shape, -far, np.float32)
-    out = 0.5 - _nearest_zero(~mask)
+        out[:] = -(height + width)
+        return
+    y0, y1 = max(rows[0] - reach, 0), min(rows[-1] + 1 + reach, height)
+    x0, x1 = max(columns[0] - reach, 0), min(columns[-1] + 1 + reach, width)
+    out[y0:y1, x0:x1] = 0.5 - _nearest_zero(~mask[y0:y1, x0:x1])
     # The background pixel next to a lesion's pixel is never further away than the ring around its box.
-    box = np.s_[
-        max(rows[0] - 1, 0) : rows[-1] + 2,
-        max(columns[0] - 1, 0) : columns[-1] + 2,
-    ]
+    box = np.s_[max(rows[0] - 1, 0) : rows[-1] + 2, max(columns[0] - 1, 0) : columns[-1] + 2]
     inner = mask[box]
-    inside = np.full(inner.shape, far, np.float32) if inner.all() else _nearest_zero(inner) - np.float32(0.5)
+    inside = np.full(inner.shape, height + width, np.float32) if inner.all() else _nearest_zero(inner) - np.float32(0.5)
     np.copyto(out[box], inside, where=inner)
-    return out
+    # Beyond the window: columns to the left and right of it, then all rows above and below.
+    out[y0:y1, :x0] = out[y0:y1, x0, None] - np.arange(x0, 0, -1, dtype=np.float32)
+    out[y0:y1, x1:] = out[y0:y1, x1 - 1, None] - np.arange(1, width - x1 + 1, dtype=np.float32)
+    out[:y0] = out[y0] - np.arange(y0, 0, -1, dtype=np.float32)[:, None]
+    out[y1:] = out[y1 - 1] - np.arange(1, height - y1 + 1, dtype=np.float32)[:, None]
 
 
 def _nearest_zero(mask: np.ndarray) -> np.ndarray:
@@ -249,10 +256,9 @@ def measure(masks: torch.Tensor) -> Shapes:
 
 
 def _perimeter(masks: torch.Tensor) -> torch.Tensor:
-    """(N,) length of the outline by counting crossings along four directions (Cauchy-Crofton)."""
-    m = torch.nn.functional.pad(masks, (1, 1, 1, 1))
-    straight = count_set(m[:, 1:] ^ m[:, :-1]) + count_set(m[:, :, 1:] ^ m[:, :, :-1])
-    slanted = count_set(m[:, 1:, 1:] ^ m[:, :-1, :-1]) + count_set(m[:, 1:, :-1] ^ m[:, :-1, 1:])
+    """(N,) length of the outline within the frame by counting crossings along four directions (Cauchy-Crofton)."""
+    straight = count_set(masks[:, 1:] ^ masks[:, :-1]) + count_set(masks[:, :, 1:] ^ masks[:, :, :-1])
+    slanted = count_set(masks[:, 1:, 1:] ^ masks[:, :-1, :-1]) + count_set(masks[:, 1:, :-1] ^ masks[:, :-1, 1:])
     return math.pi / 8 * (straight + slanted / math.sqrt(2))
 
 

@@ -15,7 +15,7 @@ from ultrarefiner_monai.data.corruption_fields import count_set, dice
 
 TOP_STRENGTH = 6.0
 # The first estimate looks at every k-th pixel only, as long as about so many pixels of the lesion are seen.
-LATTICE_PIXELS = 700
+LATTICE_PIXELS = 350
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,11 @@ def level_for_dice(
     seen = change.every(k) if k > 1 else change
     level = change.level(strength_from_table(seen, labels[:, ::k, ::k], aim))
     got = dice(level > 0, labels)
-    for version in (change, change.inwards(), change.outwards()):
+    for version in (lambda part: part, Change.inwards, Change.outwards):
         rows = (_miss(got, band) > 0).nonzero()[:, 0]
         if not len(rows):
             break
-        part = version.pick(rows)
+        part = version(change.pick(rows))
         for strength in strength_for_dice(part, labels[rows], aim[rows]):
             other = part.level(strength)
             reached = dice(other > 0, labels[rows])

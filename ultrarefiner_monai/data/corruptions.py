@@ -21,6 +21,7 @@ from ultrarefiner_monai.data.corruption_draws import (
     TWELVE,
     Draws,
     draw_change,
+    growth_room,
 )
 from ultrarefiner_monai.data.corruption_fields import Shapes, dice, measure, signed_distance
 from ultrarefiner_monai.data.corruption_kinds import roughen, soften
@@ -193,9 +194,9 @@ class Corruptor:
         _still_at_the_seam(change.drift, change.lumps, origin, crop, size)
         level, got = level_for_dice(change, crops, band, aim)
         gentle = _gentle(torch.minimum(temperature, change.sdf.flatten(1).amax(1) / 2), level)
-        prob = torch.where(soft[:, None, None], soften(_uncut(level, origin, size), gentle), 0)
-        for i in (~soft).nonzero()[:, 0].tolist():
-            prob[i] = (_uncut(level[i : i + 1], origin[i : i + 1], size)[0] > 0).float()
+        level = _uncut(level, origin, size)
+        prob = soften(level, gentle)
+        prob[~soft] = (level[~soft] > 0).float()
         return prob, got
 
     def _temperature(self, n: int, scale: float, draws: Draws) -> torch.Tensor:
@@ -241,7 +242,7 @@ def _crop_windows(shapes: Shapes, size: tuple[int, int], whole: bool) -> tuple[t
     n = len(shapes.area)
     if whole:
         return torch.zeros(n, 2, dtype=torch.long), size
-    margin = shapes.radius.ceil().long() + 5
+    margin = growth_room(shapes)
     first, last = shapes.box[:, :2] - margin[:, None], shapes.box[:, 2:] + margin[:, None] + 1
     crop = tuple(int(min(side, int((last - first)[:, axis].max()))) for axis, side in enumerate(size))
     room = torch.tensor([size[0] - crop[0], size[1] - crop[1]])
