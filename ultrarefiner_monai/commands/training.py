@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +47,8 @@ def train(
             typer.echo(train_all(stages, data, fold, out, resume, device))
         else:
             best = run(stages[0][1], data, fold, out, resume, device)
-            typer.echo(f"{out / 'model.safetensors'} (epoch {best.epoch}, selection figure {best.score:.4f})")
+            if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+                typer.echo(f"{out / 'model.safetensors'} (epoch {best.epoch}, selection figure {best.score:.4f})")
     except TrainingError as error:
         raise InputError(str(error)) from error
     except KeyboardInterrupt:

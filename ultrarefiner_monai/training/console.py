@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.rule import Rule
 from rich.table import Table
-from rich.text import Text
 
 from ultrarefiner_monai.config import TrainConfig, to_dict
 from ultrarefiner_monai.files import replacing
@@ -52,8 +51,9 @@ class EpochTable:
         self.rows.append({"epoch": str(epoch), **numbers, "seconds": f"{seconds:.1f}"})
         self._write()
         left = self.seconds / self._here() * (self.epochs - epoch)
-        self.console.print(Rule(f"EPOCH {epoch}/{self.epochs}", style="dim"))
-        self.console.print(epoch_table(train, select, is_best))
+        title = f"EPOCH {epoch}/{self.epochs}" + ("  [bold green]★ BEST[/]" if is_best else "")
+        self.console.print(Rule(title, style="dim"))
+        self.console.print(epoch_table(train, select))
         rest = {f"train {k}": v for k, v in train.items() if _metric(k) is None}
         rest |= {k: v for k, v in select.items() if _metric(k) is None}
         facts = [f"{k} {v:.4f}" for k, v in rest.items()] + [f"lr {lr:.2e}", f"{seconds:.0f} s"]
@@ -84,27 +84,25 @@ class EpochTable:
             self.console.print(f"best epoch {best['epoch']}: selection figure {best['select']}", highlight=False)
 
 
-def epoch_table(train: Mapping[str, float], select: Mapping[str, float], is_best: bool) -> Table:
+def epoch_table(train: Mapping[str, float], select: Mapping[str, float]) -> Table:
     """Dice, IoU, precision, recall, accuracy and loss of both parts, a row for each network that has figures."""
-    table = Table(show_edge=False, pad_edge=False, title_justify="left")
+    table = Table(show_edge=False, pad_edge=False)
     table.add_column("")
     for title in METRICS.values():
         table.add_column(title, justify="right")
     for part, figures in (("train", train), ("validation", select)):
         names = {who for who, _ in filter(None, map(_metric, figures))}
-        named = sorted(names - {""}) or [""]
-        for who in named:
+        for who in sorted(names - {""}) or [""]:
             cells = [figures.get(f"{who}_{m}" if who else m, figures.get(m, math.nan)) for m in METRICS]
-            mark = "  ★ BEST" if is_best and part == "validation" else ""
-            title = Text(f"{part} {who}".strip()).append(mark, style="bold green")
-            table.add_row(title, *(Text("–" if math.isnan(v) else f"{v:.4f}") for v in cells))
+            table.add_row(f"{part} {who}".strip(), *("–" if math.isnan(v) else f"{v:.4f}" for v in cells))
     return table
 
 
 def _metric(figure: str) -> tuple[str, str] | None:
-    """coarse_dice -> (coarse, dice), loss -> ("", loss); None for what has no column, such as select or loss_ce."""
+    """coarse_dice -> (coarse, dice), loss -> ("", loss); None for what has no column, such as select or loss_iou."""
     who, _, metric = figure.rpartition("_")
-    return (who, metric) if metric in METRICS and (metric != "loss" or not who) else None
+    known = metric in METRICS and who != "loss" and (metric != "loss" or not who)
+    return (who, metric) if known else None
 
 
 def _span(seconds: float) -> str:
