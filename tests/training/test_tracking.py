@@ -20,14 +20,26 @@ CONFIG = TrainConfig(tracking="both")
 
 def test_an_epoch_is_a_table_with_the_best_marked(tmp_path: Path, capsys) -> None:
     table = EpochTable(tmp_path / "history.csv", epochs=3)
-    table.add(1, {"loss": 0.5, "loss_iou": 0.1}, {"select": 0.7, "coarse_dice": 0.71, "refined_iou": 0.62}, 1e-3, True)
-    table.add(2, {"loss": 0.4, "loss_iou": 0.1}, {"select": 0.6, "coarse_dice": 0.61, "refined_iou": 0.52}, 1e-3, False)
+    table.add(
+        1,
+        {"loss": 0.5, "loss_iou": 0.1, "iou": 0.3},
+        {"select": 0.7, "coarse_dice": 0.71, "refined_iou": 0.62},
+        1e-3,
+        True,
+    )
+    table.add(
+        2,
+        {"loss": 0.4, "loss_iou": 0.1, "iou": 0.3},
+        {"select": 0.6, "coarse_dice": 0.61, "refined_iou": 0.52},
+        1e-3,
+        False,
+    )
     first, second = capsys.readouterr().out.split("EPOCH 2/3")
     assert "EPOCH 1/3  ★ BEST" in first and "BEST" not in second and "left" in first
     lines = [line for line in first.splitlines() if line.startswith(("train", "validation"))]
     assert [line.split()[:2] for line in lines[1:3]] == [["validation", "coarse"], ["validation", "refined"]]
     assert "0.5000" in lines[0] and "0.7100" in lines[1] and "0.6200" in lines[2]
-    assert "loss_iou 0.1000" in first and "select 0.7000" in first
+    assert "loss_iou 0.1000 · train iou 0.3000" in first and "select 0.7000" in first
     header, row, _ = (tmp_path / "history.csv").read_text().splitlines()
     assert dict(zip(header.split(","), row.split(",")))["train_loss_iou"] == "0.1"
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from ultrarefiner_monai.config import TrainConfig, to_dict
 from ultrarefiner_monai.files import replacing
 
-# The columns of an epoch's table. A figure is one of these, alone or after a name: dice, coarse_dice, refined_dice.
+# The columns of an epoch's table: the loss, and after a name the others (coarse_dice, refined_dice).
 METRICS = {
     "dice": "Dice",
     "iou": "IoU",
@@ -99,10 +99,11 @@ def epoch_table(train: Mapping[str, float], select: Mapping[str, float]) -> Tabl
 
 
 def _metric(figure: str) -> tuple[str, str] | None:
-    """coarse_dice -> (coarse, dice), loss -> ("", loss); None for what has no column, such as select or loss_iou."""
+    """coarse_dice -> (coarse, dice), loss -> ("", loss); None for what has no column: select, or a part of the loss."""
     who, _, metric = figure.rpartition("_")
-    known = metric in METRICS and who != "loss" and (metric != "loss" or not who)
-    return (who, metric) if known else None
+    if figure == "loss":
+        return "", "loss"
+    return (who, metric) if who not in ("", "loss") and metric in METRICS and metric != "loss" else None
 
 
 def _span(seconds: float) -> str:
