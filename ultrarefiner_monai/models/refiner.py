@@ -17,6 +17,9 @@ from ultrarefiner_monai.models.roi import Roi, find_roi
 from ultrarefiner_monai.models.sam import decode, encode
 from ultrarefiner_monai.types import Prompts, RefinerOutput
 
+# Beyond what a mask prompt itself says ((2 p - 1) * 10), so that a click is told from a sure mask.
+DISC = 15.0
+
 
 class _Frame(NamedTuple):
     """What the decoder works on: the sam frame itself, or (with ``roi``) the square cut out of it."""
@@ -85,7 +88,7 @@ class Refiner(nn.Module):
         frame = self._frame(image_embedding, coarse_prob, prompts, image, valid_hw)
         given = self._prompts(frame, prompts)
         first = self._decode(frame, given)
-        second = self._decode(frame, replace(given, mask_logits=first.mixed))
+        second = self._decode(frame, self._with_discs(replace(given, mask_logits=first.mixed)))
         return self._output(frame, second, coarse_prob)
 
     def final_prob(self, coarse_prob: torch.Tensor, refined_prob: torch.Tensor) -> torch.Tensor:
@@ -127,7 +130,13 @@ class Refiner(nn.Module):
             only_mask = replace(self.config.prompts, point=False, box="none", negative="none")
             derived = derive_prompts(frame.coarse_prob, only_mask, mask_side, frame.valid_hw)
             user = replace(user, mask_logits=derived.mask_logits)
-        return user
+        return self._with_discs(user)
+
+    def _with_discs(self, user: Prompts) -> Prompts:
+        radius = self.config.prompts.click_disc
+        if not radius or user.points_xy is None or user.mask_logits is None:
+            return user
+        return replace(user, mask_logits=draw_discs(user, radius, self.image_size))
 
     def _decode(self, frame: _Frame, prompts: Prompts) -> _Decoded:
         mask_logits, iou_pred = decode(self.sam, frame.embedding, prompts)
@@ -183,6 +192,25 @@ def canonical(prompts: Prompts) -> Prompts:
         points_xy=torch.where(real[..., None], points, 0.0),
         point_labels=torch.where(real, labels_out, -1),
     )
+
+
+def draw_discs(prompts: Prompts, radius: float, side: int) -> torch.Tensor:
+    """mask_logits (B, 1, M, M) with a disc of +DISC at each foreground point and -DISC at each background one.
+
+    radius: as a share of the frame. side: S of the points' frame. Where discs overlap the nearest point has its way, and
+    of two equally near ones the foreground: the order of the points does not matter.
+    """
+    logits, points, labels = prompts.mask_logits, prompts.points_xy, prompts.point_labels
+    assert logits is not None and points is not None and labels is not None
+    m = logits.shape[-1]
+    grid = (torch.arange(m, device=logits.device, dtype=logits.dtype) + 0.5) * (side / m) - 0.5
+    dy = (grid[None, None, :] - points[..., 1:2]).square()  # (B, N, M)
+    dx = (grid[None, None, :] - points[..., 0:1]).square()
+    distance = dy[..., :, None] + dx[..., None, :]  # (B, N, M, M), squared
+    near = [torch.where((labels == k)[..., None, None], distance, torch.inf).amin(dim=1) for k in (1, 0)]
+    inside = torch.minimum(near[0], near[1]) <= (radius * side) ** 2
+    value = torch.where(near[0] <= near[1], DISC, -DISC)
+    return torch.where(inside[:, None], value[:, None].to(logits.dtype), logits)
 
 
 class Gate(nn.Module):

@@ -1,0 +1,374 @@
+"""Phases 2 and 3 on tiny networks: what is learned, what stays, what is kept, and what a user would do."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ultrarefiner_monai.checkpoints import load_system, read_checkpoint
+from ultrarefiner_monai.config import (
+    CoarseConfig,
+    DataConfig,
+    JointConfig,
+    OptimiserConfig,
+    RefineConfig,
+    SamConfig,
+    SystemConfig,
+    TrainConfig,
+)
+from ultrarefiner_monai.data.refining import COARSE_IMAGE, FEATURES, RefineDataset, RefineSample
+from ultrarefiner_monai.data.transforms import IMAGE, LABEL, augmentation
+from ultrarefiner_monai.losses import RefinerLoss, change_penalty, iou_loss, overlap, soft_dice_loss
+from ultrarefiner_monai.models.lite import LiteSamEncoder
+from ultrarefiner_monai.models.refiner import Refiner
+from ultrarefiner_monai.models.sam import build_sam, encode
+from ultrarefiner_monai.training.features import FeatureKeeper, to_embedding
+from ultrarefiner_monai.training.joint import JointPhase, _scaled_gradient
+from ultrarefiner_monai.training.loaders import build_loaders, read_proposal
+from ultrarefiner_monai.training.nested import nested_proposals, parts_of
+from ultrarefiner_monai.training.phases import build_phase
+from ultrarefiner_monai.training.run import train
+from ultrarefiner_monai.training.simulate import as_prompts, draw_counts, simulate, worst_clicks
+from ultrarefiner_monai.types import InputError
+
+COARSE = CoarseConfig(
+    arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)
+)
+VIT = SamConfig(arch="compact", image_size=64, embed_dim=16, depth=1, num_heads=2, global_attn_indexes=(0,))
+LITE = SamConfig(arch="compact", encoder="lite0", image_size=64)
+ADAM = OptimiserConfig(name="adamw", lr=1e-3, schedule="constant")
+PHASE1 = TrainConfig(
+    system=SystemConfig(coarse=COARSE), data=DataConfig(select_share=0.3), optimiser=ADAM, epochs=1, batch_size=4,
+    tracking="none",
+)  # fmt: skip
+
+
+def phase2(init: Path, sam: SamConfig = VIT, **refine) -> TrainConfig:
+    return replace(
+        PHASE1,
+        phase="phase2_refiner",
+        system=SystemConfig(coarse=COARSE, sam=sam),
+        data=DataConfig(select_share=0.3, augment="standard"),
+        refine=RefineConfig(**{"max_clicks": 2, **refine}),
+        init=str(init),
+        epochs=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_clean_folder) -> Path:
+    return write_clean_folder(tmp_path_factory.mktemp("clean") / "d", 16)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory, folder: Path) -> Path:
+    out = tmp_path_factory.mktemp("first") / "r"
+    train(PHASE1, folder, 0, out, device="cpu")
+    return out / "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory, folder: Path, first: Path) -> Path:
+    out = tmp_path_factory.mktemp("second") / "r"
+    config = phase2(first, LITE, train=("neck", "prompt_encoder", "mask_decoder"), sam_init="stem", variants=2)
+    train(config, folder, 0, out, device="cpu")
+    return out
+
+
+# --- the runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_phase_2_trains_its_parts_and_leaves_the_others(first: Path, second: Path) -> None:
+    before, after = read_checkpoint(first), read_checkpoint(second / "best.safetensors")
+    for key, value in before.part("coarse").items():
+        assert torch.equal(value.float(), after.part("coarse")[key].float()), key
+    stem = {k: v for k, v in before.part("coarse").items() if k.startswith("stem.blocks.0")}
+    assert stem and all(
+        torch.equal(v.float(), after.tensors[f"sam.image_encoder.{k}"].float()) for k, v in stem.items()
+    )
+    fresh = build_sam(LITE).state_dict()
+    norm = "mask_decoder.transformer.norm_final_attn.weight"
+    assert not torch.equal(after.part("sam")[norm], fresh[norm])
+    assert after.config.sam == LITE and after.config.post == before.config.post
+    rows = list(csv.DictReader((second / "history.csv").open()))
+    assert {"refined_dice", "dice_1_click", "dice_3_clicks", "coarse_dice"} <= set(rows[0])
+    system = load_system(second / "model.safetensors")
+    assert system.refiner is not None
+
+
+@pytest.mark.parametrize("sam, extra", [(VIT, {}), (VIT, {"train": ("encoder", "mask_decoder"), "cache": "off"})])
+def test_a_resumed_phase_2_is_an_uninterrupted_one(folder: Path, first: Path, tmp_path: Path, sam, extra) -> None:
+    config = phase2(first, sam, variants=2, curriculum=True, **extra)
+    train(config, folder, 0, tmp_path / "whole")
+    train(replace(config, epochs=1, refine=config.refine), folder, 0, tmp_path / "cut")
+    # The curriculum's pace comes from ``epochs``; both runs are still in its first half in epoch 1.
+    train(config, folder, 0, tmp_path / "cut", resume=True)
+    whole, cut = (read_checkpoint(tmp_path / n / "best.safetensors").tensors for n in ("whole", "cut"))
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+
+
+def test_phase_3_trains_both_and_reports_before_and_after(folder: Path, second: Path, tmp_path: Path) -> None:
+    config = phase2(second / "model.safetensors", LITE, train=("neck", "prompt_encoder", "mask_decoder"))
+    config = replace(config, phase="phase3_joint", joint=JointConfig(freeze_refiner_epochs=1), epochs=2)
+    train(config, folder, 0, tmp_path / "j")
+    before, after = read_checkpoint(second / "model.safetensors"), read_checkpoint(tmp_path / "j" / "best.safetensors")
+    assert any(not torch.equal(v.float(), after.part("coarse")[k].float()) for k, v in before.part("coarse").items())
+    assert {"coarse_dice", "refined_dice"} <= set(after.meta["before"])
+    assert {"coarse_dice", "refined_dice"} <= set(after.meta["selection"])
+
+
+def test_phase_2_learns_one_batch(folder: Path, first: Path, tmp_path: Path) -> None:
+    config = phase2(first, LITE, train=("neck", "prompt_encoder", "mask_decoder"), sam_init="stem", click_share=0.5)
+    phase = build_phase(config)
+    split = _split(folder)
+    training, _ = build_loaders(config, split, phase, tmp_path)
+    batch = next(iter(training))
+    optimiser = torch.optim.AdamW(phase.parameter_groups())
+    losses = []
+    for step in range(14):
+        torch.manual_seed(step % 2)
+        loss = phase.losses(phase.network, batch)["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert sum(losses[-2:]) < 0.8 * sum(losses[:2])
+
+
+def _split(folder: Path):
+    from ultrarefiner_monai.data.datalist import read_index, split_fold
+
+    return split_fold(read_index(folder), 0, 0.3, 0)
+
+
+def test_wrong_starts_are_refused_with_what_to_do(folder: Path, first: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="init must be the .safetensors of phase1_coarse"):
+        build_phase(replace(phase2(first), init="none"))
+    other = replace(COARSE, hidden_size=32)
+    with pytest.raises(InputError, match="hidden_size: 16 there, 32 here"):
+        build_phase(replace(phase2(first), system=SystemConfig(coarse=other, sam=VIT)))
+    with pytest.raises(InputError, match="neck is the compact preset's"):
+        build_phase(phase2(first, VIT, train=("neck",)))
+    with pytest.raises(InputError, match="of the same stem"):
+        build_phase(phase2(first, VIT, sam_init="stem"))
+    (tmp_path / "p").mkdir()
+    config = phase2(first, proposals=str(tmp_path / "p"))
+    with pytest.raises(InputError, match="holds no prediction"):
+        build_loaders(config, _split(folder), build_phase(config), tmp_path)
+
+
+# --- kept features ------------------------------------------------------------------------------------------------------
+
+
+def test_kept_features_give_the_embedding_and_new_weights_make_them_void(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for sam_config, train_parts in ((VIT, ("mask_decoder",)), (LITE, ("neck",)), (LITE, ("mask_decoder",))):
+        sam = build_sam(sam_config)
+        image, calls = torch.rand(1, 1, 64, 64), []
+
+        def make(image=image, calls=calls) -> torch.Tensor:
+            calls.append(1)
+            return image
+
+        keeper = FeatureKeeper(sam.image_encoder, train_parts, 2**24)
+        for _ in range(2):
+            features = [f[None].float() for f in keeper("0123456789abcdef", make)]
+        assert len(calls) == 1
+        got = to_embedding(sam.image_encoder, features)
+        assert torch.allclose(got, encode(sam, image), atol=5e-2)
+        frozen = sam.image_encoder.stem if "neck" in train_parts else sam.image_encoder
+        with torch.no_grad():
+            next(iter(frozen.parameters())).add_(0.1)
+        assert FeatureKeeper(sam.image_encoder, train_parts, 2**24).version != keeper.version
+
+
+def test_variants_are_fixed_and_the_first_is_the_image_itself() -> None:
+    rng = np.random.default_rng(0)
+    label = np.zeros((30, 50), np.uint8)
+    label[5:20, 10:30] = 1
+    sample = RefineSample("a", rng.random((30, 50), dtype=np.float32), label, proposal=label.astype(np.float32))
+    make = {"size": 64, "seed": 3, "augment": augmentation("strong", 64, soft_label=True), "variants": 3}
+    one, two = (RefineDataset([sample], coarse_size=32, **make) for _ in range(2))
+    seen = set()
+    for epoch in range(12):
+        one.set_epoch(epoch)
+        two.set_epoch(epoch)
+        a, b = one[0], two[0]
+        assert all(torch.equal(a[k], b[k]) for k in (IMAGE, LABEL, COARSE_IMAGE))
+        # The proposal, which is the label here, went the label's way.
+        assert torch.equal(a[LABEL], a["proposal"])
+        seen.add(a[IMAGE].numpy().tobytes())
+        if one._variant(0) == 0:
+            assert tuple(a["valid_hw"]) == (38, 64) and a[LABEL].max() == 1
+    assert len(seen) == 3
+    plain = RefineDataset([sample], size=64, seed=3)[0]
+    assert FEATURES not in plain and plain["has_proposal"] == 1
+
+
+def test_a_label_of_another_size_is_refused() -> None:
+    sample = RefineSample("a", np.zeros((20, 20), np.float32), np.zeros((20, 21), np.uint8))
+    with pytest.raises(InputError, match="its label is"):
+        RefineDataset([sample], 32, 0)[0]
+
+
+def test_nested_proposals_never_come_from_a_network_that_saw_the_image(folder: Path, tmp_path: Path) -> None:
+    count = nested_proposals(PHASE1, folder, 0, tmp_path / "p", parts=2)
+    split = _split(folder)
+    assert count == len(split.train)
+    import json
+
+    for k, piece in enumerate(parts_of(split.train, 2, 0)):
+        used = set(json.loads((tmp_path / "p" / f"part{k}" / "split.json").read_text())["train"])
+        assert not used & {i.id for i in piece} and not used & {i.id for i in (*split.report, *split.select)}
+        assert not {i.group for i in piece} & {i.group for i in split.train if i.id in used}
+    prob = read_proposal(tmp_path / "p", split.train[0].id)
+    assert prob is not None and prob.ndim == 2 and 0 <= prob.min() <= prob.max() <= 1
+    stamp = (tmp_path / "p" / "part0" / "last.pt").stat().st_mtime_ns
+    assert nested_proposals(PHASE1, folder, 0, tmp_path / "p", parts=2) == count
+    assert (tmp_path / "p" / "part0" / "last.pt").stat().st_mtime_ns == stamp  # nothing was trained again
+
+
+# --- gradients ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("box, negative, mask", [("none", "none", "none"), ("moments", "none", "none"), ("none", "none", "direct")])  # fmt: skip
+def test_the_refined_loss_reaches_the_coarse_prob_as_finite_differences_say(box: str, negative: str, mask: str) -> None:
+    """Through the point alone, box and point, mask and point: the directional derivative of the refined loss."""
+    from ultrarefiner_monai.config import PromptConfig
+
+    torch.manual_seed(0)
+    prompts = PromptConfig(box=box, negative=negative, mask=mask)  # type: ignore[arg-type]
+    config = SystemConfig(coarse=COARSE, sam=VIT, prompts=prompts)
+    refiner = Refiner(build_sam(VIT), config).requires_grad_(False)
+    rows, columns = np.ogrid[:64, :64]
+    blob = 1 / (1 + np.exp((np.hypot(rows - 30, columns - 34) - 14) / 4))
+    prob = torch.tensor(blob, dtype=torch.float32)[None, None].requires_grad_(True)
+    embedding = torch.randn(1, 256, 4, 4)
+    label = torch.tensor(np.hypot(rows - 26, columns - 30) < 12).float()[None, None]
+
+    def loss(p: torch.Tensor) -> torch.Tensor:
+        logits = refiner(embedding, p).refined_logits
+        return RefinerLoss(0.0)(torch.nn.functional.interpolate(logits, size=64, mode="bilinear"), label)
+
+    (grad,) = torch.autograd.grad(loss(prob), prob)
+    assert torch.isfinite(grad).all() and grad.abs().sum() > 0
+    direction = grad / grad.norm() * (prob.detach() > 0.35)  # away from the floor's kink
+    step = 2e-2
+    with torch.no_grad():
+        numeric = (loss(prob + step * direction) - loss(prob - step * direction)) / (2 * step)
+    assert torch.allclose((grad * direction).sum(), numeric, rtol=5e-2)
+
+
+def test_only_the_refined_losss_gradient_is_scaled() -> None:
+    x = torch.ones(3, requires_grad=True)
+    scaled = _scaled_gradient(x, 0.1)
+    assert torch.equal(scaled, x)
+    (scaled.sum() + 2 * x.sum()).backward()
+    assert torch.allclose(x.grad, torch.full((3,), 2.1))
+
+
+def test_anchor_pulls_back_and_freezing_holds_still(folder: Path, second: Path) -> None:
+    base = phase2(second / "model.safetensors", LITE)
+    joint = JointConfig(freeze_coarse_epochs=1, freeze_refiner_epochs=2, freeze_refiner="all_but_heads")
+    phase = build_phase(replace(base, phase="phase3_joint", joint=joint))
+    assert isinstance(phase, JointPhase)
+    assert phase._anchor(phase.coarse) == 0
+    with torch.no_grad():
+        next(iter(phase.coarse.parameters())).add_(0.5)
+    assert phase._anchor(phase.coarse) > 0
+    in_optimiser = {id(p) for g in phase.parameter_groups() for p in g["params"]}
+    phase.start_epoch(1)
+    assert not any(p.requires_grad for p in phase.coarse.parameters())
+    learning = {n for n, p in phase.refiner.named_parameters() if p.requires_grad}
+    assert learning and all("hypernetworks" in n or "iou_prediction_head" in n for n in learning)
+    phase.start_epoch(3)
+    assert all(p.requires_grad for p in phase.coarse.parameters())
+    assert {id(p) for p in phase.network.parameters() if p.requires_grad} <= in_optimiser
+
+
+# --- losses -------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_at_the_right_answer_and_on_empty_labels() -> None:
+    label = torch.zeros(2, 1, 16, 16)
+    label[0, 0, 4:9, 3:12] = 1
+    right = (2 * label - 1) * 20
+    assert RefinerLoss()(right, label) < 1e-3 < RefinerLoss()(-right, label)
+    assert torch.allclose(soft_dice_loss(label, label), torch.zeros(2), atol=1e-6)
+    logits = torch.zeros(2, 1, 16, 16, requires_grad=True)
+    RefinerLoss()(logits, label).backward()
+    assert torch.isfinite(logits.grad).all() and logits.grad[1].abs().sum() > 0
+    assert iou_loss(right.expand(-1, 3, -1, -1), torch.ones(2, 3), label) == 0
+    assert overlap(label, label).tolist() == [1.0, 1.0]
+
+
+def test_change_penalties_charge_for_what_was_good() -> None:
+    label = torch.zeros(1, 1, 10, 10)
+    label[..., :5] = 1
+    half = torch.full_like(label, 0.5)
+    # agreement: the coarse mask is right everywhere, leaving it by a half costs a half; wrong places cost nothing
+    assert change_penalty("agreement", half, label, label) == 0.5
+    assert change_penalty("agreement", half, 1 - label, label) == 0
+    # quality: Dice 1 counts fully, below .6 nothing
+    assert torch.isclose(change_penalty("quality", half, label, label), torch.tensor(0.25))
+    assert change_penalty("quality", half, 1 - label, label) == 0
+    with pytest.raises(ValueError, match="quality, agreement or none"):
+        change_penalty("other", half, label, label)
+
+
+# --- clicks -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_clicks_fall_on_mistakes_with_the_right_sign(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask, label = rng.random((2, 24, 24)) > 0.7
+    clicks = worst_clicks(mask, label, count, [])
+    assert len(clicks) == count and len({c[:2] for c in clicks}) == count
+    x, y, positive = clicks[0]
+    assert mask[int(y), int(x)] != label[int(y), int(x)] and label[int(y), int(x)] == bool(positive)
+    assert worst_clicks(label, label, count, []) == []
+
+
+def test_an_interaction_gives_each_item_its_number_and_stops_when_all_is_right() -> None:
+    label = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    label[0, 0, 3:12, 3:12] = True
+    label[1, 0, 5:7, 5:7] = True
+    start = torch.zeros(2, 1, 16, 16)
+    asked = []
+
+    def answer(prompts):
+        asked.append(prompts)
+        return label.float()
+
+    rng = np.random.default_rng(0)
+    prompts = simulate(answer, start, label, [5, 1], None, 4.0, 0.0, rng)
+    given_labels = prompts.point_labels
+    # Two clicks in the first round; then the answer is right and no more are due.
+    assert (given_labels[0] == 1).sum() == 2 and (given_labels[1] == 1).sum() == 1 and len(asked) == 2
+    x, y = prompts.points_xy[1, 0].tolist()
+    assert 20 <= x <= 28 and 20 <= y <= 28  # in the frame that is four times as large
+
+
+def test_counts_are_mostly_few_and_padding_says_minus_one() -> None:
+    counts = draw_counts(2000, 8, np.random.default_rng(0))
+    assert set(counts) == set(range(1, 9)) and counts.count(1) > counts.count(3) > counts.count(8)
+    prompts = as_prompts([[(0.0, 0.0, 1)], []], 4.0, None, torch.zeros(1))
+    assert prompts.point_labels.tolist() == [[1], [-1]]
+    assert prompts.points_xy[0, 0].tolist() == [1.5, 1.5]
+
+
+def test_the_lite_encoder_has_sams_interface() -> None:
+    encoder = LiteSamEncoder("lite0", 96).eval()
+    x = torch.randn(2, 3, 96, 96)
+    out = encoder(x)
+    assert out.shape == (2, 256, 6, 6)
+    assert torch.allclose(encoder.neck(encoder.features(x)), out)
