@@ -55,6 +55,15 @@ def test_signed_distance_is_scipys_and_a_gpus(seed: int, height: int, width: int
         np.testing.assert_allclose(on_gpu, outside, atol=1e-4)
 
 
+def test_the_quick_distance_is_near_the_exact_one() -> None:
+    masks = lesions(12)[:, 0] > 0.5
+    exact = fields.signed_distance(masks)
+    quick = fields.signed_distance(masks, torch.full((12,), 10))
+    assert ((exact > 0) == (quick > 0)).all()
+    assert (exact - quick)[exact > -10].abs().max() < 0.6
+    assert (quick <= exact + 0.6).all()  # further out it only overestimates how far
+
+
 def test_random_field_is_as_smooth_as_it_says() -> None:
     length, n, size = 20.0, 64, 160
     cells = fields.field_cells(size, length)
