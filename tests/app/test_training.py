@@ -1,0 +1,173 @@
+"""Trainings that a client starts on the running server: refused, followed, stopped, gone on with, offered, served."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import nrrd
+import numpy as np
+import psutil
+import pytest
+import requests
+from app_server import picture, start
+from PIL import Image
+from typer.testing import CliRunner
+
+from ultrarefiner_monai.checkpoints import load_system
+from ultrarefiner_monai.cli import app
+from ultrarefiner_monai.data.phantoms import make_phantom
+from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.writers import read_mask, write_mask
+from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.registry import Registry
+from ultrarefiner_monai.trainingfolder import read_json
+from ultrarefiner_monai.types import NOTICE, InputError
+from ultrarefiner_monai.workfolder import WorkFolder, forget
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+OPTIONS = {"train_batch_size": 4, "early_stop_patience": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def training_server(tmp_path_factory, checkpoint):
+    """Ten phantoms in the studies; three of them have a final label with a lesion."""
+    folder = tmp_path_factory.mktemp("training")
+    studies = folder / "my studies"
+    studies.mkdir()
+    for n in range(10):
+        Image.fromarray(picture(n)).save(studies / f"image{n}.png")
+    (studies / "labels" / "final").mkdir(parents=True)
+    for n in range(3):
+        write_label(studies / "labels" / "final" / f"image{n}.nrrd", studies, n)
+    running = start(studies, checkpoint, folder)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def trainer(training_server, tmp_path):
+    from monailabel.client import MONAILabelClient
+
+    return MONAILabelClient(training_server.url, tmpdir=str(tmp_path), client_id="test-client")
+
+
+def write_label(path: Path, studies: Path, n: int) -> Path:
+    mask = make_phantom(np.random.default_rng(n), 96, 130, "benign").mask
+    write_mask(path, mask.astype(np.uint8)[None], read_study(studies / f"image{n}.png"))
+    return path
+
+
+def post(server, model="transunet", status=400, query="", **params) -> str:
+    answer = requests.post(f"{server.url}/train/{model}{query}", json={**OPTIONS, **params})
+    assert answer.status_code == status, answer.text
+    return str(answer.json().get("detail", ""))
+
+
+def wait(condition, seconds: float = 400.0):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.2)
+    return value
+
+
+def children(server) -> list[psutil.Process]:
+    return [c for c in psutil.Process(server.process.pid).children(True) if "train" in c.cmdline()]
+
+
+def test_info_offers_the_trainings_under_the_names_of_the_tasks(trainer):
+    info = trainer.info()
+    assert list(info["trainers"]) == ["transunet", "sam_refiner", "ultrarefiner"]
+    for found in info["trainers"].values():
+        assert NOTICE in found["description"] and {"max_epochs", "learning_rate", "device"} <= found["config"].keys()
+    assert info["train_stats"] == {name: {} for name in info["trainers"]}
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_starts(training_server, trainer, tmp_path):
+    server, studies = training_server, training_server.studies
+    assert "at least 4 are needed" in post(server)
+    assert "known: transunet" in post(server, "nope", 404)
+    assert "no option cleverness" in post(server, cleverness=3)
+    for name, value in (("max_epochs", 0), ("max_epochs", 2.5), ("learning_rate", "fast"), ("device", "abacus")):
+        assert name in post(server, **{name: value})
+    assert "run_sync" in post(server, query="?run_sync=true")
+    assert "at least 4" in requests.post(f"{server.url}/train/", json={}).json()["detail"]
+    values = np.zeros((130, 96, 1), np.uint8)
+    values[20:40, 20:40], values[60:80, 60:80] = 1, 2
+    nrrd.write(str(tmp_path / "several.nrrd"), values)
+    trainer.save_label("image3", str(tmp_path / "several.nrrd"))
+    assert "image3: its label has several values (1, 2)" in post(server)
+    trainer.save_label("image3", str(write_label(tmp_path / "other.nrrd", studies, 3)))
+    nrrd.write(str(tmp_path / "size.nrrd"), np.ones((160, 140, 1), np.uint8))
+    trainer.save_label("image4", str(tmp_path / "size.nrrd"))
+    assert "image4" in post(server) and not children(server)
+    for n in range(4, 10):
+        trainer.save_label(f"image{n}", str(write_label(tmp_path / f"l{n}.nrrd", studies, n)))
+
+
+def test_start_follow_stop_go_on_and_serve(training_server, trainer, tmp_path):
+    server, studies = training_server, training_server.studies
+    work = WorkFolder.of(studies)
+    _, first = trainer.infer("ultrarefiner", "image0", {"result_extension": ".nrrd"})
+    trainer.train_start("transunet", {**OPTIONS, "max_epochs": 100000})
+    wait(lambda: trainer.info()["train_stats"]["transunet"].get("epoch", 0) >= 2)
+    stats = trainer.info()["train_stats"]
+    assert next(iter(stats)) == "transunet" and stats["transunet"]["total_epochs"] == 100000
+    assert 0 <= stats["transunet"]["best_metric"] <= 1 and stats["transunet"]["status"] == "running"
+    assert trainer.train_status()["status"] == "RUNNING"
+    assert "a training is running" in post(server, status=429)
+    with pytest.raises(InputError, match="stop it first"):
+        forget(studies, "image0")
+    trainer.infer("ultrarefiner", "image1", {"result_extension": ".nrrd"})
+
+    trainer.train_stop()
+    wait(lambda: trainer.info()["train_stats"]["transunet"]["status"] == "stopped", 60)
+    stopped = trainer.info()["train_stats"]["transunet"]
+    assert not children(server) and stopped["epoch"] >= 2
+    assert (work.training.runs / stopped["name"] / "last.pt").is_file() and not Registry(work).candidates()
+
+    trainer.train_start("transunet", {**OPTIONS, "max_epochs": stopped["epoch"] + 1})
+    wait(lambda: trainer.train_status()["status"] in ("DONE", "ERROR"))
+    assert trainer.train_status()["status"] == "DONE", server.log[-3000:]
+    done = trainer.info()["train_stats"]["transunet"]
+    assert (done["name"], done["epoch"]) == (stopped["name"], stopped["epoch"] + 1)
+    assert done["status"] == "finished" and done["total_time"] and done["figures"]["lesions"] >= 1
+    left = {p.name for p in (work.training.runs / done["name"]).iterdir()}
+    assert left == {"history.csv", "split.json", "state.json"}
+
+    # Nothing is published: replies are as before, until somebody says so.
+    _, reply = trainer.infer("ultrarefiner", "image0", {"result_extension": ".nrrd"})
+    assert reply["version"] == first["version"]
+    candidate = Registry(work).get(done["name"])
+    run, place = CliRunner(), ["--studies", str(studies)]
+    assert run.invoke(app, ["models", "use", candidate.name, *place]).exit_code == 0
+    path, reply = trainer.infer("ultrarefiner", "image0", {"result_extension": ".nrrd"})
+    assert reply["version"] == candidate.version and reply["refiner"] == "trained"
+    study = read_study(studies / "image0.png")
+    mine = Predictor(load_system(candidate.path)).propose(study.frame(0)).mask
+    np.testing.assert_array_equal(read_mask(path, study)[0], mine)
+    info = trainer.info()
+    assert info["models"]["transunet"]["version"] == candidate.version and info["serving"]["name"] == candidate.name
+    assert run.invoke(app, ["models", "back", *place]).exit_code == 0
+    _, reply = trainer.infer("ultrarefiner", "image0", {"result_extension": ".nrrd"})
+    assert reply["version"] == first["version"]
+
+    # A file that was damaged after it was chosen: the model before goes on, and the server says why.
+    candidate.path.write_bytes(candidate.path.read_bytes()[:1000])
+    assert isinstance(run.invoke(app, ["models", "use", candidate.name, *place]).exception, InputError)
+    (work.models / "current.json").write_text(json.dumps({"name": candidate.name, "before": ["configured"]}))
+    _, reply = trainer.infer("ultrarefiner", "image0", {"result_extension": ".nrrd"})
+    assert reply["version"] == first["version"]
+    assert candidate.name in trainer.info()["serving"]["problem"]
+
+    assert forget(studies, "image5").copies == 1
+    assert "image5" not in work.training.read_split()
+    assert not [p for p in work.training.root.rglob("*") if p.is_file() and b"image5" in p.name.encode() + _text(p)]
+    assert read_json(work.training.runs / done["name"] / "split.json")
+
+
+def _text(path: Path) -> bytes:
+    return path.read_bytes() if path.suffix in (".csv", ".json") else b""
