@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -216,9 +217,10 @@ def _outcome(job: FoldJob, handle: Any) -> str | None:
     error = handle.exception()
     if error is None:
         return None
-    # submitit's message is the job's whole traceback; its last line is what went wrong.
-    lines = [line for line in str(error).splitlines() if line.strip() and set(line.strip()) != {"-"}]
-    what = lines[-1].strip() if lines else type(error).__name__
+    # submitit's message frames the job's traceback with dashed lines; its last line is what went wrong.
+    parts = re.split(r"^-{5,}$", str(error), flags=re.MULTILINE)
+    lines = [line.strip() for line in parts[min(1, len(parts) - 1)].splitlines() if line.strip()]
+    what = lines[-1] if lines else type(error).__name__
     return f"{job.data.name}, fold {job.fold} ({what}; log: {handle.paths.stderr})"
 
 

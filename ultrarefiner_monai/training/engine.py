@@ -191,6 +191,8 @@ class Run:
 
     def _attach(self) -> None:
         trainer, evaluator = self.trainer, self.evaluator
+        for engine in (trainer, evaluator):  # what ends a run is said once, by the one who called it
+            engine.logger.setLevel(logging.CRITICAL)
         trainer.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         if self.ema is not None:
             stepped = Events.ITERATION_COMPLETED(event_filter=lambda _, k: self.accumulation.at(k)[0])
