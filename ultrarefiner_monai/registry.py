@@ -50,6 +50,15 @@ class Pointer:
     before: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Start:
+    """The model that a training begins with. refiner: a foreign SAM file served with it, or None."""
+
+    name: str
+    path: Path
+    refiner: Path | None = None
+
+
 class Registry:
     """The models of one work folder. Several processes may use it at the same time."""
 

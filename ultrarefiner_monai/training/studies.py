@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.metrics import NORMAL_LIMIT, dice_of
-from ultrarefiner_monai.registry import Candidate, Registry
+from ultrarefiner_monai.registry import Candidate, Registry, Start
 from ultrarefiner_monai.training.run import train
 from ultrarefiner_monai.trainingfolder import TrainingFolder, read_json, write_json
 from ultrarefiner_monai.types import InputError
@@ -37,15 +37,6 @@ log = logging.getLogger(__name__)
 
 _WAIT_SECONDS = 60  # a request that prepares labels holds the lock for less
 _KEPT = ("history.csv", "split.json", "state.json")
-
-
-@dataclass(frozen=True)
-class Start:
-    """The model that a training begins with. refiner: a foreign SAM file served with it, or None."""
-
-    name: str
-    path: Path
-    refiner: Path | None = None
 
 
 def train_on_labels(

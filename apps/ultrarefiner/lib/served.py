@@ -13,8 +13,7 @@ from ultrarefiner_monai.cache import EmbeddingCache
 from ultrarefiner_monai.checkpoints import load_system, read_checkpoint
 from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.registry import CONFIGURED, Registry
-from ultrarefiner_monai.training.studies import Start
+from ultrarefiner_monai.registry import CONFIGURED, Registry, Start
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.weights import resolve
 from ultrarefiner_monai.workfolder import WorkFolder

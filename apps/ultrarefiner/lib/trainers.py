@@ -24,7 +24,6 @@ from ultrarefiner_monai.config import ConfigError, ServeConfig, TrainConfig, loa
 from ultrarefiner_monai.data.corrections import Labelled
 from ultrarefiner_monai.data.labelled import prepare_labels
 from ultrarefiner_monai.data.study import Limits
-from ultrarefiner_monai.training.studies import started_from, train_on_labels
 from ultrarefiner_monai.types import NOTICE, InputError
 from ultrarefiner_monai.workfolder import WorkFolder
 
@@ -67,6 +66,8 @@ class LesionTraining(TrainTask):
 
     def check(self, params: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """The request with which to start the training. Raises InputError for what can be known before it begins."""
+        from ultrarefiner_monai.training.studies import started_from  # a server that only answers needs none of it
+
         options = self._options(params, strict=True)
         settings, folder = self._train_config(options), self.work.training
         labelled = final_labels(datastore)
@@ -81,6 +82,8 @@ class LesionTraining(TrainTask):
 
     def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train; in MONAI Label's subprocess. An error that a user can mend ends the process with its message."""
+        from ultrarefiner_monai.training.studies import train_on_labels
+
         if hasattr(os, "nice"):
             os.nice(5)  # who is served comes first
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
