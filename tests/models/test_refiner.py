@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ultrarefiner_monai.config import GateConfig, PromptConfig, RefinerConfig, SamConfig, SystemConfig
-from ultrarefiner_monai.models.refiner import Gate, Refiner, canonical, select_softly
+from ultrarefiner_monai.models.refiner import DISC, Gate, Refiner, canonical, draw_discs, select_softly
 from ultrarefiner_monai.models.roi import Roi, find_roi
 from ultrarefiner_monai.models.sam import build_sam
 from ultrarefiner_monai.types import Prompts
@@ -318,3 +318,14 @@ def test_gate_stays_between_its_inputs_and_has_finite_gradients(mode: str, gamma
         assert gradient is not None and torch.isfinite(gradient).all()
     if mode != "confidence":
         assert gate.net is not None and gate.net[-1].weight.grad.abs().max() > 0
+
+
+def test_clicks_are_drawn_into_the_mask_prompt_as_a_set() -> None:
+    points = torch.tensor([[[20.0, 40.0], [50.0, 12.0]], [[5.0, 5.0], [0.0, 0.0]]])
+    labels = torch.tensor([[1, 0], [-1, -1]])
+    prompts = Prompts(points, labels, mask_logits=torch.zeros(2, 1, 16, 16))
+    drawn = draw_discs(prompts, 0.1, 64)
+    assert drawn[0, 0, 9, 4] == DISC and drawn[0, 0, 2, 12] == -DISC
+    assert 0 < (drawn[0] != 0).sum() < 40 and not drawn[1].any()
+    swapped = Prompts(points.flip(1), labels.flip(1), mask_logits=prompts.mask_logits)
+    assert torch.equal(draw_discs(swapped, 0.1, 64), drawn)
