@@ -382,3 +382,18 @@ def test_the_lite_encoder_has_sams_interface() -> None:
     out = encoder(x)
     assert out.shape == (2, 256, 6, 6)
     assert torch.allclose(encoder.neck(encoder.features(x)), out)
+
+
+def test_a_trained_sam_leaves_as_a_plain_sam_file(first: Path, second: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from ultrarefiner_monai import cli
+    from ultrarefiner_monai.models.sam import load_sam_state
+
+    out = tmp_path / "sam.pth"
+    result = CliRunner().invoke(cli.app, ["weights", "export", str(second / "model.safetensors"), str(out)])
+    assert result.exit_code == 0, result.output
+    stored, state = read_checkpoint(second / "model.safetensors").part("sam"), load_sam_state(out)
+    assert state.keys() == stored.keys() and all(torch.equal(state[k], v.float()) for k, v in stored.items())
+    result = CliRunner().invoke(cli.app, ["weights", "export", str(first), str(out)])
+    assert result.exit_code != 0 and "no SAM" in str(result.exception)

@@ -56,3 +56,20 @@ def weights_add(
     from ultrarefiner_monai.weights import add
 
     typer.echo(str(add(file, name)))
+
+
+@app.command("export")
+def weights_export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of ours with a refiner.")],
+    file: Annotated[Path, typer.Argument(help="The .pth to write.")],
+) -> None:
+    """Write a checkpoint's SAM as a plain SAM file, which segment_anything's sam_model_registry loads (vit_b, vit_l, vit_h)."""
+    from ultrarefiner_monai.checkpoints import load_system
+    from ultrarefiner_monai.models.sam import save_sam
+    from ultrarefiner_monai.types import InputError
+
+    system = load_system(checkpoint)
+    if system.refiner is None or system.config.sam is None:
+        raise InputError(f"{checkpoint} holds a coarse network and no SAM: there is nothing to export")
+    save_sam(system.refiner.sam, file)
+    typer.echo(f"{file}: {system.config.sam.arch}, {system.config.sam.image_size} px, version {system.version}")
