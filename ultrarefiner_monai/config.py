@@ -322,7 +322,7 @@ class RefineConfig:
     # Start of the SAM half: none, a SAM file, one of our checkpoints, or stem (the CNN stem of ``init``'s coarse network).
     sam_init: str = "none"
     corrupted_share: float = 0.7
-    proposals: str = ""
+    proposals: str = ""  # a folder; {fold} in its name stands for the fold held out
     corrections: str = ""
     # Fixed copies of each image: the image itself, then augmented ones. Their embeddings are computed once and kept.
     variants: int = 1

@@ -51,7 +51,6 @@ class Squares(torch.utils.data.Dataset):
 class TinyPhase:
     """A head on a stem that is frozen in epoch 1."""
 
-    figure_names = ("tiny_dice",)
     selects: tuple[float, ...] = ()  # figures to pretend, by epoch
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ def forget(
     work_dir: Annotated[Path | None, typer.Option(help="The work folder, where it is not the default.")] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Remove the image's labels too.")] = False,
 ) -> None:
-    """Remove all that derives from one image: proposals, corrections, embeddings."""
+    """Remove all that derives from one image: proposals, corrections, embeddings, copies made for trainings."""
     from ultrarefiner_monai.workfolder import forget as run
 
     typer.echo(str(run(studies, image_id, work_dir, labels)))

@@ -58,7 +58,7 @@ class RefineDataset(Dataset):
     has_proposal (2: a correction's, 1: another real one, 0: none), valid_hw (2,), id, and features or image.
 
     embed: keeps what the frozen encoder gives; None: the image itself (1, S, S) is handed over. coarse_size: besides, the
-    image as the coarse network sees it, (1, c, c) (0: left out).
+    image as the coarse network sees it, (1, c, c) (0: left out). with_image: the image beside kept features, to draw on.
     """
 
     def __init__(
@@ -70,7 +70,9 @@ class RefineDataset(Dataset):
         variants: int = 1,
         embed: Embed | None = None,
         coarse_size: int = 0,
+        with_image: bool = False,
     ) -> None:
+        self.with_image = with_image
         self.coarse_size = coarse_size
         self.samples, self.size, self.seed = list(samples), size, seed
         self.augment, self.variants, self.embed = augment, variants if augment is not None else 1, embed
@@ -99,6 +101,8 @@ class RefineDataset(Dataset):
             key = f"{sample.key()}-{self.seed:x}-{variant:x}-{self.size:x}"
             out[FEATURES] = self.embed(key, lambda: self._make(index, variant)[0][None])
             pair = self._pair(index, variant)
+            if self.with_image:
+                out[IMAGE] = self._make(index, variant)[0]
         if self.coarse_size:
             out[COARSE_IMAGE] = self._small[index, variant].float()
         out[LABEL], out[PROPOSAL] = pair[:1].float() / 255, pair[1:].float() / 255

@@ -8,7 +8,6 @@ Under ``torchrun`` every process runs this loop on its share; process 0 writes (
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from ultrarefiner_monai.data.transforms import ID
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.training import ddp
 from ultrarefiner_monai.training.console import EpochTable
+from ultrarefiner_monai.training.means import Means
 from ultrarefiner_monai.training.optim import Accumulation, build_optimiser, build_schedule
 from ultrarefiner_monai.training.phases import Batch, Phase
 from ultrarefiner_monai.training.state import check_same_options, load_state, save_state
@@ -52,37 +52,6 @@ class Best:
 
     score: float = float("-inf")
     epoch: int = 0
-
-
-class Means:
-    """Means over an epoch of what each iteration gives by name: a scalar, or (n,) values of which n may be 0.
-
-    NaN counts as not there. The means are over the batches (or images) of all processes.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._sums: dict[str, list[float]] = {}
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._sums.clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: self.add(e.state.output))
-
-    def add(self, output: Mapping[str, float | torch.Tensor]) -> None:
-        for name, value in output.items():
-            values = torch.as_tensor(value, dtype=torch.float64).flatten()
-            values = values[~values.isnan()]
-            sums = self._sums.setdefault(name, [0.0, 0])
-            sums[0] += float(values.sum())
-            sums[1] += len(values)
-
-    def compute(self) -> dict[str, float]:
-        totals: dict[str, list[float]] = {}
-        for sums in ddp.gathered(self._sums, self.device):
-            for name, (total, number) in sums.items():
-                old = totals.get(name, [0.0, 0])
-                totals[name] = [old[0] + total, old[1] + number]
-        return {name: total / number if number else math.nan for name, (total, number) in totals.items()}
 
 
 class Run:

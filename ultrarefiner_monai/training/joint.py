@@ -21,6 +21,7 @@ from ultrarefiner_monai.data.transforms import LABEL
 from ultrarefiner_monai.geometry import resize
 from ultrarefiner_monai.losses import CoarseLoss, RefinerLoss, iou_loss
 from ultrarefiner_monai.models.refiner import Refiner
+from ultrarefiner_monai.training.means import Means
 from ultrarefiner_monai.training.refine import (
     Batch,
     RefinerPhase,
@@ -29,6 +30,7 @@ from ultrarefiner_monai.training.refine import (
     refiner_figures,
     refiner_groups,
     refiner_parts,
+    refiner_pictures,
     save_refiner,
     set_trainable,
     subset,
@@ -72,11 +74,10 @@ class JointPhase(RefinerPhase):
     def begin(self, selection: DataLoader) -> None:
         """Measure where both stand before the first step. Called once, with the start weights in place."""
         self.network.eval()
-        parts: dict[str, list[torch.Tensor]] = {}
+        means = Means(next(self.network.parameters()).device)
         for batch in selection:
-            for name, values in self.figures(self.network, batch).items():
-                parts.setdefault(name, []).append(values.float().cpu())
-        self.before = {k: float(torch.cat(v).mean()) for k, v in parts.items()}
+            means.add(self.figures(self.network, batch))
+        self.before = means.compute()
         log.info("before joint training: %s", {k: round(v, 4) for k, v in self.before.items()})
 
     def start_epoch(self, epoch: int) -> None:
@@ -132,6 +133,12 @@ class JointPhase(RefinerPhase):
         side = batch[LABEL].shape[-1]
         coarse_prob = network.coarse(batch[COARSE_IMAGE].to(embedding.device)).softmax(dim=1)[:, 1:2]
         return refiner_figures(network.refiner, embedding, resize(coarse_prob, side, side), batch)
+
+    def pictures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        assert isinstance(network, JointNetwork)
+        embedding, side = embed(network.refiner, batch), batch[LABEL].shape[-1]
+        coarse_prob = network.coarse(batch[COARSE_IMAGE].to(embedding.device)).softmax(dim=1)[:, 1:2]
+        return refiner_pictures(network.refiner, embedding, resize(coarse_prob, side, side), batch)
 
     def judge(self, epoch: int, figures: dict[str, float]) -> None:
         """After each epoch's validation: warn when the coarse network got worse."""

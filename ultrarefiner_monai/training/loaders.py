@@ -71,7 +71,8 @@ def _refiner_loaders(
     samples += [RefineSample(s[ID], s[IMAGE], s[LABEL]) for s in phantom_samples(config.data.phantoms, config.seed)]
     training = dataset(samples, augment=augment, variants=config.refine.variants)
     # The checkpoint is judged by what it will really be given: the coarse network's own predictions.
-    selection = dataset([replace(_sample(i), proposal=predict(phase.coarse, phase.system, i)) for i in split.select])
+    judged = [replace(_sample(i), proposal=predict(phase.coarse, phase.system, i)) for i in split.select]
+    selection = dataset(judged, with_image=True)
     workers = config.data.workers if config.refine.cache != "ram" else 0  # a worker's RAM is not shared
     return (
         training_loader(training, config.batch_size, config.seed, workers),

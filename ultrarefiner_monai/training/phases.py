@@ -25,7 +25,6 @@ class Phase(Protocol):
     """One training phase. ``network`` holds everything that is trained or averaged."""
 
     network: nn.Module
-    figure_names: tuple[str, ...]  # what ``figures`` returns besides ``select``
 
     def parameter_groups(self) -> list[dict[str, Any]]: ...
 
@@ -47,16 +46,6 @@ class Phase(Protocol):
 
 class CoarsePhase:
     """Phase 1: the coarse network alone."""
-
-    figure_names: tuple[str, ...] = (
-        "coarse_dice",
-        "coarse_iou",
-        "coarse_precision",
-        "coarse_recall",
-        "coarse_accuracy",
-        "normal_marked",
-        "loss",
-    )
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config

@@ -21,12 +21,12 @@ from ultrarefiner_monai.data.refining import FEATURES, HAS_PROPOSAL, PROPOSAL, V
 from ultrarefiner_monai.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.geometry import resize
 from ultrarefiner_monai.losses import RefinerLoss, change_penalty, iou_loss, overlap
-from ultrarefiner_monai.metrics import NORMAL_LIMIT
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.lite import LiteSamEncoder
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam import build_sam, encode, load_into_sam, load_sam_state
 from ultrarefiner_monai.training.features import to_embedding
+from ultrarefiner_monai.training.phases import selection_figures
 from ultrarefiner_monai.training.simulate import draw_counts, rough_boxes, simulate
 from ultrarefiner_monai.types import InputError, Prompts, RefinerOutput
 
@@ -35,14 +35,6 @@ Batch = dict[str, Any]
 
 class RefinerPhase:
     """Phase 2. ``network`` is the Refiner; the coarse network stands beside it, frozen, and goes into the checkpoint."""
-
-    figure_names: tuple[str, ...] = (
-        "coarse_dice",
-        "refined_dice",
-        "dice_1_click",
-        "dice_3_clicks",
-        "normal_marked",
-    )
 
     coarse_size = 0  # phase 3 wants the coarse network's image too
 
@@ -76,6 +68,10 @@ class RefinerPhase:
         refiner = as_refiner(network)
         embedding = embed(refiner, batch)
         return refiner_figures(refiner, embedding, batch[PROPOSAL].to(embedding.device), batch)
+
+    def pictures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        refiner = as_refiner(network)
+        return refiner_pictures(refiner, embed(refiner, batch), batch[PROPOSAL], batch)
 
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         save_refiner(path, self.system, self.coarse, as_refiner(network), meta)
@@ -300,16 +296,32 @@ def refiner_figures(
     small = resize(coarse_prob, side, side)
     alone = refiner(embedding, coarse_prob, None, valid_hw=valid)
     prob = torch.sigmoid(final_logits(refiner, small, alone.refined_logits))
-    refined = overlap((prob >= 0.5).float(), label)
-    clean = ((prob >= 0.5).float().flatten(1).mean(dim=1) <= NORMAL_LIMIT).float()
-    out = {"coarse_dice": overlap((small >= 0.5).float(), label)[lesion], "refined_dice": refined[lesion]}
-    select = [torch.where(lesion, refined, clean)]
+    own = selection_figures(prob >= 0.5, label > 0.5, "refined")
+    select = [own.pop("select")]
+    out = {"coarse_dice": overlap((small >= 0.5).float(), label)[lesion], **own}
     frame = (embedding, coarse_prob, valid)
     for count in clicks:
-        dice = torch.where(lesion, _dice_after(refiner, frame, prob, label > 0.5, count), clean)
+        dice = torch.where(lesion, _dice_after(refiner, frame, prob, label > 0.5, count), select[0])
         select.append(dice)
         out[f"dice_{count}_click{'s' if count > 1 else ''}"] = dice[lesion]
-    return {"select": torch.stack(select).mean(dim=0), **out, "normal_marked": 1 - clean[~lesion]}
+    return {"select": torch.stack(select).mean(dim=0), **out}
+
+
+@torch.no_grad()
+def refiner_pictures(
+    refiner: Refiner, embedding: torch.Tensor, coarse_prob: torch.Tensor, batch: Batch
+) -> dict[str, torch.Tensor]:
+    """What is drawn: image, label, and the masks before and after refining; (B, 1, S, S)."""
+    coarse_prob = coarse_prob.to(embedding.device)
+    valid = [(int(h), int(w)) for h, w in batch[VALID]]
+    refined = refiner(embedding, coarse_prob, None, valid_hw=valid).refined_prob
+    final = refiner.final_prob(coarse_prob, refined)
+    masks = {"coarse": (coarse_prob >= 0.5).float(), "refined": (final >= 0.5).float()}
+    return {
+        "image": batch[IMAGE].to(embedding.device),
+        "label": (batch[LABEL] >= 0.5).float().to(embedding.device),
+        **masks,
+    }
 
 
 def _dice_after(refiner: Refiner, frame: Played, start: torch.Tensor, label: torch.Tensor, count: int) -> torch.Tensor:

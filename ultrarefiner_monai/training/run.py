@@ -40,6 +40,9 @@ def train(
 ) -> Best:
     """Train one phase. Writes into ``out``: model.safetensors (the result: best weights, calibrated, half precision),
     best.safetensors, last.pt (to go on from), split.json, history.csv and tensorboard/."""
+    # Each fold needs proposals of its own: those of another fold's networks have seen what this run reports.
+    proposals = config.refine.proposals.replace("{fold}", str(fold))
+    config = replace(config, refine=replace(config.refine, proposals=proposals))
     split = split_fold(read_index(data_dir), fold, config.data.select_share, config.seed)
     if Path(config.init).suffix == ".safetensors" and not resume:
         _check_start(config, data_dir, fold)
