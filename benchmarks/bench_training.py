@@ -110,7 +110,8 @@ def main() -> None:
         rows = [("phase 1", build_phase(first), coarse_batch(first.system.coarse.image_size, options.batch))]
         third = load_yaml(TrainConfig, CONFIGS / "phase3_joint_full.yaml", {"init": str(start)})
         joint = build_phase(replace(third, init=str(start)))
-        assert isinstance(joint, RefinerPhase)
+        assert isinstance(joint, RefinerPhase) and third.system.sam is not None
+        side = third.system.sam.image_size
         rows.append(("phase 3", joint, refiner_batch(joint, side, True, options.batch)))
         for name, other, batch in rows:
             step = stepper(other, batch, device)
