@@ -270,10 +270,10 @@ def test_the_refined_loss_reaches_the_coarse_prob_as_finite_differences_say(
     (grad,) = torch.autograd.grad(loss(prob), prob)
     assert torch.isfinite(grad).all() and grad.abs().sum() > 0
     direction = grad / grad.norm() * (prob.detach() > 0.35)  # away from the floor's kink
-    step = 0.2
-    with torch.no_grad():
-        numeric = (loss(prob + step * direction) - loss(prob - step * direction)) / (2 * step)
-    assert torch.allclose((grad * direction).sum(), numeric, rtol=3e-2)
+    # With a graph: without one the decoder takes another order of the same sums, whose last digits would show here.
+    ahead, behind = (loss(prob + step * direction).detach() for step in (0.01, -0.01))
+    numeric = (ahead - behind) / 0.02
+    assert torch.allclose((grad * direction).sum(), numeric, rtol=1e-2)
 
 
 def test_only_the_refined_losss_gradient_is_scaled() -> None:

@@ -17,13 +17,12 @@ from ultrarefiner_monai.config import (
     CoarseLossConfig,
     DataConfig,
     OptimiserConfig,
-    PostConfig,
     SystemConfig,
     TrainConfig,
 )
 from ultrarefiner_monai.evaluation import seen_in_training
 from ultrarefiner_monai.training import engine, phases
-from ultrarefiner_monai.training.calibrate import choose
+from ultrarefiner_monai.training.calibrate import Example, choose
 from ultrarefiner_monai.training.optim import build_optimiser, build_schedule
 from ultrarefiner_monai.training.run import train
 from ultrarefiner_monai.training.state import load_state, save_state
@@ -207,8 +206,22 @@ def test_calibration_keeps_lesions_and_clears_normals() -> None:
     """Faint marks on normal images and strong ones on lesions: some bar between them has to be chosen."""
     label = np.zeros((60, 60), bool)
     label[20:40, 20:40] = True
-    lesion = (np.where(label, 0.97, 0.02).astype(np.float32), label)
-    normal = (np.where(label, 0.65, 0.02).astype(np.float32), np.zeros_like(label))
-    post, figure = choose([lesion, normal], PostConfig())
-    assert figure == 1 and 0.65 < max(post.min_peak, post.threshold) < 0.97
-    assert choose([lesion], PostConfig())[0] == PostConfig()  # nothing to gain: nothing changes
+    lesion = Example(np.where(label, 0.93, 0.02).astype(np.float32), None, label)
+    normal = Example(np.where(label, 0.65, 0.02).astype(np.float32), None, np.zeros_like(label))
+    start = SystemConfig(coarse=COARSE)
+    config, figure = choose([lesion, normal], start)
+    assert figure == 1 and config.post.min_peak == 0.9  # the highest bar that loses no lesion
+    assert replace(config, post=start.post) == start  # nothing else changes without a refiner
+
+
+def test_calibration_of_a_refiner_averages_where_that_is_better() -> None:
+    label = np.zeros((60, 60), bool)
+    label[20:40, 20:40] = True
+    # Each network misses the half of the lesion of which the other is sure.
+    left, right = label.copy(), label.copy()
+    left[:, 33:], right[:, :27] = False, False
+    coarse_prob, refined_prob = (
+        np.where(half, 0.98, np.where(label, 0.3, 0.0)).astype(np.float32) for half in (left, right)
+    )
+    config, figure = choose([Example(coarse_prob, refined_prob, label)], SystemConfig(coarse=COARSE))
+    assert config.gate.mode == "confidence" and config.gate.g_min == config.gate.g_max == 0.5 and figure == 1

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 THRESHOLDS = (0.4, 0.5, 0.6)
 PEAKS = (0.0, 0.7, 0.8, 0.9, 0.95)
 AREAS = (0.0005, 0.002)
+TOLERANCE = 0.005
 MIX = 0.5  # the share of the refined probability where it is averaged with the coarse one
 
 
@@ -69,7 +70,11 @@ def _examples(system: System, items: Sequence[Item], device: str) -> list[Exampl
 
 
 def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConfig, float]:
-    """The best post-processing (and gate) for these images and its figure; ``start`` wins a tie."""
+    """The post-processing (and gate) for these images, and its figure.
+
+    Of all that come within TOLERANCE of the best, the one with the highest bar for a component's peak is taken (then the
+    better one): the selection images hold few normal ones, so that what marks them is seen too rarely to weigh enough.
+    """
     posts = [
         replace(start.post, threshold=t, min_peak=p, min_area=a)
         for t, p, a in itertools.product(THRESHOLDS, PEAKS, AREAS)
@@ -79,8 +84,9 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
         mixed = GateConfig(mode="confidence", g_min=MIX, g_max=MIX)
         candidates += [replace(c, gate=mixed) for c in candidates]
     figures = [float(np.mean([_figure(_mask(e, c, start), e.label) for e in examples])) for c in candidates]
-    best = int(np.argmax(figures))  # the first of equals
-    return candidates[best], figures[best]
+    close = [k for k, figure in enumerate(figures) if figure >= max(figures) - TOLERANCE]
+    chosen = max(close, key=lambda k: (candidates[k].post.min_peak, figures[k]))  # the first of equals
+    return candidates[chosen], figures[chosen]
 
 
 def _mask(example: Example, config: SystemConfig, start: SystemConfig) -> np.ndarray:
