@@ -59,6 +59,9 @@ def train_split(
 ) -> Best:
     """As ``train``, on a split of one's own. meta: what the checkpoint says of the data (``data``, ``fold``)."""
     out = Path(out)
+    # Sure predictions have gradients below 1e-38, on which a CPU computes many times more slowly: they become 0. Threads
+    # that are started later inherit this.
+    torch.set_flush_denormal(True)
     with ddp.group(device or ("cuda" if torch.cuda.is_available() else "cpu")) as own_device:
         if (out / "last.pt").exists() and not resume:
             raise InputError(f"{out} holds a run already: give --resume to go on with it, or another --out")
