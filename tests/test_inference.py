@@ -385,3 +385,16 @@ def test_smaller_views_come_back_to_their_place() -> None:
         inside = np.s_[2:42, 2:60]  # the outermost pixels blend with the padding
         assert np.abs(arrays["coarse_prob"] - plain["coarse_prob"])[inside].max() < 0.06
         assert arrays["coarse_spread"][inside].max() < 0.08
+
+
+def test_clicks_mend_what_the_refiner_starts_from() -> None:
+    """A false alarm denied in its middle is gone from the mask prompt, and a second lesion has begun there."""
+    refiner = Shifted()
+    clicks = Clicks(foreground_xy=((120, 75),), background_xy=((60, 40),))
+    seen = {}
+    for mend in (True, False):
+        config = replace(CONFIG, prompts=replace(CONFIG.prompts, mend=mend))
+        final = Predictor(system(refiner, config)).interact(IMAGE, clicks).final_prob
+        seen[mend] = final[40, 60], final[75, 120], final[5, 5]
+    assert seen[False][0] > 0.9 and seen[False][1] < 0.1
+    assert seen[True][0] < 0.3 and seen[True][1] > 0.7 and seen[True][2] < 0.1

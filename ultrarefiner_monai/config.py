@@ -90,6 +90,8 @@ class PromptConfig:
     # Besides as points, the user's clicks are drawn into the mask prompt as discs of this radius, a share of the frame's
     # side (RITM, Sofiiuk et al. 2022, codes clicks so): a decoder that is trained on little learns them far sooner. 0: not.
     click_disc: float = 0.0
+    # The user's clicks mend the coarse mask (``clicks.honour_clicks``) before it becomes the refiner's mask prompt.
+    mend: bool = True
 
     def __post_init__(self) -> None:
         _require(self.box_factor > 0, f"prompts.box_factor must be positive, got {self.box_factor}")

@@ -25,6 +25,7 @@ from .checkpoints import System
 from .clicks import check_clicks, honour_clicks
 from .config import to_dict
 from .geometry import Letterbox, resize
+from .pixels import Pixel
 from .models.prompts import derive_prompts
 from .postprocess import fuse_band, prob_to_mask, safety_net
 from .recent import CoarseResult, RecentResults
@@ -32,6 +33,7 @@ from .types import Clicks, InputError, Prompts, RefinerOutput
 from .uncertainty import expected_iou, flip_uncertainty, outline_band, uncertainty
 
 MIN_SIDE = 8
+MENDED = 0.75  # how sure the coarse result is made where a click has mended it
 _RECENT_BYTES = 64 * 2**20
 
 
@@ -122,7 +124,9 @@ class Predictor:
         trained = self.system.refiner is not None
         final_prob, iou = coarse_prob, None
         if trained:
-            output, final_prob = self._refine(request, coarse, clicks)
+            with request.clock("preprocess"):
+                start = self._mended(request, coarse, clicks, positive, negative)
+            output, final_prob = self._refine(request, start, clicks)
             iou = self._iou(output)
         with request.clock("post"):
             # SAM was told where to look; a coarse mask has to pass the same bar as in the automatic result.
@@ -208,6 +212,21 @@ class Predictor:
                 final_prob = output.refined_prob
         with request.clock("post"):
             return output, self._to_image(final_prob[0, 0], letterbox)
+
+    def _mended(
+        self, request: _Request, coarse: CoarseResult, clicks: Clicks, positive: list[Pixel], negative: list[Pixel]
+    ) -> CoarseResult:
+        """The coarse result as the clicks alone would mend it (a false alarm gone, a second lesion begun): what the refiner
+        then starts from, since it sharpens a mask sooner than it gives one up. A function of the set of clicks."""
+        sam = self.system.config.sam
+        if not self.system.config.prompts.mend or sam is None:
+            return coarse
+        mask = prob_to_mask(coarse.prob, self.system.config.post, positive, negative, peaks=True)
+        inside = honour_clicks(mask, coarse.prob, clicks) > 0
+        prob = np.where(inside, np.maximum(coarse.prob, MENDED), np.minimum(coarse.prob, 1 - MENDED))
+        letterbox = self._letterbox(request, sam.image_size)
+        sam_prob = letterbox.apply(self._tensor(prob)[None, None])
+        return CoarseResult(coarse.arrays, coarse.prob, sam_prob)
 
     def _in_sam_frame(self, request: _Request, coarse: CoarseResult, letterbox: Letterbox) -> torch.Tensor:
         if coarse.sam_prob is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ultrarefiner_monai import checkpoints
-from ultrarefiner_monai.training import phases
+from ultrarefiner_monai.training import phases, refine
 
 
 @pytest.fixture
@@ -16,5 +16,5 @@ def small_network(monkeypatch) -> None:
     assert spec is not None and spec.loader is not None
     launched = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(launched)
-    for module in (phases, checkpoints):
+    for module in (phases, checkpoints, refine):
         monkeypatch.setattr(module, "build_coarse", launched.small)

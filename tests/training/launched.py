@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ultrarefiner_monai import checkpoints
-from ultrarefiner_monai.training import phases
+from ultrarefiner_monai.training import phases, refine
 
 
 def small(_config: object) -> nn.Module:
@@ -21,7 +21,7 @@ def small(_config: object) -> nn.Module:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    phases.build_coarse = checkpoints.build_coarse = small  # type: ignore[assignment]
+    phases.build_coarse = checkpoints.build_coarse = refine.build_coarse = small  # type: ignore[assignment]
     if os.environ.get("BREAK_RANK") == os.environ["RANK"]:
         losses = phases.CoarsePhase.losses
         phases.CoarsePhase.losses = lambda s, n, b: {"loss": losses(s, n, b)["loss"] * float("nan")}  # type: ignore

@@ -87,3 +87,25 @@ def test_a_nan_in_one_process_ends_all_and_names_its_images(arguments: list[str]
     assert code != 0
     assert "error: the loss became nan in epoch 1 on p" in output
     assert load_state(tmp_path / "r" / "last.pt")["epoch"] == 0
+
+
+def test_phases_2_and_3_run_on_two_processes_and_judge_all_images(
+    arguments: list[str], data: Path, tmp_path: Path, small_network: None
+) -> None:
+    train(from_dict(TrainConfig, {**CONFIG, "epochs": 1}), data, 0, tmp_path / "first", device="cpu")
+    sam = {"arch": "compact", "image_size": 64, "embed_dim": 16, "depth": 1, "num_heads": 2, "global_attn_indexes": [0]}
+    system = {**CONFIG["system"], "sam": sam}  # type: ignore[dict-item]
+    start = tmp_path / "first" / "model.safetensors"
+    for phase, extra in (("phase2_refiner", {}), ("phase3_joint", {"joint": {"freeze_coarse_epochs": 1}})):
+        config = {**CONFIG, "phase": phase, "system": system, "init": str(start), "epochs": 1, "ema": None, **extra}
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+        code, output = torchrun("train", phase, *arguments[2:], "--out", str(tmp_path / phase))
+        assert code == 0, output[-2000:]
+        row = list(csv.DictReader((tmp_path / phase / "history.csv").open()))[-1]
+        if phase == "phase2_refiner":
+            # The coarse network stands still: what both processes measured together is what one measures.
+            train(from_dict(TrainConfig, config), data, 0, tmp_path / "one2", device="cpu")
+            one = list(csv.DictReader((tmp_path / "one2" / "history.csv").open()))[-1]
+            assert float(row["coarse_dice"]) == pytest.approx(float(one["coarse_dice"]), abs=1e-4)
+        start = tmp_path / phase / "model.safetensors"
+        assert start.is_file() and float(row["refined_dice"]) >= 0
