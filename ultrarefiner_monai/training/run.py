@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,10 +60,7 @@ def train_split(
 ) -> Best:
     """As ``train``, on a split of one's own. meta: what the checkpoint says of the data (``data``, ``fold``)."""
     out = Path(out)
-    # Sure predictions have gradients below 1e-38, on which a CPU computes many times more slowly: they become 0. Threads
-    # that are started later inherit this.
-    torch.set_flush_denormal(True)
-    with ddp.group(device or ("cuda" if torch.cuda.is_available() else "cpu")) as own_device:
+    with no_denormals(), ddp.group(device or ("cuda" if torch.cuda.is_available() else "cpu")) as own_device:
         if (out / "last.pt").exists() and not resume:
             raise InputError(f"{out} holds a run already: give --resume to go on with it, or another --out")
         if resume and not (out / "last.pt").exists():
@@ -83,6 +81,19 @@ def train_split(
             finish(out / "best.safetensors", out / "model.safetensors", split.select, own_device)
         ddp.wait()  # the result is there when any process returns
     return best
+
+
+@contextmanager
+def no_denormals() -> Iterator[None]:
+    """Sure predictions have gradients below 1e-38, on which a CPU computes many times more slowly: here they become 0.
+
+    Threads that are started within inherit it.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def train_all(
