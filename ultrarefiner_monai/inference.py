@@ -25,8 +25,8 @@ from .checkpoints import System
 from .clicks import check_clicks, honour_clicks
 from .config import to_dict
 from .geometry import Letterbox, resize
-from .pixels import Pixel
 from .models.prompts import derive_prompts
+from .pixels import Pixel
 from .postprocess import fuse_band, prob_to_mask, safety_net
 from .recent import CoarseResult, RecentResults
 from .types import Clicks, InputError, Prompts, RefinerOutput
