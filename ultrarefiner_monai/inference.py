@@ -25,7 +25,7 @@ from .checkpoints import System
 from .clicks import check_clicks, honour_clicks
 from .config import to_dict
 from .geometry import Letterbox, resize
-from .models.prompts import derive_prompts
+from .models.prompts import derive_mask_prompt
 from .pixels import Pixel
 from .postprocess import fuse_band, prob_to_mask, safety_net
 from .recent import CoarseResult, RecentResults
@@ -240,8 +240,8 @@ class Predictor:
     ) -> torch.Tensor | None:
         """The mask prompt that goes with any clicks: it is the coarse network's alone."""
         if coarse.mask_logits is None:
-            only_mask = replace(self.system.config.prompts, point=False, box="none", negative="none")
-            coarse.mask_logits = derive_prompts(coarse_prob, only_mask, side, letterbox.inner_hw).mask_logits
+            prompts = self.system.config.prompts
+            coarse.mask_logits = derive_mask_prompt(coarse_prob, prompts, side, letterbox.inner_hw)
         return coarse.mask_logits
 
     def _finish(

@@ -53,3 +53,13 @@ def shipped() -> Path:
     if not path.is_file():
         raise InputError(f"the shipped weights are not at {path}: give --model the path of a checkpoint")
     return path
+
+
+def read_configs(paths: list[Path], options: list[str] | None) -> list[tuple[str, Any]]:
+    """(file's name without .yaml, its TrainConfig) of each."""
+    from ultrarefiner_monai.config import ConfigError, TrainConfig, load_yaml
+
+    missing = [str(p) for p in paths if not p.is_file()]
+    if missing:
+        raise ConfigError(f"no configuration at {', '.join(missing)}")
+    return [(p.stem, load_yaml(TrainConfig, p, overrides(options or []))) for p in paths]

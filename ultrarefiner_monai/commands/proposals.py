@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ultrarefiner_monai.commands import Data, Device, Fold, overrides
+from ultrarefiner_monai.commands import Data, Device, Fold, read_configs
 
 app = typer.Typer()
 
@@ -23,10 +23,7 @@ def proposals(
     option: Annotated[list[str] | None, typer.Option("--set", help="Override an option: epochs=10.")] = None,
 ) -> None:
     """Coarse predictions of a fold's training images by networks that have not seen them, nor the fold that is reported."""
-    from ultrarefiner_monai.config import ConfigError, TrainConfig, load_yaml
     from ultrarefiner_monai.training.nested import nested_proposals
 
-    if not config.is_file():
-        raise ConfigError(f"no configuration at {config}")
-    settings = load_yaml(TrainConfig, config, overrides(option or []))
+    [(_, settings)] = read_configs([config], option)
     typer.echo(f"{nested_proposals(settings, data, fold, out, parts, device)} predictions in {out}")

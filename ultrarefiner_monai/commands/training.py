@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ultrarefiner_monai.commands import Data, Device, Fold, overrides
+from ultrarefiner_monai.commands import Data, Device, Fold, overrides, read_configs
 
 app = typer.Typer()
 Configs = Annotated[list[Path], typer.Option("--config", help="A file of configs/; several, in their order, for all.")]
@@ -35,7 +35,7 @@ def train(
     from ultrarefiner_monai.training.run import train_all
     from ultrarefiner_monai.types import InputError
 
-    stages = _stages(config, option)
+    stages = read_configs(config, option)
     if phase != "all" and len(stages) > 1:
         raise ConfigError(f"{phase} takes one --config, got {len(stages)}; `train all` takes several")
     for name, settings in stages:
@@ -93,7 +93,7 @@ def cv(
         raise ConfigError(f"--executor: expected local or slurm, got {executor!r}")
     folders = [data / name for name in _names(datasets)] if datasets else [data]
     rows = cross_validate(
-        _stages(config, option),
+        read_configs(config, option),
         folders,
         _names(folds),
         out,
@@ -110,13 +110,3 @@ def cv(
 
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _stages(paths: list[Path], options: list[str] | None) -> list[tuple[str, Any]]:
-    """(file's name without .yaml, its TrainConfig) of each."""
-    from ultrarefiner_monai.config import ConfigError, TrainConfig, load_yaml
-
-    missing = [str(p) for p in paths if not p.is_file()]
-    if missing:
-        raise ConfigError(f"no configuration at {', '.join(missing)}")
-    return [(p.stem, load_yaml(TrainConfig, p, overrides(options or []))) for p in paths]

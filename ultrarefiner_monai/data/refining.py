@@ -133,8 +133,10 @@ class RefineDataset(Dataset):
             image, pair = torch.as_tensor(moved[IMAGE]), torch.as_tensor(moved[LABEL])
         if self.coarse_size:
             # The image itself as in serving, from its own pixels; a copy from the sam frame it was made in.
-            small = Letterbox(letterbox.height, letterbox.width, self.coarse_size).apply(stack[:, :1])
-            small = small if variant == 0 else resize(image[None], self.coarse_size, self.coarse_size)
+            if variant == 0:
+                small = Letterbox(letterbox.height, letterbox.width, self.coarse_size).apply(stack[:, :1])
+            else:
+                small = resize(image[None], self.coarse_size, self.coarse_size)
             self._small[index, variant] = small[0].half()
         pair = (pair.clamp(0, 1) * 255).round().to(torch.uint8)
         self._labels[index, variant] = pair

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -73,6 +74,14 @@ def derive_prompts(
         boxes_xyxy=None if config.box == "none" else moments.masked(box, NO_BOX),
         mask_logits=mask_prompt(prob[:, None], config, mask_side, moments.empty),
     )
+
+
+def derive_mask_prompt(
+    coarse_prob: torch.Tensor, config: PromptConfig, mask_side: int = 256, valid_hw: ValidHW = None
+) -> torch.Tensor | None:
+    """The mask prompt alone, (B, 1, mask_side, mask_side): what stays beside a user's points and box."""
+    only_mask = replace(config, point=False, box="none", negative="none")
+    return derive_prompts(coarse_prob, only_mask, mask_side, valid_hw).mask_logits
 
 
 # --- Moments ----------------------------------------------------------------------------------------------------------

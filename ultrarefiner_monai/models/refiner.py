@@ -12,7 +12,7 @@ from torch import nn
 
 from ultrarefiner_monai.config import GateConfig, SystemConfig
 from ultrarefiner_monai.geometry import resize
-from ultrarefiner_monai.models.prompts import ValidHW, derive_prompts
+from ultrarefiner_monai.models.prompts import ValidHW, derive_mask_prompt, derive_prompts
 from ultrarefiner_monai.models.roi import Roi, find_roi
 from ultrarefiner_monai.models.sam import decode, encode
 from ultrarefiner_monai.types import Prompts, RefinerOutput
@@ -127,9 +127,8 @@ class Refiner(nn.Module):
         if frame.roi is not None:
             user = frame.roi.enter(user)
         if user.mask_logits is None:
-            only_mask = replace(self.config.prompts, point=False, box="none", negative="none")
-            derived = derive_prompts(frame.coarse_prob, only_mask, mask_side, frame.valid_hw)
-            user = replace(user, mask_logits=derived.mask_logits)
+            mask = derive_mask_prompt(frame.coarse_prob, self.config.prompts, mask_side, frame.valid_hw)
+            user = replace(user, mask_logits=mask)
         return self._with_discs(user)
 
     def _with_discs(self, user: Prompts) -> Prompts:

@@ -23,7 +23,7 @@ from ultrarefiner_monai.config import GateConfig, SystemConfig
 from ultrarefiner_monai.data.datalist import Item
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.metrics import NORMAL_LIMIT
+from ultrarefiner_monai.metrics import NORMAL_LIMIT, dice_of
 from ultrarefiner_monai.postprocess import prob_to_mask, safety_net
 
 log = logging.getLogger(__name__)
@@ -104,4 +104,4 @@ def _figure(mask: np.ndarray, label: np.ndarray) -> float:
     """Dice of an image with a lesion; 1 or 0 for one without, as in ``phases.selection_figures``."""
     if not label.any():
         return float(mask.mean() <= NORMAL_LIMIT)
-    return 2 * float((mask.astype(bool) & label).sum()) / float(mask.sum() + label.sum())
+    return dice_of(mask, label)

@@ -22,20 +22,20 @@ from ultrarefiner_monai.geometry import resize
 from ultrarefiner_monai.losses import CoarseLoss, RefinerLoss, iou_loss
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.training.means import Means
+from ultrarefiner_monai.training.phases import coarse_step
 from ultrarefiner_monai.training.refine import (
     Batch,
     RefinerPhase,
     embed,
     final_logits,
+    loss_with_clicks,
     refiner_figures,
     refiner_groups,
     refiner_parts,
     refiner_pictures,
     save_refiner,
     set_trainable,
-    subset,
-    two_passes,
-    users_prompts,
+    valid_hw,
 )
 from ultrarefiner_monai.types import InputError
 
@@ -113,8 +113,7 @@ class JointPhase(RefinerPhase):
         side = batch[LABEL].shape[-1]
         label = (batch[LABEL].to(embedding.device) >= 0.5).float()
         prob = resize(_scaled_gradient(coarse_prob, joint.coarse_grad_scale), side, side)
-        everything = torch.arange(len(label))
-        result = refiner(embedding, prob, None, valid_hw=subset(batch, everything))
+        result = refiner(embedding, prob, None, valid_hw=valid_hw(batch))
         small = resize(prob, *result.refined_logits.shape[-2:])
         final = final_logits(refiner, small, result.refined_logits)
         refined_loss = self.refined_loss(resize(final, side, side), label)
@@ -129,16 +128,15 @@ class JointPhase(RefinerPhase):
     @torch.no_grad()
     def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         assert isinstance(network, JointNetwork)
-        embedding = embed(network.refiner, batch)
-        side = batch[LABEL].shape[-1]
-        coarse_prob = network.coarse(batch[COARSE_IMAGE].to(embedding.device)).softmax(dim=1)[:, 1:2]
-        return refiner_figures(network.refiner, embedding, resize(coarse_prob, side, side), batch)
+        return refiner_figures(
+            network.refiner, embed(network.refiner, batch), _coarse_prob(network.coarse, batch), batch
+        )
 
     def pictures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         assert isinstance(network, JointNetwork)
-        embedding, side = embed(network.refiner, batch), batch[LABEL].shape[-1]
-        coarse_prob = network.coarse(batch[COARSE_IMAGE].to(embedding.device)).softmax(dim=1)[:, 1:2]
-        return refiner_pictures(network.refiner, embedding, resize(coarse_prob, side, side), batch)
+        return refiner_pictures(
+            network.refiner, embed(network.refiner, batch), _coarse_prob(network.coarse, batch), batch
+        )
 
     def judge(self, epoch: int, figures: dict[str, float]) -> None:
         """After each epoch's validation: warn when the coarse network got worse."""
@@ -164,13 +162,8 @@ class JointPhase(RefinerPhase):
         device = next(coarse.parameters()).device
         image, size = batch[COARSE_IMAGE].to(device), self.coarse_size
         label = (resize(batch[LABEL].to(device), size, size) >= 0.5).float()
-        if hasattr(coarse, "forward_with_presence"):
-            logits, presence_logits = coarse.forward_with_presence(image)
-            loss = self.coarse_loss(logits, label, presence_logits)
-        else:
-            logits = coarse(image)
-            loss = self.coarse_loss(logits, label)
-        return loss, logits.softmax(dim=1)[:, 1:2]
+        coarse_logits, loss = coarse_step(coarse, image, label, self.coarse_loss)
+        return loss, coarse_logits.softmax(dim=1)[:, 1:2]
 
     def _clicks(
         self,
@@ -182,25 +175,27 @@ class JointPhase(RefinerPhase):
         rng: np.random.Generator,
     ) -> torch.Tensor:
         """The loss of some lesion images with clicks, so that joint training does not unlearn them; refiner only."""
-        options = self.config.refine
         present = label.flatten(1).amax(dim=1) > 0
-        chosen = present & torch.as_tensor(rng.random(len(label)) < options.click_share, device=label.device)
+        chosen = present & torch.as_tensor(rng.random(len(label)) < self.config.refine.click_share, device=label.device)
         index = chosen.nonzero()[:, 0]
         if not len(index):
             return embedding.sum() * 0
         side = 4 * embedding.shape[-1]
         target = resize(batch[LABEL].to(embedding.device)[index], side, side)
-        frame = (embedding[index], coarse_prob[index], subset(batch, index))
-        prompts = users_prompts(refiner, frame, target >= 0.5, options, rng)
-        first, second = two_passes(refiner, frame, prompts)
-        w = options.first_pass_weight
-        loss = self.loss(second.refined_logits, target) + w * self.loss(first.refined_logits, target)
-        return loss * len(index) / len(label) / (1 + w)
+        frame = (embedding[index], coarse_prob[index], valid_hw(batch, index))
+        return loss_with_clicks(refiner, frame, target, self, rng)[0] * len(index) / len(label)
 
     def _anchor(self, coarse: nn.Module) -> torch.Tensor:
         """Sum over the coarse network's weights of (w - w_0)^2."""
         terms = [(p - self.start[k].to(p.device)).square().sum() for k, p in coarse.named_parameters()]
         return torch.stack(terms).sum()
+
+
+def _coarse_prob(coarse: nn.Module, batch: Batch) -> torch.Tensor:
+    """The coarse network's prediction of a batch, (B, 1, S, S) in [0, 1], sam frame."""
+    side = batch[LABEL].shape[-1]
+    image = batch[COARSE_IMAGE].to(next(coarse.parameters()).device)
+    return resize(coarse(image).softmax(dim=1)[:, 1:2], side, side)
 
 
 def _scaled_gradient(x: torch.Tensor, scale: float) -> torch.Tensor:

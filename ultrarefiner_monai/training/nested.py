@@ -82,12 +82,9 @@ def nested_proposals(
             continue
         run = out / f"part{k}"
         rest = tuple(i for other in pieces if other is not piece for i in other)
-        if not (run / "best.safetensors").is_file() or (run / "unfinished").is_file():
-            run.mkdir(parents=True, exist_ok=True)
-            (run / "unfinished").touch()
+        if not (run / "model.safetensors").is_file():  # a run's last word
             inner = Split(rest, split.select, tuple(piece))
             train_split(config, inner, run, device, resume=(run / "last.pt").is_file())
-            (run / "unfinished").unlink()
         system = load_system(run / "best.safetensors", device=device or "cpu")
         for item in todo:
             write_proposal(out, item.id, predict(system.coarse, system.config, item))

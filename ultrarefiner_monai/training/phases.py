@@ -84,16 +84,22 @@ class CoarsePhase:
 
     def _forward(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(coarse_logits (B, 2, S, S), the loss)."""
-        image, label = batch[IMAGE], batch[LABEL]
-        if hasattr(network, "forward_with_presence"):
-            coarse_logits, presence_logits = network.forward_with_presence(image)
-            return coarse_logits, self.loss(coarse_logits, label, presence_logits)
-        coarse_logits = network(image)
-        return coarse_logits, self.loss(coarse_logits, label)
+        return coarse_step(network, batch[IMAGE], batch[LABEL], self.loss)
 
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         network = copy.deepcopy(network)
         save_system(path, self.config.system, network, None, meta, half=False)
+
+
+def coarse_step(
+    network: nn.Module, image: torch.Tensor, label: torch.Tensor, loss: CoarseLoss
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(coarse_logits (B, 2, S, S), phase 1's loss), with the presence logit where the network has one."""
+    if hasattr(network, "forward_with_presence"):
+        coarse_logits, presence_logits = network.forward_with_presence(image)
+        return coarse_logits, loss(coarse_logits, label, presence_logits)
+    coarse_logits = network(image)
+    return coarse_logits, loss(coarse_logits, label)
 
 
 def selection_figures(mask: torch.Tensor, label: torch.Tensor, name: str) -> dict[str, torch.Tensor]:

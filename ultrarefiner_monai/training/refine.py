@@ -198,9 +198,10 @@ def embed(refiner: Refiner, batch: Batch) -> torch.Tensor:
     return encode(refiner.sam, batch[IMAGE].to(device))
 
 
-def subset(batch: Batch, index: torch.Tensor) -> list[tuple[int, int]]:
-    """valid_hw of some items."""
-    return [(int(h), int(w)) for h, w in batch[VALID][index.cpu()]]
+def valid_hw(batch: Batch, index: torch.Tensor | None = None) -> list[tuple[int, int]]:
+    """(rows, columns) that the image covers, of all items or of some."""
+    rows = batch[VALID] if index is None else batch[VALID][index.cpu()]
+    return [(int(h), int(w)) for h, w in rows]
 
 
 def play(
@@ -223,7 +224,7 @@ def play(
     alone = (~clicked).nonzero()[:, 0]
     if len(alone):
         coarse = coarse_prob[alone]
-        result = refiner(embedding[alone], coarse, None, valid_hw=subset(batch, alone))
+        result = refiner(embedding[alone], coarse, None, valid_hw=valid_hw(batch, alone))
         small = resize(coarse, side, side)
         final = final_logits(refiner, small, result.refined_logits)
         share = len(alone) / len(target)
@@ -232,12 +233,10 @@ def play(
         out["change"] = share * change_penalty(options.penalty, torch.sigmoid(final), small, target[alone])
     given = clicked.nonzero()[:, 0]
     if len(given):
-        frame = (embedding[given], coarse_prob[given], subset(batch, given))
-        prompts = users_prompts(refiner, frame, truth[given], options, rng)
-        first, second = two_passes(refiner, frame, prompts)
-        share, w = len(given) / len(target), options.first_pass_weight
-        both = phase.loss(second.refined_logits, target[given]) + w * phase.loss(first.refined_logits, target[given])
-        out["clicks"] = share * both / (1 + w)
+        frame = (embedding[given], coarse_prob[given], valid_hw(batch, given))
+        share = len(given) / len(target)
+        loss, second = loss_with_clicks(refiner, frame, target[given], phase, rng)
+        out["clicks"] = share * loss
         out["iou"] = out["iou"] + share * iou_loss(second.mask_logits, second.iou_pred, target[given])
     loss = out["mask"] + out["clicks"] + options.iou_weight * out["iou"] + options.penalty_weight * out["change"]
     return {"loss": loss, **{k: v.detach() for k, v in out.items()}}
@@ -260,6 +259,17 @@ def two_passes(refiner: Refiner, frame: Played, prompts: Prompts) -> tuple[Refin
     first = refiner(embedding, coarse_prob, prompts, valid_hw=valid)
     again = replace(prompts, mask_logits=first.refined_logits)
     return first, refiner(embedding, coarse_prob, again, valid_hw=valid)
+
+
+def loss_with_clicks(
+    refiner: Refiner, frame: Played, target: torch.Tensor, phase: Any, rng: np.random.Generator
+) -> tuple[torch.Tensor, RefinerOutput]:
+    """Play a user on label target (B, 1, M, M): the mean loss of both passes, weighted, and the second one's output."""
+    prompts = users_prompts(refiner, frame, target >= 0.5, phase.config.refine, rng)
+    first, second = two_passes(refiner, frame, prompts)
+    w = phase.config.refine.first_pass_weight
+    both = phase.loss(second.refined_logits, target) + w * phase.loss(first.refined_logits, target)
+    return both / (1 + w), second
 
 
 def users_prompts(
@@ -290,7 +300,7 @@ def refiner_figures(
 ) -> dict[str, torch.Tensor]:
     """Dice at M x M before and after refining, without and with a careful user's clicks; ``select`` is their mean for an
     image with a lesion, and whether it stayed unmarked for one without."""
-    side, valid = 4 * embedding.shape[-1], [(int(h), int(w)) for h, w in batch[VALID]]
+    side, valid = 4 * embedding.shape[-1], valid_hw(batch)
     label = (resize(batch[LABEL].to(embedding.device), side, side) >= 0.5).float()
     lesion = label.flatten(1).amax(dim=1) > 0
     small = resize(coarse_prob, side, side)
@@ -313,8 +323,7 @@ def refiner_pictures(
 ) -> dict[str, torch.Tensor]:
     """What is drawn: image, label, and the masks before and after refining; (B, 1, S, S)."""
     coarse_prob = coarse_prob.to(embedding.device)
-    valid = [(int(h), int(w)) for h, w in batch[VALID]]
-    refined = refiner(embedding, coarse_prob, None, valid_hw=valid).refined_prob
+    refined = refiner(embedding, coarse_prob, None, valid_hw=valid_hw(batch)).refined_prob
     final = refiner.final_prob(coarse_prob, refined)
     masks = {"coarse": (coarse_prob >= 0.5).float(), "refined": (final >= 0.5).float()}
     return {
