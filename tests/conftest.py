@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from orthanc import _archives, orthanc, orthanc_login, run_orthanc  # noqa: F401 (fixtures)
 from PIL import Image
 
 from ultrarefiner_monai.data.phantoms import make_phantom
