@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "pixels", "measure"}
     | {"download", "cache", "recent", "journal", "trainingfolder", "workfolder", "robot"},
     {"models", "data", "weights"},
-    {"checkpoints", "inference"},
+    {"checkpoints", "inference", "regions"},
     {"registry"},
     {"training", "evaluation", "comparison", "sheets"},
     {"commands", "launch"},
