@@ -527,6 +527,43 @@ def set_option(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 @dataclass(frozen=True)
+class PacsConfig:
+    """The DICOMweb store that is served (``--studies https://HOST/dicom-web``), see docs/pacs.md.
+
+    Who asks: ``user`` with a password (basic), or a token (bearer). Passwords and tokens stand in a file that is named
+    here, or in the environment (ULTRAREFINER_PACS_PASSWORD, ULTRAREFINER_PACS_TOKEN); never in this configuration.
+    """
+
+    # Which series are studies: one of these modalities, and these further QIDO filters (StudyDate=20240101-).
+    modality: tuple[str, ...] = ("US",)
+    filter: tuple[str, ...] = ()
+    # How often the list and new results of others are looked for when nobody asks.
+    poll_seconds: int = 30
+    user: str = ""
+    password_file: str = ""
+    token_file: str = ""
+    # Certificates (PEM) that sign the store's own, in place of the public ones.
+    ca_file: str = ""
+    timeout_seconds: int = 30
+    # Tries after the first one, with growing pauses between.
+    retries: int = 3
+    # Images kept in the work folder; the ones used longest ago go first and are fetched again when they are opened.
+    mirror_mb: int = 20_000
+    # store: each final label goes to the store as a DICOM SEG (else on demand). sr: its measurements go with it.
+    store: bool = False
+    sr: bool = False
+
+    def __post_init__(self) -> None:
+        _require(bool(self.modality) and all(self.modality), "pacs.modality must name one or more, such as US")
+        for entry in self.filter:
+            _require("=" in entry.strip("="), f"pacs.filter: expected NAME=VALUE, got {entry!r}")
+        for name in ("poll_seconds", "timeout_seconds", "mirror_mb"):
+            _require(getattr(self, name) >= 1, f"pacs.{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.retries >= 0, f"pacs.retries must not be negative, got {self.retries}")
+        _require(not (self.user and self.token_file), "pacs.user and pacs.token_file: give one of them, not both")
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """How the app serves one studies folder (``apps/ultrarefiner/config.yaml``; ``--conf NAME VALUE`` overrides)."""
 
@@ -560,6 +597,7 @@ class ServeConfig:
     workers: int = 4
     threads: int = 0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    pacs: PacsConfig = field(default_factory=PacsConfig)
 
     def __post_init__(self) -> None:
         for name in ("max_upload_mb", "max_pixels", "workers"):
@@ -578,11 +616,13 @@ _MONAILABEL_CONF = ("server_mode",)
 
 
 def serve_config(path: str | Path, conf: dict[str, str] | None = None) -> ServeConfig:
-    """``config.yaml`` with MONAI Label's ``--conf NAME VALUE`` strings on top. Lists are written a,b,c.
+    """``config.yaml`` with MONAI Label's ``--conf NAME VALUE`` strings on top. Lists are written a,b,c; ``pacs.user``.
 
     Raises ConfigError for a name or a value that is none, with the names that are known.
     """
     hints = typing.get_type_hints(ServeConfig)
+    del hints["pacs"]
+    hints |= {f"pacs.{name}": hint for name, hint in typing.get_type_hints(PacsConfig).items()}
     overrides: dict[str, Any] = {}
     for name, text in (conf or {}).items():
         if name in _MONAILABEL_CONF:
@@ -599,6 +639,10 @@ def _from_text(hint: Any, text: str, where: str) -> Any:
             return int(text.replace("_", ""))
         except ValueError as error:
             raise ConfigError(f"{where}: expected a whole number, got {text!r}") from error
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{where}: expected true or false, got {text!r}")
+        return text.lower() == "true"
     if typing.get_origin(hint) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
