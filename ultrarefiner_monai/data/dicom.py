@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.data.regions import region_spacing_mm, tissue_regions
 from ultrarefiner_monai.data.study import (
     RAS_FROM_LPS,
     Geometry,
@@ -27,7 +28,29 @@ from ultrarefiner_monai.data.study import (
 )
 from ultrarefiner_monai.types import InputError
 
-_TISSUE, _TWO_D, _CENTIMETRES = 1, 1, 3
+_STORAGE = "1.2.840.10008.5.1.4.1.1"
+# The beginnings of SOP class UIDs; what follows them are variants of the same.
+_OTHER_CLASSES = {
+    "1.2.840.10008.1.3.10": "a DICOMDIR, the index of a disc",
+    f"{_STORAGE}.66.4": "a DICOM segmentation",
+    f"{_STORAGE}.66": "DICOM raw data or a registration",
+    f"{_STORAGE}.88.59": "a DICOM key object selection",
+    f"{_STORAGE}.88": "a DICOM structured report",
+    f"{_STORAGE}.104.1": "a PDF document in DICOM",
+    f"{_STORAGE}.104": "a document in DICOM",
+    f"{_STORAGE}.11": "a DICOM presentation state",
+    f"{_STORAGE}.9": "a DICOM waveform",
+    f"{_STORAGE}.481": "a DICOM radiotherapy object",
+}
+_OTHER_MODALITIES = {
+    "SEG": "a DICOM segmentation",
+    "SR": "a DICOM structured report",
+    "KO": "a DICOM key object selection",
+    "PR": "a DICOM presentation state",
+    "DOC": "a document in DICOM",
+    "RTSTRUCT": "a DICOM radiotherapy object",
+    "REG": "a DICOM registration",
+}
 _PIXEL_KEYWORDS = (
     "Rows Columns SamplesPerPixel PlanarConfiguration PhotometricInterpretation BitsAllocated BitsStored HighBit "
     "PixelRepresentation RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor "
@@ -37,8 +60,12 @@ _PIXEL_KEYWORDS = (
 ).split()
 
 
-def read_dicom(path: Path, limits: Limits) -> Study:
-    """One DICOM file; frames of a cine are decoded when they are asked for. Raises InputError (see ``read_study``)."""
+def read_dicom(path: Path, limits: Limits, region_spacing: bool = False, decode: bool = True) -> Study:
+    """One DICOM file; frames of a cine are decoded when they are asked for. Raises InputError (see ``read_study``).
+
+    region_spacing: place the grid by the pixels' known size instead of as ITK does (``series.read_series``).
+    decode: also decode a single frame at once; without it a damaged one raises at ``frame``, as a cine's.
+    """
     import pydicom
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -52,8 +79,9 @@ def read_dicom(path: Path, limits: Limits) -> Study:
         if "Rows" not in dataset:
             raise InputError(f"{path.name} is not a DICOM file") from None
     modality = str(dataset.get("Modality", "") or "unknown")
-    if modality == "SEG":
-        raise InputError(f"{path.name} is a DICOM segmentation: expected an image")
+    kind = not_an_image(dataset)
+    if kind is not None:
+        raise InputError(f"{path.name} is {kind}: expected an image")
     if "PixelData" not in dataset:
         raise InputError(f"{path.name} holds no pixels (modality {modality}), or is cut off before them")
     missing = [k for k in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation") if k not in dataset]
@@ -63,13 +91,24 @@ def read_dicom(path: Path, limits: Limits) -> Study:
     limits.check(path.name, height, width, count)
     warnings = [] if modality == "US" else [f"modality {modality}: made for breast ultrasound (US)"]
     load = _frame_loader(path.name, dataset, count)
-    if count == 1:
+    if count == 1 and decode:
         only = load(0)  # a damaged picture must be refused now, not at the first click
         load = _same(only)
-    spacing = region_spacing_mm(dataset, warnings) or _other_spacing_mm(dataset, warnings)
-    geometry = _geometry(dataset, height, width, count)
+    spacing = spacing_mm(dataset, warnings)
+    geometry = _geometry(dataset, height, width, count, spacing if region_spacing else None)
     patient = str(dataset.get("PatientID", "") or "")
-    return Study(path, "dicom", height, width, count, geometry, load, spacing, patient, warnings)
+    regions = tissue_regions(dataset, height, width, warnings)
+    return Study(path, "dicom", height, width, count, geometry, load, spacing, patient, warnings, regions)
+
+
+def not_an_image(dataset: Any) -> str | None:
+    """What a DICOM object is that shows no picture of a patient ("a DICOM segmentation"), None for an image. Needs no
+    more than its SOPClassUID and Modality."""
+    sop_class, modality = str(dataset.get("SOPClassUID", "") or ""), str(dataset.get("Modality", "") or "")
+    for root, kind in _OTHER_CLASSES.items():
+        if sop_class == root or sop_class.startswith(f"{root}."):
+            return kind
+    return _OTHER_MODALITIES.get(modality)
 
 
 def _same(frame: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -223,36 +262,15 @@ def _grey(one: Any, window: tuple[float, float, float, float] | None) -> np.ndar
 # --- spacing and geometry ---------------------------------------------------------------------------------------------
 
 
-def region_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] | None:
-    """(row, column) mm of the largest two-dimensional tissue region that is measured in centimetres, or None."""
-    found = []
-    for region in dataset.get("SequenceOfUltrasoundRegions", None) or []:
-        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
-        kind = (region.get("RegionSpatialFormat"), region.get("RegionDataType"))
-        if units != (_CENTIMETRES, _CENTIMETRES) or kind != (_TWO_D, _TISSUE):
-            continue
-        row, column = region.get("PhysicalDeltaY"), region.get("PhysicalDeltaX")
-        spacing = plausible_spacing(_times_ten(row), _times_ten(column), "an ultrasound region's spacing", warnings)
-        if spacing:
-            found.append((_area(region), spacing))
-    if not found:
-        return None
-    found.sort(key=lambda item: item[0], reverse=True)
-    if any(not np.allclose(spacing, found[0][1], rtol=0.01) for _, spacing in found):
-        warnings.append("the ultrasound regions differ in spacing: lengths are those of the largest region")
-    return found[0][1]
+def spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] | None:
+    """(row, column) distance of pixel centres in mm: ultrasound regions, PixelSpacing, ImagerPixelSpacing, functional
+    groups; None where none is there or plausible, with a warning for what is not."""
+    return region_spacing_mm(dataset, warnings) or _other_spacing_mm(dataset, warnings)
 
 
-def _times_ten(value: Any) -> float | None:
-    return None if value is None else float(value) * 10
-
-
-def _area(region: Any) -> int:
-    x0, y0, x1, y1 = (
-        int(region.get(k) or 0)
-        for k in ("RegionLocationMinX0", "RegionLocationMinY0", "RegionLocationMaxX1", "RegionLocationMaxY1")
-    )
-    return max(0, x1 - x0) * max(0, y1 - y0)
+def pixel_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] | None:
+    """(row, column) distance of pixel centres, mm: tissue region first, then what the header says; None = unknown."""
+    return region_spacing_mm(dataset, warnings) or _other_spacing_mm(dataset, warnings)
 
 
 def _other_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] | None:
@@ -269,12 +287,14 @@ def _other_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] 
     return None
 
 
-def _geometry(dataset: Any, height: int, width: int, count: int) -> Geometry:
-    """ITK's view of the file: PixelSpacing or 1 mm; patient position where it is there; frames 1 mm apart."""
+def _geometry(dataset: Any, height: int, width: int, count: int, known: tuple[float, float] | None = None) -> Geometry:
+    """ITK's view of the file: PixelSpacing or 1 mm; patient position where it is there; frames 1 mm apart. A ``known``
+    (row, column) spacing stands instead of PixelSpacing."""
     spacing = dataset.get("PixelSpacing", None)
     row, column = (float(spacing[0]), float(spacing[1])) if spacing is not None and len(spacing) == 2 else (1.0, 1.0)
     if not (row > 0 and column > 0 and np.isfinite([row, column]).all()):
         row = column = 1.0
+    row, column = known or (row, column)
     orientation, position = dataset.get("ImageOrientationPatient", None), dataset.get("ImagePositionPatient", None)
     if not orientation or not position or len(orientation) != 6 or len(position) != 3:
         return flat_geometry(height, width, count, (column, row))

@@ -45,6 +45,7 @@ _PIL_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 def read_study(path: str | Path, limits: Limits | None = None) -> Study:
     """Read one image file. Raises InputError when it is missing, unknown, damaged, truncated or too large.
 
+    A folder is read as the DICOM files of one series in it, on a grid with the pixels' known size (``series``).
     A DICOM cine's frames are decoded on demand, and a damaged one then raises at ``frame``; the rest is decoded here.
     """
     path, limits = Path(path), limits or Limits()
@@ -66,6 +67,8 @@ def read_study(path: str | Path, limits: Limits | None = None) -> Study:
 
 
 def _reader_of(path: Path) -> Callable[[Path, Limits], Study]:
+    if path.is_dir():
+        return _read_folder
     if not path.is_file():
         raise InputError(f"{path.name}: no such file")
     if path.stat().st_size == 0:
@@ -84,6 +87,15 @@ def _reader_of(path: Path) -> Callable[[Path, Limits], Study]:
 
         return read_dicom
     raise InputError(f"{path.name}: expected one of {' '.join(IMAGE_EXTENSIONS)}, got {suffix or 'no extension'}")
+
+
+def _read_folder(path: Path, limits: Limits) -> Study:
+    from ultrarefiner_monai.data.series import dicom_files, read_series
+
+    files = dicom_files(path)
+    if not files:
+        raise InputError(f"the folder {path.name} holds no DICOM files")
+    return read_series(files, limits, region_spacing=True)
 
 
 # --- PNG, JPEG, TIFF, BMP ---------------------------------------------------------------------------------------------

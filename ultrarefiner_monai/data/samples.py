@@ -33,6 +33,9 @@ STUDIES: tuple[tuple[str, tuple[int, int], str, float | None, bool], ...] = (
     ("phantom_10.jpg", (400, 500), "none", None, False),
 )
 CINE_FRAMES = 12
+Box = tuple[int, int, int, int, str]
+# RegionSpatialFormat and RegionDataType
+_REGION_KINDS = {"tissue": (1, 1), "colour": (1, 2), "spectrum": (3, 3), "m-mode": (2, 1)}
 _ROOT_UID = "1.2.826.0.1.3680043.8.498."  # pydicom's, for UIDs made of hashes
 _SINGLE_FRAME, _MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1"
 
@@ -96,8 +99,19 @@ def _nifti_bytes(image: np.ndarray, spacing: float) -> bytes:
     return gzip.compress(volume.to_bytes(), 9, mtime=0)
 
 
-def dicom_bytes(frames: np.ndarray, number: int, spacing: float, seed: int = 0) -> bytes:
-    """An ultrasound DICOM file of (T, H, W) uint8 with one tissue region: RLE for one frame, JPEG for a cine."""
+def dicom_bytes(
+    frames: np.ndarray,
+    number: int,
+    spacing: float,
+    seed: int = 0,
+    instance: int = 1,
+    regions: Sequence[Box] | None = None,
+) -> bytes:
+    """An ultrasound DICOM file of (T, H, W) uint8: RLE for one frame, JPEG for a cine.
+
+    spacing: mm. number: of the patient, study and series; instance: within the series. regions: (x0, y0, x1, y1, kind)
+    each, the last pixels inside; kind is "tissue", "colour", "spectrum" or "m-mode". Default: one of tissue, all over.
+    """
     from PIL import Image
     from pydicom import Dataset, FileDataset
     from pydicom.encaps import encapsulate
@@ -107,6 +121,8 @@ def dicom_bytes(frames: np.ndarray, number: int, spacing: float, seed: int = 0) 
     count, height, width = frames.shape
     sop_class = _MULTI_FRAME if count > 1 else _SINGLE_FRAME
     uids = [generate_uid(_ROOT_UID, entropy_srcs=[f"phantom-{seed}-{number}-{part}"]) for part in range(3)]
+    if instance != 1:
+        uids[0] = generate_uid(_ROOT_UID, entropy_srcs=[f"phantom-{seed}-{number}-0-{instance}"])
     meta: Any = Dataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, uids[0]
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -116,12 +132,13 @@ def dicom_bytes(frames: np.ndarray, number: int, spacing: float, seed: int = 0) 
     ds.PatientName, ds.PatientID = f"PHANTOM^{number:02d}", f"PHANTOM-{number:02d}"
     ds.PatientBirthDate, ds.PatientSex, ds.StudyDate, ds.StudyTime = "", "O", "20000101", "000000"
     ds.AccessionNumber, ds.ReferringPhysicianName, ds.StudyID = "", "", str(number)
-    ds.Modality, ds.Manufacturer, ds.SeriesNumber, ds.InstanceNumber = "US", "ultrarefiner_monai phantom", 1, 1
+    ds.Modality, ds.Manufacturer, ds.SeriesNumber, ds.InstanceNumber = "US", "ultrarefiner_monai phantom", 1, instance
     ds.StudyDescription, ds.BurnedInAnnotation = "Simulated breast ultrasound, no patient", "NO"
     ds.ImageType = ["DERIVED", "SECONDARY"]
     ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = height, width, 1, "MONOCHROME2"
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
-    ds.SequenceOfUltrasoundRegions = [_region(height, width, spacing)]
+    whole: Box = (0, 0, width - 1, height - 1, "tissue")
+    ds.SequenceOfUltrasoundRegions = [_region(box, spacing) for box in ([whole] if regions is None else regions)]
     if count == 1:
         ds.PixelData = frames.tobytes()
         ds.compress(RLELossless, generate_instance_uid=False)
@@ -147,14 +164,16 @@ def _file_meta(values: Any) -> Any:
     return FileMetaDataset(values)
 
 
-def _region(height: int, width: int, spacing: float) -> Any:
+def _region(box: Box, spacing: float) -> Any:
     from pydicom import Dataset
 
     region: Any = Dataset()
-    region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0
-    region.RegionLocationMinX0, region.RegionLocationMinY0 = 0, 0
-    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = width - 1, height - 1
-    region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3  # cm
+    region.RegionSpatialFormat, region.RegionDataType = _REGION_KINDS[box[4]]
+    region.RegionFlags = 0
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = box[:2]
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = box[2:4]
+    seconds = box[4] in ("spectrum", "m-mode")
+    region.PhysicalUnitsXDirection, region.PhysicalUnitsYDirection = 4 if seconds else 3, 3  # cm
     region.PhysicalDeltaX = region.PhysicalDeltaY = spacing / 10
     return region
 

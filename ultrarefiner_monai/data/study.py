@@ -24,6 +24,9 @@ RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp"}
 # Pixel sizes outside of this cannot be those of a breast scan (0.03 - 0.3 mm are usual); mm.
 PLAUSIBLE_SPACING_MM = (1e-3, 20.0)
+# (rows, columns) of one B-mode region of the screen.
+Region = tuple[slice, slice]
+Spacing = tuple[float, float] | None
 
 
 def extension(path: str | Path) -> str:
@@ -137,6 +140,9 @@ class Study:
 
     kind: png, jpeg, tiff, bmp, nifti, nrrd or dicom. spacing_mm: (row, column) distance of pixel centres, None where
     it is not known. is_volume: more than one frame. patient: the DICOM PatientID, else empty. warnings: for the user.
+    regions: the B-mode regions of the screen where the file names them and they leave a part out (``data.regions``);
+    empty = the whole frame. A series of several files may differ from frame to frame in both: ``frame_regions`` and
+    ``frame_spacings_mm``, one entry a frame, are then filled; ask ``regions_of`` and ``spacing_of``.
     """
 
     path: Path
@@ -149,6 +155,17 @@ class Study:
     spacing_mm: tuple[float, float] | None = None
     patient: str = ""
     warnings: list[str] = field(default_factory=list)
+    regions: tuple[Region, ...] = ()
+    frame_regions: tuple[tuple[Region, ...], ...] = ()
+    frame_spacings_mm: tuple[Spacing, ...] = ()
+
+    def regions_of(self, index: int) -> tuple[Region, ...]:
+        """The B-mode regions of frame ``index``; empty = all of it."""
+        return self.frame_regions[index] if self.frame_regions else self.regions
+
+    def spacing_of(self, index: int) -> Spacing:
+        """(row, column) mm of frame ``index``, None where it is not known."""
+        return self.frame_spacings_mm[index] if self.frame_spacings_mm else self.spacing_mm
 
     @property
     def is_volume(self) -> bool:
