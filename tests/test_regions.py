@@ -69,6 +69,11 @@ def test_clicks_reach_the_region_they_lie_in_in_its_own_frame() -> None:
     ]
 
 
+def test_with_clicks_the_figures_are_those_of_the_region_that_was_clicked() -> None:
+    proposal, _ = ask(screen(), regions=(LEFT, RIGHT), mode="interact", clicks=Clicks(((12.0, 21.0),)))
+    assert proposal.iou_pred == 1 / 13 and int(proposal.mask.sum()) == 112
+
+
 def test_a_click_outside_every_region_is_refused() -> None:
     with pytest.raises(InputError, match=r"\(47, 30\) lies outside .*x 5 to 44, y 10 to 49; x 50 to 99, y 10 to 59"):
         ask(screen(), regions=(LEFT, RIGHT), mode="interact", clicks=Clicks(((47.0, 30.0),)))

@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 
+from .data.study import Region
 from .inference import Predictor, Proposal
 from .types import Clicks, InputError
 
 Mode = Literal["coarse", "propose", "interact"]
-Region = tuple[slice, slice]
 Place = tuple[int, int, int, int]  # left, top, right, bottom, the last two included
 
 
@@ -32,19 +32,20 @@ def predict(
     clicks: Clicks | None = None,
 ) -> Proposal:
     """One frame's result. image: (H, W) float32 in [0, 1]; regions: (row slice, column slice) of the tissue, in order of
-    their weight, none: all of it; clicks: in the image frame, for ``interact``.
+    their weight, none: all of it; clicks: in the image frame, for ``interact``; ignored by the other modes.
 
-    The arrays cover the whole frame, 0 outside the regions. The figures are those of the region with the largest mask,
-    the first one where all are empty; ``uncertainty`` is the largest of all, ``timings`` are summed. A region without
+    The arrays cover the whole frame, 0 outside the regions. The figures are those of the region with the largest mask
+    (of those with clicks, where there are any), the first one where all are empty; ``uncertainty`` is the largest of all, ``timings`` are summed. A region without
     clicks gets its automatic result. Raises InputError for a click or a box that lies in no region.
     """
     if mode == "interact" and not clicks:
         mode = "propose"
     if not regions:
         return _one(predictor, image, mode, clicks or Clicks())
-    shared = _by_region(clicks or Clicks(), regions)
+    shared = _by_region(clicks if clicks and mode == "interact" else Clicks(), regions)
     found = [_one(predictor, crop, mode, part) for crop, part in zip(crops(image, regions), shared)]
-    leading = max(found, key=lambda proposal: int(np.count_nonzero(proposal.mask)))  # the first of equals
+    asked = [p for p, part in zip(found, shared) if part] or found  # the user looks at what was clicked on
+    leading = max(asked, key=lambda proposal: int(np.count_nonzero(proposal.mask)))  # the first of equals
     spread = [p.flip_uncertainty for p in found if p.flip_uncertainty is not None]
     return replace(
         leading,

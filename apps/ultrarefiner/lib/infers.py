@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
@@ -21,18 +21,18 @@ from lib.served import Served
 from ultrarefiner_monai.cache import image_key
 from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.series import sha256_of_image, state_of
 from ultrarefiner_monai.data.study import Limits, Study
 from ultrarefiner_monai.data.writers import encode_mask
-from ultrarefiner_monai.files import sha256_of
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.journal import Journal, JournalQueue, pack_mask, unpack_mask
 from ultrarefiner_monai.measure import measure
+from ultrarefiner_monai.regions import Mode, crops, predict
 from ultrarefiner_monai.types import LABELS, NOTICE, Clicks, InputError
 from ultrarefiner_monai.workfolder import WorkFolder
 
 logger = logging.getLogger(__name__)
 
-Mode = Literal["coarse", "propose", "interact"]
 RESULT_EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".png")
 _RESULT_BYTES = 128 << 20
 _STUDY_BYTES = 512 << 20
@@ -49,12 +49,13 @@ class OpenStudy:
 
 @dataclass(frozen=True)
 class FrameResult:
-    """One frame's answer. mask: packed (H, W) bits. figures: plain values for the reply. key: the frame's image_key."""
+    """One frame's answer. mask: packed (H, W) bits. figures: plain values for the reply. keys: the image_key
+    of all that a predictor was shown of the frame."""
 
     mask: bytes
     figures: dict[str, Any]
     timings: dict[str, float]
-    key: str
+    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,16 @@ class Engine:
         return study
 
     def open(self, path: Path) -> OpenStudy:
-        """The study at ``path``, kept while its file stays as it is."""
-        state = _state(path)
+        """The study at ``path`` (a file, or a folder with the files of a series), kept while its files stay as they are."""
+        state = state_of(path)
         with self._lock:
             found = self._studies.get(str(path))
             if found is not None and found.state == state:
                 self._studies.move_to_end(str(path))
                 return found
         study = read_study(path, Limits(total_pixels=self.config.max_pixels))
-        found = OpenStudy(study, state, sha256_of(path))
-        if _state(path) != state:  # pixels and sha256 may be of two files: answers would be kept under a wrong name
+        found = OpenStudy(study, state, sha256_of_image(path))
+        if state_of(path) != state:  # pixels and sha256 may be of two files: answers would be kept under a wrong name
             raise InputError(f"{path.name} changed while it was read; try again when it has been written")
         with self._lock:
             self._studies[str(path)] = found
@@ -116,13 +117,10 @@ class Engine:
             if key in self._results:
                 self._results.move_to_end(key)
                 return self._results[key], False
-        image = opened.study.frame(k)
-        if mode == "interact":
-            proposal = predictor.interact(image, clicks)
-        else:
-            proposal = predictor.propose(image) if mode == "propose" else predictor.coarse(image)
+        image, regions = opened.study.frame(k), opened.study.regions_of(k)
+        proposal = predict(predictor, image, regions, mode, clicks)
         start = time.perf_counter()
-        size = measure(proposal.mask, opened.study.spacing_mm)
+        size = measure(proposal.mask, opened.study.spacing_of(k))
         figures = {
             "iou_pred": _number(proposal.iou_pred),
             "uncertainty": _number(proposal.uncertainty),
@@ -132,7 +130,8 @@ class Engine:
             **size.to_dict(),
         }
         timings = {**proposal.timings, "measure": time.perf_counter() - start}
-        result = FrameResult(pack_mask(proposal.mask), figures, timings, image_key(image))
+        keys = tuple(map(image_key, crops(image, regions)))
+        result = FrameResult(pack_mask(proposal.mask), figures, timings, keys)
         with self._lock:
             if key not in self._results:
                 self._results[key] = result
@@ -235,7 +234,8 @@ class LesionTask(InferTask):
             **results[shown].figures,
             "frame": shown,
             "n_frames": study.n_frames,
-            "spacing_mm": study.spacing_mm,
+            "spacing_mm": study.spacing_of(shown),
+            "regions": [[x.start, y.start, x.stop - 1, y.stop - 1] for y, x in study.regions_of(shown)],
             "warnings": list(study.warnings),
             "notice": NOTICE,
         }
@@ -263,7 +263,7 @@ class LesionTask(InferTask):
                 client=str(request.get("client_id") or ""),
                 prompts={str(k): c.to_dict() for k, c in clicks.items()},
                 reply={k: v for k, v in reply.items() if k not in ("label_names", "notice", "latencies")},
-                cache_keys=sorted({r.key for r in results.values()}),
+                cache_keys=sorted({key for r in results.values() for key in r.keys}),
             )
 
         self.engine.journal.submit(write)
@@ -303,11 +303,3 @@ def _number(value: float | None) -> float | None:
 def _bytes(study: Study) -> int:
     """An upper bound for pictures and volumes, which are kept decoded; DICOM cines are decoded frame by frame."""
     return study.height * study.width * study.n_frames * (1 if study.kind == "dicom" else 4)
-
-
-def _state(path: Path) -> tuple[str, int, int]:
-    try:
-        stat = path.stat()
-    except OSError as error:
-        raise InputError(f"{path.name} cannot be opened: {error.strerror}") from error
-    return str(path), stat.st_mtime_ns, stat.st_size
