@@ -177,6 +177,19 @@ def test_cropped_layers_of_a_segmentation(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.argwhere(mask), [[2, 5, 7], [2, 7, 9]])
 
 
+def test_a_segmentation_without_a_voxel_is_an_empty_label(tmp_path: Path) -> None:
+    """3D Slicer writes it as a single voxel anywhere; a single marked one is a label of another size."""
+    Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
+    study = read_study(tmp_path / "a.png")
+    space = {"space": "left-posterior-superior", "space directions": np.eye(3), "space origin": [99.5, 99.5, 99.5]}
+    nrrd.write(str(tmp_path / "none.seg.nrrd"), np.zeros((1, 1, 1), np.uint8), space)
+    assert read_mask(tmp_path / "none.seg.nrrd", study).shape == study.shape
+    assert not read_mask(tmp_path / "none.seg.nrrd", study).any()
+    nrrd.write(str(tmp_path / "one.seg.nrrd"), np.ones((1, 1, 1), np.uint8), space)
+    with pytest.raises(InputError, match="1 x 1 x 1"):
+        read_mask(tmp_path / "one.seg.nrrd", study)
+
+
 def test_labels_of_pictures(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
     study = read_study(tmp_path / "a.png")

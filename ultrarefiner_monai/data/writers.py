@@ -143,6 +143,8 @@ def read_mask(path: str | Path, study: Study | None = None, limits: Limits | Non
         ) from error
     if study is None:
         return Geometry(grid.shape, affine, frame_axes(grid.shape)).to_frames(grid)  # type: ignore[arg-type]
+    if grid.size == 1 and not grid.any():
+        return np.zeros(study.shape, np.uint8)  # 3D Slicer's way to write a segmentation without a voxel
     moved = _onto(grid, affine, study.geometry)
     if moved is None:
         if grid.shape != study.geometry.grid:
