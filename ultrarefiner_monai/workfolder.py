@@ -3,6 +3,7 @@
 journal.sqlite   proposals and corrections        embeddings/      cached image embeddings
 versions/        labels that were replaced        sessions/, tmp/  uploaded images, for a while
 training/        prepared labels, split, runs     models/          what the runs made, and which of them is served
+handed/          links to images, for 3D Slicer
 """
 
 from __future__ import annotations
@@ -87,6 +88,10 @@ class WorkFolder:
     def tmp(self) -> Path:
         return self.root / "tmp"
 
+    def handed(self, image_id: str) -> Path:
+        """Where a link to this image lies, by itself."""
+        return self.root / "handed" / hashlib.sha256(image_id.encode()).hexdigest()[:16]
+
     @property
     def training(self) -> TrainingFolder:
         return TrainingFolder(self.root / "training")
@@ -144,6 +149,7 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
     finally:
         journal.close()
     report.embeddings = _forget_embeddings(folder, keys)
+    shutil.rmtree(folder.handed(image_id), ignore_errors=True)
     if labels:
         report.labels = _remove_labels(Path(studies), folder, image_id)
     with folder.forgotten.open("a", encoding="utf-8") as file:

@@ -41,6 +41,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from lib.datastore import check_name, split_name
 from lib.guard import Guard
+from lib.handout import hand_out
 from lib.infers import Outline
 from lib.page import front_page
 from ultrarefiner_monai.data.writers import read_mask
@@ -269,7 +270,9 @@ async def next_sample(strategy: str, params: JsonBody = None, user: User = user_
         offers = store.get_image_info(image_id).get("strategy")
         offers = offers if isinstance(offers, dict) else {}  # clients may write what they like into the info
         store.update_image_info(image_id, {"strategy": {**offers, strategy: {"ts": time.time(), "client_id": client}}})
-        return {**store.get_image_info(image_id), **result}
+        file = Path(store.get_image_uri(image_id))
+        handed = hand_out(app.work, image_id, file, app.config.extensions) if file.is_file() else {}
+        return {**store.get_image_info(image_id), **result, **handed}
 
     return await anyio.to_thread.run_sync(work)
 

@@ -56,8 +56,11 @@ def check_target(path: str, query: bytes) -> None:
         raise InputError(f"the address {path!r:.120} has path parts that are not allowed")
     if len(parts) > 2 and parts[1] == "session" and parts[2] and not _SESSION.fullmatch(parts[2]):
         raise InputError(f"{parts[2]!r:.80} is no session id")
-    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
-        if name in _NAMES and value:
+    values = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    # 3D Slicer sends the name of its volume along with a session; it may be anything, and is not used.
+    unused = "image" if path.startswith("/infer/") and any(n == "session_id" and v for n, v in values) else ""
+    for name, value in values:
+        if name in _NAMES and name != unused and value:
             check_name(value, name)
         if name == "session_id" and value and not _SESSION.fullmatch(value):
             raise InputError(f"{value!r:.80} is no session id")
