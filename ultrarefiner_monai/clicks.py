@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from .config import PostConfig
 from .pixels import (
     Pixel,
     Window,
@@ -28,7 +29,7 @@ from .pixels import (
     rounded,
     window_around,
 )
-from .postprocess import EIGHT, bounding_slices, fill_holes, label_components
+from .postprocess import EIGHT, bounding_slices, fill_holes, label_components, prob_to_mask
 from .types import Clicks, InputError
 
 # Shares of the image's shorter side.
@@ -40,6 +41,7 @@ FAINT = 0.02  # below this the probability map says nothing about the place of a
 LEVELS = (0.5, 0.7, 0.85)  # adaptive thresholds, as shares of the probability at the click
 DEEP, VERY_DEEP = 0.65, 0.85  # share of the largest depth at which a negative click denies the whole component
 UNSURE = 0.15  # a place this much less probable than the component's core is a leak at its side, not the core
+SURE, DOUBTED, UNLIKELY = 0.75, 0.4, 0.25  # what a mended probability is made where clicks changed it
 BOX_MARGIN = 0.05  # share of the box's side by which the result may overstep it
 
 
@@ -116,6 +118,27 @@ def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndar
     kept = _add(kept, prob, positive, negative, window)
     kept = _cut(kept, prob, positive, negative, boxed=window is not None)
     return kept.astype(np.uint8)
+
+
+def mend(prob: np.ndarray, clicks: Clicks, config: PostConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The coarse result as clicks alone would mend it: (mask (H, W) uint8, prob (H, W) float32 in [0, 1]).
+
+    prob is what the refiner starts from, since it sharpens a mask sooner than it gives one up or finds another: at least
+    SURE inside the mask, at most UNLIKELY outside, and DOUBTED where a click denied a whole component. Whether all of
+    that is wrong or only the side that was clicked, the refiner can see in the image and the clicks cannot say.
+    A function of the set of clicks. Raises InputError like ``check_clicks``.
+    """
+    positive, negative = check_clicks(clicks, (prob.shape[0], prob.shape[1]))
+    before = prob_to_mask(prob, config, positive, negative, peaks=True)
+    mask = honour_clicks(before, prob, clicks)
+    inside = mask > 0
+    out = np.where(inside, np.maximum(prob, SURE), np.minimum(prob, UNLIKELY)).astype(np.float32)
+    labels, areas = label_components(before)
+    if areas.size > 1:
+        left = np.bincount(labels[inside], minlength=areas.size)
+        denied = (left == 0)[labels] & (labels > 0) & ~inside
+        out[denied] = DOUBTED
+    return mask, out
 
 
 # --- the box ----------------------------------------------------------------------------------------------------------

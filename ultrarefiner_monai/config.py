@@ -338,6 +338,8 @@ class RefineConfig:
     max_clicks: int = 8
     click_mistakes: float = 0.05
     box_share: float = 0.15
+    # Share of those whose coarse mask is made to overlook the lesion, half of them with a false alarm elsewhere.
+    missed_share: float = 0.25
     # Loss: BCE + Dice + focal_weight Focal + penalty_weight change + iou_weight IoU-MSE.
     focal_weight: float = 0.5
     iou_weight: float = 0.1
@@ -347,7 +349,7 @@ class RefineConfig:
     first_pass_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("corrupted_share", "click_share", "click_mistakes", "box_share"):
+        for name in ("corrupted_share", "click_share", "click_mistakes", "box_share", "missed_share"):
             _require(0 <= getattr(self, name) <= 1, f"refine.{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("focal_weight", "iou_weight", "penalty_weight", "first_pass_weight"):
             _require(getattr(self, name) >= 0, f"refine.{name} must not be negative")

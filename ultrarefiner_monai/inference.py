@@ -22,18 +22,16 @@ from torch import nn
 
 from .cache import Arrays, EmbeddingCache, image_key, to_half
 from .checkpoints import System
-from .clicks import check_clicks, honour_clicks
+from .clicks import check_clicks, honour_clicks, mend
 from .config import to_dict
 from .geometry import Letterbox, resize
 from .models.prompts import derive_mask_prompt
-from .pixels import Pixel
 from .postprocess import fuse_band, prob_to_mask, safety_net
 from .recent import CoarseResult, RecentResults
 from .types import Clicks, InputError, Prompts, RefinerOutput
 from .uncertainty import expected_iou, flip_uncertainty, outline_band, uncertainty
 
 MIN_SIDE = 8
-MENDED = 0.75  # how sure the coarse result is made where a click has mended it
 _RECENT_BYTES = 64 * 2**20
 
 
@@ -125,7 +123,7 @@ class Predictor:
         final_prob, iou = coarse_prob, None
         if trained:
             with request.clock("preprocess"):
-                start = self._mended(request, coarse, clicks, positive, negative)
+                start = self._mended(request, coarse, clicks)
             output, final_prob = self._refine(request, start, clicks)
             iou = self._iou(output)
         with request.clock("post"):
@@ -213,19 +211,13 @@ class Predictor:
         with request.clock("post"):
             return output, self._to_image(final_prob[0, 0], letterbox)
 
-    def _mended(
-        self, request: _Request, coarse: CoarseResult, clicks: Clicks, positive: list[Pixel], negative: list[Pixel]
-    ) -> CoarseResult:
-        """The coarse result as the clicks alone would mend it (a false alarm gone, a second lesion begun): what the refiner
-        then starts from, since it sharpens a mask sooner than it gives one up. A function of the set of clicks."""
+    def _mended(self, request: _Request, coarse: CoarseResult, clicks: Clicks) -> CoarseResult:
+        """What the refiner starts from with these clicks: see ``clicks.mend``."""
         sam = self.system.config.sam
         if not self.system.config.prompts.mend or sam is None:
             return coarse
-        mask = prob_to_mask(coarse.prob, self.system.config.post, positive, negative, peaks=True)
-        inside = honour_clicks(mask, coarse.prob, clicks) > 0
-        prob = np.where(inside, np.maximum(coarse.prob, MENDED), np.minimum(coarse.prob, 1 - MENDED))
-        letterbox = self._letterbox(request, sam.image_size)
-        sam_prob = letterbox.apply(self._tensor(prob)[None, None])
+        _, prob = mend(coarse.prob, clicks, self.system.config.post)
+        sam_prob = self._letterbox(request, sam.image_size).apply(self._tensor(prob)[None, None])
         return CoarseResult(coarse.arrays, coarse.prob, sam_prob)
 
     def _in_sam_frame(self, request: _Request, coarse: CoarseResult, letterbox: Letterbox) -> torch.Tensor:

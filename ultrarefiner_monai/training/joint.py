@@ -21,6 +21,7 @@ from ultrarefiner_monai.data.transforms import LABEL
 from ultrarefiner_monai.geometry import resize
 from ultrarefiner_monai.losses import CoarseLoss, RefinerLoss, iou_loss
 from ultrarefiner_monai.models.refiner import Refiner
+from ultrarefiner_monai.training.clicked import loss_with_clicks
 from ultrarefiner_monai.training.means import Means
 from ultrarefiner_monai.training.phases import coarse_step
 from ultrarefiner_monai.training.refine import (
@@ -28,7 +29,6 @@ from ultrarefiner_monai.training.refine import (
     RefinerPhase,
     embed,
     final_logits,
-    loss_with_clicks,
     refiner_figures,
     refiner_groups,
     refiner_parts,

@@ -25,10 +25,10 @@ from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.lite import LiteSamEncoder
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam import build_sam, encode, load_into_sam, load_sam_state
+from ultrarefiner_monai.training.clicked import dice_after, loss_with_clicks
 from ultrarefiner_monai.training.features import to_embedding
 from ultrarefiner_monai.training.phases import selection_figures
-from ultrarefiner_monai.training.simulate import draw_counts, rough_boxes, simulate
-from ultrarefiner_monai.types import InputError, Prompts, RefinerOutput
+from ultrarefiner_monai.types import InputError
 
 Batch = dict[str, Any]
 
@@ -242,54 +242,12 @@ def play(
     return {"loss": loss, **{k: v.detach() for k, v in out.items()}}
 
 
-Played = tuple[torch.Tensor, torch.Tensor, list[tuple[int, int]]]  # embedding, coarse_prob, valid_hw
-
-
 def final_logits(refiner: Refiner, coarse_prob: torch.Tensor, refined_logits: torch.Tensor) -> torch.Tensor:
     """The refined logits, or those of the gated probability where there is a gate; all (B, 1, M, M)."""
     if refiner.config.gate.mode == "off":
         return refined_logits
     prob = refiner.final_prob(coarse_prob, torch.sigmoid(refined_logits))
     return torch.logit(prob.clamp(1e-4, 1 - 1e-4))
-
-
-def two_passes(refiner: Refiner, frame: Played, prompts: Prompts) -> tuple[RefinerOutput, RefinerOutput]:
-    """As ``Refiner.interactive``, but both outputs: the first one learns too."""
-    embedding, coarse_prob, valid = frame
-    first = refiner(embedding, coarse_prob, prompts, valid_hw=valid)
-    again = replace(prompts, mask_logits=first.refined_logits)
-    return first, refiner(embedding, coarse_prob, again, valid_hw=valid)
-
-
-def loss_with_clicks(
-    refiner: Refiner, frame: Played, target: torch.Tensor, phase: Any, rng: np.random.Generator
-) -> tuple[torch.Tensor, RefinerOutput]:
-    """Play a user on label target (B, 1, M, M): the mean loss of both passes, weighted, and the second one's output."""
-    prompts = users_prompts(refiner, frame, target >= 0.5, phase.config.refine, rng)
-    first, second = two_passes(refiner, frame, prompts)
-    w = phase.config.refine.first_pass_weight
-    both = phase.loss(second.refined_logits, target) + w * phase.loss(first.refined_logits, target)
-    return both / (1 + w), second
-
-
-def users_prompts(
-    refiner: Refiner, frame: Played, truth: torch.Tensor, options: Any, rng: np.random.Generator
-) -> Prompts:
-    """Clicks (1 to max_clicks) on what the refiner gets wrong, some items with a box, some of those with a box alone."""
-    embedding, coarse_prob, valid = frame
-    scale = refiner.image_size / truth.shape[-1]
-    counts = draw_counts(len(truth), options.max_clicks, rng)
-    boxed = rng.random(len(truth)) < options.box_share
-    counts = [0 if b and rng.random() < 0.5 else n for n, b in zip(counts, boxed, strict=True)]
-    boxes = rough_boxes(truth, list(boxed), scale, rng) if boxed.any() else None
-
-    def answer(prompts: Prompts) -> torch.Tensor:
-        # One pass of the two: the results on the way only say where the next click goes.
-        return torch.sigmoid(refiner(embedding, coarse_prob, prompts, valid_hw=valid).refined_logits)
-
-    with torch.no_grad():
-        start = torch.sigmoid(refiner(embedding, coarse_prob, None, valid_hw=valid).refined_logits)
-        return simulate(answer, start, truth, counts, boxes, scale, options.click_mistakes, rng)
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -311,7 +269,7 @@ def refiner_figures(
     out = {"coarse_dice": overlap((small >= 0.5).float(), label)[lesion], **own}
     frame = (embedding, coarse_prob, valid)
     for count in clicks:
-        dice = torch.where(lesion, _dice_after(refiner, frame, prob, label > 0.5, count), select[0])
+        dice = torch.where(lesion, dice_after(refiner, frame, prob, label > 0.5, count), select[0])
         select.append(dice)
         out[f"dice_{count}_click{'s' if count > 1 else ''}"] = dice[lesion]
     return {"select": torch.stack(select).mean(dim=0), **out}
@@ -331,12 +289,3 @@ def refiner_pictures(
         "label": (batch[LABEL] >= 0.5).float().to(embedding.device),
         **masks,
     }
-
-
-def _dice_after(refiner: Refiner, frame: Played, start: torch.Tensor, label: torch.Tensor, count: int) -> torch.Tensor:
-    def answer(prompts: Prompts) -> torch.Tensor:
-        return torch.sigmoid(two_passes(refiner, frame, prompts)[1].refined_logits)
-
-    scale, rng = refiner.image_size / label.shape[-1], np.random.default_rng(0)
-    prompts = simulate(answer, start, label, [count] * len(label), None, scale, 0.0, rng)
-    return overlap((answer(prompts) >= 0.5).float(), label.float())
