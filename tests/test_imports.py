@@ -23,9 +23,9 @@ LAYERS: list[set[str]] = [
     {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "pixels", "measure"}
     | {"download", "cache", "recent", "journal", "trainingfolder", "workfolder", "robot"},
     {"models", "data", "weights"},
-    {"checkpoints", "inference", "regions"},
+    {"checkpoints", "inference", "regions", "pacs"},
     {"registry"},
-    {"training", "evaluation", "comparison", "sheets"},
+    {"training", "evaluation", "comparison", "sheets", "batch"},
     {"commands", "launch"},
     {"cli"},
 ]
