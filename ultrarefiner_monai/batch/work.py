@@ -1,0 +1,273 @@
+"""What a batch does with one job: read, outline, measure, write the mask. Runs in the worker processes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import signal
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ultrarefiner_monai.batch.jobs import Job
+from ultrarefiner_monai.batch.table import DONE, FAILED, Row
+from ultrarefiner_monai.config import PacsConfig
+from ultrarefiner_monai.data.dicom import not_an_image
+from ultrarefiner_monai.data.readers import Limits, Study, read_study, write_mask
+from ultrarefiner_monai.data.series import read_series, sort_instances
+from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.measure import Measurement, measure
+from ultrarefiner_monai.regions import predict
+from ultrarefiner_monai.types import InputError
+
+if TYPE_CHECKING:
+    from ultrarefiner_monai.pacs.client import Pacs
+
+Format = Literal["nii.gz", "nrrd", "png", "seg"]
+FORMATS: tuple[Format, ...] = ("nii.gz", "nrrd", "png", "seg")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every worker is told. model: a checkpoint file. threads: torch's, of one worker. max_pixels: of one image.
+
+    store: send each result to the DICOMweb store ``studies`` as a DICOM SEG.
+    """
+
+    model: Path
+    out: Path
+    format: Format = "nii.gz"
+    device: str = "cpu"
+    threads: int = 1
+    max_pixels: int = 400_000_000
+    studies: str = ""
+    pacs: PacsConfig = field(default_factory=PacsConfig)
+    store: bool = False
+
+
+@dataclass(frozen=True)
+class Image:
+    """A job is one, or several where a series holds pictures of several sizes. files: its DICOM files, else one file."""
+
+    id: str
+    files: tuple[Path, ...]
+    sop_uid: str = ""
+
+
+class Worker:
+    """Answers jobs with one model. Raises InputError when the model cannot be loaded."""
+
+    def __init__(self, setup: Setup):
+        import torch
+
+        from ultrarefiner_monai.checkpoints import load_system
+
+        torch.set_num_threads(setup.threads)
+        self.setup = setup
+        self.predictor = Predictor(load_system(setup.model, device=setup.device), device=setup.device)
+        self._pacs: Pacs | None = None
+        if setup.studies:
+            from ultrarefiner_monai.pacs.client import Pacs
+
+            self._pacs = Pacs.of(setup.studies, setup.pacs)
+
+    def answer(self, job: Job) -> tuple[list[Row], bool]:
+        """(the rows of a job, one for each image, with whatever went wrong; whether the store could not be reached)."""
+        start = time.perf_counter()
+        try:
+            with self._images(job) as images:
+                rows = []
+                for image in images:
+                    rows.append(self._row(job, image, start))
+                    start = time.perf_counter()
+                return rows, False
+        except Exception as error:
+            return [failure(job, error, time.perf_counter() - start)], bool(getattr(error, "transient", False))
+
+    # --- one image ----------------------------------------------------------------------------------------------------
+
+    def _row(self, job: Job, image: Image, start: float) -> Row:
+        try:
+            row = self._answer(job, image)
+        except Exception as error:  # of a series the others may be sound
+            if getattr(error, "transient", False):
+                raise
+            row = failure(job, error, image_id=image.id)
+        uids = {"study_uid": job.study_uid, "series_uid": job.series_uid, "sop_uid": image.sop_uid}
+        return {**row, **uids, "seconds": f"{time.perf_counter() - start:.2f}"}
+
+    def _answer(self, job: Job, image: Image) -> Row:
+        limits = Limits(total_pixels=self.setup.max_pixels)
+        if job.path is None:
+            study = read_series(image.files, limits, region_spacing=True)
+        else:
+            study = read_study(job.path, limits)
+        check_format(self.setup.format, study)
+        mask, figures = outline(self.predictor, study)
+        seg = self._seg(mask, image) if self.setup.format == "seg" or self.setup.store else None
+        path = self._write(image.id, mask, study, seg)
+        stored = ""
+        if self.setup.store and self._pacs is not None and seg is not None:
+            self._pacs.store([seg])
+            stored = str(seg.SOPInstanceUID)
+        return {
+            "id": image.id,
+            "version": self.predictor.system.version,
+            **figures,
+            "warnings": "; ".join(study.warnings),
+            "mask": path.relative_to(self.setup.out).as_posix(),
+            "stored": stored,
+            "status": DONE,
+        }
+
+    def _write(self, image_id: str, mask: np.ndarray, study: Study, seg: Any) -> Path:
+        """The mask's file, or the folder with a PNG for each frame."""
+        path = mask_path(self.setup, image_id)
+        if self.setup.format == "seg":
+            with replacing(path) as file:
+                seg.save_as(file, write_like_original=False)
+        elif self.setup.format == "png" and study.is_volume:
+            path = path.with_name(image_id)
+            _write_pngs(path, mask, study)
+        else:
+            write_mask(path, mask, study)
+        return path
+
+    def _seg(self, mask: np.ndarray, image: Image) -> Any:
+        """A DICOM SEG whose UIDs are made of image, model and mask: stored again after a kill, it is the same object."""
+        from ultrarefiner_monai.pacs.seg import UID_ROOT, make_seg
+
+        version = self.predictor.system.version
+        seg = make_seg(mask, image.files, "ultrarefiner", version)
+        digest = hashlib.sha256(f"{seg.StudyInstanceUID} {image.id} {version}".encode() + mask.tobytes()).digest()
+        for keyword, part in (("SeriesInstanceUID", digest[:14]), ("SOPInstanceUID", digest[14:28])):
+            setattr(seg, keyword, UID_ROOT + str(int.from_bytes(part, "big")))
+        seg.file_meta.MediaStorageSOPInstanceUID = seg.SOPInstanceUID
+        return seg
+
+    @contextmanager
+    def _images(self, job: Job) -> Iterator[list[Image]]:
+        """The job's images; what was fetched for them is removed at the end."""
+        if job.path is not None:
+            yield [Image(job.id, (job.path,))]
+            return
+        assert self._pacs is not None
+        with tempfile.TemporaryDirectory(prefix=".fetched-", dir=self.setup.out / "masks") as name:
+            yield images_of(job, self._pacs.fetch_series(job.study_uid, job.series_uid, Path(name, "series")))
+
+
+def images_of(job: Job, files: Sequence[Path]) -> list[Image]:
+    """The images of a fetched series: one, or each instance by itself where their sizes differ. Reports and documents
+    among the instances are left out; InputError when there is nothing else."""
+    import pydicom
+
+    shown, sizes, kinds = [], set(), []
+    for path in sort_instances(files):
+        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        kind = not_an_image(header)
+        if kind is not None:
+            kinds.append(kind)
+            continue
+        shown.append((path, str(header.get("SOPInstanceUID", ""))))
+        sizes.add((header.get("Rows"), header.get("Columns")))
+    if not shown:
+        raise InputError(f"series {job.series_uid} holds no image but {', '.join(sorted(set(kinds))) or 'nothing'}")
+    if len(sizes) == 1:
+        return [Image(job.id, tuple(path for path, _ in shown))]
+    return [Image(uid, (path,), uid) for path, uid in shown]
+
+
+def outline(predictor: Predictor, study: Study) -> tuple[np.ndarray, Row]:
+    """(mask (T, H, W) uint8, the figures of the frame with the largest lesion as text; ``seconds`` apart)."""
+    mask = np.zeros(study.shape, np.uint8)
+    shown: tuple[tuple, int, Measurement, Any] | None = None
+    for k in range(study.n_frames):
+        proposal = predict(predictor, study.frame(k), study.regions_of(k))
+        mask[k] = proposal.mask
+        spacing = study.spacing_of(k)
+        size = measure(proposal.mask, spacing)
+        # Frames may differ in whether their pixel size is known: lesions in mm come first.
+        weight = (size.area > 0, size.unit == "mm", size.area)
+        if shown is None or weight > shown[0]:
+            shown = (weight, k, size, proposal)
+    assert shown is not None
+    _, frame, size, proposal = shown
+    marked = int(mask.any(axis=(1, 2)).sum())
+    return mask, {
+        "frames": str(study.n_frames),
+        "frame": str(frame),
+        "lesion": "yes" if marked else "no",
+        "lesion_frames": str(marked),
+        "long_axis": _short(size.long_axis) if marked else "",
+        "short_axis": _short(size.short_axis) if marked else "",
+        "area": _short(size.area) if marked else "",
+        "unit": size.unit if marked else "",
+        "iou_pred": "" if proposal.iou_pred is None else _short(proposal.iou_pred),
+        "uncertainty": _short(proposal.uncertainty),
+        "safety_rule": proposal.safety_rule or "",
+    }
+
+
+def mask_path(setup: Setup, image_id: str) -> Path:
+    return setup.out / "masks" / f"{image_id}.{'dcm' if setup.format == 'seg' else setup.format}"
+
+
+def check_format(wanted: Format, study: Study) -> None:
+    """InputError where the masks cannot be written in this format, before anything is computed."""
+    if wanted == "seg" and study.kind != "dicom":
+        raise InputError(f"{study.path.name}: a DICOM SEG needs a DICOM image, this one is {study.kind}; take nii.gz")
+
+
+def failure(job: Job, error: BaseException | str, seconds: float = 0.0, image_id: str = "") -> Row:
+    """The row of a job, or of one image of it, that could not be answered."""
+    text = str(error)
+    if not isinstance(error, (str, InputError)):
+        text = f"{type(error).__name__}: {error}" if text else type(error).__name__
+    row = {"id": image_id or job.id, "study_uid": job.study_uid, "series_uid": job.series_uid}
+    return {**row, "status": FAILED, "error": text, "seconds": f"{seconds:.2f}"}
+
+
+def serve(connection: Connection, setup: Setup) -> None:
+    """A worker process: sends its version, or why there is none, then rows for each job until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    logging.disable(logging.WARNING)  # what images lack stands in results.csv, not across the progress bar
+    warnings.simplefilter("ignore")
+    try:
+        worker = Worker(setup)
+    except Exception as error:
+        connection.send(("broken", str(error) or type(error).__name__))
+        return
+    try:
+        connection.send(("ready", worker.predictor.system.version))
+        while (job := connection.recv()) is not None:
+            connection.send(("answer", worker.answer(job)))
+    except (EOFError, BrokenPipeError):
+        return  # the parent is gone
+
+
+def _write_pngs(folder: Path, mask: np.ndarray, study: Study) -> None:
+    """frame_0000.png and so on, all of them or none."""
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        single = replace(study, n_frames=1)
+        for k in range(study.n_frames):
+            write_mask(beside / f"frame_{k:04d}.png", mask[k], single)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.chmod(0o755)
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _short(value: float) -> str:
+    return f"{value:.5g}"
