@@ -2,11 +2,13 @@
 
 Fixtures (through tests/conftest.py): ``orthanc``, an archive that is empty when the test begins; ``orthanc_login``, the
 same with a user and a password; ``run_orthanc``, a function that starts more of them, alive until the session ends.
+``in_front``: a web server before an archive, as hospitals have it, for https (Debian's Orthanc 1.10 dies of it) and tokens.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -14,10 +16,13 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +40,12 @@ class Orthanc:
     folder: Path
     port: int
     login: tuple[str, str] | None = None
-    ca_file: Path | None = None
     process: subprocess.Popen | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def root(self) -> str:
-        return f"http{'s' if self.ca_file else ''}://127.0.0.1:{self.port}"
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
@@ -63,7 +67,7 @@ class Orthanc:
             "DicomServerEnabled": False,
             "AuthenticationEnabled": self.login is not None,
             "RegisteredUsers": dict([self.login]) if self.login else {},
-            "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": False, "Ssl": self.ca_file is not None},
+            "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": False},
             **self.options,
         }
         path = self.folder / "orthanc.json"
@@ -98,11 +102,7 @@ class Orthanc:
         if self.login:
             token = base64.b64encode(":".join(self.login).encode()).decode()
             request.add_header("Authorization", f"Basic {token}")
-        trust = ssl.create_default_context(cafile=str(self.ca_file)) if self.ca_file else None
-        handlers: list[Any] = [urllib.request.ProxyHandler({})]
-        if trust:
-            handlers.append(urllib.request.HTTPSHandler(context=trust))
-        with urllib.request.build_opener(*handlers).open(request, timeout=30) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
             content = answer.read()
         try:
             return json.loads(content)
@@ -128,6 +128,67 @@ class Orthanc:
             self.rest("DELETE", f"/patients/{patient}")
 
 
+@contextlib.contextmanager
+def in_front(archive: Orthanc, tls: Path | None = None, token: Callable[[], str] | None = None) -> Iterator[str]:
+    """The DICOMweb address of a web server that hands requests on to ``archive``.
+
+    tls: certificate and key (PEM) for https. token: what the bearer has to know at the moment; 401 otherwise.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def hand_on(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
+            if token is not None and self.headers["Authorization"] != f"Bearer {token()}":
+                self._reply(401, b"", "text/plain")
+                return
+            request = urllib.request.Request(archive.root + self.path, body, method=self.command)
+            for name in ("Accept", "Content-Type"):
+                if self.headers[name]:
+                    request.add_header(name, self.headers[name])
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    self._reply(answer.status, answer.read(), answer.headers["Content-Type"])
+            except urllib.error.HTTPError as error:
+                self._reply(error.code, error.read(), error.headers["Content-Type"])
+
+        def _reply(self, status: int, body: bytes, kind: str | None) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind or "application/octet-stream")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = hand_on  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}/dicom-web"
+        server.shutdown()
+
+
+def own_certificates(folder: Path) -> tuple[Path, Path]:
+    """(the authority's certificate, certificate and key of 127.0.0.1 signed by it), made with openssl."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=CA")
+    openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "host.key", "-out", "host.csr", "-subj", "/CN=pacs")
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
+    signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "names"]
+    openssl("x509", "-req", "-in", "host.csr", "-out", "host.pem", *signing)
+    both = folder / "both.pem"
+    both.write_text((folder / "host.pem").read_text() + (folder / "host.key").read_text())
+    return folder / "ca.pem", both
+
+
 def _binary() -> str | None:
     return shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
 
@@ -149,13 +210,13 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def run_orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Orthanc]]:
-    """run_orthanc(login=None, ca_file=None, **options): a new empty archive; options go into Orthanc's configuration."""
+    """run_orthanc(login=None, **options): a new empty archive; options go into Orthanc's configuration."""
     require_orthanc()
     running: list[Orthanc] = []
 
-    def run(login: tuple[str, str] | None = None, ca_file: Path | None = None, **options: Any) -> Orthanc:
+    def run(login: tuple[str, str] | None = None, **options: Any) -> Orthanc:
         folder = tmp_path_factory.mktemp("orthanc")
-        running.append(Orthanc(folder, free_port(), login, ca_file, options=options))
+        running.append(Orthanc(folder, free_port(), login, options=options))
         return running[-1].start()
 
     yield run
