@@ -76,7 +76,7 @@ def make_seg(
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_segment(kind, made, algorithm_name, version, source)],
         series_instance_uid=hd.UID(),
-        series_number=_series_number(source),
+        series_number=series_number(source),
         sop_instance_uid=hd.UID(),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -128,16 +128,16 @@ def code(value: str, meaning: str, scheme: str = "SCT") -> Any:
     return CodedConcept(value, scheme, meaning)
 
 
-def tracking_uid(source: Source, lesion: int = 1) -> str:
+def tracking_uid(source: Source, lesion: str = "lesion") -> str:
     """The same for every SEG and SR of one image: what they say is about the same lesion."""
-    return _uid(f"{source.headers[0].SOPInstanceUID} lesion {lesion}")
+    return _uid(f"{source.headers[0].SOPInstanceUID} {lesion}")
 
 
 def _uid(text: str) -> str:
     return UID_ROOT + str(int.from_bytes(hashlib.sha256(text.encode()).digest()[:15], "big"))
 
 
-def _series_number(source: Source) -> int:
+def series_number(source: Source) -> int:
     """Behind the image's own, where viewers list it beside it."""
     try:
         return int(source.headers[0].get("SeriesNumber", None) or 0) % 10_000 + 90_000
