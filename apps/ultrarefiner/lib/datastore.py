@@ -92,7 +92,9 @@ class StudiesFolder(LocalDatastore):
         extensions: tuple[str, ...],
         readable: Callable[[Path], Any],
         auto_reload: bool = True,
+        home: Path | None = None,
     ):
+        """home: where index and labels lie; by default the studies themselves, if they can be written."""
         self.work, self.image_extensions, self._readable = work, extensions, readable
         self._mutex = threading.RLock()
         # Around each change as a whole; MONAI Label's own lock is taken anew for each reading and writing within it.
@@ -101,7 +103,7 @@ class StudiesFolder(LocalDatastore):
         self._checked: dict[tuple, bool] = {}
         self._pending: threading.Timer | None = None
         # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
-        home = Path(studies) if os.access(studies, os.W_OK) else work.root
+        home = home or (Path(studies) if os.access(studies, os.W_OK) else work.root)
         patterns = [f"*{e}" for e in dict.fromkeys((*extensions, *LABEL_EXTENSIONS))]
         self._datastore: LocalDatastoreModel
         super().__init__(
@@ -248,11 +250,16 @@ class StudiesFolder(LocalDatastore):
 
     # --- images -------------------------------------------------------------------------------------------------------
 
-    def image_path(self, image_id: str) -> Path:
-        """The file of an image that is in the index; ImageNotFoundException otherwise. Nothing else is ever opened."""
+    def entry(self, image_id: str) -> ImageLabelModel:
+        """What the index holds of an image; ImageNotFoundException when it is not in it."""
         entry = self._datastore.objects.get(image_id) if isinstance(image_id, str) else None
         if entry is None:
             raise ImageNotFoundException(f"there is no image {image_id!r:.120} in the studies")
+        return entry
+
+    def image_path(self, image_id: str) -> Path:
+        """The file of an image that is in the index; ImageNotFoundException otherwise. Nothing else is ever opened."""
+        entry = self.entry(image_id)
         return Path(self._datastore.image_path(), self._filename(image_id, entry.image.ext)).absolute()
 
     def is_readable(self, image_id: str) -> bool:
@@ -292,7 +299,7 @@ class StudiesFolder(LocalDatastore):
         return image_id
 
     def remove_image(self, image_id: str) -> None:
-        self.image_path(image_id)
+        self.entry(image_id)
         with self._mutex:
             super().remove_image(image_id)
             self.refresh()
@@ -300,8 +307,7 @@ class StudiesFolder(LocalDatastore):
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         check_info(info, "info")
         with self._changing():
-            self.image_path(image_id)
-            entry = self._datastore.objects[image_id].model_copy(deep=True)
+            entry = self.entry(image_id).model_copy(deep=True)
             entry.image.info.update(info)
             self._put(image_id, entry)
 
@@ -312,7 +318,7 @@ class StudiesFolder(LocalDatastore):
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Store a label losslessly: copied as it is, renamed into place; the label before it is kept."""
-        self.image_path(image_id)
+        self.entry(image_id)
         check_name(label_tag, "tag")
         check_info(label_info, "params")
         parts = split_name(os.path.basename(label_filename), LABEL_EXTENSIONS)
@@ -348,7 +354,7 @@ class StudiesFolder(LocalDatastore):
             old.unlink()
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        self.image_path(label_id)
+        self.entry(label_id)
         check_name(label_tag, "tag")
         label = self._datastore.label(label_id, label_tag)
         if label is None:
@@ -365,8 +371,7 @@ class StudiesFolder(LocalDatastore):
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         check_info(info, "info")
         with self._changing():
-            self.image_path(label_id)
-            entry = self._datastore.objects[label_id].model_copy(deep=True)
+            entry = self.entry(label_id).model_copy(deep=True)
             if label_tag not in entry.labels:
                 raise LabelNotFoundException(f"{label_id!r} has no label {label_tag!r:.120}")
             entry.labels[label_tag].info.update(info)
