@@ -22,9 +22,10 @@ from torch import nn
 
 from .cache import Arrays, EmbeddingCache, image_key, to_half
 from .checkpoints import System
-from .clicks import check_clicks, honour_clicks, mend
+from .clicks import check_clicks, honour_clicks
 from .config import to_dict
 from .geometry import Letterbox, resize
+from .models.mending import mended
 from .models.prompts import derive_mask_prompt
 from .postprocess import fuse_band, prob_to_mask, safety_net
 from .recent import CoarseResult, RecentResults
@@ -122,9 +123,7 @@ class Predictor:
         trained = self.system.refiner is not None
         final_prob, iou = coarse_prob, None
         if trained:
-            with request.clock("preprocess"):
-                start = self._mended(request, coarse, clicks)
-            output, final_prob = self._refine(request, start, clicks)
+            output, final_prob = self._refine(request, coarse, clicks)
             iou = self._iou(output)
         with request.clock("post"):
             # SAM was told where to look; a coarse mask has to pass the same bar as in the automatic result.
@@ -197,7 +196,9 @@ class Predictor:
         with request.clock("preprocess"):
             coarse_prob = self._in_sam_frame(request, coarse, letterbox)
             prompts = None if clicks is None else to_prompts(clicks, letterbox, self.device)
-            if prompts is not None and embedding is not None:
+            if prompts is not None and config.prompts.mend:
+                coarse_prob = mended(coarse_prob, prompts, config)
+            elif prompts is not None and embedding is not None:
                 mask = self._mask_prompt(coarse, coarse_prob, 4 * embedding.shape[-1], letterbox)
                 prompts = replace(prompts, mask_logits=mask)
         options = {"image": image, "valid_hw": letterbox.inner_hw}
@@ -210,15 +211,6 @@ class Predictor:
                 final_prob = output.refined_prob
         with request.clock("post"):
             return output, self._to_image(final_prob[0, 0], letterbox)
-
-    def _mended(self, request: _Request, coarse: CoarseResult, clicks: Clicks) -> CoarseResult:
-        """What the refiner starts from with these clicks: see ``clicks.mend``."""
-        sam = self.system.config.sam
-        if not self.system.config.prompts.mend or sam is None:
-            return coarse
-        _, prob = mend(coarse.prob, clicks, self.system.config.post)
-        sam_prob = self._letterbox(request, sam.image_size).apply(self._tensor(prob)[None, None])
-        return CoarseResult(coarse.arrays, coarse.prob, sam_prob)
 
     def _in_sam_frame(self, request: _Request, coarse: CoarseResult, letterbox: Letterbox) -> torch.Tensor:
         if coarse.sam_prob is None:

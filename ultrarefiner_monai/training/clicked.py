@@ -1,6 +1,6 @@
 """A user's clicks in phases 2 and 3: where a game starts, what clicks are given, and what the refiner is asked for then.
 
-As in serving, clicks mend the coarse result before the refiner sees it (``clicks.mend``), here at M x M.
+As in serving, clicks mend the coarse result before the refiner sees it (``models.mending``).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ultrarefiner_monai.clicks import click_pixels, mend
 from ultrarefiner_monai.config import RefineConfig
 from ultrarefiner_monai.geometry import resize
 from ultrarefiner_monai.losses import overlap
+from ultrarefiner_monai.models.mending import mended
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.training.simulate import draw_counts, rough_boxes, simulate
-from ultrarefiner_monai.types import Clicks, InputError, Prompts, RefinerOutput
+from ultrarefiner_monai.types import Prompts, RefinerOutput
 
 FAINT = (0.05, 0.5)  # a missed lesion's probability is this share of what it was
 
@@ -41,45 +41,10 @@ def missed(coarse_prob: torch.Tensor, label: torch.Tensor, share: float, rng: np
     return out
 
 
-def mended(refiner: Refiner, coarse_prob: torch.Tensor, prompts: Prompts, side: int) -> torch.Tensor:
-    """coarse_prob (B, 1, S, S) as these prompts' clicks and boxes mend it at side x side; detached."""
-    config = refiner.config
-    if not config.prompts.mend:
-        return coarse_prob
-    small = resize(coarse_prob.detach(), side, side)[:, 0].cpu().numpy()
-    scale = refiner.image_size / side
-    changed = []
-    for i, prob in enumerate(small):
-        clicks = _clicks_of(prompts, i, scale, side)
-        try:
-            changed.append(mend(prob, clicks, config.post)[1] if clicks else prob)
-        except InputError:  # a careless box beyond the image
-            changed.append(prob)
-    start = torch.from_numpy(np.stack(changed))[:, None].to(coarse_prob)
-    return resize(start, *coarse_prob.shape[-2:])
-
-
-def _clicks_of(prompts: Prompts, item: int, scale: float, side: int) -> Clicks:
-    """One item's prompts (sam frame) as clicks in the M x M frame. A careless click on another one's pixel is left out."""
-    given: dict[int, list[tuple[float, float]]] = {1: [], 0: []}
-    if prompts.points_xy is not None and prompts.point_labels is not None:
-        for (x, y), label in zip(prompts.points_xy[item].tolist(), prompts.point_labels[item].tolist(), strict=True):
-            if label in given:
-                place = np.clip([(x + 0.5) / scale - 0.5, (y + 0.5) / scale - 0.5], 0, side - 1)
-                given[label].append((float(place[0]), float(place[1])))
-    held = set(click_pixels(given[1], (side, side)))
-    background = tuple(p for p in given[0] if not held & set(click_pixels([p], (side, side))))
-    box = None
-    if prompts.boxes_xyxy is not None:
-        x0, y0, x1, y1 = ((v + 0.5) / scale - 0.5 for v in prompts.boxes_xyxy[item].tolist())
-        box = (x0, y0, x1, y1) if x0 <= x1 and y0 <= y1 else None
-    return Clicks(foreground_xy=tuple(given[1]), background_xy=background, box_xyxy=box)
-
-
 def two_passes(refiner: Refiner, frame: Played, prompts: Prompts) -> tuple[RefinerOutput, RefinerOutput]:
     """As ``Refiner.interactive`` from a mended start, but both outputs: the first one learns too."""
     embedding, coarse_prob, valid = frame
-    start = mended(refiner, coarse_prob, prompts, 4 * embedding.shape[-1])
+    start = mended(coarse_prob, prompts, refiner.config)
     first = refiner(embedding, start, prompts, valid_hw=valid)
     again = replace(prompts, mask_logits=first.refined_logits)
     return first, refiner(embedding, start, again, valid_hw=valid)
@@ -113,7 +78,7 @@ def users_prompts(
 
     def answer(prompts: Prompts) -> torch.Tensor:
         # One pass of the two: the results on the way only say where the next click goes.
-        start = mended(refiner, coarse_prob, prompts, side)
+        start = mended(coarse_prob, prompts, refiner.config)
         return torch.sigmoid(refiner(embedding, start, prompts, valid_hw=valid).refined_logits)
 
     with torch.no_grad():

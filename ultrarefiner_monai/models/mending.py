@@ -1,0 +1,58 @@
+"""What the refiner starts from when there are clicks: the coarse result as the clicks alone would mend it.
+
+The refiner sharpens a mask sooner than it gives one up or finds another one; see ``clicks.mend``. Training and serving
+both mend here, at the mask prompt's size (a quarter of the sam frame): finer than that the decoder does not see.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ultrarefiner_monai.clicks import click_pixels, mend
+from ultrarefiner_monai.config import SystemConfig
+from ultrarefiner_monai.geometry import resize
+from ultrarefiner_monai.types import Clicks, InputError, Prompts
+
+
+def mended(coarse_prob: torch.Tensor, prompts: Prompts, config: SystemConfig) -> torch.Tensor:
+    """coarse_prob (B, 1, S, S) in [0, 1] as the clicks and boxes in ``prompts`` (sam frame) mend it; no gradient.
+
+    Items without clicks or box, and all of them with ``prompts.mend: false``, come back as they are.
+    """
+    if not config.prompts.mend:
+        return coarse_prob
+    size = coarse_prob.shape[-1]
+    side = size // 4
+    out = coarse_prob.detach().clone()
+    for i in range(len(out)):
+        clicks = clicks_of(prompts, i, size / side, side)
+        if not clicks:
+            continue
+        small = resize(out[i : i + 1], side, side)[0, 0].cpu().numpy()
+        try:
+            prob = mend(small, clicks, config.post)[1]
+        except InputError:  # a box beyond the image, in training with careless users
+            continue
+        out[i] = resize(torch.from_numpy(prob)[None, None].to(out), size, size)[0]
+    return out
+
+
+def clicks_of(prompts: Prompts, item: int, scale: float, side: int) -> Clicks:
+    """One item's prompts (sam frame) as clicks in a frame of ``side`` pixels, ``scale`` times smaller.
+
+    A background click on a foreground one's pixel is left out: side by side in the image they may be one pixel here.
+    """
+    given: dict[int, list[tuple[float, float]]] = {1: [], 0: []}
+    if prompts.points_xy is not None and prompts.point_labels is not None:
+        for (x, y), label in zip(prompts.points_xy[item].tolist(), prompts.point_labels[item].tolist(), strict=True):
+            if label in given:
+                place = np.clip([(x + 0.5) / scale - 0.5, (y + 0.5) / scale - 0.5], 0, side - 1)
+                given[label].append((float(place[0]), float(place[1])))
+    held = set(click_pixels(given[1], (side, side)))
+    background = tuple(p for p in given[0] if not held & set(click_pixels([p], (side, side))))
+    box = None
+    if prompts.boxes_xyxy is not None:
+        x0, y0, x1, y1 = ((v + 0.5) / scale - 0.5 for v in prompts.boxes_xyxy[item].tolist())
+        box = (x0, y0, x1, y1) if x0 <= x1 and y0 <= y1 else None
+    return Clicks(foreground_xy=tuple(given[1]), background_xy=background, box_xyxy=box)
