@@ -80,7 +80,7 @@ def test_it_says_what_it_is(tmp_path: Path) -> None:
     ]
     assert codes == ["49755003", "52988006", "76752008"]
     algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
-    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("sam_refiner", "7")
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("UltraRefiner sam_refiner", "7")
     assert (segment.SegmentAlgorithmType, seg.SegmentationType) == ("SEMIAUTOMATIC", "BINARY")
     assert seg.StudyInstanceUID == source.StudyInstanceUID and seg.PatientID == source.PatientID
     shown = [g.DerivationImageSequence[0].SourceImageSequence[0] for g in seg.PerFrameFunctionalGroupsSequence]

@@ -104,8 +104,10 @@ def _segment(kind: str, made: str, algorithm_name: str, version: str, source: So
 
     algorithm = None
     if made != "MANUAL":
+        # A viewer that corrects a proposal keeps this name: by it the correction is told from another program's result.
+        known = MODEL_NAME.lower() in algorithm_name.lower()
         algorithm = hd.AlgorithmIdentificationSequence(
-            name=(algorithm_name or MODEL_NAME)[:64],
+            name=(algorithm_name if known else f"{MODEL_NAME} {algorithm_name}").strip()[:64],
             family=code(*_ARTIFICIAL_INTELLIGENCE, scheme="DCM"),
             version=(version or __version__)[:64],
         )

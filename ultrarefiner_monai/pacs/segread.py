@@ -38,7 +38,8 @@ _UNSPECIFIED_WORDS = ("", "tissue", "segment", "segmentation", "roi", "region", 
 
 @dataclass(frozen=True)
 class SegInfo:
-    """What a SEG says about itself. time: aware, None where it does not say; made: the segments' algorithm types."""
+    """What a SEG says about itself. time: aware, None where it does not say; made: the segments' algorithm types;
+    referenced: SOPInstanceUIDs of all images that it names."""
 
     sop_uid: str
     series_uid: str
@@ -50,6 +51,7 @@ class SegInfo:
     made: tuple[str, ...]
     algorithms: tuple[str, ...]
     referenced: frozenset[str]
+    referenced_series: frozenset[str]
     description: str = ""
 
     @property
@@ -93,6 +95,9 @@ def seg_info(dataset: Any) -> SegInfo:
         made=tuple(str(s.get("SegmentAlgorithmType", None) or "") for s in segments),
         algorithms=tuple(str(s.get("SegmentAlgorithmName", None) or "") for s in segments),
         referenced=frozenset(_referenced(dataset)),
+        referenced_series=frozenset(
+            str(s.get("SeriesInstanceUID", "")) for s in dataset.get("ReferencedSeriesSequence", None) or []
+        ),
         description=str(dataset.get("ContentDescription", None) or dataset.get("SeriesDescription", None) or ""),
     )
 

@@ -1,0 +1,229 @@
+"""DICOM SEG objects that others store in the archive for images of ours: each is noticed once, the newest last.
+
+Left alone: what this program sent, proposals that it made anywhere, and what another program made without a person.
+What refers to images that are not known (yet) waits until they are. All that is remembered stands in one file, written
+beside and renamed, after an object was taken: one that was taken as the process died is taken again, never lost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.pacs.client import InstanceInfo, PacsError, SeriesInfo
+from ultrarefiner_monai.pacs.seg import MODEL_NAME
+from ultrarefiner_monai.pacs.segread import SegInfo, seg_info
+from ultrarefiner_monai.types import InputError
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 3
+# Clocks of a hospital's machines differ, and so may time zones; an object from longer ago was not stored just now.
+_WRONG_CLOCK = timedelta(days=1)
+
+
+class Archive(Protocol):
+    """What is asked of ``Pacs``."""
+
+    def segs(self, study_uid: str | None = None) -> list[SeriesInfo]: ...
+    def instances(self, study_uid: str, series_uid: str) -> list[InstanceInfo]: ...
+    def fetch_instance(self, study_uid: str, series_uid: str, sop_uid: str, folder: Path) -> Path: ...
+
+
+class Inbox:
+    """Looks for new SEGs in ``pacs``.
+
+    state: the file that remembers. known(): the images that there are, as StudyInstanceUIDs, SeriesInstanceUIDs and
+    SOPInstanceUIDs together. mine(sop_uid): whether this program sent it. take(dataset, info, when): makes a label of
+    it; InputError: it cannot be used, ever. when: not before this moment it was stored.
+    """
+
+    def __init__(
+        self,
+        pacs: Archive,
+        state: Path,
+        known: Callable[[], Collection[str]],
+        take: Callable[[Any, SegInfo, datetime], None],
+        mine: Callable[[str], bool] = lambda uid: False,
+    ):
+        self._pacs, self._path, self._known, self._take, self._mine = pacs, Path(state), known, take, mine
+        self._state = _read(self._path)
+        self._tries: dict[str, int] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._complained = ""
+
+    def start(self, poll_seconds: float) -> None:
+        """Look every ``poll_seconds`` in a thread of its own; a store whose answer takes long is asked less often."""
+
+        def run() -> None:
+            pause = 0.0
+            while not self._stop.wait(pause):
+                began = time.monotonic()
+                try:
+                    self.look()
+                    self._complained = ""
+                except PacsError as error:
+                    if str(error) != self._complained:  # once, not twice a minute for a night
+                        logger.warning("cannot look for segmentations: %s", error)
+                    self._complained = str(error)
+                except Exception:
+                    logger.exception("looking for segmentations failed")
+                pause = max(poll_seconds, 5 * (time.monotonic() - began))
+
+        self._thread = threading.Thread(target=run, name="inbox", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(60)
+
+    # --- one look -----------------------------------------------------------------------------------------------------
+
+    def look(self) -> int:
+        """Take all that is new, oldest first; returns how many were taken. Raises PacsError when the store fails."""
+        began, known = datetime.now(timezone.utc), set(self._known())
+        new: list[tuple[datetime, str, Any, SegInfo]] = []
+        counts: dict[str, int] = {}
+        complete = True
+        with tempfile.TemporaryDirectory(prefix="segs-", dir=self._path.parent) as folder:
+            for series in self._pacs.segs():
+                if series.study_uid not in known:
+                    continue
+                if series.instances and self._state["series"].get(series.uid) == series.instances:
+                    if not self._awaited(series.uid, known):
+                        continue
+                found = 0
+                for instance in self._pacs.instances(series.study_uid, series.uid):
+                    found += 1
+                    if instance.uid in self._state["seen"]:
+                        continue
+                    try:
+                        path = self._pacs.fetch_instance(series.study_uid, series.uid, instance.uid, Path(folder))
+                    except PacsError as error:
+                        complete = False
+                        logger.warning("segmentation %s is fetched later: %s", instance.uid, error)
+                        continue
+                    self._sort(instance.uid, path, known, new)
+                    path.unlink(missing_ok=True)
+                counts[series.uid] = found
+            taken = 0
+            for when, uid, dataset, info in sorted(new, key=lambda item: item[:2]):
+                outcome = self._taken(uid, dataset, info, when)
+                taken += outcome == "taken"
+                complete &= outcome != ""
+        if complete:
+            self._state["series"].update(counts)
+        self._state["looked"] = began.isoformat()
+        self._write()
+        return taken
+
+    def _awaited(self, series_uid: str, known: set[str]) -> bool:
+        """Whether an object of this series refers to an image that was not known when it came, and is now."""
+        return any(entry[0] == series_uid and known & set(entry[1:]) for entry in self._state["waiting"].values())
+
+    def _sort(self, uid: str, path: Path, known: set[str], new: list[tuple[datetime, str, Any, SegInfo]]) -> None:
+        """Put an object that was never seen where it belongs: new, waiting for its image, or left alone."""
+        import pydicom
+
+        try:
+            dataset = pydicom.dcmread(path)
+            info = seg_info(dataset)
+        except InputError as error:
+            self._done(uid, f"refused: {error}")
+            return
+        except Exception as error:  # pydicom raises anything
+            self._done(uid, f"refused: it cannot be read ({type(error).__name__})")
+            return
+        reason = self._left_alone(info)
+        if reason:
+            self._done(uid, reason)
+        elif not known & (names := info.referenced | info.referenced_series):
+            self._state["waiting"][uid] = [info.series_uid, *sorted(names)]
+        else:
+            new.append((self._when(info), uid, dataset, info))
+
+    def _left_alone(self, info: SegInfo) -> str:
+        if self._mine(info.sop_uid):
+            return "sent from here"
+        if info.ours and info.automatic:
+            return "a proposal of this program"
+        # A viewer that corrects our proposal keeps the segment's origin; with another name it is another machine's.
+        if info.automatic and not info.author and MODEL_NAME.lower() not in " ".join(info.algorithms).lower():
+            return f"made without a person by {', '.join(info.algorithms) or 'a program'}"
+        return ""
+
+    def _when(self, info: SegInfo) -> datetime:
+        """When it was stored, as far as can be told: it says a time, and it was not there at the last look."""
+        now = datetime.now(timezone.utc)
+        last = datetime.fromisoformat(self._state["looked"]) if self._state["looked"] else None
+        if info.time is None:
+            return last or now
+        if last is None or info.time < last - _WRONG_CLOCK:
+            return info.time
+        return max(info.time, last)
+
+    def _taken(self, uid: str, dataset: Any, info: SegInfo, when: datetime) -> str:
+        """Hand it on; returns "taken", "refused", or "" when it has to be tried again."""
+        try:
+            self._take(dataset, info, when)
+        except PacsError as error:
+            if error.transient:
+                logger.warning("segmentation %s is taken later: %s", uid, error)
+                return ""
+            self._done(uid, f"refused: {error}")
+            return "refused"
+        except InputError as error:
+            self._done(uid, f"refused: {error}")
+            return "refused"
+        except Exception:
+            self._tries[uid] = self._tries.get(uid, 0) + 1
+            logger.exception("segmentation %s could not be taken", uid)
+            if self._tries[uid] < _TRIES:
+                return ""
+            self._done(uid, "refused: see the log")
+            return "refused"
+        self._done(uid, "taken")
+        return "taken"
+
+    def _done(self, uid: str, outcome: str) -> None:
+        logger.log(
+            logging.WARNING if outcome.startswith("refused") else logging.INFO, "segmentation %s: %s", uid, outcome
+        )
+        self._state["seen"][uid] = outcome
+        self._state["waiting"].pop(uid, None)
+        self._write()
+
+    @property
+    def seen(self) -> dict[str, str]:
+        """SOPInstanceUID -> what became of it."""
+        return dict(self._state["seen"])
+
+    def _write(self) -> None:
+        with replacing(self._path, "w") as file:
+            json.dump(self._state, file)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    empty: dict[str, Any] = {"looked": "", "seen": {}, "waiting": {}, "series": {}}
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if {k: type(v) for k, v in state.items()} != {k: type(v) for k, v in empty.items()}:
+            raise ValueError("other contents")
+        return state
+    except FileNotFoundError:
+        return empty
+    except ValueError as error:
+        aside = path.with_name(f"{path.name}.broken-{int(time.time())}")
+        path.rename(aside)
+        logger.error("%s was unreadable (%s); it is kept as %s and made anew", path.name, error, aside.name)
+        return empty
