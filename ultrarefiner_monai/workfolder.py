@@ -4,16 +4,20 @@ journal.sqlite   proposals and corrections        embeddings/      cached image 
 versions/        labels that were replaced        sessions/, tmp/  uploaded images, for a while
 training/        prepared labels, split, runs     models/          what the runs made, and which of them is served
 handed/          links to images, for 3D Slicer
+mirror/          images fetched from a PACS       labels/          of studies that cannot be written, and of a PACS
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.journal import Journal
@@ -35,15 +39,10 @@ class WorkFolder:
     def of(cls, studies: str | Path, work_dir: str | Path | None = None) -> WorkFolder:
         """``work_dir`` where it is given, else `.ultrarefiner` in the studies folder; made when missing.
 
-        Raises InputError when the folder cannot be written: read-only studies need a ``work_dir``.
+        That of a DICOMweb address lies in `.ultrarefiner` in the home folder. Raises InputError when the folder cannot
+        be written: read-only studies need a ``work_dir``.
         """
-        if work_dir:
-            root = Path(work_dir).expanduser().absolute()
-        elif str(studies).startswith(("http://", "https://")):
-            name = hashlib.sha256(str(studies).encode()).hexdigest()[:16]
-            root = Path.home() / ".cache" / "ultrarefiner" / name
-        else:
-            root = Path(studies).absolute() / NAME
+        root = cls._root(studies, work_dir)
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -54,10 +53,20 @@ class WorkFolder:
             raise InputError(f"the work folder {root} is read-only; set work_dir to a folder that can be written")
         return cls(root)
 
+    @staticmethod
+    def _root(studies: str | Path, work_dir: str | Path | None) -> Path:
+        if work_dir:
+            return Path(work_dir).expanduser().absolute()
+        if is_address(studies):
+            url = str(studies).rstrip("/")
+            host = re.sub("[^A-Za-z0-9.-]", "_", urlsplit(url).hostname or "pacs")
+            return Path.home() / NAME / f"{host}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+        return Path(studies).absolute() / NAME
+
     @classmethod
     def existing(cls, studies: str | Path, work_dir: str | Path | None = None) -> WorkFolder:
         """As ``of``, but InputError where the studies were never served: a mistyped folder is not made."""
-        if not Path(work_dir or Path(studies) / NAME).is_dir() and not str(studies).startswith(("http://", "https://")):
+        if not cls._root(studies, work_dir).is_dir():
             raise InputError(
                 f"{studies} has no work folder {work_dir or NAME}: it was never served, or another work_dir was configured"
             )
@@ -66,7 +75,7 @@ class WorkFolder:
     def note_studies(self, studies: str | Path) -> None:
         """Remember which folder is served: a work folder that lies elsewhere does not show it."""
         with replacing(self.root / "studies.txt", "w") as file:
-            file.write(str(Path(studies).absolute()))
+            file.write(str(studies) if is_address(studies) else str(Path(studies).absolute()))
 
     @property
     def journal(self) -> Path:
@@ -88,6 +97,10 @@ class WorkFolder:
     def tmp(self) -> Path:
         return self.root / "tmp"
 
+    @property
+    def mirror(self) -> Path:
+        return self.root / "mirror"
+
     def handed(self, image_id: str) -> Path:
         """Where a link to this image lies, by itself."""
         return self.root / "handed" / hashlib.sha256(image_id.encode()).hexdigest()[:16]
@@ -106,6 +119,11 @@ class WorkFolder:
         return self.root / "forgotten"
 
 
+def is_address(studies: str | Path) -> bool:
+    """Whether the studies are a DICOMweb store, not a folder."""
+    return str(studies).startswith(("http://", "https://"))
+
+
 # What a saved label may end with, in lower case.
 LABEL_EXTENSIONS = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".png", ".tif", ".tiff", ".bmp")
 
@@ -120,9 +138,11 @@ class Report:
     embeddings: int = 0
     labels: list[str] = field(default_factory=list)
     copies: int = 0
+    mirrored: int = 0
 
     def __str__(self) -> str:
         labels = f", labels: {', '.join(self.labels)}" if self.labels else ""
+        labels += f", {self.mirrored} files fetched from the PACS" if self.mirrored else ""
         return (
             f"{self.image_id}: removed {self.proposals} proposals, {self.corrections} corrections, "
             f"{self.embeddings} cached embeddings, {self.copies} frames prepared for training{labels}"
@@ -131,7 +151,7 @@ class Report:
 
 def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = None, labels: bool = False) -> Report:
     """Remove all that derives from one image: proposals and corrections in the journal, cached embeddings, what was
-    prepared for trainings.
+    prepared for trainings, and what was fetched of it from a PACS.
 
     The image itself and the labels in the studies folder stay, they are the clinician's; with ``labels`` the labels and
     their former versions go too. A running server is told to drop what it holds in memory.
@@ -150,6 +170,7 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
         journal.close()
     report.embeddings = _forget_embeddings(folder, keys)
     shutil.rmtree(folder.handed(image_id), ignore_errors=True)
+    report.mirrored = _forget_mirrored(folder.mirror, image_id)
     if labels:
         report.labels = _remove_labels(Path(studies), folder, image_id)
     with folder.forgotten.open("a", encoding="utf-8") as file:
@@ -162,6 +183,19 @@ def _forget_embeddings(folder: WorkFolder, keys: set[str]) -> int:
 
     cache = EmbeddingCache(0, folder.embeddings, 1 << 62)
     return sum(cache.forget(key) for key in sorted(keys))
+
+
+def _forget_mirrored(mirror: Path, image_id: str) -> int:
+    """Remove the files of a series, or of one instance, wherever ``pacs.mirror`` keeps them; how many there were."""
+    found = [*mirror.glob(f"series/*/{glob.escape(image_id)}.dcm"), mirror / "nifti" / f"{image_id}.nii.gz"]
+    for kind in ("series", "images"):
+        found += (mirror / kind / image_id).glob("*")
+    found = [path for path in found if path.is_file()]
+    for path in found:
+        path.unlink()
+    for kind in ("series", "images"):
+        shutil.rmtree(mirror / kind / image_id, ignore_errors=True)
+    return len({path.name for path in found})
 
 
 def _remove_labels(studies: Path, folder: WorkFolder, image_id: str) -> list[str]:
