@@ -1,0 +1,53 @@
+"""Typed configuration: YAML -> frozen dataclasses. Unknown keys are refused by name, impossible values by option.
+
+``SystemConfig`` describes the networks and everything else that changes their output; it travels inside each checkpoint.
+``TrainConfig`` describes a training run, ``ServeConfig`` a server.
+"""
+
+from .reading import ConfigError, from_dict, load_yaml, set_option, to_dict
+from .serve import PacsConfig, ServeConfig, serve_config
+from .system import (
+    CoarseConfig,
+    GateConfig,
+    PostConfig,
+    PromptConfig,
+    RefinerConfig,
+    SafetyConfig,
+    SamConfig,
+    SystemConfig,
+)
+from .train import (
+    CoarseLossConfig,
+    CorruptionConfig,
+    DataConfig,
+    JointConfig,
+    OptimiserConfig,
+    RefineConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "CoarseConfig",
+    "CoarseLossConfig",
+    "ConfigError",
+    "CorruptionConfig",
+    "DataConfig",
+    "GateConfig",
+    "JointConfig",
+    "OptimiserConfig",
+    "PacsConfig",
+    "PostConfig",
+    "PromptConfig",
+    "RefineConfig",
+    "RefinerConfig",
+    "SafetyConfig",
+    "SamConfig",
+    "ServeConfig",
+    "SystemConfig",
+    "TrainConfig",
+    "from_dict",
+    "load_yaml",
+    "serve_config",
+    "set_option",
+    "to_dict",
+]
