@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.dicom import read_dicom
+from ultrarefiner_monai.data.dicomfile import has_mark, open_dicom
 from ultrarefiner_monai.data.study import Geometry, Limits, Study
 from ultrarefiner_monai.files import sha256_of
 from ultrarefiner_monai.types import InputError
@@ -36,15 +37,6 @@ def dicom_files(folder: str | Path) -> list[Path]:
             if path.suffix.lower() in (".dcm", ".dicom") or has_mark(path):
                 found.append(path)
     return found
-
-
-def has_mark(path: str | Path) -> bool:
-    """Whether the four letters after the preamble are there; exports from a PACS often have no extension."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
 
 
 def sort_instances(files: Sequence[str | Path]) -> list[Path]:
@@ -145,15 +137,10 @@ def sha256_of_image(path: Path) -> str:
 
 
 def _header(path: Path) -> Any:
-    import pydicom
-
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_ORDER_TAGS))
-    except pydicom.errors.InvalidDicomError:
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)  # no preamble: some exports leave it out
-        if "SOPInstanceUID" not in header and "Rows" not in header:
-            raise InputError(f"{path.name} is not a DICOM file") from None
-        return header
+        return open_dicom(path, header_only=True, tags=list(_ORDER_TAGS))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path.name} cannot be opened: {error.strerror}") from error
     except Exception as error:

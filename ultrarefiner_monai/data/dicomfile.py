@@ -1,0 +1,103 @@
+"""DICOM files, opened: with a bound where they are deflated, without a preamble, and told apart from what is no picture."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+from typing import Any
+
+from ultrarefiner_monai.types import InputError
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+_INFLATED_BYTES = 512 << 20
+_HEADER_BYTES = 1 << 20  # of a deflated file, for its header alone
+_STORAGE = "1.2.840.10008.5.1.4.1.1"
+# The beginnings of SOP class UIDs; what follows them are variants of the same.
+_OTHER_CLASSES = {
+    "1.2.840.10008.1.3.10": "a DICOMDIR, the index of a disc",
+    f"{_STORAGE}.66.4": "a DICOM segmentation",
+    f"{_STORAGE}.66": "DICOM raw data or a registration",
+    f"{_STORAGE}.88.59": "a DICOM key object selection",
+    f"{_STORAGE}.88": "a DICOM structured report",
+    f"{_STORAGE}.104.1": "a PDF document in DICOM",
+    f"{_STORAGE}.104": "a document in DICOM",
+    f"{_STORAGE}.11": "a DICOM presentation state",
+    f"{_STORAGE}.9": "a DICOM waveform",
+    f"{_STORAGE}.481": "a DICOM radiotherapy object",
+}
+_OTHER_MODALITIES = {
+    "SEG": "a DICOM segmentation",
+    "SR": "a DICOM structured report",
+    "KO": "a DICOM key object selection",
+    "PR": "a DICOM presentation state",
+    "DOC": "a document in DICOM",
+    "RTSTRUCT": "a DICOM radiotherapy object",
+    "REG": "a DICOM registration",
+}
+
+
+def has_mark(path: str | Path) -> bool:
+    """Whether the four letters after the preamble are there; exports from a PACS often have no extension."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def open_dicom(path: Path, header_only: bool = False, tags: list[str] | None = None) -> Any:
+    """The pydicom Dataset of a file, with its file_meta. header_only: without pixels; tags: only these elements.
+
+    Raises InputError for what is no DICOM file, and for a deflated one that inflates to more than 512 MB.
+    """
+    import pydicom
+
+    if tags is not None:
+        tags = [*tags, "Rows", "SOPClassUID"]
+    options: dict[str, Any] = {"stop_before_pixels": header_only, "specific_tags": tags}
+    try:
+        meta = pydicom.filereader.read_file_meta_info(path)
+    except pydicom.errors.InvalidDicomError:
+        dataset = pydicom.dcmread(path, force=True, **options)  # no preamble: some exports leave it out
+        if "Rows" not in dataset and "SOPClassUID" not in dataset:
+            raise InputError(f"{path.name} is not a DICOM file") from None
+        return dataset
+    if meta.get("TransferSyntaxUID") == DEFLATED:
+        return _inflated(path, meta, header_only)
+    return pydicom.dcmread(path, **options)
+
+
+def _inflated(path: Path, meta: Any, header_only: bool) -> Any:
+    """pydicom inflates without a bound, and a small file can inflate to any size."""
+    from pydicom.filereader import read_dataset
+
+    length = meta.get("FileMetaInformationGroupLength")
+    if length is None:
+        raise InputError(f"{path.name} is deflated and lacks the length of its header: export it uncompressed")
+    with path.open("rb") as file:
+        file.seek(132 + 12 + int(length))
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        content = unpacker.decompress(file.read(), _HEADER_BYTES if header_only else _INFLATED_BYTES)
+    if not header_only and (unpacker.unconsumed_tail or not unpacker.eof):
+        why = f"inflates to more than {_INFLATED_BYTES >> 20} MB" if unpacker.unconsumed_tail else "is truncated"
+        raise InputError(f"{path.name} is deflated and {why}: export it uncompressed, or with JPEG, JPEG 2000 or RLE")
+    dataset = read_dataset(io.BytesIO(content), False, True, stop_when=_at_pixels if header_only else None)
+    dataset.file_meta, dataset.is_little_endian, dataset.is_implicit_VR = meta, True, False
+    return dataset
+
+
+def _at_pixels(tag: Any, vr: Any, length: int) -> bool:
+    return tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)
+
+
+def not_an_image(dataset: Any) -> str | None:
+    """What a DICOM object is that shows no picture of a patient ("a DICOM segmentation"), None for an image. Needs no
+    more than its SOPClassUID and Modality."""
+    meta = getattr(dataset, "file_meta", None) or {}
+    sop_class = str(dataset.get("SOPClassUID", "") or meta.get("MediaStorageSOPClassUID", "") or "")
+    modality = str(dataset.get("Modality", "") or "")
+    for root, kind in _OTHER_CLASSES.items():
+        if sop_class == root or sop_class.startswith(f"{root}."):
+            return kind
+    return _OTHER_MODALITIES.get(modality)
