@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from ultrarefiner_monai.training.joint import JointPhase, _scaled_gradient
 from ultrarefiner_monai.training.loaders import build_loaders, read_proposal
 from ultrarefiner_monai.training.nested import nested_proposals, parts_of
 from ultrarefiner_monai.training.phases import build_phase
-from ultrarefiner_monai.training.run import train
+from ultrarefiner_monai.training.run import train, train_all
 from ultrarefiner_monai.training.simulate import as_prompts, draw_counts, simulate, worst_clicks
 from ultrarefiner_monai.types import InputError
 
@@ -234,6 +235,14 @@ def test_nested_proposals_never_come_from_a_network_that_saw_the_image(folder: P
     assert prob is not None and prob.ndim == 2 and 0 <= prob.min() <= prob.max() <= 1
     stamp = (tmp_path / "p" / "part0" / "last.pt").stat().st_mtime_ns
     assert nested_proposals(PHASE1, folder, 0, tmp_path / "p", parts=2) == count
+    stages = [("coarse", PHASE1), ("refiner", phase2(tmp_path / "none", proposals="nested", nested_parts=2))]
+    shutil.copytree(tmp_path / "p", tmp_path / "row" / "proposals")  # made above: only the way there is tested
+    train_all(stages, folder, 0, tmp_path / "row", device="cpu")
+    assert (tmp_path / "row" / "refiner" / "model.safetensors").is_file()
+    with pytest.raises(InputError, match="needs a phase1_coarse"):
+        train_all([stages[1]], folder, 0, tmp_path / "other", device="cpu")
+    with pytest.raises(InputError, match="is for `train all`"):
+        train(stages[1][1], folder, 0, tmp_path / "alone", device="cpu")
     assert (tmp_path / "p" / "part0" / "last.pt").stat().st_mtime_ns == stamp  # nothing was trained again
 
 

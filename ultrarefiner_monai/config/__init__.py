@@ -17,6 +17,7 @@ from .system import (
     SystemConfig,
 )
 from .train import (
+    NESTED,
     CoarseLossConfig,
     CorruptionConfig,
     DataConfig,
@@ -27,6 +28,7 @@ from .train import (
 )
 
 __all__ = [
+    "NESTED",
     "CoarseConfig",
     "CoarseLossConfig",
     "ConfigError",

@@ -52,6 +52,8 @@ class CoarseLossConfig:
         require(0 <= self.presence_smoothing < 0.5, "loss.presence_smoothing must be in [0, 0.5)")
 
 
+NESTED = "nested"  # refine.proposals: made by the run itself
+
 TWELVE_KINDS: dict[str, float] = {
     "identity": 0.15,
     "over": 0.17,
@@ -152,7 +154,10 @@ class RefineConfig:
     # Start of the SAM half: none, a SAM file, one of our checkpoints, or stem (the CNN stem of ``init``'s coarse network).
     sam_init: str = "none"
     corrupted_share: float = 0.7
-    proposals: str = ""  # a folder; {fold} in its name stands for the fold held out
+    # A folder ({fold} in its name stands for the fold held out), or nested: `train all` and `cv` make them first, with
+    # nested_parts coarse networks that each leave a part of the training images out.
+    proposals: str = ""
+    nested_parts: int = 2
     corrections: str = ""
     # Fixed copies of each image: the image itself, then augmented ones. Their embeddings are computed once and kept.
     variants: int = 1
@@ -184,6 +189,7 @@ class RefineConfig:
             not_negative=("focal_weight", "iou_weight", "penalty_weight", "first_pass_weight"),
         )
         require(self.variants >= 1 and self.max_clicks >= 1, "refine.variants and refine.max_clicks must be at least 1")
+        require(self.nested_parts >= 2, f"refine.nested_parts must be at least 2, got {self.nested_parts}")
         require(bool(self.train), "refine.train must name at least one part")
         require(
             "encoder" not in self.train or self.cache == "off",

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ultrarefiner_monai import __version__
 from ultrarefiner_monai.checkpoints import read_checkpoint
-from ultrarefiner_monai.config import TrainConfig
+from ultrarefiner_monai.config import NESTED, TrainConfig
 from ultrarefiner_monai.data.datalist import Split, read_index, split_fold
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.training import ddp
@@ -42,6 +42,10 @@ def train(
     """Train one phase. Writes into ``out``: model.safetensors (the result: best weights, calibrated, half precision),
     best.safetensors, last.pt (to go on from), split.json, history.csv and tensorboard/."""
     # Each fold needs proposals of its own: those of another fold's networks have seen what this run reports.
+    if config.refine.proposals == NESTED and config.phase != "phase1_coarse":
+        raise InputError(
+            f"refine.proposals: {NESTED} is for `train all` and `cv`, which have a phase 1 to make them with"
+        )
     proposals = config.refine.proposals.replace("{fold}", str(fold))
     config = replace(config, refine=replace(config.refine, proposals=proposals))
     split = split_fold(read_index(data_dir), fold, config.data.select_share, config.seed)
@@ -118,6 +122,7 @@ def train_all(
             folder = out / name
             config = config if result is None else replace(config, init=str(result))
             result = folder / "model.safetensors"
+            config = _with_proposals(config, stages, data_dir, fold, out, own_device)
             begun = (folder / "last.pt").exists()
             if resume and begun and result.exists():
                 check_same_options(folder / "last.pt", load_state(folder / "last.pt")["config"], config)
@@ -125,6 +130,30 @@ def train_all(
             train(config, data_dir, fold, folder, resume and begun, own_device)
     assert result is not None
     return result
+
+
+def _with_proposals(
+    config: TrainConfig,
+    stages: Sequence[tuple[str, TrainConfig]],
+    data_dir: str | Path,
+    fold: str | int,
+    out: Path,
+    device: str,
+) -> TrainConfig:
+    """``refine.proposals: nested`` becomes the folder of proposals, made with the first phase 1 of the row."""
+    if config.refine.proposals != NESTED or config.phase == "phase1_coarse":
+        return config
+    coarse = next((c for _, c in stages if c.phase == "phase1_coarse"), None)
+    if coarse is None:
+        raise InputError(
+            f"refine.proposals: {NESTED} needs a phase1_coarse configuration in the same row of trainings; give it as the "
+            "first --config, or name a folder made by `ultrarefiner proposals`"
+        )
+    from ultrarefiner_monai.training.nested import nested_proposals  # it trains with this module
+
+    folder = out / "proposals"
+    nested_proposals(coarse, data_dir, fold, folder, config.refine.nested_parts, device)
+    return replace(config, refine=replace(config.refine, proposals=str(folder)))
 
 
 def _keep_split(split: Split, path: Path, resume: bool) -> None:
