@@ -61,14 +61,16 @@ class Inbox:
         self._thread: threading.Thread | None = None
         self._complained = ""
 
-    def start(self, poll_seconds: float) -> None:
-        """Look every ``poll_seconds`` in a thread of its own; a store whose answer takes long is asked less often."""
+    def start(self, poll_seconds: float, also: Callable[[], Any] = lambda: None) -> None:
+        """Look every ``poll_seconds`` in a thread of its own, and call ``also``; a store whose answer takes long is asked
+        less often."""
 
         def run() -> None:
             pause = 0.0
             while not self._stop.wait(pause):
                 began = time.monotonic()
                 try:
+                    also()
                     self.look()
                     self._complained = ""
                 except PacsError as error:
@@ -147,7 +149,7 @@ class Inbox:
         reason = self._left_alone(info)
         if reason:
             self._done(uid, reason)
-        elif not known & (names := info.referenced | info.referenced_series):
+        elif not known & (names := info.referenced | set(info.referenced_series)):
             self._state["waiting"][uid] = [info.series_uid, *sorted(names)]
         else:
             new.append((self._when(info), uid, dataset, info))

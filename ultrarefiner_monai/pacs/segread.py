@@ -39,7 +39,7 @@ _UNSPECIFIED_WORDS = ("", "tissue", "segment", "segmentation", "roi", "region", 
 @dataclass(frozen=True)
 class SegInfo:
     """What a SEG says about itself. time: aware, None where it does not say; made: the segments' algorithm types;
-    referenced: SOPInstanceUIDs of all images that it names."""
+    referenced: SOPInstanceUIDs of all images that it names; referenced_series: those that it names by series."""
 
     sop_uid: str
     series_uid: str
@@ -51,7 +51,7 @@ class SegInfo:
     made: tuple[str, ...]
     algorithms: tuple[str, ...]
     referenced: frozenset[str]
-    referenced_series: frozenset[str]
+    referenced_series: dict[str, frozenset[str]]
     description: str = ""
 
     @property
@@ -95,9 +95,7 @@ def seg_info(dataset: Any) -> SegInfo:
         made=tuple(str(s.get("SegmentAlgorithmType", None) or "") for s in segments),
         algorithms=tuple(str(s.get("SegmentAlgorithmName", None) or "") for s in segments),
         referenced=frozenset(_referenced(dataset)),
-        referenced_series=frozenset(
-            str(s.get("SeriesInstanceUID", "")) for s in dataset.get("ReferencedSeriesSequence", None) or []
-        ),
+        referenced_series=_by_series(dataset),
         description=str(dataset.get("ContentDescription", None) or dataset.get("SeriesDescription", None) or ""),
     )
 
@@ -137,13 +135,19 @@ def _zone(dataset: Any) -> timezone | None:
     return timezone(-offset if text[0] == "-" else offset)
 
 
+def _by_series(dataset: Any) -> dict[str, frozenset[str]]:
+    return {
+        str(series.get("SeriesInstanceUID", "")): frozenset(
+            str(item.get("ReferencedSOPInstanceUID", ""))
+            for item in series.get("ReferencedInstanceSequence", None) or []
+        )
+        for series in dataset.get("ReferencedSeriesSequence", None) or []
+    }
+
+
 def _referenced(dataset: Any) -> set[str]:
     """SOPInstanceUIDs of all images that it names, anywhere."""
-    found = set()
-    for series in dataset.get("ReferencedSeriesSequence", None) or []:
-        found |= {
-            str(i.get("ReferencedSOPInstanceUID", "")) for i in series.get("ReferencedInstanceSequence", None) or []
-        }
+    found = {uid for uids in _by_series(dataset).values() for uid in uids}
     for item in dataset.get("SourceImageSequence", None) or []:
         found.add(str(item.get("ReferencedSOPInstanceUID", "")))
     for group in dataset.get("PerFrameFunctionalGroupsSequence", None) or []:

@@ -96,6 +96,8 @@ class StudiesFolder(LocalDatastore):
     ):
         """home: where index and labels lie; by default the studies themselves, if they can be written."""
         self.work, self.image_extensions, self._readable = work, extensions, readable
+        # Around a final label and its entry in the journal: of two who save at once, the same one is the newest in both.
+        self.saving = threading.Lock()
         self._mutex = threading.RLock()
         # Around each change as a whole; MONAI Label's own lock is taken anew for each reading and writing within it.
         self._change_lock = FileLock(str(work.root / "change.lock"))
@@ -332,7 +334,7 @@ class StudiesFolder(LocalDatastore):
             entry = self._datastore.objects[image_id].model_copy(deep=True)
             before = entry.labels.get(label_tag)
             if before is not None:
-                self._keep_version(image_id, label_tag, self.label_file(image_id, label_tag, before.ext))
+                self.keep_version(image_id, label_tag, self.label_file(image_id, label_tag, before.ext))
             with _beside(destination) as temporary:
                 shutil.copyfile(label_filename, temporary)
             if before is not None and before.ext != extension:
@@ -342,7 +344,7 @@ class StudiesFolder(LocalDatastore):
             self._put(image_id, entry)
         return image_id
 
-    def _keep_version(self, image_id: str, tag: str, label: Path) -> None:
+    def keep_version(self, image_id: str, tag: str, label: Path) -> None:
         """Copy a label that is about to be replaced to versions/TAG/IMAGE/TIME.ext; the newest few are kept."""
         if not label.is_file():
             return
@@ -361,7 +363,7 @@ class StudiesFolder(LocalDatastore):
             raise LabelNotFoundException(f"{label_id!r} has no label {label_tag!r}")
         with self._mutex:
             path = self.label_file(label_id, label_tag, label.ext)
-            self._keep_version(label_id, label_tag, path)
+            self.keep_version(label_id, label_tag, path)
             path.unlink(missing_ok=True)
             self.refresh()
 

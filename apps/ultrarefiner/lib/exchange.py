@@ -1,0 +1,224 @@
+"""What goes to the PACS and what comes from it: labels as DICOM SEG and SR, and the SEGs that other viewers store.
+
+A final label of a client is marked before it is sent: a server that dies in between sends it after its next start. A SEG
+from the PACS becomes a final label like any other, with its proposal beside it in the journal; it is not sent back.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import uuid
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+from fastapi import FastAPI, HTTPException
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import User
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import LabelNotFoundException
+
+from lib.datastore import check_name
+from lib.pacs import PacsStudies
+from ultrarefiner_monai.data.writers import read_mask, write_mask
+from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.pacs.client import PacsError
+from ultrarefiner_monai.pacs.inbox import Inbox
+from ultrarefiner_monai.pacs.outbox import Outbox
+from ultrarefiner_monai.pacs.segread import SegInfo, read_seg
+from ultrarefiner_monai.types import InputError
+
+logger = logging.getLogger(__name__)
+
+FINAL = DefaultLabelTag.FINAL.value
+# In a label's info: it is to be sent, or the SOPInstanceUID under which it was. And: when it was stored in the PACS by
+# somebody else, and what it said about itself there. Clients do not set these.
+MARK, STORED, ORIGIN = "pacs", "stored", "from_pacs"
+
+
+class Exchange:
+    """The two boxes of one store. ``app``: the server's app (engine, journal, config). Thread-safe."""
+
+    def __init__(self, app: Any, store: PacsStudies):
+        self.app, self.store, self.mirror, self.config = app, store, store.mirror, app.config.pacs
+        folder = app.work.root / "exchange"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.outbox = Outbox(folder / "outbox", store.pacs.store)
+        self.inbox = Inbox(store.pacs, folder / "inbox.json", self._known, self._take, self.outbox.holds)
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Send and look in the background; by the process that serves, not by those that train."""
+        self.outbox.start()
+        self.inbox.start(self.config.poll_seconds, also=self._send_marked)
+
+    def status(self) -> dict[str, Any]:
+        """For /info/: what waits to be stored, and why."""
+        return {"waiting": len(self.outbox.waiting), "problem": self.outbox.problem}
+
+    # --- to the PACS --------------------------------------------------------------------------------------------------
+
+    def mark(self, info: dict[str, Any]) -> dict[str, Any]:
+        """``info`` of a final label that is about to be saved, with the mark that it has to be sent where configured."""
+        rest = {key: value for key, value in info.items() if key not in (MARK, STORED, ORIGIN)}
+        return {**rest, MARK: {"send": uuid.uuid4().hex}} if self.config.store else rest
+
+    def saved(self, image_id: str) -> None:
+        """A client saved a final label: put it into the outbox where that is configured. Never fails."""
+        if not self.config.store:
+            return
+        try:
+            self.send(image_id, FINAL)
+        except Exception as error:  # the label is saved and marked: it is tried again
+            level = logging.WARNING if isinstance(error, InputError) else logging.ERROR
+            logger.log(level, "the label of %s is sent later: %s", image_id, error, exc_info=level == logging.ERROR)
+
+    def send(self, image_id: str, tag: str = FINAL, sr: bool | None = None) -> dict[str, Any]:
+        """Put a label into the outbox as a SEG (and an SR; by default as configured), to be sent in the background.
+
+        Raises InputError for a label that cannot be one, LabelNotFoundException where there is none, PacsError when the
+        image is not here and cannot be fetched.
+        """
+        from ultrarefiner_monai.pacs.seg import make_seg
+        from ultrarefiner_monai.pacs.sr import make_sr
+
+        self.store.image_path(image_id)
+        files = self.mirror.files(image_id)
+        with self._lock:  # one label, one mark
+            path, info = self._label(image_id, tag)
+            mask = read_mask(path, self.app.engine.open(self.mirror.open(image_id)).study)
+            options = self._origin(image_id, tag, info)
+            seg = make_seg(mask, files, **options)
+            wanted = self.config.sr if sr is None else sr
+            report = make_sr(mask, files, seg, **options) if wanted else None
+            self.outbox.put(*([seg] if report is None else [seg, report]))
+            mark = {"seg": str(seg.SOPInstanceUID)} | ({"sr": str(report.SOPInstanceUID)} if report is not None else {})
+            if self._label(image_id, tag)[1].get(MARK) == info.get(MARK):  # else a newer one has its own mark
+                self.store.update_label_info(image_id, tag, {MARK: mark})
+        return {"image": image_id, "tag": tag, **mark, **self.status()}
+
+    def _label(self, image_id: str, tag: str) -> tuple[str, dict[str, Any]]:
+        info = self.store.get_label_info(image_id, tag)
+        path = self.store.get_label_uri(image_id, tag)
+        if not path:
+            raise LabelNotFoundException(f"{image_id!r} has no label {tag!r:.120}: save one first")
+        return path, info
+
+    def _origin(self, image_id: str, tag: str, info: dict[str, Any]) -> dict[str, Any]:
+        """Who made the label, in the words of make_seg."""
+        journal = Journal(self.app.work.journal)
+        try:
+            proposal = journal.newest_proposal(image_id)
+        finally:
+            journal.close()
+        model, version = proposal or (str(info.get("model") or ""), "")
+        author = str(info.get("user") or info.get("client_id") or "")
+        stamp = info.get("ts")
+        time_ = datetime.fromtimestamp(stamp) if isinstance(stamp, (int, float)) else None
+        made = "AUTOMATIC" if tag != FINAL else "SEMIAUTOMATIC" if proposal or model else "MANUAL"
+        who = "" if made == "AUTOMATIC" else author
+        return {"algorithm_name": model, "version": version, "made": made, "author": who, "time": time_}
+
+    def _send_marked(self) -> None:
+        """Final labels that were saved but did not come into the outbox: a server that died, an image not at hand."""
+        if not self.config.store:
+            return
+        for image_id in self.store.list_images():
+            info = self.store.get_label_info(image_id, FINAL)
+            if isinstance(info.get(MARK), dict) and info[MARK].get("send"):
+                try:
+                    self.send(image_id, FINAL)
+                except PacsError:
+                    continue
+                except InputError as error:
+                    logger.error("the label of %s cannot be sent: %s", image_id, error)
+                    self.store.update_label_info(image_id, FINAL, {MARK: {"problem": str(error)[:500]}})
+
+    # --- from the PACS ------------------------------------------------------------------------------------------------
+
+    def _known(self) -> set[str]:
+        listed = set(self.store.list_images())
+        images = [image for image_id, image in self.mirror.images.items() if image_id in listed]
+        return {uid for i in images for uid in (i.series.study_uid, i.series.uid, i.sop) if uid}
+
+    def _take(self, dataset: Any, info: SegInfo, when: datetime) -> None:
+        """A new SEG of somebody else: the final label of each image that it was drawn on."""
+        targets = [image_id for uid in info.referenced_series for image_id in self._images(uid, info)]
+        if not targets:
+            raise InputError("it names no image of ours")
+        for image_id in targets:
+            siblings = set(self.mirror.split(self.mirror.images[image_id].series.uid)) - {image_id}
+            here = self.mirror.images[image_id].series.uid
+            elsewhere = siblings.union(*(sops for uid, sops in info.referenced_series.items() if uid != here))
+            try:
+                mask = read_seg(dataset, self.mirror.files(image_id), elsewhere)
+            except PacsError:
+                raise
+            except InputError:
+                # The series may have grown since the list was read.
+                if not self.mirror.update():
+                    raise
+                mask = read_seg(dataset, self.mirror.files(image_id), elsewhere)
+            self._keep(image_id, mask, info, when)
+
+    def _images(self, series_uid: str, info: SegInfo) -> list[str]:
+        if series_uid in self.mirror.images:
+            try:
+                self.store.image_path(series_uid)
+                return [series_uid]
+            except PacsError:
+                raise
+            except InputError:  # it turned out to be several images
+                if not self.mirror.split(series_uid):
+                    raise
+        return sorted(set(self.mirror.split(series_uid)) & info.referenced)
+
+    def _keep(self, image_id: str, mask: np.ndarray, info: SegInfo, when: datetime) -> None:
+        study = self.app.engine.open(self.mirror.open(image_id)).study
+        told = {**info.to_dict(), "noticed": datetime.now().astimezone().isoformat(timespec="seconds")}
+        client = info.model_name or info.manufacturer
+        values = {"user": info.author, "client_id": client, ORIGIN: told, STORED: when.timestamp()}
+        self.app.work.tmp.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.app.work.tmp) as name:
+            path = Path(name, f"{image_id}.nii.gz")
+            write_mask(path, mask, study)
+            with self.store.saving:
+                newest = self._stored(image_id)
+                if newest is not None and when.timestamp() < newest:
+                    self.store.keep_version(image_id, FINAL, path)
+                    logger.info(
+                        "segmentation %s of %s is older than the final label: kept beside", info.sop_uid, image_id
+                    )
+                else:
+                    self.store.save_label(image_id, str(path), FINAL, values)
+                    logger.info("segmentation %s is the final label of %s now", info.sop_uid, image_id)
+                self.app.journal_label(image_id, mask, values)
+        self.app.journal.flush()
+
+    def _stored(self, image_id: str) -> float | None:
+        """When the final label was stored, None where there is none."""
+        if not self.store.get_label_uri(image_id, FINAL):
+            return None
+        info = self.store.get_label_info(image_id, FINAL)
+        stored = info.get(STORED, info.get("ts"))
+        return float(stored) if isinstance(stored, (int, float)) else None
+
+
+# --- route ------------------------------------------------------------------------------------------------------------
+
+
+def install(server: FastAPI, app: Any) -> None:
+    """POST /ultrarefiner/send: store a label in the PACS on demand."""
+    from lib.endpoints import annotator_role
+
+    async def send(image: str, tag: str = FINAL, sr: bool | None = None, user: User = annotator_role) -> dict[str, Any]:
+        if app.exchange is None:
+            raise HTTPException(404, "the studies are a folder, not a PACS: there is nowhere to send a label")
+        return await anyio.to_thread.run_sync(app.exchange.send, check_name(image, "image"), check_name(tag, "tag"), sr)
+
+    address = settings.MONAI_LABEL_API_STR + "/ultrarefiner/send"
+    server.add_api_route(address, send, methods=["POST"], include_in_schema=False, response_model=None)
