@@ -62,6 +62,14 @@ def test_a_correction_of_an_image_that_changed_has_no_proposal(journal):
     assert journal.corrections("a")[0].proposal_id is None
 
 
+def test_a_proposal_of_a_session_is_that_of_the_image_it_became(journal):
+    propose(journal, "session:1")
+    propose(journal, "upload:1")
+    propose(journal, "b")
+    journal.record_correction("a", "h", mask_of(0))
+    assert journal.corrections("a")[0].proposal_id == 1
+
+
 def test_what_was_written_survives_a_restart(journal):
     propose(journal)
     journal.close()

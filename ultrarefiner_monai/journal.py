@@ -151,10 +151,13 @@ class Journal:
         client: str = "",
         info: dict[str, Any] | None = None,
     ) -> int:
-        """Keep a final label with the newest proposal that was made for this image, the client's own first."""
+        """Keep a final label with the newest proposal that was made for this image, the client's own first.
+
+        One made for the same file in a session counts too: it joined the studies afterwards.
+        """
         with self._transaction() as connection:
             found = connection.execute(
-                "SELECT id FROM proposals WHERE image_id = ? AND image_hash = ?"
+                "SELECT id FROM proposals WHERE (image_id = ? OR image_id LIKE 'session:%') AND image_hash = ?"
                 " ORDER BY client = ? DESC, id DESC LIMIT 1",
                 (image_id, image_hash, client),
             ).fetchone()
@@ -179,6 +182,12 @@ class Journal:
         """One proposal, None when it was forgotten."""
         rows = self._rows("SELECT * FROM proposals WHERE id = ?", (proposal_id,))
         return _proposal(rows[0]) if rows else None
+
+    def newest_proposal(self, image_id: str) -> tuple[str, str] | None:
+        """(model, version) of the last proposal for this image, None where there was none."""
+        query = "SELECT model, version FROM proposals WHERE image_id = ? ORDER BY id DESC LIMIT 1"
+        rows = self._rows(query, (image_id,))
+        return (str(rows[0][0]), str(rows[0][1])) if rows else None
 
     def corrections(self, image_id: str | None = None) -> list[StoredCorrection]:
         """All corrections, or those of one image, oldest first."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
+import psutil
 from fastapi import Body, Depends, FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
@@ -181,10 +182,16 @@ def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, 
             mask = read_mask(path)  # unreadable: refused; readable, but not made for this image: kept, and said
             warnings.append(str(error))
             logger.warning("label of %s: %s", image, error)
-        label_id = app.datastore().save_label(image, str(path), tag, info)
+        if app.exchange is not None and tag == FINAL:
+            info = app.exchange.mark(info)
+        with app.datastore().saving:
+            label_id = app.datastore().save_label(image, str(path), tag, info)
+            if tag == FINAL:
+                app.journal_label(image, mask, info)
     if tag == FINAL:
-        app.journal_label(image, mask, info)
         app.journal.flush()  # this runs in a thread of its own: who gets the answer knows that both are written
+        if app.exchange is not None:
+            app.exchange.saved(image)
     return {"image": image, "label": label_id} | ({"warnings": warnings} if warnings else {})
 
 
@@ -346,6 +353,19 @@ async def train_all(params: JsonBody = None, user: User = admin_role) -> dict[st
     return await anyio.to_thread.run_sync(work)
 
 
+async def stop_training(user: User = admin_role) -> Any:
+    """As MONAI Label's own, with a ``result`` always: 3D Slicer's module fails on a training stopped before it said a word."""
+
+    def work() -> Any:
+        try:
+            stopped = stock_train.stop()
+        except (psutil.Error, IndexError):  # it ended in this very moment
+            return None
+        return stopped and {"result": ["stopped", *stopped.get("details", [])][-1], **stopped}
+
+    return await anyio.to_thread.run_sync(work)
+
+
 def refuse(status: int, message: str) -> Callable[[], Any]:
     """A route that says why there is nothing here."""
 
@@ -434,6 +454,7 @@ def install(server: FastAPI, app: Any) -> None:
         ("POST", "/batch/infer/{model}", batch_infer),
         ("POST", "/train/", train_all),
         ("POST", "/train/{model}", train),
+        ("DELETE", "/train/", stop_training),
         ("POST", "/scoring/{method}", refuse(404, "there are no scoring methods")),
         ("PUT", "/datastore/", add_image),
         ("PUT", "/datastore/image", add_image),

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from filelock import Timeout
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.utils.async_tasks.utils import tasks
 
 from lib.served import Served, device_of
 from ultrarefiner_monai.config import ConfigError, ServeConfig, TrainConfig, load_yaml
@@ -62,7 +64,15 @@ class LesionTraining(TrainTask):
         return self._config
 
     def stats(self) -> dict[str, Any]:
-        return self.work.training.stats(self.name)
+        found, task = self.work.training.stats(self.name), _open_task()
+        if task is None or task["request"].get("model") != self.name:
+            return found
+        asked = datetime.strptime(task["start_ts"], "%Y-%m-%d %H:%M:%S").timestamp()
+        if found.get("start_ts", 0) >= asked:
+            return found
+        # Its process has not written anything yet: without this, 3D Slicer shows it as complete.
+        epochs = int(task["request"].get("max_epochs") or self._config["max_epochs"])
+        return {"status": "starting", "epoch": 0, "total_epochs": epochs, "start_ts": int(asked), "best_metric": 0}
 
     def check(self, params: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
         """The request with which to start the training. Raises InputError for what can be known before it begins."""
@@ -143,6 +153,11 @@ def make_trainers(app_dir: Path, served: Served, config: ServeConfig, work: Work
         name: LesionTraining(name, app_dir / "train" / f"{name}.yaml", served, config, work, text)
         for name, text in texts.items()
     }
+
+
+def _open_task() -> dict[str, Any] | None:
+    """The training that runs, as MONAI Label keeps it, or that is about to."""
+    return next((task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")), None)
 
 
 def final_labels(datastore: Datastore) -> list[Labelled]:

@@ -1,0 +1,303 @@
+"""3D Slicer's MONAI Label module against the real server: what it sends and expects, and that nothing is off by a pixel.
+
+Slicer itself is not run: ``slicer_module`` does what its module does, with MONAI Label's own client and ITK.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel
+import nrrd
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from app_server import picture, start
+from PIL import Image
+from slicer_module import FORMS, LPS, Slicer, Volume, opened_with, write_label
+
+from ultrarefiner_monai.checkpoints import load_system
+from ultrarefiner_monai.data.phantoms import make_phantom
+from ultrarefiner_monai.data.readers import read_mask, read_study, write_mask
+from ultrarefiner_monai.data.samples import dicom_bytes
+from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.types import Clicks
+
+pytestmark = pytest.mark.server
+
+H, W, T = 60, 84, 3
+STEPS = (0.1, 0.2, 1.5)
+FLIPS = {"ppp": (1, 1, 1), "npp": (-1, 1, 1), "pnp": (1, -1, 1), "nnn": (-1, -1, -1)}
+# Columns towards the feet, rows towards the left: nothing lies as in a photograph. And a probe held at an angle.
+STANDING = np.array([[0, -0.2, 0, 40], [0, 0, 1.5, -3], [-0.1, 0, 0, 9], [0, 0, 0, 1.0]])
+TILTED = np.eye(4)
+TILTED[:3, :3] = np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]]) * STEPS
+TILTED[:3, 3] = (5, -60, 7.5)
+NAMES = ["photo.png", *(f"flat {name}.nii.gz" for name in FLIPS), "standing.nii.gz", "tilted.nii.gz"]
+NAMES += ["volume nnn.nii", "volume.nrrd", "frame.dcm", "cine.dcm"]
+
+
+def turned(flips: tuple[int, int, int]) -> np.ndarray:
+    affine = np.diag([*(f * s for f, s in zip(flips, STEPS)), 1.0])
+    affine[:3, 3] = (5, -60, 7.5)
+    return affine
+
+
+def write_studies(folder: Path) -> None:
+    """Images that are neither square nor symmetric, in every position that a header can give them."""
+    frames = np.stack([picture(n, H, W) for n in range(T)])
+    flat, grid = frames[0].T[..., None], frames.transpose(2, 1, 0)
+    Image.fromarray(frames[0]).save(folder / "photo.png")
+    positions = {f"flat {name}": turned(flips) for name, flips in FLIPS.items()}
+    for name, affine in (positions | {"standing": STANDING, "tilted": TILTED}).items():
+        nibabel.save(nibabel.Nifti1Image(flat, affine), folder / f"{name}.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(grid, turned(FLIPS["nnn"])), folder / "volume nnn.nii")
+    local = LPS @ turned(FLIPS["npp"])
+    space = {"space": "left-posterior-superior", "space directions": local[:3, :3].T, "space origin": local[:3, 3]}
+    nrrd.write(str(folder / "volume.nrrd"), grid, space)
+    (folder / "frame.dcm").write_bytes(dicom_bytes(frames[:1], 1, 0.08))
+    (folder / "cine.dcm").write_bytes(dicom_bytes(frames, 2, 0.08))
+    for n in range(1, 7):  # as in public datasets
+        phantom = make_phantom(np.random.default_rng(n), H, W, "benign")
+        Image.fromarray(phantom.image).save(folder / f"benign ({n}).png")
+
+
+@pytest.fixture(scope="module", params=["folder"])
+def site(request, tmp_path_factory, checkpoint):
+    """A server over the studies, where they lie, its journal, and a predictor of the same weights."""
+    folder = tmp_path_factory.mktemp("slicer")
+    (folder / "studies").mkdir()
+    write_studies(folder / "studies")
+    server = start(folder / "studies", checkpoint, folder)
+    journal = Journal(server.studies / ".ultrarefiner" / "journal.sqlite")
+    predictor = Predictor(load_system(checkpoint))
+    yield SimpleNamespace(server=server, studies=server.studies, journal=journal, predictor=predictor)
+    server.stop()
+
+
+@pytest.fixture
+def slicer(site, tmp_path) -> Slicer:
+    return Slicer(site.server.url, tmp_path / "slicer", "radiologist")
+
+
+def id_of(name: str) -> str:
+    return name.removesuffix(".gz").rpartition(".")[0]
+
+
+def corner(volume: Volume) -> np.ndarray:
+    """(K, J, I): an L of four pixels in one frame, unlike itself in any mirror."""
+    mask = np.zeros(volume.image.GetSize()[::-1], np.uint8)
+    mask[-1, [11, 12, 13, 13], [52, 52, 52, 53]] = 1
+    return mask
+
+
+# --- connect, next sample ---------------------------------------------------------------------------------------------
+
+
+def test_connect_offers_what_the_module_looks_for(slicer):
+    slicer.connect()
+    kinds = {name: model["type"] for name, model in slicer.info["models"].items()}
+    assert next(iter(kinds)) == "ultrarefiner", "the module runs the first model on each next sample"
+    assert list(kinds.values()).count("deepgrow") == 1 and kinds["sam_refiner"] == "deepgrow"
+    assert slicer.info["labels"] == {"lesion": 1} and list(slicer.info["strategies"]) == ["random", "first"]
+    for section, names in (("models", kinds), ("trainers", slicer.info["trainers"])):
+        for name in names:
+            sent, config = slicer.options(section, name), slicer.info[section][name]["config"]
+            assert sent == {k: v[0] if isinstance(v, list) else v for k, v in config.items()}
+    assert slicer.progress() == (100, 0)  # no training yet: nothing may divide by its epochs
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_the_next_sample_opens_alone(site, slicer, local):
+    """Slicer stacks numbered pictures of one folder to a volume: neither a path nor a download may lead it there."""
+    assert len(opened_with(site.studies / "benign (1).png")) == 6
+    opened = set()
+    for _ in range(len(NAMES) + 6):
+        sample, volume = slicer.next_sample(local=local)
+        study = read_study(site.studies / (sample["id"] + "".join(Path(sample["name"]).suffixes)))
+        assert volume.image.GetSize() == (study.width, study.height, study.n_frames), sample["id"]
+        assert opened_with(volume.path) == [volume.path.name]
+        assert sample["checksum"].startswith("SHA256:") and len(sample["checksum"]) == 7 + 64
+        assert volume.path.name == sample["name"]
+        opened.add(sample["id"])
+    assert opened == {id_of(n) for n in NAMES} | {f"benign ({n})" for n in range(1, 7)}
+    if not local:
+        pictures = [p for p in slicer.folder.iterdir() if p.name.startswith("benign")]
+        assert len(pictures) == 6 and all(opened_with(p) == [p.name] for p in pictures)
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_image_mask_and_click_agree_in_the_world(site, slicer, tmp_path, name):
+    volume, study, image = Volume(site.studies / name), read_study(site.studies / name), id_of(name)
+    shown, frames = volume.values, study.frames
+    tolerance = 0.02 if name == "cine.dcm" else 1e-6  # JPEG decoders differ
+    np.testing.assert_allclose(shown / 255, frames, atol=tolerance)
+
+    mask, reply = slicer.infer("ultrarefiner", image)
+    expected = np.stack([site.predictor.propose(frame).mask for frame in frames])
+    assert not np.array_equal(expected, expected[:, ::-1]) and not np.array_equal(expected, expected[..., ::-1])
+    np.testing.assert_array_equal(mask.values, expected)
+    np.testing.assert_allclose(mask.affine, volume.affine, atol=1e-4)
+    assert reply["label_names"] == {"lesion": 1}
+    path, _ = slicer.client.infer("ultrarefiner", image, {"result_extension": ".nii.gz"})
+    again = nibabel.Nifti1Image.load(path)
+    np.testing.assert_allclose(again.affine, volume.affine, atol=1e-4)
+    np.testing.assert_array_equal(
+        np.asarray(again.dataobj).reshape(volume.image.GetSize()).transpose(2, 1, 0), expected
+    )
+
+    k = study.n_frames - 1
+    points = {"foreground": [(70, 9, k), (12, 50, k)], "background": [(41, 20, k)]}
+    world = {side: [volume.ras(p) for p in found] for side, found in points.items()}
+    sent = {side: [volume.ijk(point) for point in found] for side, found in world.items()}
+    assert sent == {side: [list(p) for p in found] for side, found in points.items()}
+    mask, reply = slicer.click(image, **sent)
+    assert all(mask.at(point) == 1 for point in world["foreground"])
+    assert all(mask.at(point) == 0 for point in world["background"])
+    clicks = Clicks(*(tuple((float(i), float(j)) for i, j, _ in points[side]) for side in points))
+    np.testing.assert_array_equal(mask.values[k], site.predictor.interact(frames[k], clicks).mask)
+    np.testing.assert_array_equal(mask.values[:k], expected[:k])
+    assert reply["frame"] == k
+    np.testing.assert_allclose(mask.affine, volume.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "tilted.nii.gz"])
+def test_a_roi_with_swapped_ends_is_the_box_that_was_drawn(site, slicer, name):
+    volume, study = Volume(site.studies / name), read_study(site.studies / name)
+    k = study.n_frames - 1
+    roi = volume.roi((20, 8, k - 0.4), (60, 41, k + 0.4))
+    mask, reply = slicer.click(id_of(name), [], [], roi)
+    box = Clicks(box_xyxy=(20.0, 8.0, 60.0, 41.0))
+    np.testing.assert_array_equal(mask.values[k], site.predictor.interact(study.frame(k), box).mask)
+    assert reply["frame"] == k
+
+
+def test_some_roi_comes_with_swapped_ends(site):
+    """Else the test above would prove nothing."""
+    rois = [Volume(site.studies / name).roi((20, 8, 0), (60, 41, 0)) for name in NAMES]
+    assert any(r[0] > r[1] for r in rois) and any(r[2] > r[3] for r in rois)
+
+
+def test_a_view_half_a_slice_off_clicks_on_the_only_slice(site, slicer):
+    above, _ = slicer.click("photo", [[30, 20, 1]], [[60, 40, -1]])
+    level, _ = slicer.click("photo", [[30, 20, 0]], [[60, 40, 0]])
+    np.testing.assert_array_equal(above.values, level.values)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_label_as_slicer_writes_it_is_final_to_the_pixel(site, slicer, tmp_path, name, form):
+    volume, study, image = Volume(site.studies / name), read_study(site.studies / name), id_of(name)
+    if form.startswith("plane") and (study.is_volume or name == "standing.nii.gz"):
+        pytest.skip("two axes cannot say where this one lies")
+    proposed, reply = slicer.infer("ultrarefiner", image)
+    drawn = corner(volume)
+    label = write_label(tmp_path / form, volume, drawn)
+    assert slicer.submit(image, label) == {"image": image, "label": image}
+    (stored,) = (site.studies / "labels" / "final").glob(f"{image}.*")
+    assert stored.read_bytes() == label.read_bytes() and form.endswith(stored.name.removeprefix(image))
+    np.testing.assert_array_equal(read_mask(stored, study), drawn)
+    correction = site.journal.corrections(image)[-1]
+    np.testing.assert_array_equal(correction.mask, drawn)
+    assert correction.author == correction.client == "radiologist"
+    assert correction.info["label_info"] == [{"name": "lesion", "idx": 1}]
+    proposal = site.journal.proposal(correction.proposal_id)
+    np.testing.assert_array_equal(proposal.mask, proposed.values)
+    assert (proposal.client, proposal.version) == ("radiologist", reply["version"])
+
+
+@pytest.mark.parametrize("form", ["label.nii.gz", "label.nrrd", "nothing.seg.nrrd"])
+def test_an_empty_label_says_that_there_is_no_lesion(site, slicer, tmp_path, form):
+    volume = Volume(site.studies / "frame.dcm")
+    if form == "nothing.seg.nrrd":  # a segmentation node without a voxel is written as a single one, anywhere
+        nrrd.write(str(tmp_path / form), np.zeros((1, 1, 1), np.uint8))
+    else:
+        write_label(tmp_path / form, volume, np.zeros_like(corner(volume)))
+    assert "warnings" not in slicer.submit("frame", tmp_path / form)
+    stored = site.journal.corrections("frame")[-1].mask
+    assert stored.shape == (1, H, W) and not stored.any()
+
+
+def test_two_who_save_at_once_are_both_kept_and_the_newest_is_final(site, tmp_path):
+    volume, study = Volume(site.studies / "photo.png"), read_study(site.studies / "photo.png")
+    users = [Slicer(site.server.url, tmp_path / name, name) for name in ("first", "second")]
+    labels = []
+    for n in range(12):
+        mask = np.zeros((1, H, W), np.uint8)
+        mask[0, n, 10 : 20 + n] = 1
+        (tmp_path / str(n)).mkdir()
+        form = ("label.nii.gz", "label.nrrd", "cropped.seg.nrrd")[n % 3]
+        labels.append((users[n % 2], write_label(tmp_path / str(n) / form, volume, mask), mask))
+    versions = site.studies / ".ultrarefiner" / "versions" / "final" / "photo"
+    users[0].submit("photo", labels[0][1])
+    kept, known = len(list(versions.glob("*"))), len(site.journal.corrections("photo"))
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda item: item[0].submit("photo", item[1]), labels[1:]))
+    (final,) = (site.studies / "labels" / "final").glob("photo.*")
+    assert len(list(versions.iterdir())) == kept + 11 <= 20
+    corrections = site.journal.corrections("photo")[known:]
+    assert sorted(c.mask.tobytes() for c in corrections) == sorted(m.tobytes() for _, _, m in labels[1:])
+    assert {c.client for c in corrections} == {"first", "second"}
+    np.testing.assert_array_equal(read_mask(final, study), corrections[-1].mask)
+    info = users[0].client.datastore()["objects"]["photo"]["labels"]["final"]["info"]
+    assert info["client_id"] == corrections[-1].client and info["name"] == final.name
+
+
+def test_a_volume_of_ones_own(site, slicer, tmp_path):
+    """Opened in Slicer, not from the server: a session, a correction, then image and label join the studies."""
+    volume = Volume(site.studies / "flat npp.nii.gz")
+    sitk.WriteImage(volume.image, str(tmp_path / "tmp1.nii.gz"), True)
+    session = slicer.client.create_session(str(tmp_path / "tmp1.nii.gz"))["session_id"]
+    assert slicer.client.get_session(session)
+    mask, _ = slicer.click("3: Breast / left", [[30, 20, 0]], [], session=session)
+    direct, _ = slicer.click("flat npp", [[30, 20, 0]], [])
+    np.testing.assert_array_equal(mask.values, direct.values)
+    np.testing.assert_allclose(mask.affine, volume.affine, atol=1e-4)
+    assert slicer.client.upload_image(str(tmp_path / "tmp1.nii.gz"), "3 Breast left")["image"] == "3 Breast left"
+    slicer.submit("3 Breast left", write_label(tmp_path / "label.nii.gz", volume, corner(volume)))
+    (correction,) = site.journal.corrections("3 Breast left")
+    proposal = site.journal.proposal(correction.proposal_id)
+    assert proposal is not None, "what was proposed in the session is what was corrected"
+    np.testing.assert_array_equal(proposal.mask, mask.values)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_train_progress_and_stop(site, slicer, tmp_path):
+    for n in range(1, 7):
+        mask = make_phantom(np.random.default_rng(n), H, W, "benign").mask.astype(np.uint8)
+        path = tmp_path / f"{n}.nrrd"
+        write_mask(path, mask[None], read_study(site.studies / f"benign ({n}).png"))
+        slicer.submit(f"benign ({n})", path)
+    options = slicer.options("trainers", "transunet") | {"max_epochs": 90, "early_stop_patience": 0, "device": "cpu"}
+    assert not slicer.client.train_status(check_if_running=True)
+    started = slicer.client.train_start("transunet", dict(options))
+    assert started["id"] and started["status"] and started["start_ts"]  # the module reads these
+    time.sleep(1)  # as the module does
+    assert slicer.client.train_status(check_if_running=True)
+    percent, end = slicer.progress()[0], time.monotonic() + 300
+    assert percent == 1, "nothing is done yet"
+    while percent <= 1 and time.monotonic() < end:
+        time.sleep(0.5)
+        percent, accuracy = slicer.progress()
+    assert 0 < percent < 100 and 0 <= accuracy <= 100
+    stopped = slicer.client.train_stop()
+    assert stopped["status"] and (stopped.get("result") or stopped["details"][-1])  # and these
+    while slicer.client.train_status(check_if_running=True):
+        time.sleep(0.2)
+    assert slicer.client.train_status()["status"] != "RUNNING"
+    assert slicer.client.train_start("transunet", dict(options))["status"], "a stopped training can be started again"
+    slicer.client.train_stop()
