@@ -19,7 +19,7 @@ from ultrarefiner_monai.config import ConfigError, PacsConfig, ServeConfig
 from ultrarefiner_monai.data.samples import dicom_bytes, make_cine
 from ultrarefiner_monai.data.series import read_series
 from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.pacs.segread import read_seg
+from ultrarefiner_monai.pacs.segread import read_seg, seg_info
 
 pytestmark = pytest.mark.orthanc
 QUICK = ServeConfig(pacs=PacsConfig(retries=0))
@@ -68,7 +68,7 @@ def test_proposals_of_an_archive_come_back_as_segs(orthanc: Orthanc, tiny: Path,
     summary = run_batch(jobs, setup)
     rows = rows_of(summary)
     assert (summary.done, summary.stored, summary.failed) == (4, 4, 1)
-    assert "holds no image but a PDF document in DICOM" in summary.failures[0][1]
+    assert "holds no picture, only 1 Encapsulated PDF Storage" in summary.failures[0][1]
     assert [bool(row["sop_uid"]) for row in rows].count(True) == 2 and {row["unit"] for row in rows} <= {"mm", ""}
     predictor, segs = Predictor(load_system(tiny)), stored_segs(orthanc)
     assert len(segs) == 4
@@ -80,6 +80,7 @@ def test_proposals_of_an_archive_come_back_as_segs(orthanc: Orthanc, tiny: Path,
         study = read_series([files[uid]])
         wanted = np.stack([predictor.propose(study.frame(k)).mask for k in range(study.n_frames)])
         np.testing.assert_array_equal(read_seg(seg, [files[uid]]), wanted)
+        assert seg_info(seg).ours and seg_info(seg).automatic  # or a server would take it for a correction
         assert pydicom.dcmread(setup.out / row["mask"]).SOPInstanceUID == row["stored"]
 
     # Killed after it was stored and before its row was written: the store gets the same object again.

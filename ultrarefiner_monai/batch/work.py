@@ -21,7 +21,6 @@ import numpy as np
 from ultrarefiner_monai.batch.jobs import Job
 from ultrarefiner_monai.batch.table import DONE, FAILED, Row
 from ultrarefiner_monai.config import PacsConfig
-from ultrarefiner_monai.data.dicom import not_an_image
 from ultrarefiner_monai.data.readers import Limits, Study, read_study, write_mask
 from ultrarefiner_monai.data.series import read_series, sort_instances
 from ultrarefiner_monai.files import replacing
@@ -167,24 +166,19 @@ class Worker:
 
 
 def images_of(job: Job, files: Sequence[Path]) -> list[Image]:
-    """The images of a fetched series: one, or each instance by itself where their sizes differ. Reports and documents
-    among the instances are left out; InputError when there is nothing else."""
-    import pydicom
+    """The images of a fetched series, as the server has them (``pacs.mirror``): one, or each picture by itself where
+    their sizes differ. Reports and documents are left out; InputError when there is nothing else."""
+    from ultrarefiner_monai.pacs.mirror import no_picture_message, pictures_of
 
-    shown, sizes, kinds = [], set(), []
-    for path in sort_instances(files):
-        header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        kind = not_an_image(header)
-        if kind is not None:
-            kinds.append(kind)
-            continue
-        shown.append((path, str(header.get("SOPInstanceUID", ""))))
-        sizes.add((header.get("Rows"), header.get("Columns")))
-    if not shown:
-        raise InputError(f"series {job.series_uid} holds no image but {', '.join(sorted(set(kinds))) or 'nothing'}")
-    if len(sizes) == 1:
-        return [Image(job.id, tuple(path for path, _ in shown))]
-    return [Image(uid, (path,), uid) for path, uid in shown]
+    sizes, others = pictures_of(files)
+    if not sizes:
+        raise InputError(no_picture_message(job.series_uid, others))
+    ordered = sort_instances(list(sizes))
+    if len(set(sizes.values())) == 1:
+        return [Image(job.id, tuple(ordered))]
+    return [
+        Image(path.stem, (path,), path.stem) for path in ordered
+    ]  # fetched files are called by their SOPInstanceUID
 
 
 def outline(predictor: Predictor, study: Study) -> tuple[np.ndarray, Row]:

@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.config import PacsConfig
+from ultrarefiner_monai.data.dicom import not_an_image
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.series import dicom_files, sort_instances
 from ultrarefiner_monai.data.study import Limits, Study
@@ -38,6 +40,7 @@ from ultrarefiner_monai.types import InputError
 logger = logging.getLogger(__name__)
 
 _NAMED = 5
+_KIND_TAGS = ["Rows", "Columns", "SOPClassUID", "Modality"]
 
 
 @dataclass(frozen=True)
@@ -202,11 +205,10 @@ class Mirror:
         source = self.folder / "series" / info.uid
         try:
             files = self.pacs.fetch_series(info.study_uid, info.uid, source)
-            pictures, others = _pictures(files)
+            pictures, others = pictures_of(files)
             sizes = set(pictures.values())
             if not pictures:
-                kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(_NAMED))
-                raise InputError(f"series {info.uid} holds no picture, only {kinds}: there is nothing to outline")
+                raise InputError(no_picture_message(info.uid, others))
             sops = tuple(sorted(path.stem for path in pictures)) if len(sizes) > 1 else ()
             if sops:
                 for path in pictures:
@@ -271,15 +273,20 @@ def split_message(series_uid: str, sops: tuple[str, ...]) -> str:
     )
 
 
-def _pictures(files: list[Path]) -> tuple[dict[Path, tuple[int, int]], Counter[str]]:
-    """(file -> rows and columns of those with pixels, names of what the others are)."""
+def no_picture_message(series_uid: str, others: Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(_NAMED))
+    return f"series {series_uid} holds no picture, only {kinds}: there is nothing to outline"
+
+
+def pictures_of(files: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], Counter[str]]:
+    """(file -> rows and columns of those that are pictures, names of what the others are)."""
     import pydicom
 
     pictures, others = {}, Counter[str]()
     for path in files:
-        header: Any = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns", "SOPClassUID"])
+        header: Any = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_KIND_TAGS)
         size = (header.get("Rows", None) or 0, header.get("Columns", None) or 0)
-        if min(size) > 0:
+        if min(size) > 0 and not_an_image(header) is None:
             pictures[path] = size
         else:
             uid = header.get("SOPClassUID", None)
