@@ -2,6 +2,7 @@
 
 journal.sqlite   proposals and corrections        embeddings/      cached image embeddings
 versions/        labels that were replaced        sessions/, tmp/  uploaded images, for a while
+headers.json     DICOM headers, as read          nested/          links to DICOM images in folders, by id
 training/        prepared labels, split, runs     models/          what the runs made, and which of them is served
 handed/          links to images, for 3D Slicer
 mirror/          images fetched from a PACS       labels/          of studies that cannot be written, and of a PACS
@@ -96,6 +97,16 @@ class WorkFolder:
     @property
     def tmp(self) -> Path:
         return self.root / "tmp"
+
+    @property
+    def headers(self) -> Path:
+        """What is remembered of the studies' DICOM headers (``data.dicomindex``)."""
+        return self.root / "headers.json"
+
+    @property
+    def nested(self) -> Path:
+        """Links to DICOM images in folders below the studies, called by their ids."""
+        return self.root / "nested"
 
     @property
     def mirror(self) -> Path:

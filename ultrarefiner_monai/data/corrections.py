@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ultrarefiner_monai.data.dicomindex import remembered_images
 from ultrarefiner_monai.files import sha256_of
 from ultrarefiner_monai.journal import Journal, StoredCorrection, StoredProposal
 from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.workfolder import WorkFolder
 
 log = logging.getLogger(__name__)
 
@@ -87,12 +89,15 @@ def final_labels(work_dir: str | Path, studies: str | Path | None = None) -> lis
         rows = [(i, o["image"]["ext"], (o.get("labels") or {}).get("final")) for i, o in objects.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{home / INDEX} cannot be read as an index of images: {error!r}") from error
+    nested = remembered_images(WorkFolder(work).headers)
     found = []
     for image_id, extension, label in sorted(rows, key=lambda row: row[0]):
         if label is None:
             continue
         pair = Labelled(
-            image_id, folder / f"{image_id}{extension}", home / "labels" / "final" / f"{image_id}{label['ext']}"
+            image_id,
+            folder / (nested.get(image_id) or image_id + extension),
+            home / "labels" / "final" / f"{image_id}{label['ext']}",
         )
         if pair.image.is_file() and pair.label.is_file():
             found.append(pair)

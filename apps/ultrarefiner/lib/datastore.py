@@ -1,8 +1,8 @@
 """The studies folder as MONAI Label sees it, made safe and made to understand ultrasound files.
 
 What differs from MONAI Label's LocalDatastore: more extensions, in any case; two images of one stem are two entries;
-names that could leave the folder are refused; unreadable files are known; labels are written beside and renamed, and
-the label before is kept; the index is written atomically and never changed under a reader; read-only studies work.
+names that could leave the folder are refused; DICOM images in folders below are images too, called by their SOPInstanceUID;
+unreadable files are known; labels are written beside and renamed, and the label before is kept; the index is written atomically and never changed under a reader; read-only studies work.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
+import uuid
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,8 +25,11 @@ from typing import Any
 
 from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
+from ultrarefiner_monai.data.dicomindex import DAMAGED, OTHER, DicomIndex, Header, nested_images
+from ultrarefiner_monai.data.study import PICTURES
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS, WorkFolder
 
@@ -73,15 +77,6 @@ def split_name(filename: str, extensions: Iterable[str]) -> tuple[str, str] | No
     return None
 
 
-def _is_dicom(path: str) -> bool:
-    """Exports from a PACS often have no extension: the four letters after the preamble tell."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
-
-
 class StudiesFolder(LocalDatastore):
     """LocalDatastore over one folder. ``readable(path)`` raises InputError for a file that cannot be decoded."""
 
@@ -104,6 +99,8 @@ class StudiesFolder(LocalDatastore):
         self._complained: set[str] = set()
         self._checked: dict[tuple, bool] = {}
         self._pending: threading.Timer | None = None
+        self._headers = DicomIndex(studies, work.headers)
+        self._nested: dict[str, str] = {}  # image id -> path below the studies, of those that lie in folders
         # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
         home = home or (Path(studies) if os.access(studies, os.W_OK) else work.root)
         patterns = [f"*{e}" for e in dict.fromkeys((*extensions, *LABEL_EXTENSIONS))]
@@ -117,6 +114,7 @@ class StudiesFolder(LocalDatastore):
         )
         if auto_reload:
             self._handler.on_moved = self._on_any_event
+            self._handler._patterns = None  # any name, in any folder
 
     # LocalDatastore puts its lock into the studies; they may be read-only.
     @property
@@ -132,6 +130,9 @@ class StudiesFolder(LocalDatastore):
     def _to_id(self, file: str) -> tuple[str, str]:
         return split_name(file, (*self.image_extensions, *LABEL_EXTENSIONS)) or os.path.splitext(file)
 
+    def _filename(self, id: str, ext: str) -> str:
+        return self._nested.get(id, id) if not ext else id + ext  # labels always have an extension
+
     def _reconcile_datastore(self) -> None:
         """Bring the index in line with the files: a new index replaces the old one, readers never see half of it."""
         with self._changing():
@@ -146,11 +147,27 @@ class StudiesFolder(LocalDatastore):
 
     def _on_any_event(self, event: Any) -> None:
         """Files came or went: look once when it has calmed down, not once per file of a big copy."""
+        if all(self._is_ours(path) for path in (event.src_path, getattr(event, "dest_path", "")) if path):
+            return
         with self._mutex:
             if self._pending is None:
                 self._pending = threading.Timer(_SETTLE_SECONDS, self._settled)
                 self._pending.daemon = True
                 self._pending.start()
+
+    def _on_modify_event(self, event: Any) -> None:
+        """The index was written, or a DICOM file: its header may be there only now."""
+        if event.src_path == self._datastore_config_path:
+            super()._on_modify_event(event)
+        elif not event.is_directory and not split_name(event.src_path, (*PICTURES, *LABEL_EXTENSIONS)):
+            self._on_any_event(event)
+
+    def _is_ours(self, path: str | bytes) -> bool:
+        """Whether it is one of the app's own files: hidden ones, the index, the work folder."""
+        name = os.path.relpath(os.fsdecode(path), self._datastore_path)
+        below = os.path.relpath(os.fsdecode(path), self.work.root)
+        hidden = any(part.startswith(".") and part != ".." for part in Path(name).parts)
+        return hidden or not below.startswith("..") or os.fsdecode(path) == self._datastore_config_path
 
     def _settled(self) -> None:
         with self._mutex:
@@ -161,14 +178,18 @@ class StudiesFolder(LocalDatastore):
             logger.exception("cannot list the studies folder")
 
     def _find_images(self, before: dict[str, ImageLabelModel]) -> dict[str, ImageLabelModel]:
+        ours = (self._datastore.label_path(None), self.work.root, self._datastore_config_path)
+        headers = self._headers.scan([Path(p) for p in ours], (*PICTURES, *LABEL_EXTENSIONS))
         files = {}
         known = {self._filename(k, v.image.ext): k for k, v in before.items()}
         with os.scandir(self._datastore.image_path()) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or not entry.is_file():
                     continue
-                parts = split_name(entry.name, self.image_extensions)
-                if not parts and (entry.name in known or _is_dicom(entry.path)):
+                parts, header = split_name(entry.name, self.image_extensions), headers.get(entry.name)
+                if header is not None and header.kind == OTHER:
+                    continue
+                if not parts and (entry.name in known or (header is not None and header.is_dicom)):
                     parts = (entry.name, "")
                 if parts and not _is_name(entry.name):
                     self._complain(f"image {entry.name!a} is left out: rename it (odd characters, or too long)")
@@ -188,7 +209,25 @@ class StudiesFolder(LocalDatastore):
                 image = DataModel(info=info, ext=extension if alone else "")
                 logger.info("new image %s", image_id)
             objects[image_id] = ImageLabelModel(image=image)
+        self._add_nested(headers, objects, before)
         return objects
+
+    def _add_nested(
+        self, headers: dict[str, Header], objects: dict[str, ImageLabelModel], before: dict[str, ImageLabelModel]
+    ) -> None:
+        nested = {i: path for i, path in nested_images(headers).items() if i not in objects}
+        for image_id in nested:
+            image = before[image_id].image if image_id in before else None
+            if image is None or image.ext:
+                image = DataModel(info={"ts": int(time.time()), "name": f"{image_id}.dcm"})
+            objects[image_id] = ImageLabelModel(image=image)
+        self._nested = nested
+        left_out = Counter(header.kind for path, header in headers.items())
+        if left_out[OTHER]:
+            self._complain(f"{left_out[OTHER]} DICOM file(s) hold no picture (reports, documents, ...): not offered")
+        damaged = sum(header.kind == DAMAGED and "/" in path for path, header in headers.items())
+        if damaged:
+            self._complain(f"{damaged} DICOM file(s) in folders below cannot be read: not offered")
 
     def _complain(self, message: str) -> None:
         """Once, not at every look into the folder."""
@@ -263,6 +302,27 @@ class StudiesFolder(LocalDatastore):
         """The file of an image that is in the index; ImageNotFoundException otherwise. Nothing else is ever opened."""
         entry = self.entry(image_id)
         return Path(self._datastore.image_path(), self._filename(image_id, entry.image.ext)).absolute()
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The file of an image, "" when there is none. One in a folder below is handed out through a link that is called
+        by its id: clients show and keep file names, and those of folders may hold patients' names."""
+        if image_id not in self._nested:
+            return super().get_image_uri(image_id)
+        path, link = self.image_path(image_id), self.work.nested / f"{image_id}.dcm"
+        try:
+            if not link.exists() or not link.samefile(path):
+                link.parent.mkdir(parents=True, exist_ok=True)
+                temporary = link.with_name(f".new-{uuid.uuid4().hex}")
+                temporary.symlink_to(path)
+                os.replace(temporary, link)
+        except OSError as error:  # no links on this file system
+            logger.debug("no link to an image: %s", error)
+            return str(path)
+        return str(link)
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        info = super().get_image_info(image_id)
+        return {**info, "path": self.get_image_uri(image_id)} if image_id in self._nested else info
 
     def is_readable(self, image_id: str) -> bool:
         """Whether the image can be decoded; looked up once per state of the file."""
@@ -381,15 +441,16 @@ class StudiesFolder(LocalDatastore):
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
         """A ZIP file of the labelled images, their final labels and the index, in the work folder; the caller removes it."""
-        pairs = self.datalist()
-        if not pairs:
+        labelled = self.get_labeled_images()
+        if not labelled:
             raise InputError("there is no final label yet: nothing to download")
         self.work.tmp.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(suffix=".zip", prefix="dataset-", dir=self.work.tmp)
         with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
-            for pair in pairs[: limit_cases if limit_cases and limit_cases > 0 else None]:
-                for kind in ("image", "label"):
-                    archive.write(pair[kind], f"{kind}/{os.path.basename(pair[kind])}")
+            for image_id in labelled[: limit_cases if limit_cases and limit_cases > 0 else None]:
+                image, label = self.get_image_uri(image_id), self.get_label_uri(image_id, DefaultLabelTag.FINAL.value)
+                archive.write(image, f"image/{os.path.basename(image)}")
+                archive.write(label, f"label/{os.path.basename(label)}")
             archive.writestr("metadata.json", self._datastore.model_dump_json(exclude={"base_path"}))
         return name
 
