@@ -108,16 +108,20 @@ class Client:
         return time.perf_counter() - start
 
 
-def start(studies: Path, checkpoint: Path, log: Path, threads: int) -> tuple[subprocess.Popen, Client, float]:
-    """(process, client, seconds until it answered)."""
+def start(
+    studies: Path | str, checkpoint: Path, log: Path, threads: int, **conf: object
+) -> tuple[subprocess.Popen, Client, float]:
+    """(process, client, seconds until it answered). studies: a folder or a DICOMweb address; conf: further options."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", str(studies)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     command += ["--conf", "weights", str(checkpoint), "--conf", "threads", str(threads)]
+    for name, value in conf.items():
+        command += ["--conf", name, str(value)]
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT, cwd=studies.parent)
+    process = subprocess.Popen(command, stdout=log.open("w"), stderr=subprocess.STDOUT, cwd=log.parent)
     client = Client(f"http://127.0.0.1:{port}")
     while process.poll() is None:
         try:

@@ -1,0 +1,165 @@
+"""A real Orthanc, the real server and the batch command: ``python benchmarks/bench_pacs.py``.
+
+What a radiologist waits for: a cine from the PACS until the answer to the first click, and a click after that; what the
+lists of a full archive take; how many images a batch outlines in a second, with one process and with two. The archive is
+filled with phantoms. Orthanc is started by what the tests use (Debian packages orthanc and orthanc-dicomweb).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import requests
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from bench_serving import Client, memory_mb, start, weights_path  # noqa: E402
+from orthanc import Orthanc, free_port  # noqa: E402
+
+from ultrarefiner_monai.batch import plan_batch, run_batch  # noqa: E402
+from ultrarefiner_monai.config import PacsConfig  # noqa: E402
+from ultrarefiner_monai.data.phantoms import make_phantom  # noqa: E402
+from ultrarefiner_monai.data.samples import dicom_bytes, make_cine  # noqa: E402
+from ultrarefiner_monai.pacs.client import Pacs  # noqa: E402
+
+CINES, TINY, IMAGES = 9_000, 10_000, 50_000  # numbers of patients; dates tell the three apart
+
+
+def timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def fill(archive: Orthanc, series: int) -> None:
+    """``series`` tiny series, each of a patient of its own."""
+    for k in range(series):
+        archive.add(dicom_bytes(np.full((1, 16, 16), k % 256, np.uint8), TINY + k, 0.1))
+
+
+def add_cine(archive: Orthanc, number: int, frames: int, height: int, width: int) -> tuple[str, float]:
+    """(its SeriesInstanceUID, MB as it is stored, with JPEG)."""
+    import io
+
+    import pydicom
+
+    images, _ = make_cine(np.random.default_rng(number), height, width, frames, "benign")
+    content = dicom_bytes(images, CINES + number, 0.1)
+    archive.add(content)
+    return str(pydicom.dcmread(io.BytesIO(content)).SeriesInstanceUID), len(content) / 1e6
+
+
+def listing(archive: Orthanc, server: str, repeats: int) -> dict[str, float]:
+    """The list itself, and the server's own replies once it is up."""
+    pacs = Pacs.of(archive.url, PacsConfig())
+    count = len(pacs.series({"Modality": "US"}))
+    direct = statistics.median(timed(lambda: pacs.series({"Modality": "US"})) for _ in range(repeats))
+    found = {f"{count} series from Orthanc, median, s": direct}
+    for path in ("datastore/?output=all", "info/"):
+        times = [timed(lambda path=path: requests.get(f"{server}/{path}").raise_for_status()) for _ in range(repeats)]  # type: ignore[misc]
+        found[f"GET /{path} of the server, median, s"] = statistics.median(times)
+    return found
+
+
+def clicks(client: Client, cines: list[str], height: int, width: int, repeats: int) -> dict[str, float]:
+    """A new cine for each first click: nothing of it is cached anywhere."""
+    session = client.session
+
+    def open_image(uid: str) -> None:
+        session.get(f"{client.url}/datastore/image?image={uid}").raise_for_status()
+
+    def click(uid: str, x: int, **options: object) -> float:
+        return client.infer("sam_refiner", uid, foreground=[[x, height // 2, 3]], **options)[0]
+
+    x = width // 2
+    results = {}
+    opened = timed(lambda: open_image(cines[0]))
+    one = click(cines[0], x, frame=3)
+    results["cine: at the client (NIfTI), s"] = opened
+    results["cine: first click's answer after that, this frame only, s"] = one
+    results["cine: opening until the first click's answer, this frame only, s"] = opened + one
+    results["click after that, this frame only, median, s"] = statistics.median(
+        click(cines[0], x + k, frame=3) for k in range(1, repeats + 1)
+    )
+    opened = timed(lambda: open_image(cines[1]))
+    results["cine: opening until the first click's answer, all frames, s"] = opened + click(cines[1], x)
+    results["click after that, all frames, median, s"] = statistics.median(
+        click(cines[1], x + k) for k in range(1, repeats + 1)
+    )
+    return results
+
+
+def throughput(archive: Orthanc, checkpoint: Path, folder: Path, processes: list[int], images: int) -> dict[str, float]:
+    """Images a second of a batch from the archive; workers' start and loading the model apart."""
+    results = {}
+    for count in processes:
+        jobs, setup = plan_batch(archive.url, folder / f"batch{count}", checkpoint, "seg", count, True)
+        ends: list[float] = []
+        summary = run_batch(jobs, setup, count, lambda *_, ends=ends: ends.append(time.perf_counter()))  # type: ignore[misc]
+        assert summary.done == images and not summary.failed, summary
+        steady = (len(ends) - count) / (ends[-1] - ends[count - 1])
+        name = f"batch, {count} process(es), {setup.threads} thread(s) each"
+        results[f"{name}, images/s"] = steady
+        results[f"{name}, whole run of {images} images, s"] = summary.seconds
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default="compact", help="a name or the path of a checkpoint")
+    parser.add_argument("--series", type=int, default=1000)
+    parser.add_argument("--frames", type=int, default=30)
+    parser.add_argument("--images", type=int, default=40, help="for the batch, single frames")
+    parser.add_argument("--processes", default="1,2")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--height", type=int, default=500)
+    parser.add_argument("--width", type=int, default=600)
+    parser.add_argument("--threads", type=int, default=2, help="of the server")
+    args = parser.parse_args()
+    checkpoint = weights_path(args.weights)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "orthanc").mkdir()
+        archive = Orthanc(folder / "orthanc", free_port()).start()
+        try:
+            for title, value in measure(args, archive, checkpoint, folder).items():
+                print(f"| {title} | {value:.3f} |", flush=True)
+        finally:
+            archive.stop()
+
+
+def measure(args: argparse.Namespace, archive: Orthanc, checkpoint: Path, folder: Path) -> dict[str, float]:
+    results = {"filling the archive, s": timed(lambda: fill(archive, args.series))}
+    cines = [add_cine(archive, k, args.frames, args.height, args.width) for k in range(2)]
+    results[f"a cine of {args.frames} frames, MB"] = cines[0][1]
+    process, client, ready = start(
+        archive.url, checkpoint, folder / "server.log", args.threads, work_dir=folder / "work"
+    )
+    try:
+        results["server ready, s"] = ready
+        results |= listing(archive, client.url, args.repeats)
+        results |= clicks(client, [uid for uid, _ in cines], args.height, args.width, args.repeats)
+        results["memory of the server at the peak, MB"] = memory_mb(process.pid)["VmHWM"]
+    except requests.HTTPError as error:
+        raise SystemExit(f"{error}: {error.response.text}\n{(folder / 'server.log').read_text()[-3000:]}") from error
+    finally:
+        process.terminate()
+        process.wait(60)
+    archive.clear()
+    for k in range(args.images):
+        image = make_phantom(np.random.default_rng(k), args.height, args.width, "benign").image
+        archive.add(dicom_bytes(image[None], IMAGES + k, 0.1))
+    processes = [int(text) for text in args.processes.split(",")]
+    return results | throughput(archive, checkpoint, folder, processes, args.images)
+
+
+if __name__ == "__main__":
+    main()
