@@ -21,3 +21,19 @@ def forget(
     from ultrarefiner_monai.workfolder import forget as run
 
     typer.echo(str(run(studies, image_id, work_dir, labels)))
+
+
+@app.command()
+def send(
+    image_id: Annotated[str, typer.Argument(metavar="ID", help="The image, as /datastore/ lists it.")],
+    server: Annotated[str, typer.Option(help="The running server.")] = "http://127.0.0.1:8000",
+    tag: Annotated[str, typer.Option(help="Which label: final, or original for a stored proposal.")] = "final",
+    sr: Annotated[
+        bool | None, typer.Option("--sr/--no-sr", help="With the measurements; default: as configured.")
+    ] = None,
+) -> None:
+    """Store a label of an image in the PACS that is served, as a DICOM SEG (and SR); the server sends it."""
+    from ultrarefiner_monai.pacs.ask import send_label
+
+    answer = send_label(server, image_id, tag, sr)
+    typer.echo(f"{image_id}: SEG {answer['seg']}{' and SR ' + answer['sr'] if 'sr' in answer else ''} on the way")

@@ -79,7 +79,7 @@ class Inbox:
                     self._complained = str(error)
                 except Exception:
                     logger.exception("looking for segmentations failed")
-                pause = max(poll_seconds, 5 * (time.monotonic() - began))
+                pause = max(poll_seconds, time.monotonic() - began)
 
         self._thread = threading.Thread(target=run, name="inbox", daemon=True)
         self._thread.start()

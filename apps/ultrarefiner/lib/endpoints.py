@@ -182,9 +182,9 @@ def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, 
             mask = read_mask(path)  # unreadable: refused; readable, but not made for this image: kept, and said
             warnings.append(str(error))
             logger.warning("label of %s: %s", image, error)
-        if app.exchange is not None and tag == FINAL:
-            info = app.exchange.mark(info)
         with app.datastore().saving:
+            if app.exchange is not None and tag == FINAL:
+                info = app.exchange.mark(info)
             label_id = app.datastore().save_label(image, str(path), tag, info)
             if tag == FINAL:
                 app.journal_label(image, mask, info)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-import uuid
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ class Exchange:
     def start(self) -> None:
         """Send and look in the background; by the process that serves, not by those that train."""
         self.outbox.start()
-        self.inbox.start(self.config.poll_seconds, also=self._send_marked)
+        self.inbox.start(self.config.poll_seconds, also=self._catch_up)
 
     def status(self) -> dict[str, Any]:
         """For /info/: what waits to be stored, and why."""
@@ -63,16 +62,17 @@ class Exchange:
     # --- to the PACS --------------------------------------------------------------------------------------------------
 
     def mark(self, info: dict[str, Any]) -> dict[str, Any]:
-        """``info`` of a final label that is about to be saved, with the mark that it has to be sent where configured."""
+        """``info`` of a final label that is about to be saved, with the mark that it has to be sent where configured:
+        the time, so that the SEG of what is newest here is the newest there."""
         rest = {key: value for key, value in info.items() if key not in (MARK, STORED, ORIGIN)}
-        return {**rest, MARK: {"send": uuid.uuid4().hex}} if self.config.store else rest
+        return {**rest, MARK: {"send": datetime.now().astimezone().isoformat()}} if self.config.store else rest
 
     def saved(self, image_id: str) -> None:
         """A client saved a final label: put it into the outbox where that is configured. Never fails."""
         if not self.config.store:
             return
         try:
-            self.send(image_id, FINAL)
+            self._send_marked(image_id)
         except Exception as error:  # the label is saved and marked: it is tried again
             level = logging.WARNING if isinstance(error, InputError) else logging.ERROR
             logger.log(level, "the label of %s is sent later: %s", image_id, error, exc_info=level == logging.ERROR)
@@ -83,22 +83,24 @@ class Exchange:
         Raises InputError for a label that cannot be one, LabelNotFoundException where there is none, PacsError when the
         image is not here and cannot be fetched.
         """
+        with self._lock:  # one label, one mark
+            return self._put(image_id, tag, self.config.sr if sr is None else sr)
+
+    def _put(self, image_id: str, tag: str, sr: bool) -> dict[str, Any]:
         from ultrarefiner_monai.pacs.seg import make_seg
         from ultrarefiner_monai.pacs.sr import make_sr
 
         self.store.image_path(image_id)
         files = self.mirror.files(image_id)
-        with self._lock:  # one label, one mark
-            path, info = self._label(image_id, tag)
-            mask = read_mask(path, self.app.engine.open(self.mirror.open(image_id)).study)
-            options = self._origin(image_id, tag, info)
-            seg = make_seg(mask, files, **options)
-            wanted = self.config.sr if sr is None else sr
-            report = make_sr(mask, files, seg, **options) if wanted else None
-            self.outbox.put(*([seg] if report is None else [seg, report]))
-            mark = {"seg": str(seg.SOPInstanceUID)} | ({"sr": str(report.SOPInstanceUID)} if report is not None else {})
-            if self._label(image_id, tag)[1].get(MARK) == info.get(MARK):  # else a newer one has its own mark
-                self.store.update_label_info(image_id, tag, {MARK: mark})
+        path, info = self._label(image_id, tag)
+        mask = read_mask(path, self.app.engine.open(self.mirror.open(image_id)).study)
+        options = self._origin(image_id, tag, info)
+        seg = make_seg(mask, files, **options)
+        report = make_sr(mask, files, seg, **options) if sr else None
+        self.outbox.put(*([seg] if report is None else [seg, report]))
+        mark = {"seg": str(seg.SOPInstanceUID)} | ({"sr": str(report.SOPInstanceUID)} if report is not None else {})
+        if self._label(image_id, tag)[1].get(MARK) == info.get(MARK):  # else a newer one has its own mark
+            self.store.update_label_info(image_id, tag, {MARK: mark})
         return {"image": image_id, "tag": tag, **mark, **self.status()}
 
     def _label(self, image_id: str, tag: str) -> tuple[str, dict[str, Any]]:
@@ -117,26 +119,30 @@ class Exchange:
             journal.close()
         model, version = proposal or (str(info.get("model") or ""), "")
         author = str(info.get("user") or info.get("client_id") or "")
-        stamp = info.get("ts")
-        time_ = datetime.fromtimestamp(stamp) if isinstance(stamp, (int, float)) else None
         made = "AUTOMATIC" if tag != FINAL else "SEMIAUTOMATIC" if proposal or model else "MANUAL"
         who = "" if made == "AUTOMATIC" else author
-        return {"algorithm_name": model, "version": version, "made": made, "author": who, "time": time_}
+        return {"algorithm_name": model, "version": version, "made": made, "author": who, "time": _time(info)}
 
-    def _send_marked(self) -> None:
+    def _send_marked(self, image_id: str) -> None:
+        """Send the final label unless that was done: of two saved at once, the newer one goes, once."""
+        with self._lock:
+            if _marked(self.store.get_label_info(image_id, FINAL)):
+                self._put(image_id, FINAL, self.config.sr)
+
+    def _catch_up(self) -> None:
         """Final labels that were saved but did not come into the outbox: a server that died, an image not at hand."""
         if not self.config.store:
             return
         for image_id in self.store.list_images():
-            info = self.store.get_label_info(image_id, FINAL)
-            if isinstance(info.get(MARK), dict) and info[MARK].get("send"):
-                try:
-                    self.send(image_id, FINAL)
-                except PacsError:
-                    continue
-                except InputError as error:
-                    logger.error("the label of %s cannot be sent: %s", image_id, error)
-                    self.store.update_label_info(image_id, FINAL, {MARK: {"problem": str(error)[:500]}})
+            if not _marked(self.store.get_label_info(image_id, FINAL)):
+                continue
+            try:
+                self._send_marked(image_id)
+            except (PacsError, OSError) as error:
+                logger.warning("the label of %s is sent later: %s", image_id, error)
+            except Exception as error:  # it would fail again and again: not tried any more, unless on demand
+                logger.error("the label of %s cannot be sent: %s", image_id, error)
+                self.store.update_label_info(image_id, FINAL, {MARK: {"problem": str(error)[:500]}})
 
     # --- from the PACS ------------------------------------------------------------------------------------------------
 
@@ -206,6 +212,18 @@ class Exchange:
         info = self.store.get_label_info(image_id, FINAL)
         stored = info.get(STORED, info.get("ts"))
         return float(stored) if isinstance(stored, (int, float)) else None
+
+
+def _marked(info: dict[str, Any]) -> bool:
+    return isinstance(info.get(MARK), dict) and bool(info[MARK].get("send"))
+
+
+def _time(info: dict[str, Any]) -> datetime | None:
+    """When a label was saved."""
+    if _marked(info):
+        return datetime.fromisoformat(str(info[MARK]["send"]))
+    saved = info.get("ts")
+    return datetime.fromtimestamp(saved) if isinstance(saved, (int, float)) else None
 
 
 # --- route ------------------------------------------------------------------------------------------------------------
