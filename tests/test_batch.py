@@ -225,7 +225,6 @@ def test_what_cannot_work_is_refused_before_anything_is_computed(tiny: Path, tmp
     jobs, setup = plan_batch(str(tmp_path), tmp_path / "o", tiny)
     with pytest.raises(InputError, match="no checkpoint at"):
         run_batch(jobs, dataclasses.replace(setup, model=tmp_path / "none.safetensors"))
-    setup.out.mkdir()
     with FileLock(str(setup.out / batch.LOCK)), pytest.raises(InputError, match="another batch writes to"):
         run_batch(jobs, setup)
 
@@ -233,19 +232,25 @@ def test_what_cannot_work_is_refused_before_anything_is_computed(tiny: Path, tmp
 # --- jobs and table ---------------------------------------------------------------------------------------------------
 
 
-def test_ids_are_plain_names_that_no_two_images_share(tmp_path: Path) -> None:
-    names = ["a.png", "A.jpg", "x/a.png", "x_a.png", "Müller^Eva.png", "x/b.nii.gz", "DICOMDIR", ".hidden.png"]
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"\0" * 128 + b"DICM")
-    jobs = {job.source: job.id for job in folder_jobs(tmp_path)}
-    assert set(jobs) == set(names[:-2])
+def test_ids_are_the_servers_and_plain_names_that_no_two_images_share(tmp_path: Path) -> None:
+    studies, memory = tmp_path / "s", tmp_path / "headers.json"
+    pictures = ["a.png", "A.jpg", "x/a.png", "x_a.png", "alone.bmp", "Müller^Eva.png", "x/b.nii.gz"]
+    for name in [*pictures, ".hidden.png", "labels/final/a.png", "notes.txt", "x/DICOMDIR"]:
+        (studies / name).parent.mkdir(parents=True, exist_ok=True)
+        (studies / name).write_bytes(b"0" * 200)
+    loop = dicom_bytes(picture(1)[None], 1, 0.1)
+    for name in ("Müller^Eva/IM1", "Müller^Eva/copy of IM1"):
+        (studies / name).parent.mkdir(exist_ok=True)
+        (studies / name).write_bytes(loop)
+    jobs = {job.source: job.id for job in folder_jobs(studies, memory)}
+    assert set(jobs) == {*pictures, "Müller^Eva/IM1"}
+    assert jobs["alone.bmp"] == "alone" and jobs["a.png"] == "a.png" and jobs["x_a.png"] == "x_a"
+    assert jobs["Müller^Eva/IM1"].replace(".", "").isdigit()  # its UID: no name of a patient
     assert len({job.lower() for job in jobs.values()}) == len(jobs)
     assert all(job.isascii() and "/" not in job and "^" not in job for job in jobs.values())
-    assert jobs["x_a.png"].startswith("x_a")
-    before = {job.source: job.state for job in folder_jobs(tmp_path)}
-    (tmp_path / "a.png").write_bytes(b"other")
-    after = {job.source: job.state for job in folder_jobs(tmp_path)}
+    before = {job.source: job.state for job in folder_jobs(studies, memory)}
+    (studies / "a.png").write_bytes(b"other")
+    after = {job.source: job.state for job in folder_jobs(studies, memory)}
     assert {source for source in after if after[source] != before[source]} == {"a.png"}
 
 

@@ -22,7 +22,7 @@ from ultrarefiner_monai.batch.work import FORMATS, Setup, mask_path
 from ultrarefiner_monai.config import ConfigError, ServeConfig
 from ultrarefiner_monai.types import InputError
 
-LOCK = ".batch.lock"
+LOCK, HEADERS = ".batch.lock", ".headers.json"
 
 
 @dataclass
@@ -82,7 +82,7 @@ def plan_batch(
         raise ConfigError(f"--format: expected {', '.join(FORMATS)}, got {mask_format!r}")
     if not remote and (store or filters):
         raise ConfigError(f"{'--store' if store else '--filter'} needs a DICOMweb address as --studies, got {studies}")
-    jobs = store_jobs(studies, config.pacs, filters) if remote else folder_jobs(Path(studies), [out])
+    jobs = store_jobs(studies, config.pacs, filters) if remote else folder_jobs(Path(studies), out / HEADERS, [out])
     if not jobs:
         raise InputError(f"there is no image in {studies}" + (" that matches" if remote else ""))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ultrarefiner_monai.config import ConfigError, PacsConfig
+from ultrarefiner_monai.data.dicomindex import DAMAGED, FOREIGN, IMAGE, DicomIndex
 from ultrarefiner_monai.data.readers import IMAGE_EXTENSIONS
-from ultrarefiner_monai.data.series import has_mark
 from ultrarefiner_monai.types import InputError
 
-# What the app itself keeps in a studies folder beside the images.
-OWN_FOLDERS = ("labels", ".ultrarefiner")
 _ODD = re.compile(r"[^\w.-]+", re.ASCII)
 _NAME_BYTES = 120
 
@@ -38,25 +35,37 @@ def is_remote(studies: str) -> bool:
     return studies.startswith(("http://", "https://"))
 
 
-def folder_jobs(folder: Path, leave_out: Sequence[Path] = ()) -> list[Job]:
-    """The images of a folder and of those below it, by path: known extensions, and DICOM files of any name.
+def folder_jobs(folder: Path, remembered: Path, leave_out: Sequence[Path] = ()) -> list[Job]:
+    """The images of a folder and of those below it: known extensions, and DICOM files of any name.
 
-    Hidden files and folders, the app's own ``labels`` and DICOMDIRs are no images, nor is what lies in ``leave_out``.
-    An image's id is its path without the extension, in plain letters; a digest is added where two would be called the
-    same. Raises InputError when there is no folder.
+    Hidden files and folders and the app's own ``labels`` are passed over, as is what lies in ``leave_out``, DICOM that is
+    no image, and a second copy of a DICOM image. remembered: the file for DICOM headers, so that they are read once.
+    Ids are the server's: the name without its extension, the SOPInstanceUID of DICOM files in folders below (their
+    names often are patients'); odd characters are replaced and a digest is added. Raises InputError without a folder.
     """
     if not folder.is_dir():
         raise InputError(f"--studies: expected a folder or the http(s) address of a DICOMweb store, got {folder}")
-    found = [(path, os.path.relpath(path, folder)) for path in _files(folder, {p.resolve() for p in leave_out})]
-    names = [_plain(_stem(relative)) for _, relative in found]
-    count = Counter(name.lower() for name in names)  # some file systems know no case
-    jobs = []
-    for (path, relative), name in zip(found, names):
-        if count[name.lower()] > 1 or name != _stem(relative):
-            name = f"{name}-{_digest([relative])[:8]}"
-        stat = path.stat()
-        jobs.append(Job(name, relative, _digest([stat.st_size, stat.st_mtime_ns]), path))
-    return jobs
+    remembered.parent.mkdir(parents=True, exist_ok=True)
+    found = {
+        path: header
+        for path, header in DicomIndex(folder, remembered).scan([folder / "labels", *leave_out]).items()
+        if header.kind in (IMAGE, DAMAGED) or (header.kind == FOREIGN and path.lower().endswith(IMAGE_EXTENSIONS))
+    }
+    stems = Counter(_stem(path).lower() for path in found if "/" not in path)  # some file systems know no case
+    jobs: dict[str, Job] = {}
+    copies: set[str] = set()
+    for path, header in sorted(found.items(), key=lambda item: ("/" in item[0], item[0])):
+        if "/" not in path:
+            name = _stem(path) if stems[_stem(path).lower()] == 1 else path
+        elif header.uid in copies:
+            continue
+        else:
+            name = header.uid or path
+        copies |= {header.uid} - {""}
+        if (plain := _plain(name)) != name or plain.lower() in jobs:
+            name = f"{plain}-{_digest([path])[:8]}"
+        jobs[name.lower()] = Job(name, path, _digest([header.size, header.time_ns]), folder / path)
+    return list(jobs.values())
 
 
 def store_jobs(studies: str, config: PacsConfig, filters: Sequence[str] = ()) -> list[Job]:
@@ -79,21 +88,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not (name.strip() and equals and value.strip()):
         raise ConfigError(f"--filter expects NAME=VALUE, as StudyDate=20240101-20241231, got {text!r}")
     return name.strip(), value.strip()
-
-
-def _files(folder: Path, leave_out: set[Path]) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and name not in OWN_FOLDERS and Path(root, name).resolve() not in leave_out
-        )
-        for name in sorted(files):
-            path = Path(root, name)
-            if name.startswith(".") or name.upper() == "DICOMDIR" or not path.is_file():
-                continue
-            if name.lower().endswith(IMAGE_EXTENSIONS) or has_mark(path):
-                yield path
 
 
 def _stem(relative: str) -> str:
