@@ -142,8 +142,11 @@ def eventually(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
 
 def test_a_final_label_goes_to_the_archive(clinic: Clinic) -> None:
     image, files = clinic.add(us(100, 3))
-    reply = requests.post(f"{clinic.url}/infer/ultrarefiner?image={image}&output=json", timeout=60)
-    assert reply.status_code == 200
+    reply = requests.post(f"{clinic.url}/infer/ultrarefiner?image={image}&output=dicom_seg", timeout=60)
+    assert reply.status_code == 200, reply.text
+    proposal = pydicom.dcmread(io.BytesIO(reply.content))
+    assert proposal.SegmentSequence[0].SegmentAlgorithmType == "AUTOMATIC"
+    assert np.array_equal(read_seg(proposal, files), _proposal(clinic, image))
     mask = rectangle(3, 50)
     clinic.save(image, mask, client_id="dr-roe")
     eventually(lambda: clinic.stored("SR", image))
@@ -161,6 +164,14 @@ def test_a_final_label_goes_to_the_archive(clinic: Clinic) -> None:
     time.sleep(3)
     assert [c.author for c in clinic.corrections(image)] == ["dr-roe", "dr-doe"]
     assert requests.get(f"{clinic.url}/info/", timeout=60).json()["pacs"]["outbox"] == {"waiting": 0, "problem": ""}
+
+
+def _proposal(clinic: Clinic, image: str) -> np.ndarray:
+    journal = Journal(clinic.folder / "work" / "journal.sqlite")
+    try:
+        return journal.proposals(image)[-1].mask
+    finally:
+        journal.close()
 
 
 def test_a_viewers_seg_becomes_the_final_label(clinic: Clinic) -> None:
@@ -254,8 +265,14 @@ def test_nothing_is_lost_while_the_archive_is_away(clinic: Clinic) -> None:
         clinic.server.process.kill()
         clinic.server.process.wait(20)
         # As if it had died between saving and sending: a label with the mark only.
+        for path in (clinic.folder / "work" / "exchange" / "outbox").glob("*.dcm"):
+            path.unlink()
+        index = clinic.folder / "work" / "datastore_v2.json"
+        values = json.loads(index.read_text())
+        values["objects"][image]["labels"]["final"]["info"]["pacs"] = {"send": "2026-01-02T03:04:05.000600+00:00"}
+        index.write_text(json.dumps(values))
         clinic.start()
-        assert _waiting(clinic) == 2
+        eventually(lambda: _waiting(clinic) == 2)
     finally:
         clinic.archive.start()
     eventually(lambda: len(clinic.stored("SEG", image)) == 2)

@@ -6,6 +6,7 @@ others stay as they are, behind ``lib.guard``.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -94,8 +95,6 @@ def _infer(
     frame: str,
 ) -> Response:
     _known(model, app._infers, "model")
-    if output == ResultType.dicom_seg:
-        raise InputError("output=dicom_seg needs a DICOMweb store; ask for output=image or output=all")
     request = _params(params)
     if "image" in request and request["image"] != image:
         raise InputError("params must not name another image: the image is what the address says")
@@ -103,7 +102,25 @@ def _infer(
         request["frame"] = frame
     with _image_file(app, image, session_id, file) as (path, image_id):
         outline = app.outline(model, path, image_id, request)
+        if output == ResultType.dicom_seg:
+            return Response(_dicom_seg(app, model, path, outline), media_type="application/dicom")
     return _response(outline, image_id, output)
+
+
+def _dicom_seg(app: Any, model: str, path: Path, outline: Outline) -> bytes:
+    """The outline as a DICOM SEG file on the frames of ``path``; InputError where these are no DICOM images."""
+    from ultrarefiner_monai.data.series import dicom_files, sort_instances
+    from ultrarefiner_monai.pacs.seg import make_seg
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"mask{outline.extension}")
+        file.write_bytes(outline.content)
+        mask = read_mask(file, app.engine.open(path).study)
+    files = sort_instances(dicom_files(path)) if path.is_dir() else [path]
+    seg = make_seg(mask, files, model, str(outline.reply["version"]))
+    buffer = io.BytesIO()
+    seg.save_as(buffer, write_like_original=False)
+    return buffer.getvalue()
 
 
 @contextmanager
