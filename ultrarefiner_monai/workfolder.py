@@ -2,7 +2,7 @@
 
 journal.sqlite   proposals and corrections        embeddings/      cached image embeddings
 versions/        labels that were replaced        sessions/, tmp/  uploaded images, for a while
-headers.json     DICOM headers, as read          nested/          links to DICOM images in folders, by id
+headers.json     DICOM headers, as read           nested/          links to DICOM images in folders, by id
 training/        prepared labels, split, runs     models/          what the runs made, and which of them is served
 handed/          links to images, for 3D Slicer
 mirror/          images fetched from a PACS       labels/          of studies that cannot be written, and of a PACS

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from ultrarefiner_monai.data.corrections import chosen_frames, final_labels, read_corrections
+from ultrarefiner_monai.data.samples import dicom_bytes
+from ultrarefiner_monai.data.series import sha256_of_image
 from ultrarefiner_monai.files import sha256_of
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.types import InputError
@@ -97,3 +99,24 @@ def test_few_frames_stand_for_a_cine() -> None:
     assert chosen_frames(mask_of(5, frames=40)) == [5]
     many = chosen_frames(mask_of(*range(10, 40), frames=50))
     assert many[0] == 10 and many[-1] == 39 and len(many) == 8 == len(set(many))
+
+
+def test_corrections_of_a_pacs_lie_beside_what_was_fetched(tmp_path: Path) -> None:
+    work = WorkFolder.of("http://pacs.example/dicom-web", tmp_path / "work")
+    work.note_studies("http://pacs.example/dicom-web")
+    image = work.mirror / "images" / "1.2.3"
+    image.mkdir(parents=True)
+    for k in (1, 2):
+        (image / f"{k}.dcm").write_bytes(dicom_bytes(np.zeros((1, 6, 8), np.uint8), 1, 0.1, instance=k))
+    (work.root / "labels" / "final").mkdir(parents=True)
+    (work.root / "labels" / "final" / "1.2.3.nii.gz").write_bytes(b"label")
+    entry = {"image": {"ext": ""}, "labels": {"final": {"ext": ".nii.gz"}}}
+    (work.root / "datastore_v2.json").write_text(json.dumps({"objects": {"1.2.3": entry}}))
+    reply = {"frames": [{"frame": 0}, {"frame": 1}]}
+    journal = Journal(work.journal)
+    journal.record_proposal(
+        "1.2.3", sha256_of_image(image), mask_of(0, 1, frames=2), model="ultrarefiner", version="v7", reply=reply
+    )
+    journal.record_correction("1.2.3", sha256_of_image(image), mask_of(1, frames=2))
+    journal.close()
+    assert [(c.id, c.image) for c in read_corrections(work.root)] == [("1.2.3@1", image)]

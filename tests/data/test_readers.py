@@ -366,6 +366,7 @@ def region(delta: tuple[float, float], units: int = 3, kind: int = 1, size: int 
         ([region((float("nan"), 0.01))], [0.3, 0.4], (0.3, 0.4)),
         ([], [0, 0], None),
         ([], None, None),
+        ([], [0.3, 0.4, 0.5], None),
     ],
 )
 def test_spacing_of_dicom(tmp_path: Path, regions: list, pixel_spacing: list | None, expected: tuple | None) -> None:
@@ -374,11 +375,17 @@ def test_spacing_of_dicom(tmp_path: Path, regions: list, pixel_spacing: list | N
         values["PixelSpacing"] = pixel_spacing
     study = read_study(changed(tmp_path, picture()[None], **values))
     assert study.spacing_mm == (None if expected is None else pytest.approx(expected))
-    absurd = any(not 0 < d < 1 for r in regions for d in (r.PhysicalDeltaX, r.PhysicalDeltaY)) or pixel_spacing == [
-        0,
-        0,
-    ]
+    absurd = any(not 0 < d < 1 for r in regions for d in (r.PhysicalDeltaX, r.PhysicalDeltaY))
+    absurd = absurd or pixel_spacing in ([0, 0], [0.3, 0.4, 0.5])
     assert any("cannot be" in w for w in study.warnings) == absurd
+    assert any("in pixels" in w for w in study.warnings) or not (absurd or expected is None)
+
+
+def test_a_spacing_that_is_no_number_does_not_stop_the_reading(tmp_path: Path) -> None:
+    path = changed(tmp_path, picture()[None], PixelSpacing=[0.11, 0.11], SequenceOfUltrasoundRegions=[])
+    path.write_bytes(path.read_bytes().replace(b"0.11\\0.11", b"0,11\\0,11"))
+    study = read_study(path)
+    assert study.spacing_mm is None and any("cannot be" in w for w in study.warnings)
 
 
 def test_dicom_without_pixels_or_of_another_kind(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ LEFT, RIGHT = (0, 4, 27, 35, "tissue"), (30, 4, 57, 35, "tissue")
 def test_regions_of_the_screen(tmp_path: Path, regions: list, expected: list) -> None:
     study = read_study(written(tmp_path / "a", regions=regions))
     found = [(c.start, r.start, c.stop, r.stop) for r, c in study.regions]
-    assert found == expected and not study.warnings
+    assert found == expected and not any("B-mode" in w for w in study.warnings)
 
 
 @pytest.mark.parametrize(

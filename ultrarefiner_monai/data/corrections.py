@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ultrarefiner_monai.data.dicomindex import remembered_images
-from ultrarefiner_monai.files import sha256_of
+from ultrarefiner_monai.data.series import sha256_of_image
 from ultrarefiner_monai.journal import Journal, StoredCorrection, StoredProposal
 from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import WorkFolder
+from ultrarefiner_monai.workfolder import WorkFolder, is_address
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def final_labels(work_dir: str | Path, studies: str | Path | None = None) -> lis
             folder / (nested.get(image_id) or image_id + extension),
             home / "labels" / "final" / f"{image_id}{label['ext']}",
         )
-        if pair.image.is_file() and pair.label.is_file():
+        if pair.image.exists() and pair.label.is_file():
             found.append(pair)
         else:
             log.warning("%s is left out: its image or label file is gone", image_id)
@@ -112,7 +112,9 @@ def _studies_of(work: Path) -> Path:
     note = work / "studies.txt"  # WorkFolder.note_studies
     if not note.is_file():
         raise InputError(f"{work} does not lie in its studies folder: say which folder was served")
-    return Path(note.read_text(encoding="utf-8").strip())
+    studies = note.read_text(encoding="utf-8").strip()
+    # Of a DICOMweb store: what was fetched, a folder for each image.
+    return WorkFolder(work).mirror / "images" if is_address(studies) else Path(studies)
 
 
 def read_corrections(work_dir: str | Path, studies: str | Path | None = None) -> list[Correction]:
@@ -134,7 +136,7 @@ def read_corrections(work_dir: str | Path, studies: str | Path | None = None) ->
 def _of_image(journal: Journal, pair: Labelled) -> list[Correction]:
     found: list[Correction] = []
     stored = journal.corrections(pair.image_id)
-    sha256 = sha256_of(pair.image) if stored else ""
+    sha256 = sha256_of_image(pair.image) if stored else ""
     for correction in stored:
         if correction.proposal_id is None:  # a label that nothing was offered for
             continue

@@ -8,6 +8,7 @@ carried the regions' spacing would lie shrunken in the corner of the picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ def read_dicom(path: Path, limits: Limits, region_spacing: bool = False, decode:
     if count == 1 and decode:
         only = load(0)  # a damaged picture must be refused now, not at the first click
         load = _same(only)
+    said = len(warnings)
     spacing = spacing_mm(dataset, warnings)
+    if spacing is None and len(warnings) == said:
+        warnings.append("the file does not say how large its pixels are: sizes are given in pixels")
     geometry = _geometry(dataset, height, width, count, spacing if region_spacing else None)
     patient = str(dataset.get("PatientID", "") or "")
     regions = tissue_regions(dataset, height, width, warnings)
@@ -82,19 +86,32 @@ def _other_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] 
         places.extend(groups.get("PixelMeasuresSequence", None) or [])
     for place in places:
         for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
-            value = place.get(keyword, None)
-            if value is not None and len(value) == 2:
-                spacing = plausible_spacing(value[0], value[1], keyword, warnings)
-                if spacing:
-                    return spacing
+            pair = _pair(place, keyword)
+            spacing = plausible_spacing(*pair, keyword, warnings) if pair else None
+            if spacing:
+                return spacing
     return None
+
+
+def _pair(dataset: Any, keyword: str) -> tuple[Any, Any] | None:
+    """The two values of an element, NaN where there are not two; None where it is missing or empty. They may be text."""
+    try:
+        value = dataset.get(keyword, None)
+        if value is None or value == "":
+            return None
+        row, column = value
+    except (TypeError, ValueError):  # pydicom converts when it is asked: some writers use a decimal comma
+        return math.nan, math.nan
+    return row, column
 
 
 def _geometry(dataset: Any, height: int, width: int, count: int, known: tuple[float, float] | None = None) -> Geometry:
     """ITK's view of the file: PixelSpacing or 1 mm; patient position where it is there; frames 1 mm apart. A ``known``
     (row, column) spacing stands instead of PixelSpacing."""
-    spacing = dataset.get("PixelSpacing", None)
-    row, column = (float(spacing[0]), float(spacing[1])) if spacing is not None and len(spacing) == 2 else (1.0, 1.0)
+    try:
+        row, column = map(float, _pair(dataset, "PixelSpacing") or (1.0, 1.0))
+    except ValueError:
+        row = column = 1.0
     if not (row > 0 and column > 0 and np.isfinite([row, column]).all()):
         row = column = 1.0
     row, column = known or (row, column)
