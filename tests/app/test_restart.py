@@ -57,7 +57,9 @@ def test_restart_and_forget(tmp_path, checkpoint):
         assert reply["timings"]["encode"] == 0 and reply["timings"]["coarse"] == 0, "embeddings were not kept"
 
         label = next(p for p in (studies / "labels", work / "labels") if (p / "final" / "image0.nii.gz").is_file())
+        assert skipped == "image0" and list((work / "handed").rglob("image0*"))
         report = forget(studies, "image0", work_dir=work)
+        assert not list((work / "handed").rglob("image0*"))
         assert report.proposals >= 1 and report.corrections == 1 and report.embeddings >= 1
         assert not any(p.name.startswith(keys[0]) for p in (work / "embeddings").iterdir())
         assert any(p.name.startswith(keys[1]) for p in (work / "embeddings").iterdir())

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import requests
+import torch
 from app_server import picture, start
 from PIL import Image
 from typer.testing import CliRunner
@@ -21,9 +22,9 @@ from ultrarefiner_monai.data.phantoms import make_phantom
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.writers import read_mask, write_mask
 from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.registry import Registry
+from ultrarefiner_monai.registry import CONFIGURED, Registry
 from ultrarefiner_monai.trainingfolder import read_json
-from ultrarefiner_monai.types import NOTICE, InputError
+from ultrarefiner_monai.types import NOTICE, Clicks, InputError
 from ultrarefiner_monai.workfolder import WorkFolder, forget
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -167,6 +168,64 @@ def test_start_follow_stop_go_on_and_serve(training_server, trainer, tmp_path):
     assert "image5" not in work.training.read_split()
     assert not [p for p in work.training.root.rglob("*") if p.is_file() and b"image5" in p.name.encode() + _text(p)]
     assert read_json(work.training.runs / done["name"] / "split.json")
+
+
+@pytest.mark.parametrize("task", ["sam_refiner", "ultrarefiner"])
+def test_the_refiner_and_both_together(training_server, trainer, task):
+    """Phases 2 and 3 as the client starts them: followed, stopped, gone on with, offered by name, served when chosen."""
+    server, studies = training_server, training_server.studies
+    registry, work = Registry(WorkFolder.of(studies)), WorkFolder.of(studies)
+    if registry.pointer().name != CONFIGURED:  # the test before leaves a damaged one
+        registry.use(CONFIGURED)
+    click = {"foreground": [[60, 40, 0]], "background": [[5, 5, 0]], "result_extension": ".nrrd"}
+    _, first = trainer.infer("sam_refiner", "image0", dict(click))
+
+    options = {**OPTIONS, "learning_rate": 0.003}
+    trainer.train_start(task, {**options, "max_epochs": 1000})
+    time.sleep(1)
+    assert next(iter(trainer.info()["train_stats"])) == task, "Slicer shows the first"
+    wait(lambda: trainer.info()["train_stats"][task].get("epoch", 0) >= 1 or not trainer.train_status(True))
+    stats = trainer.info()["train_stats"][task]
+    assert stats["status"] == "running" and stats["total_epochs"] == 1000, server.log[-3000:]
+    assert 0 <= stats["best_metric"] <= 1
+    trainer.infer("sam_refiner", "image1", dict(click))  # answers go on meanwhile
+    trainer.train_stop()
+    wait(lambda: trainer.info()["train_stats"][task]["status"] == "stopped", 60)
+    stopped = trainer.info()["train_stats"][task]
+    assert not children(server) and not [c for c in registry.candidates() if c.name.startswith(task)]
+
+    trainer.train_start(task, {**options, "max_epochs": stopped["epoch"] + 1})
+    wait(lambda: trainer.train_status()["status"] in ("DONE", "ERROR"))
+    assert trainer.train_status()["status"] == "DONE", server.log[-3000:]
+    done = trainer.info()["train_stats"][task]
+    assert (done["name"], done["epoch"], done["status"]) == (stopped["name"], stopped["epoch"] + 1, "finished")
+    assert done["figures"]["lesions"] >= 1 and done["start_figures"]["lesions"] == done["figures"]["lesions"]
+    left = {p.name for p in (work.training.runs / done["name"]).iterdir()}
+    assert left == {"history.csv", "split.json", "state.json"}
+    _, reply = trainer.infer("sam_refiner", "image0", dict(click))
+    assert reply["version"] == first["version"], "nothing is published on its own"
+
+    run, place = CliRunner(), ["--studies", str(studies)]
+    assert done["name"] in run.invoke(app, ["models", "list", *place]).output
+    assert run.invoke(app, ["models", "use", done["name"], *place]).exit_code == 0
+    candidate = registry.get(done["name"])
+    path, reply = trainer.infer("sam_refiner", "image0", dict(click))
+    assert reply["version"] == candidate.version and reply["refiner"] == "trained"
+    system, study = load_system(candidate.path), read_study(studies / "image0.png")
+    clicks = Clicks(((60.0, 40.0),), ((5.0, 5.0),))
+    np.testing.assert_array_equal(read_mask(path, study)[0], Predictor(system).interact(study.frame(0), clicks).mask)
+    start = load_system(server.checkpoint)
+    assert changed(start.refiner, system.refiner), "the refiner learned nothing"
+    assert changed(start.coarse, system.coarse) == (task == "ultrarefiner")
+    assert run.invoke(app, ["models", "back", *place]).exit_code == 0
+    _, reply = trainer.infer("sam_refiner", "image0", dict(click))
+    assert reply["version"] == first["version"]
+
+
+def changed(one, other) -> bool:
+    """Whether any weight of two networks differs."""
+    other = other.state_dict()
+    return any(not torch.equal(value, other[name]) for name, value in one.state_dict().items() if name in other)
 
 
 def _text(path: Path) -> bytes:
