@@ -44,6 +44,7 @@ def disc(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     put(root / "B" / "top again", number=2)
     (root / "A" / "notes").write_text("no DICOM")
     (root / "A" / "broken.dcm").write_bytes(b"junk")
+    (root / "A" / "cut.dcm").write_bytes((root / "top").read_bytes()[:600])
     (root / "A" / "loop").symlink_to(root)
     return root, uids
 
@@ -54,7 +55,11 @@ def test_images_by_uid_without_reports_copies_and_hidden_files(disc: tuple[Path,
     assert nested_images(found) == {uids[p]: p for p in ("A/DOE^JANE/IM_0001", "A/Müller, Ä/2.dcm")}
     kinds = {path: header.kind for path, header in found.items()}
     assert kinds["A/report"] == kinds["A/seg.dcm"] == kinds["DICOMDIR"] == "other"
-    assert kinds["A/broken.dcm"] == "damaged" and kinds["A/notes"] == "foreign" and kinds["top"] == "image"
+    assert (
+        kinds["A/broken.dcm"] == kinds["A/cut.dcm"] == "damaged"
+        and kinds["A/notes"] == "foreign"
+        and kinds["top"] == "image"
+    )
     assert remembered_images(root.parent / "headers.json") == nested_images(found)
     assert remembered_images(root.parent / "nothing") == {}
 

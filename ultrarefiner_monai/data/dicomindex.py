@@ -124,8 +124,10 @@ def _look(path: Path) -> tuple[str, str]:
         return FOREIGN, ""
     try:
         header = open_dicom(path, header_only=True, tags=_TAGS)
-        if not_an_image(header) is not None or not header.get("Rows") or not header.get("Columns"):
+        if not_an_image(header) is not None:
             return OTHER, ""
+        if not header.get("Rows") or not header.get("Columns"):  # cut off, or a kind of object that we do not know
+            return DAMAGED, ""
         uid = str(header.get("SOPInstanceUID", "") or "").strip("\0 ")
     except InputError:
         return DAMAGED, ""
