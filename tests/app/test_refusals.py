@@ -115,7 +115,7 @@ def test_points_outside_are_refused_with_the_size(server, point):
 def test_a_cine_wants_to_know_the_frame(server):
     refused(infer(server, "sam_refiner", "cine", {"foreground": [[10, 10]]}), "k in 0..3")
     refused(infer(server, "ultrarefiner", "cine", {"result_extension": ".png"}), "frame=k")
-    refused(infer(server, output="dicom_seg"), "no DICOM image")
+    refused(infer(server, output="dicom_seg"), "not a DICOM file")
     refused(infer(server, output="nonsense"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import nrrd
 import numpy as np
 import pydicom
 import pytest
 from segs import SPACING, change, cine, lesions, stills, viewers_seg
 
+from ultrarefiner_monai.data.dicomfile import open_dicom
 from ultrarefiner_monai.pacs.seg import make_seg
 from ultrarefiner_monai.pacs.segread import read_seg, seg_info
 from ultrarefiner_monai.types import InputError
@@ -26,17 +29,15 @@ def saved(seg: Any, path: Path) -> Path:
     return path
 
 
-def dcmqi(path: Path, out: Path) -> tuple[np.ndarray, Any]:
-    """(K, H, W) and the image that dcmqi makes of a SEG."""
-    import SimpleITK
-
+def dcmqi(path: Path, out: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """(K, H, W) and the NRRD header that dcmqi makes of a SEG."""
     program = shutil.which("segimage2itkimage", path=f"{Path(sys.executable).parent}") or "segimage2itkimage"
     out.mkdir()
     command = [program, "--inputDICOM", str(path), "--outputDirectory", str(out), "-t", "nrrd"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    image = SimpleITK.ReadImage(str(out / "1.nrrd"))
-    return SimpleITK.GetArrayFromImage(image), image
+    values, header = nrrd.read(str(out / "1.nrrd"))
+    return values.transpose(2, 1, 0), header
 
 
 def by_highdicom(path: Path, files: list[Path], count: int) -> np.ndarray:
@@ -59,10 +60,11 @@ def test_others_read_our_seg(tmp_path: Path, make: Any, count: int, empty: bool)
     path = saved(make_seg(mask, files, "ultrarefiner", "1.2"), tmp_path / "seg")
     assert np.array_equal(by_highdicom(path, files, count), mask)
     assert np.array_equal(read_seg(pydicom.dcmread(path), files), mask)
-    volume, image = dcmqi(path, tmp_path / "itk")
+    volume, header = dcmqi(path, tmp_path / "itk")
     first = 0 if empty else int(np.flatnonzero(mask.any((1, 2)))[0])
     assert np.array_equal(volume, mask[first : first + len(volume)]) and volume.sum() == mask.sum()
-    assert image.GetSpacing() == pytest.approx((SPACING, SPACING, 1)) and image.GetOrigin() == (0, 0, first)
+    assert np.allclose(header["space directions"], np.diag([SPACING, SPACING, 1]))
+    assert header["space"] == "left-posterior-superior" and list(header["space origin"]) == [0, 0, first]
 
 
 def test_it_says_what_it_is(tmp_path: Path) -> None:
@@ -140,7 +142,7 @@ def test_refused_masks_and_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="SeriesInstanceUID"):
         make_seg(lesions(5), [*files, *stills(tmp_path, 1)])
     (tmp_path / "text").write_text("no DICOM")
-    with pytest.raises(InputError, match="lacks StudyInstanceUID"):
+    with pytest.raises(InputError, match="not a DICOM file"):
         make_seg(lesions(1), [tmp_path / "text"])
 
 
@@ -193,9 +195,38 @@ def test_any_viewers_seg(tmp_path: Path) -> None:
     ds.PixelData += b"\0" * (len(ds.PixelData) % 2)
     assert np.array_equal(read_seg(ds, files), expected)
 
+    # A mask of 0 and 1 that calls itself a fraction of 255.
+    ds.MaximumFractionalValue, ds.PixelData = 255, b"".join(bits[k].tobytes() for k in order)
+    ds.PixelData += b"\0" * (len(ds.PixelData) % 2)
+    assert np.array_equal(read_seg(ds, files), expected)
+
     ds.SegmentSequence = [ds.SegmentSequence[2]]
     with pytest.raises(InputError, match="none of the SEG's segments is a lesion"):
         read_seg(ds, files)
+
+
+@pytest.mark.parametrize("options", [(), ("--segmentationType", "labelmap"), ("--compress", "deflate")])
+def test_what_dcmqi_writes(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """3D Slicer writes its SEGs with it. It needs frames with a place in the patient."""
+    files, mask = stills(tmp_path), lesions(3)
+    for k, path in enumerate(files):
+        place = {"ImagePositionPatient": [5, 6, float(k)], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        change(path, FrameOfReferenceUID="1.2.3", PositionReferenceIndicator="", PixelSpacing=[0.1, 0.1], **place)
+    space = {"space": "left-posterior-superior", "space directions": np.diag([0.1, 0.1, 1]), "space origin": [5, 6, 0]}
+    nrrd.write(str(tmp_path / "mask.nrrd"), mask.transpose(2, 1, 0), space)
+    tissue = {"CodeValue": "85756007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Tissue"}
+    segment = {"labelID": 1, "SegmentAlgorithmType": "MANUAL", "SegmentDescription": "Segment_1"}
+    segment |= {"SegmentedPropertyCategoryCodeSequence": tissue, "SegmentedPropertyTypeCodeSequence": tissue}
+    meta = {"ContentCreatorName": "Roe^Jane", "SeriesDescription": "Segmentation", "segmentAttributes": [[segment]]}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    program = shutil.which("itkimage2segimage", path=f"{Path(sys.executable).parent}") or "itkimage2segimage"
+    command = [program, "--inputImageList", str(tmp_path / "mask.nrrd"), "--inputMetadata", str(tmp_path / "meta.json")]
+    command += ["--inputDICOMList", ",".join(map(str, files)), "--outputDICOM", str(tmp_path / "seg"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    seg = open_dicom(tmp_path / "seg")
+    assert seg_info(seg).author == "Roe Jane" and not seg_info(seg).ours
+    assert np.array_equal(read_seg(seg, files), mask)
 
 
 def test_author_and_time(tmp_path: Path) -> None:

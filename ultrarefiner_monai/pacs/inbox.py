@@ -17,6 +17,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
+from ultrarefiner_monai.data.dicomfile import open_dicom
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.pacs.client import InstanceInfo, PacsError, SeriesInfo
 from ultrarefiner_monai.pacs.seg import MODEL_NAME
@@ -26,6 +27,7 @@ from ultrarefiner_monai.types import InputError
 logger = logging.getLogger(__name__)
 
 _TRIES = 3
+_LARGEST_BYTES = 1 << 30
 # Clocks of a hospital's machines differ, and so may time zones; an object from longer ago was not stored just now.
 _WRONG_CLOCK = timedelta(days=1)
 
@@ -135,10 +137,10 @@ class Inbox:
 
     def _sort(self, uid: str, path: Path, known: set[str], new: list[tuple[datetime, str, Any, SegInfo]]) -> None:
         """Put an object that was never seen where it belongs: new, waiting for its image, or left alone."""
-        import pydicom
-
         try:
-            dataset = pydicom.dcmread(path)
+            if path.stat().st_size > _LARGEST_BYTES:
+                raise InputError(f"{path.stat().st_size >> 20} MB are more than a segmentation of ultrasound takes")
+            dataset = open_dicom(path)
             info = seg_info(dataset)
         except InputError as error:
             self._done(uid, f"refused: {error}")
@@ -171,8 +173,8 @@ class Inbox:
         if info.time is None:
             return last or now
         if last is None or info.time < last - _WRONG_CLOCK:
-            return info.time
-        return max(info.time, last)
+            return min(info.time, now)
+        return min(max(info.time, last), now)
 
     def _taken(self, uid: str, dataset: Any, info: SegInfo, when: datetime) -> str:
         """Hand it on; returns "taken", "refused", or "" when it has to be tried again."""

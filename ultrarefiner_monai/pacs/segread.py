@@ -271,4 +271,6 @@ def _pixels(dataset: Any, count: int, size: tuple[int, ...], limits: Limits) -> 
     except Exception as error:  # decoders raise anything
         raise InputError(f"the SEG's pixels cannot be decoded ({type(error).__name__}: {error})") from error
     largest = int(dataset.get("MaximumFractionalValue", None) or 255) if kind == "FRACTIONAL" else 1
+    if int(values.max(initial=0)) == 1:  # viewers that cannot pack bits call a mask of 0 and 1 a fraction of 255
+        largest = 1
     return values, largest

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.data.dicomfile import open_dicom
 from ultrarefiner_monai.types import InputError
 
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
@@ -90,14 +91,14 @@ def read_source(files: Sequence[Path]) -> Source:
 
     Raises InputError for files that are no DICOM images, and for sizes or series that differ.
     """
-    import pydicom
-
     if not files:
         raise InputError("expected at least one DICOM file")
     headers = []
     for path in files:
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+            header = open_dicom(Path(path), header_only=True)
+        except InputError:
+            raise
         except Exception as error:  # pydicom raises anything from struct.error to its own classes
             raise InputError(f"{Path(path).name} cannot be read as DICOM ({type(error).__name__}: {error})") from error
         missing = [k for k in (*_UIDS, "Rows", "Columns") if not header.get(k)]
