@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel
 import nrrd
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from app_server import picture, start
+from app_server import Server, picture, start
 from PIL import Image
 from slicer_module import FORMS, LPS, Slicer, Volume, opened_with, write_label
 
@@ -38,7 +39,10 @@ TILTED = np.eye(4)
 TILTED[:3, :3] = np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]]) * STEPS
 TILTED[:3, 3] = (5, -60, 7.5)
 NAMES = ["photo.png", *(f"flat {name}.nii.gz" for name in FLIPS), "standing.nii.gz", "tilted.nii.gz"]
-NAMES += ["volume nnn.nii", "volume.nrrd", "frame.dcm", "cine.dcm"]
+DICOM = ["frame.dcm", "cine.dcm"]
+NAMES += ["volume nnn.nii", "volume.nrrd", *DICOM]
+CASES = [("in_folder", name) for name in NAMES]
+CASES += [pytest.param("in_pacs", name, marks=pytest.mark.orthanc) for name in DICOM]
 
 
 def turned(flips: tuple[int, int, int]) -> np.ndarray:
@@ -66,26 +70,65 @@ def write_studies(folder: Path) -> None:
         Image.fromarray(phantom.image).save(folder / f"benign ({n}).png")
 
 
-@pytest.fixture(scope="module", params=["folder"])
-def site(request, tmp_path_factory, checkpoint):
-    """A server over the studies, where they lie, its journal, and a predictor of the same weights."""
+@dataclass
+class Site:
+    """A running server. ids: name in NAMES -> image id. files: what clients get of it. labels, work: where they lie."""
+
+    server: Server
+    ids: dict[str, str]
+    files: dict[str, Path]
+    labels: Path
+    work: Path
+    predictor: Predictor
+
+    @cached_property
+    def journal(self) -> Journal:
+        return Journal(self.work / "journal.sqlite")
+
+    @property
+    def studies(self) -> Path:
+        return self.server.studies
+
+
+@pytest.fixture(scope="module")
+def in_folder(tmp_path_factory, checkpoint):
     folder = tmp_path_factory.mktemp("slicer")
-    (folder / "studies").mkdir()
-    write_studies(folder / "studies")
-    server = start(folder / "studies", checkpoint, folder)
-    journal = Journal(server.studies / ".ultrarefiner" / "journal.sqlite")
-    predictor = Predictor(load_system(checkpoint))
-    yield SimpleNamespace(server=server, studies=server.studies, journal=journal, predictor=predictor)
+    studies = folder / "studies"
+    studies.mkdir()
+    write_studies(studies)
+    server, predictor = start(studies, checkpoint, folder), Predictor(load_system(checkpoint))
+    ids, files = {n: n.removesuffix(".gz").rpartition(".")[0] for n in NAMES}, {n: studies / n for n in NAMES}
+    yield Site(server, ids, files, studies / "labels" / "final", studies / ".ultrarefiner", predictor)
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def in_pacs(run_orthanc, in_folder, tmp_path_factory, checkpoint):
+    """The DICOM studies in an archive; clients get them as NIfTI files."""
+    archive, folder = run_orthanc(), tmp_path_factory.mktemp("slicer-pacs")
+    archive.add(*(in_folder.studies / name for name in DICOM))
+    server = start(archive.url, checkpoint, folder, work_dir=folder / "work")  # type: ignore[arg-type]
+    slicer, ids, files = Slicer(server.url, folder / "fetched"), {}, {}
+    for _ in DICOM:
+        sample, volume = slicer.next_sample(local=False)
+        name = "frame.dcm" if volume.image.GetSize()[2] == 1 else "cine.dcm"
+        ids[name], files[name] = sample["id"], volume.path
+    assert ids.keys() == set(DICOM)
+    work = folder / "work"
+    yield Site(server, ids, files, work / "labels" / "final", work, in_folder.predictor)
+    server.stop()
+
+
+@pytest.fixture
+def site(request) -> Site:
+    """In the studies folder, or where the test's ``place`` says."""
+    case = getattr(request.node, "callspec", None)
+    return request.getfixturevalue(case.params.get("place", "in_folder") if case else "in_folder")
 
 
 @pytest.fixture
 def slicer(site, tmp_path) -> Slicer:
     return Slicer(site.server.url, tmp_path / "slicer", "radiologist")
-
-
-def id_of(name: str) -> str:
-    return name.removesuffix(".gz").rpartition(".")[0]
 
 
 def corner(volume: Volume) -> np.ndarray:
@@ -124,7 +167,7 @@ def test_the_next_sample_opens_alone(site, slicer, local):
         assert sample["checksum"].startswith("SHA256:") and len(sample["checksum"]) == 7 + 64
         assert volume.path.name == sample["name"]
         opened.add(sample["id"])
-    assert opened == {id_of(n) for n in NAMES} | {f"benign ({n})" for n in range(1, 7)}
+    assert opened == {*site.ids.values(), *(f"benign ({n})" for n in range(1, 7))}
     if not local:
         pictures = [p for p in slicer.folder.iterdir() if p.name.startswith("benign")]
         assert len(pictures) == 6 and all(opened_with(p) == [p.name] for p in pictures)
@@ -133,9 +176,9 @@ def test_the_next_sample_opens_alone(site, slicer, local):
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_image_mask_and_click_agree_in_the_world(site, slicer, tmp_path, name):
-    volume, study, image = Volume(site.studies / name), read_study(site.studies / name), id_of(name)
+@pytest.mark.parametrize(("place", "name"), CASES)
+def test_image_mask_and_click_agree_in_the_world(site, slicer, place, name):
+    volume, study, image = Volume(site.files[name]), read_study(site.files[name]), site.ids[name]
     shown, frames = volume.values, study.frames
     tolerance = 0.02 if name == "cine.dcm" else 1e-6  # JPEG decoders differ
     np.testing.assert_allclose(shown / 255, frames, atol=tolerance)
@@ -168,12 +211,12 @@ def test_image_mask_and_click_agree_in_the_world(site, slicer, tmp_path, name):
     np.testing.assert_allclose(mask.affine, volume.affine, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "tilted.nii.gz"])
-def test_a_roi_with_swapped_ends_is_the_box_that_was_drawn(site, slicer, name):
-    volume, study = Volume(site.studies / name), read_study(site.studies / name)
+@pytest.mark.parametrize(("place", "name"), [c for c in CASES if c != ("in_folder", "tilted.nii.gz")])
+def test_a_roi_with_swapped_ends_is_the_box_that_was_drawn(site, slicer, place, name):
+    volume, study = Volume(site.files[name]), read_study(site.files[name])
     k = study.n_frames - 1
     roi = volume.roi((20, 8, k - 0.4), (60, 41, k + 0.4))
-    mask, reply = slicer.click(id_of(name), [], [], roi)
+    mask, reply = slicer.click(site.ids[name], [], [], roi)
     box = Clicks(box_xyxy=(20.0, 8.0, 60.0, 41.0))
     np.testing.assert_array_equal(mask.values[k], site.predictor.interact(study.frame(k), box).mask)
     assert reply["frame"] == k
@@ -181,7 +224,7 @@ def test_a_roi_with_swapped_ends_is_the_box_that_was_drawn(site, slicer, name):
 
 def test_some_roi_comes_with_swapped_ends(site):
     """Else the test above would prove nothing."""
-    rois = [Volume(site.studies / name).roi((20, 8, 0), (60, 41, 0)) for name in NAMES]
+    rois = [Volume(path).roi((20, 8, 0), (60, 41, 0)) for path in site.files.values()]
     assert any(r[0] > r[1] for r in rois) and any(r[2] > r[3] for r in rois)
 
 
@@ -194,17 +237,20 @@ def test_a_view_half_a_slice_off_clicks_on_the_only_slice(site, slicer):
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", NAMES)
-def test_a_label_as_slicer_writes_it_is_final_to_the_pixel(site, slicer, tmp_path, name, form):
-    volume, study, image = Volume(site.studies / name), read_study(site.studies / name), id_of(name)
-    if form.startswith("plane") and (study.is_volume or name == "standing.nii.gz"):
-        pytest.skip("two axes cannot say where this one lies")
+PLANES = [form for form in FORMS if form.startswith("plane")]  # two axes cannot say where a volume lies
+LABELS = [("in_folder", name, form) for name in NAMES for form in FORMS]
+LABELS = [c for c in LABELS if c[2] not in PLANES or not c[1].startswith(("volume", "cine", "standing"))]
+LABELS += [pytest.param("in_pacs", n, f, marks=pytest.mark.orthanc) for n in DICOM for f in FORMS if f not in PLANES]
+
+
+@pytest.mark.parametrize(("place", "name", "form"), LABELS)
+def test_a_label_as_slicer_writes_it_is_final_to_the_pixel(site, slicer, tmp_path, place, name, form):
+    volume, study, image = Volume(site.files[name]), read_study(site.files[name]), site.ids[name]
     proposed, reply = slicer.infer("ultrarefiner", image)
     drawn = corner(volume)
     label = write_label(tmp_path / form, volume, drawn)
     assert slicer.submit(image, label) == {"image": image, "label": image}
-    (stored,) = (site.studies / "labels" / "final").glob(f"{image}.*")
+    (stored,) = site.labels.glob(f"{image}.*")
     assert stored.read_bytes() == label.read_bytes() and form.endswith(stored.name.removeprefix(image))
     np.testing.assert_array_equal(read_mask(stored, study), drawn)
     correction = site.journal.corrections(image)[-1]
