@@ -8,6 +8,7 @@ filled with phantoms. Orthanc is started by what the tests use (Debian packages 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import sys
 import tempfile
@@ -21,7 +22,7 @@ import requests
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
-from bench_serving import Client, memory_mb, start, weights_path  # noqa: E402
+from bench_serving import Client, cpu_seconds, memory_mb, start, weights_path  # noqa: E402
 from orthanc import Orthanc, free_port  # noqa: E402
 
 from ultrarefiner_monai.batch import plan_batch, run_batch  # noqa: E402
@@ -69,31 +70,29 @@ def listing(archive: Orthanc, server: str, repeats: int) -> dict[str, float]:
     return found
 
 
-def clicks(client: Client, cines: list[str], height: int, width: int, repeats: int) -> dict[str, float]:
-    """A new cine for each first click: nothing of it is cached anywhere."""
+def clicks(client: Client, pid: int, cines: list[str], height: int, width: int, repeats: int) -> dict[str, float]:
+    """A new cine for each first click: nothing of it is cached anywhere. pid: the server's."""
     session = client.session
 
     def open_image(uid: str) -> None:
         session.get(f"{client.url}/datastore/image?image={uid}").raise_for_status()
 
-    def click(uid: str, x: int, **options: object) -> float:
+    def click(uid: str, x: int, **options: int) -> float:
         return client.infer("sam_refiner", uid, foreground=[[x, height // 2, 3]], **options)[0]
 
-    x = width // 2
     results = {}
-    opened = timed(lambda: open_image(cines[0]))
-    one = click(cines[0], x, frame=3)
-    results["cine: at the client (NIfTI), s"] = opened
-    results["cine: first click's answer after that, this frame only, s"] = one
-    results["cine: opening until the first click's answer, this frame only, s"] = opened + one
-    results["click after that, this frame only, median, s"] = statistics.median(
-        click(cines[0], x + k, frame=3) for k in range(1, repeats + 1)
-    )
-    opened = timed(lambda: open_image(cines[1]))
-    results["cine: opening until the first click's answer, all frames, s"] = opened + click(cines[1], x)
-    results["click after that, all frames, median, s"] = statistics.median(
-        click(cines[1], x + k) for k in range(1, repeats + 1)
-    )
+    for uid, which, options in ((cines[0], "this frame only", {"frame": 3}), (cines[1], "all frames", {})):
+        before = cpu_seconds(pid)
+        opened = timed(lambda uid=uid: open_image(uid))  # type: ignore[misc]
+        results[f"cine: at the client (NIfTI), {which}, s"] = opened
+        results[f"cine: opening until the first click's answer, {which}, s"] = opened + click(
+            uid, width // 2, **options
+        )
+        results[f"cine: the same, {which}, CPU-s of the server"] = cpu_seconds(pid) - before
+        before = cpu_seconds(pid)
+        later = [click(uid, width // 2 + k, **options) for k in range(1, repeats + 1)]
+        results[f"click after that, {which}, median, s"] = statistics.median(later)
+        results[f"click after that, {which}, mean CPU-s of the server"] = (cpu_seconds(pid) - before) / repeats
     return results
 
 
@@ -103,12 +102,15 @@ def throughput(archive: Orthanc, checkpoint: Path, folder: Path, processes: list
     for count in processes:
         jobs, setup = plan_batch(archive.url, folder / f"batch{count}", checkpoint, "seg", count, True)
         ends: list[float] = []
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         summary = run_batch(jobs, setup, count, lambda *_, ends=ends: ends.append(time.perf_counter()))  # type: ignore[misc]
         assert summary.done == images and not summary.failed, summary
         steady = (len(ends) - count) / (ends[-1] - ends[count - 1])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
         name = f"batch, {count} process(es), {setup.threads} thread(s) each"
         results[f"{name}, images/s"] = steady
         results[f"{name}, whole run of {images} images, s"] = summary.seconds
+        results[f"{name}, whole run, CPU-s"] = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return results
 
 
@@ -146,7 +148,7 @@ def measure(args: argparse.Namespace, archive: Orthanc, checkpoint: Path, folder
     try:
         results["server ready, s"] = ready
         results |= listing(archive, client.url, args.repeats)
-        results |= clicks(client, [uid for uid, _ in cines], args.height, args.width, args.repeats)
+        results |= clicks(client, process.pid, [uid for uid, _ in cines], args.height, args.width, args.repeats)
         results["memory of the server at the peak, MB"] = memory_mb(process.pid)["VmHWM"]
     except requests.HTTPError as error:
         raise SystemExit(f"{error}: {error.response.text}\n{(folder / 'server.log').read_text()[-3000:]}") from error

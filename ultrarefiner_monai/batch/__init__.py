@@ -20,9 +20,10 @@ from ultrarefiner_monai.batch.pool import Pool, Unreachable
 from ultrarefiner_monai.batch.table import FAILED, Results, Row
 from ultrarefiner_monai.batch.work import FORMATS, Setup, mask_path
 from ultrarefiner_monai.config import ConfigError, ServeConfig
+from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
 
-LOCK, HEADERS = ".batch.lock", ".headers.json"
+LOCK, HEADERS, STUDIES = ".batch.lock", ".headers.json", ".studies"
 
 
 @dataclass
@@ -82,6 +83,7 @@ def plan_batch(
         raise ConfigError(f"--format: expected {', '.join(FORMATS)}, got {mask_format!r}")
     if not remote and (store or filters):
         raise ConfigError(f"{'--store' if store else '--filter'} needs a DICOMweb address as --studies, got {studies}")
+    _require_same(studies if remote else str(Path(studies).resolve()), out)
     jobs = store_jobs(studies, config.pacs, filters) if remote else folder_jobs(Path(studies), out / HEADERS, [out])
     if not jobs:
         raise InputError(f"there is no image in {studies}" + (" that matches" if remote else ""))
@@ -91,10 +93,24 @@ def plan_batch(
     return jobs, Setup(model, out, mask_format, device, threads, config.max_pixels, where, config.pacs, store)
 
 
+def _require_same(studies: str, out: Path) -> None:
+    """Note whose results ``out`` holds; InputError where they are another archive's, whose rows and masks would go."""
+    path = out / STUDIES
+    if path.is_file():
+        before = path.read_text(encoding="utf-8", errors="surrogateescape")
+        if before != studies:
+            raise InputError(f"{out} holds the results of {before}: take another --out for {studies}")
+    elif is_remote(studies) or Path(studies).is_dir():
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write(studies.encode("utf-8", "surrogateescape"))
+
+
 def run_batch(jobs: Sequence[Job], setup: Setup, processes: int = 1, progress: Progress | None = None) -> Summary:
     """Answer ``jobs`` with ``processes`` workers; masks/ and results.csv come into ``setup.out``.
 
-    Rows of images that are no longer among the jobs leave results.csv; their masks stay. Raises InputError when the
+    Rows of files that are gone leave results.csv; their masks stay. Series of a store keep theirs: a filter may leave
+    them out. Raises InputError when the
     model cannot be loaded, when another batch writes to the same folder, and when processes keep dying.
     """
     from ultrarefiner_monai.checkpoints import read_checkpoint
@@ -108,7 +124,8 @@ def run_batch(jobs: Sequence[Job], setup: Setup, processes: int = 1, progress: P
         with FileLock(str(setup.out / LOCK), timeout=0):
             _tidy(setup.out)
             results = Results(setup.out / "results.csv")
-            results.drop(results.sources() - {job.source for job in jobs})
+            if not setup.studies:
+                results.drop(results.sources() - {job.source for job in jobs})
             results.rewrite()
             try:
                 summary = _answer(jobs, setup, version, processes, results, progress or (lambda *_: None))
