@@ -20,7 +20,9 @@ import pytest
 import requests
 from app_server import Server, picture, start
 from orthanc import Orthanc
+from typer.testing import CliRunner
 
+from ultrarefiner_monai.cli import app as cli
 from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.journal import Journal, StoredCorrection
 from ultrarefiner_monai.pacs.ask import send_label
@@ -35,12 +37,13 @@ pytestmark = [pytest.mark.server, pytest.mark.orthanc]
 SIZE = (96, 130)
 
 
-def us(number: int, frames: int, **changes: Any) -> bytes:
+def us(number: int, frames: int, size: tuple[int, int] = SIZE, **changes: Any) -> bytes:
     ds = pydicom.dcmread(
-        io.BytesIO(dicom_bytes(np.stack([picture(number + k, *SIZE) for k in range(frames)]), number, 0.08))
+        io.BytesIO(dicom_bytes(np.stack([picture(number + k, *size) for k in range(frames)]), number, 0.08))
     )
     for keyword, value in changes.items():
         setattr(ds, keyword, value)
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     out = io.BytesIO()
     ds.save_as(out)
     return out.getvalue()
@@ -213,6 +216,21 @@ def test_a_seg_that_cannot_be_used_changes_nothing(clinic: Clinic) -> None:
     assert np.array_equal(clinic.final(image), rectangle(2, 10)) and len(clinic.corrections(image)) == 1
 
 
+def test_a_seg_on_one_picture_of_a_series_of_several_sizes(clinic: Clinic) -> None:
+    uid = "1.2.826.0.1.3680043.8.498.700"
+    contents = [us(700, 1, size=(*SIZE[:1], width), SOPInstanceUID=f"{uid}.{width}") for width in (130, 140)]
+    clinic.archive.add(*contents)
+    files = []
+    for content in contents:
+        ds = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+        files.append(clinic.folder / f"{ds.SOPInstanceUID}.dcm")
+        files[-1].write_bytes(content)
+    clinic.pacs.store([viewers_seg(rectangle(1, 60), files[:1])])
+    eventually(lambda: f"{uid}.130" in clinic.objects() and clinic.objects()[f"{uid}.130"]["labels"])
+    assert np.array_equal(clinic.final(f"{uid}.130"), rectangle(1, 60))
+    assert not clinic.objects()[f"{uid}.140"]["labels"]
+
+
 def test_two_users_who_save_at_once(clinic: Clinic) -> None:
     image, _ = clinic.add(us(400, 1))
     places = (10, 30, 50, 70)
@@ -251,6 +269,8 @@ def test_on_demand(clinic: Clinic) -> None:
             send_label(clinic.url, name, tag)
     with pytest.raises(InputError, match="is the server running"):
         send_label("http://127.0.0.1:9", image)
+    told = CliRunner().invoke(cli, ["send", image, "--server", clinic.url, "--tag", "original", "--sr"])
+    assert told.exit_code == 0 and "on the way" in told.output and " and SR " in told.output
 
 
 def test_nothing_is_lost_while_the_archive_is_away(clinic: Clinic) -> None:
