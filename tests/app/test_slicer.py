@@ -228,12 +228,6 @@ def test_some_roi_comes_with_swapped_ends(site):
     assert any(r[0] > r[1] for r in rois) and any(r[2] > r[3] for r in rois)
 
 
-def test_a_view_half_a_slice_off_clicks_on_the_only_slice(site, slicer):
-    above, _ = slicer.click("photo", [[30, 20, 1]], [[60, 40, -1]])
-    level, _ = slicer.click("photo", [[30, 20, 0]], [[60, 40, 0]])
-    np.testing.assert_array_equal(above.values, level.values)
-
-
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 

@@ -88,9 +88,7 @@ def _point(
             f"{name} click [{i:g}, {j:g}] lies outside the image of {width} x {height} pixels; "
             f"i must be in 0..{width - 1} and j in 0..{height - 1}"
         )
-    if rest and frames == 1 and -1 <= rest[0] <= 1:
-        k = 0  # a view that lies half a slice off its only slice
-    elif rest:
+    if rest:
         k = _frame_index(rest[0], frames, f"{name} click {point}: k")
     elif asked is not None or frames == 1:
         k = asked or 0
