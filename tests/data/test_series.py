@@ -185,6 +185,16 @@ def test_unusable_regions_are_said(tmp_path: Path, regions: list) -> None:
     assert study.regions == () and any("B-mode" in w for w in study.warnings)
 
 
+def test_odd_values_in_a_region_do_not_stop_the_reading(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(written(tmp_path / "a", regions=[LEFT, RIGHT]))
+    dataset.SequenceOfUltrasoundRegions[0].RegionLocationMaxX1 = [27, 28]
+    dataset.SequenceOfUltrasoundRegions[1].PhysicalDeltaX = [0.01, 0.02]
+    dataset.save_as(tmp_path / "a")
+    study = read_study(tmp_path / "a")
+    assert len(study.regions) == 1 and study.spacing_mm == pytest.approx((0.1, 0.1))
+    assert any("cannot be" in w for w in study.warnings)
+
+
 def test_regions_may_differ_from_file_to_file(tmp_path: Path) -> None:
     written(tmp_path / "a", instance=1)
     written(tmp_path / "b", instance=2, regions=[LEFT, RIGHT])

@@ -6,6 +6,7 @@ regions only. A colour box that lies **on** a B-mode region hides nothing of it:
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -72,10 +73,10 @@ def region_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] 
 
 
 def _corners(region: Any) -> _Box | None:
-    values = [region.get(keyword) for keyword in _CORNERS]
-    if any(value is None or isinstance(value, (str, bytes)) for value in values):
+    try:
+        x0, y0, x1, y1 = (int(region.get(keyword)) for keyword in _CORNERS)
+    except (TypeError, ValueError):  # missing, or several values
         return None
-    x0, y0, x1, y1 = map(int, values)
     return x0, y0, x1, y1
 
 
@@ -85,7 +86,10 @@ def _area(region: Any) -> int:
 
 
 def _times_ten(value: Any) -> float | None:
-    return None if value is None else float(value) * 10
+    try:
+        return None if value is None else float(value) * 10
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _box(region: Any, height: int, width: int) -> _Box | None:
