@@ -20,16 +20,20 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 import ultrarefiner_monai
 from lib.datastore import StudiesFolder, check_name
+from lib.exchange import Exchange
 from lib.infers import Engine, LesionTask, Outline, make_tasks
+from lib.pacs import PacsStudies
 from lib.served import Served
 from lib.sessions import SessionStore
 from lib.strategies import NextSample
 from lib.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
+from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.data.writers import read_mask
 from ultrarefiner_monai.journal import Journal, JournalQueue
-from ultrarefiner_monai.types import LABELS, NOTICE, InputError
-from ultrarefiner_monai.workfolder import WorkFolder
+from ultrarefiner_monai.pacs.client import Pacs
+from ultrarefiner_monai.types import LABELS, NOTICE
+from ultrarefiner_monai.workfolder import WorkFolder, is_address
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +46,11 @@ class UltraRefinerApp(MONAILabelApp):
         for name in ("ultrarefiner_monai", "lib"):
             logging.getLogger(name).setLevel(self.config.log_level)
         self.work = WorkFolder.of(studies, self.config.work_dir)
-        if self.config.work_dir:
+        if self.config.work_dir or is_address(studies):
             self.work.note_studies(studies)
+        self.pacs = Pacs.of(studies, self.config.pacs) if is_address(studies) else None
         self.journal = JournalQueue(self.work.journal)
+        self.exchange: Exchange | None = None
         self.served = Served(Path(app_dir), self.config, self.work)
         self.engine = Engine(self.served, self.config, self.work, self.journal)
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
@@ -62,8 +68,9 @@ class UltraRefinerApp(MONAILabelApp):
     # --- studies and tasks --------------------------------------------------------------------------------------------
 
     def init_datastore(self) -> StudiesFolder:
-        if self.studies.startswith(("http://", "https://")):
-            raise InputError(f"this version serves a folder of studies, not a DICOMweb store ({self.studies})")
+        if self.pacs is not None:
+            limits = Limits(total_pixels=self.config.max_pixels)
+            return PacsStudies(self.pacs, self.work, self.config.pacs, self.config.extensions, self.engine.read, limits)
         reload = settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
         return StudiesFolder(self.studies, self.work, self.config.extensions, self.engine.read, reload)
 
@@ -78,7 +85,11 @@ class UltraRefinerApp(MONAILabelApp):
         # 3D Slicer shows the progress and accuracy of the first one: that is the one begun last.
         stats = sorted(info["train_stats"].items(), key=lambda item: -item[1].get("start_ts", 0))
         serving = {"name": self.served.name, "problem": self.served.problem}
-        return {**info, "train_stats": dict(stats), "serving": serving, "notice": NOTICE}
+        store = self.datastore()
+        pacs = {"pacs": store.contact()} if isinstance(store, PacsStudies) else {}
+        if self.exchange is not None:
+            pacs["pacs"]["outbox"] = self.exchange.status()
+        return {**info, "train_stats": dict(stats), "serving": serving, **pacs, "notice": NOTICE}
 
     def outline(self, model: str, path: Path, image_id: str, request: dict[str, Any] | None = None) -> Outline:
         """Run ``model`` on one image file; request: what the client sent besides."""
@@ -149,10 +160,19 @@ class UltraRefinerApp(MONAILabelApp):
         from monailabel.app import app as server
 
         from lib.endpoints import install
+        from lib.exchange import install as install_exchange
+        from lib.pacs_routes import install as install_pacs
 
         shutil.rmtree(self.work.tmp, ignore_errors=True)  # what a killed server left
         self.served.latest()  # not in the processes that MONAI Label starts for trainings: they need no predictor
         install(server, self)
+        store = self.datastore()
+        if isinstance(store, PacsStudies):
+            install_pacs(server, self)
+            store.start()
+            self.exchange = Exchange(self, store)
+            self.exchange.start()
+        install_exchange(server, self)
         super().on_init_complete()
         if not settings.MONAI_LABEL_AUTH_ENABLE and not is_loopback(host_of(sys.argv)):
             logger.warning(

@@ -175,11 +175,12 @@ def start(studies: Path, checkpoint: Path, folder: Path, **conf: object) -> Serv
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
     server = Server(f"http://127.0.0.1:{port}", studies, checkpoint, log_file, process)
     deadline = time.monotonic() + START_SECONDS
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}:\n{server.log[-4000:]}")
         try:
-            with urllib.request.urlopen(f"{server.url}/info/", timeout=5) as answer:
+            with direct.open(f"{server.url}/info/", timeout=5) as answer:
                 if answer.status == 200:
                     return server
         except OSError:

@@ -1,0 +1,112 @@
+"""Routes of a server whose studies are a DICOMweb store: what waits for the store does so in threads; viewers' way to it.
+
+MONAI Label's own run in its event loop, and its proxy knows neither tokens nor certificates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import anyio
+import requests
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from monailabel.config import settings
+from monailabel.endpoints import datastore as stock_datastore
+from monailabel.endpoints.user.auth import User
+from monailabel.interfaces.exception import ImageNotFoundException
+from monailabel.utils.others.generic import file_checksum, get_mime_type
+
+from lib.endpoints import annotator_role, user_role
+from lib.pacs import PacsStudies
+from ultrarefiner_monai.pacs.client import PacsError
+from ultrarefiner_monai.types import InputError
+
+# What DICOMweb has below its root. Others are none of a viewer's business: Orthanc reaches other servers from there.
+_RESOURCES = ("studies", "series", "instances")
+_OPERATIONS = ("wado", "qido", "stow")
+_REQUEST_HEADERS = ("accept", "accept-encoding", "content-type", "if-none-match", "range")
+_RESPONSE_HEADERS = ("content-type", "content-encoding", "content-length", "content-range", "etag", "warning")
+_BLOCK = 1 << 18
+
+
+def install(server: FastAPI, app: Any) -> None:
+    """Put routes that wait for the store into threads, before all others."""
+    store: PacsStudies = app.datastore()
+
+    async def info(user: User = user_role) -> Any:
+        await anyio.to_thread.run_sync(store.fresh)
+        return await anyio.to_thread.run_sync(app.info)
+
+    async def list_images(output: stock_datastore.ResultType | None = None, user: User = user_role) -> Any:
+        def work() -> Any:
+            store.fresh()
+            return stock_datastore.datastore(output)
+
+        return await anyio.to_thread.run_sync(work)
+
+    async def image(image: str, user: User = user_role) -> Response:
+        path = await anyio.to_thread.run_sync(store.client_path, image)
+        return FileResponse(path, media_type=get_mime_type(str(path)), filename=path.name)
+
+    async def check_image(image: str, check_sum: str | None = None, user: User = user_role) -> dict[str, Any]:
+        def work() -> dict[str, Any]:
+            path = store.client_path(image)
+            algorithm, _, digest = check_sum.rpartition(":") if check_sum else ("", "", "")
+            if algorithm not in ("", "SHA256", "SHA512", "MD5"):
+                raise InputError(f"check_sum must be SHA256:..., SHA512:... or MD5:..., got {check_sum!r:.80}")
+            if digest and file_checksum(path, algorithm or "SHA256").partition(":")[2] != digest:
+                raise ImageNotFoundException(f"image {image!r:.120} has another content")
+            return {}
+
+        return await anyio.to_thread.run_sync(work)
+
+    async def read(request: Request, path: str, user: User = user_role) -> Response:
+        return await _proxy(request, path)
+
+    async def write(request: Request, path: str, user: User = annotator_role) -> Response:
+        return await _proxy(request, path)
+
+    async def _proxy(request: Request, path: str) -> Response:
+        first, _, rest = path.partition("/")
+        path = rest if first in _OPERATIONS else path
+        if path.partition("/")[0] not in _RESOURCES:
+            raise HTTPException(404, f"DICOMweb has {', '.join(_RESOURCES)}, not {path!r:.80}")
+        headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
+        headers.setdefault("accept-encoding", "identity")  # or requests asks for what the viewer cannot unpack
+        body = await request.body() if request.method == "POST" else None
+        answer = await anyio.to_thread.run_sync(
+            store.pacs.forward, request.method, path, request.url.query, headers, body
+        )
+        kept = {name: answer.headers[name] for name in _RESPONSE_HEADERS if name in answer.headers}
+        return StreamingResponse(_pieces(answer), answer.status_code, kept)
+
+    routes: list[tuple[str, str, Callable[..., Any]]] = [
+        ("GET", "/info/", info),
+        ("GET", "/datastore/", list_images),
+        ("GET", "/datastore/image", image),
+        ("HEAD", "/datastore/image", check_image),
+        ("GET", "/proxy/dicom/{path:path}", read),
+        ("POST", "/proxy/dicom/{path:path}", write),
+    ]
+    before = len(server.router.routes)
+    for method, path, endpoint in routes:
+        address = settings.MONAI_LABEL_API_STR + path
+        server.add_api_route(address, endpoint, methods=[method], include_in_schema=False, response_model=None)
+    added = server.router.routes[before:]
+    server.router.routes[:] = [*added, *server.router.routes[:before]]
+    server.exception_handlers[PacsError] = _failed
+    server.middleware_stack = server.build_middleware_stack()
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """The store's own 404 is one; whatever else it is that failed, it is not the client's request."""
+    status = 404 if getattr(error, "status", None) == 404 else 503 if getattr(error, "transient", True) else 502
+    return JSONResponse({"detail": str(error)}, status)
+
+
+def _pieces(answer: requests.Response) -> Iterator[bytes]:
+    """The body as the store sends it, packed or not."""
+    with answer:
+        yield from answer.raw.stream(_BLOCK, decode_content=False)
