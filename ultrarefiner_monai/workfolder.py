@@ -6,6 +6,7 @@ headers.json     DICOM headers, as read           nested/          links to DICO
 training/        prepared labels, split, runs     models/          what the runs made, and which of them is served
 handed/          links to images, for 3D Slicer
 mirror/          images fetched from a PACS       labels/          of studies that cannot be written, and of a PACS
+exchange/        what is sent to a PACS, and what came from it
 """
 
 from __future__ import annotations
@@ -109,6 +110,10 @@ class WorkFolder:
         return self.root / "nested"
 
     @property
+    def exchange(self) -> Path:
+        return self.root / "exchange"
+
+    @property
     def mirror(self) -> Path:
         return self.root / "mirror"
 
@@ -165,7 +170,7 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
     prepared for trainings, and what was fetched of it from a PACS.
 
     The image itself and the labels in the studies folder stay, they are the clinician's; with ``labels`` the labels and
-    their former versions go too. A running server is told to drop what it holds in memory.
+    their former versions go too, and what of them waits to be stored in a PACS. A running server is told to drop what it holds in memory.
     Raises InputError when there is no work folder, for an id that is no plain name, and while a training runs.
     """
     if not image_id or "/" in image_id or "\\" in image_id or image_id in (".", ".."):
@@ -183,10 +188,19 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
     shutil.rmtree(folder.handed(image_id), ignore_errors=True)
     report.mirrored = _forget_mirrored(folder.mirror, image_id)
     if labels:
-        report.labels = _remove_labels(Path(studies), folder, image_id)
+        report.labels = _remove_labels(Path(studies), folder, image_id) + _remove_waiting(folder.exchange, image_id)
     with folder.forgotten.open("a", encoding="utf-8") as file:
         file.write("".join(f"{key}\n" for key in sorted(keys)) or "\n")
     return report
+
+
+def _remove_waiting(exchange: Path, image_id: str) -> list[str]:
+    """Remove the objects in the outbox (``pacs.outbox``) that refer to this series or instance."""
+    whole = re.compile(rb"(?<![0-9.])" + re.escape(image_id.encode()) + rb"(?![0-9.])")
+    found = [path for path in sorted((exchange / "outbox").glob("*.dcm")) if whole.search(path.read_bytes())]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return [f"outbox/{path.name}" for path in found]
 
 
 def _forget_embeddings(folder: WorkFolder, keys: set[str]) -> int:

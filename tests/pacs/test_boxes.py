@@ -14,12 +14,15 @@ import pytest
 from orthanc import Orthanc
 from segs import cine, lesions, stills, viewers_seg
 
+from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.pacs.client import InstanceInfo, Pacs, PacsError, SeriesInfo
 from ultrarefiner_monai.pacs.inbox import Inbox
 from ultrarefiner_monai.pacs.outbox import Outbox
 from ultrarefiner_monai.pacs.seg import make_seg
 from ultrarefiner_monai.pacs.segread import SegInfo
+from ultrarefiner_monai.pacs.sr import make_sr
 from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.workfolder import WorkFolder, forget
 
 AWAY = PacsError("the archive cannot be reached")
 
@@ -89,6 +92,19 @@ def test_what_is_refused_does_not_stop_the_others(tmp_path: Path, boxes: Any) ->
     accept.set()
     assert box.flush(10) and len(stored) == 2
     assert (tmp_path / "out" / "0-9.9.broken").is_file()
+
+
+def test_forgotten_before_it_was_sent(tmp_path: Path, boxes: Any) -> None:
+    files = cine(tmp_path)
+    seg, other = make_seg(lesions(5), files, "x", "1"), make_seg(lesions(3), stills(tmp_path), "x", "1")
+    series = str(pydicom.dcmread(files[0]).SeriesInstanceUID)
+    work = WorkFolder.of(tmp_path / "studies", tmp_path / "work")
+    box = boxes(work.exchange / "outbox", lambda datasets: None)
+    box.put(seg, make_sr(lesions(5), files, seg), other)
+    Journal(work.journal).close()
+    assert forget(tmp_path / "studies", series[:-1], work.root, labels=True).labels == []
+    assert len(forget(tmp_path / "studies", series, work.root, labels=True).labels) == 2
+    assert box.waiting == [other.SOPInstanceUID]
 
 
 # --- inbox ------------------------------------------------------------------------------------------------------------

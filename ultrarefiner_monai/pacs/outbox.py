@@ -141,12 +141,14 @@ class Outbox:
         try:
             dataset = pydicom.dcmread(path)
             dataset.SOPInstanceUID  # noqa: B018 (half a file may still be read)
+        except FileNotFoundError:  # forgotten meanwhile
+            return
         except Exception:
             logger.exception("%s in the outbox cannot be read; it is kept as .broken", path.name)
             path.rename(path.with_suffix(".broken"))
             return
         self._send([dataset])
-        path.unlink()
+        path.unlink(missing_ok=True)
         self._later.pop(path.name, None)
         logger.info("stored %s in the archive", dataset.SOPInstanceUID)
         with self._change:

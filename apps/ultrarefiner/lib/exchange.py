@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,12 @@ class Exchange:
 
     def __init__(self, app: Any, store: PacsStudies):
         self.app, self.store, self.mirror, self.config = app, store, store.mirror, app.config.pacs
-        folder = app.work.root / "exchange"
+        folder = app.work.exchange
         folder.mkdir(mode=0o700, exist_ok=True)
         self.outbox = Outbox(folder / "outbox", store.pacs.store)
         self.inbox = Inbox(store.pacs, folder / "inbox.json", self._known, self._take, self.outbox.holds)
         self._lock = threading.Lock()
+        self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="exchange")
 
     def start(self) -> None:
         """Send and look in the background; by the process that serves, not by those that train."""
@@ -68,9 +70,12 @@ class Exchange:
         return {**rest, MARK: {"send": datetime.now().astimezone().isoformat()}} if self.config.store else rest
 
     def saved(self, image_id: str) -> None:
-        """A client saved a final label: put it into the outbox where that is configured. Never fails."""
-        if not self.config.store:
-            return
+        """A client saved a final label: put it into the outbox where that is configured. Returns at once: the objects of
+        a long cine take seconds."""
+        if self.config.store:
+            self._maker.submit(self._make, image_id)
+
+    def _make(self, image_id: str) -> None:
         try:
             self._send_marked(image_id)
         except Exception as error:  # the label is saved and marked: it is tried again
