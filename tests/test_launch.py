@@ -41,6 +41,8 @@ def test_studies_given_become_absolute_and_keep_their_spaces(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     assert launch.choose_studies("my studies") == str(tmp_path / "my studies")
     assert launch.choose_studies("http://pacs:8042/dicom-web") == "http://pacs:8042/dicom-web"
+    with pytest.raises(LaunchError, match="no user or password"):
+        launch.choose_studies("http://me:secret@pacs/dicom-web")
     with pytest.raises(LaunchError, match="no folder"):
         launch.choose_studies("my studie")
 

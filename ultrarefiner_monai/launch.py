@@ -32,6 +32,11 @@ class LaunchError(Exception):
 def choose_studies(given: str, root: Path = ROOT) -> str:
     """The absolute studies folder or DICOMweb address. None given: a copy of sample-data in .work, made only once."""
     if given.startswith(("http://", "https://")):
+        if "@" in given.split("/")[2]:
+            raise LaunchError(
+                "STUDIES: no user or password in the address, it would stand in logs: use pacs.user and "
+                "pacs.password_file (docs/pacs.md)"
+            )
         return given
     if given:
         folder = Path(given).expanduser().absolute()
