@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
+import pytest
 
 from ultrarefiner_monai.data.samples import dicom_bytes
 
 SPACING = 0.08
+
+
+def require(program: str, package: str) -> None:
+    """Skip where a program is missing; fail in CI, where it may not be left out."""
+    if not shutil.which(program):
+        text = f"this test needs {program}: apt-get install {package}"
+        if os.environ.get("CI"):
+            pytest.fail(text)
+        pytest.skip(text)
 
 
 def picture(seed: int, count: int = 1, size: tuple[int, int] = (61, 83)) -> np.ndarray:

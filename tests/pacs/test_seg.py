@@ -16,7 +16,7 @@ import nrrd
 import numpy as np
 import pydicom
 import pytest
-from segs import SPACING, change, cine, lesions, stills, viewers_seg
+from segs import SPACING, change, cine, lesions, require, stills, viewers_seg
 
 from ultrarefiner_monai.data.dicomfile import open_dicom
 from ultrarefiner_monai.pacs.seg import make_seg
@@ -97,8 +97,7 @@ def test_it_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_a_conforming_object(tmp_path: Path) -> None:
-    if not shutil.which("dciodvfy"):
-        pytest.skip("needs the validator of David Clunie: apt-get install dicom3tools")
+    require("dciodvfy", "dicom3tools")
     for name, files, mask in (("a", cine(tmp_path), lesions(5)), ("b", stills(tmp_path), lesions(3) * 0)):
         path = saved(make_seg(mask, files, "ultrarefiner", "1", author="Łukasz^Ä"), tmp_path / name)
         told = subprocess.run(["dciodvfy", str(path)], capture_output=True, timeout=60).stderr.decode(errors="replace")

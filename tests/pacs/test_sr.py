@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from scipy import ndimage
-from segs import SPACING, change, cine, lesions, stills
+from segs import SPACING, change, cine, lesions, require, stills
 
 from ultrarefiner_monai.measure import measure
 from ultrarefiner_monai.pacs.seg import make_seg
@@ -55,8 +54,7 @@ def test_read_back_by_highdicom(tmp_path: Path) -> None:
 
 
 def test_read_back_by_dcmtk(tmp_path: Path) -> None:
-    if not shutil.which("dsrdump"):
-        pytest.skip("needs DCMTK: apt-get install dcmtk")
+    require("dsrdump", "dcmtk")
     files = stills(tmp_path)
     for path in files:
         change(path, SequenceOfUltrasoundRegions=None)  # no pixel size: pixels
