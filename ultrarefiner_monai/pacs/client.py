@@ -37,7 +37,7 @@ JSON = "application/dicom+json"
 # Any transfer syntax: as it is stored, or a store decompresses everything before it sends it.
 FILES = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 _UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
-_PAGE = 1000
+_PAGE = 5000
 _PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _BLOCK = 1 << 18

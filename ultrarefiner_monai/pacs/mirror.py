@@ -63,7 +63,8 @@ class Mirror:
         self.problem, self.asked = "", 0.0
         self._lock = threading.RLock()
         self._series_locks: dict[str, threading.Lock] = {}
-        self._verified: dict[str, float] = {}
+        # Series -> (instances it was listed with, when it was compared with the store).
+        self._verified: dict[str, tuple[int, float]] = {}
         self._listed: dict[str, SeriesInfo] = {}
         self._splits: dict[str, tuple[str, ...]] = {}
         self._images: dict[str, MirrorImage] = {}
@@ -195,10 +196,12 @@ class Mirror:
             return self._series_locks.setdefault(uid, threading.Lock())
 
     def _is_current(self, info: SeriesInfo) -> bool:
-        """Whether as many files lie here as the store lists. Where it lists no number, it is asked now and then."""
+        """Whether as many files lie here as the store lists. Where it lists none, or a wrong number, it is asked now and
+        then."""
         if info.instances and len(list((self.folder / "series" / info.uid).glob("*.dcm"))) == info.instances:
             return True
-        return time.monotonic() - self._verified.get(info.uid, float("-inf")) < self.config.poll_seconds
+        count, when = self._verified.get(info.uid, (-1, 0.0))
+        return count == info.instances and time.monotonic() - when < self.config.poll_seconds
 
     def _bring(self, info: SeriesInfo) -> None:
         """Fetch what is missing of a series and sort it into images."""
@@ -218,7 +221,7 @@ class Mirror:
                 self._link(info.uid, list(pictures))
         except OSError as error:
             raise PacsError(f"series {info.uid} cannot be kept in {self.folder}: {error}", transient=False) from error
-        self._verified[info.uid] = time.monotonic()
+        self._verified[info.uid] = (info.instances, time.monotonic())
         with self._lock:
             if self._splits.get(info.uid, ()) != sops and info.uid in self._listed:
                 self._splits.pop(info.uid, None)

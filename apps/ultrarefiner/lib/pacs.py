@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 # Who asks for a list waits so long for a new one, then gets the one before.
 PATIENCE_SECONDS = 10
+# A list that takes longer is only looked for every poll_seconds and, so that the store can do something else, ten times
+# as long as it took.
+_SLOW_SECONDS = 5.0
 # While the store is away: the pause until it is tried again, doubled up to poll_seconds.
 _FIRST_PAUSE_SECONDS = 2.0
 
@@ -50,6 +53,7 @@ class PacsStudies(StudiesFolder):
         self._refused: dict[str, MirrorImage] = {}
         self._published: dict[str, MirrorImage] | None = None
         self._wake, self._state, self._begun = threading.Event(), threading.Condition(), 0.0
+        self._took = 0.0
         self._thread: threading.Thread | None = None
         super().__init__(str(work.mirror), work, extensions, readable, auto_reload=False, home=work.root)
 
@@ -64,9 +68,9 @@ class PacsStudies(StudiesFolder):
         self._thread.start()
 
     def fresh(self) -> None:
-        """Wait until the list is new. Returns at once where the store is known to be away, or nobody watches it."""
+        """Wait until the list is new. Returns at once where the store is known to be away or slow, or nobody watches."""
         now = time.monotonic()
-        if self._thread is None or self.mirror.problem:
+        if self._thread is None or self.mirror.problem or self._took > _SLOW_SECONDS:
             return
         self._wake.set()
         with self._state:
@@ -89,9 +93,9 @@ class PacsStudies(StudiesFolder):
             except OSError:
                 logger.exception("the index cannot be written")
             with self._state:
-                self._begun = begun
+                self._begun, self._took = begun, time.monotonic() - begun
                 self._state.notify_all()
-            self._wake.wait(pause if self.mirror.problem else self.config.poll_seconds)
+            self._wake.wait(pause if self.mirror.problem else max(self.config.poll_seconds, 10 * self._took))
 
     def _follow(self) -> None:
         """Bring the index in line with the mirror's list."""
