@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ultrarefiner_monai.data.corrections import chosen_frames, final_labels, read_corrections
 from ultrarefiner_monai.data.samples import dicom_bytes
@@ -30,7 +31,7 @@ def studies(tmp_path: Path) -> Path:
     (tmp_path / "labels" / "final").mkdir(parents=True)
     objects = {}
     for name in "abc":
-        (tmp_path / f"{name}.png").write_bytes(b"pixels of " + name.encode())
+        Image.new("L", (8, 6), ord(name)).save(tmp_path / f"{name}.png")
         (tmp_path / "labels" / "final" / f"{name}.nrrd").write_bytes(b"label")
         objects[name] = {"image": {"ext": ".png"}, "labels": {"final": {"ext": ".nrrd"}}}
     (tmp_path / "datastore_v2.json").write_text(json.dumps({"objects": objects}))

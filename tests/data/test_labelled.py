@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ultrarefiner_monai.data.corrections import Labelled
+from ultrarefiner_monai.data.corrections import Labelled, training_parts
 from ultrarefiner_monai.data.datalist import read_index, split_fold
 from ultrarefiner_monai.data.labelled import place, prepare_labels
 from ultrarefiner_monai.data.phantoms import make_phantom
 from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.trainingfolder import TrainingFolder
 from ultrarefiner_monai.types import InputError
@@ -54,6 +55,28 @@ def test_copies_are_the_pixels_and_masks_that_were_labelled(tmp_path: Path, fold
         assert item.has_lesion == (k % 5 != 4)
     split = split_fold(list(items.values()), "none")
     assert len(split.select) == prepared.select and any(i.has_lesion for i in split.select)
+
+
+def test_a_screens_regions_are_trained_on_as_they_are_served(tmp_path: Path, folder: TrainingFolder) -> None:
+    """Two B-mode pictures side by side above a spectrum: the one with the lesion is copied, cut out."""
+    screen = np.random.default_rng(0).integers(0, 255, (1, 120, 200), dtype=np.uint8)
+    boxes = [(0, 0, 89, 79, "tissue"), (100, 10, 199, 79, "tissue"), (0, 90, 199, 119, "spectrum")]
+    image, label = tmp_path / "screen.dcm", tmp_path / "screen.nii.gz"
+    image.write_bytes(dicom_bytes(screen, 1, 0.1, regions=boxes))
+    mask = np.zeros((1, 120, 200), np.uint8)
+    mask[0, 30:50, 120:150] = 1
+    study = read_study(image)
+    write_mask(label, mask, study)
+    assert prepare_labels([Labelled("screen", image, label), *labelled(tmp_path, 5)], folder, 0) is not None
+    [row] = [row for row in folder.read_rows() if row["image"] == "screen"]
+    assert (row["id"], row["width"], row["height"], row["class"]) == ("screen@0.1", "100", "70", "lesion")
+    pixels, kept = (np.asarray(Image.open(path)) for path in folder.pair("screen@0.1"))
+    assert np.array_equal(pixels, np.rint(study.frame(0)[10:80, 100:200] * 255)) and np.array_equal(
+        kept, mask[0, 10:80, 100:200]
+    )
+    mask[:] = 0  # nothing anywhere: both pictures are normal ones
+    assert [item for item, _ in training_parts("screen", study, 0, mask[0])] == ["screen@0.0", "screen@0.1"]
+    assert folder.forget("screen") == 1
 
 
 def test_new_labels_move_no_image_and_changed_ones_are_copied_again(tmp_path: Path, folder: TrainingFolder) -> None:

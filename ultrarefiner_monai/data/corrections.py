@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from ultrarefiner_monai.data.dicomindex import remembered_images
+from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.series import sha256_of_image
+from ultrarefiner_monai.data.study import Region, Study
 from ultrarefiner_monai.journal import Journal, StoredCorrection, StoredProposal
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder, is_address
@@ -31,8 +33,9 @@ MOST_FRAMES = 8
 class Correction:
     """One frame that was offered with an outline and saved with another, or the same.
 
-    id: IMAGE@FRAME, as in the prepared folder of a training (``labelled.py``). frame: None where the file has a single
-    one. label: the final label's file, on the image's grid (``read_mask`` with the study). proposal: (H, W) uint8, 0 or 1.
+    id: IMAGE@FRAME (or IMAGE@FRAME.REGION), as in the prepared folder of a training (``labelled.py``). frame: None where
+    the file has a single one. label: the final label's file, on the image's grid (``read_mask`` with the study). proposal:
+    (H, W) uint8, 0 or 1, of the frame or of the region.
     model: the task that made the proposal; a ``sam_refiner`` one has seen clicks. time: ISO 8601, UTC.
     """
 
@@ -56,9 +59,22 @@ class Labelled:
     label: Path
 
 
-def item_id(image_id: str, frame: int) -> str:
-    """What one frame of an image is called in training."""
-    return f"{image_id}@{frame}"
+def item_id(image_id: str, frame: int, region: int | None = None) -> str:
+    """What one frame of an image, or one B-mode region of it, is called in training."""
+    return f"{image_id}@{frame}" if region is None else f"{image_id}@{frame}.{region}"
+
+
+def training_parts(image_id: str, study: Study, frame: int, mask: np.ndarray) -> list[tuple[str, Region]]:
+    """What of a frame is trained on, as it is served: (item id, region) of each B-mode region, or the whole frame.
+
+    mask: its label (H, W). Where it marks a lesion, the regions without one are left out: a picture beside it may just
+    not have been looked at.
+    """
+    regions = study.regions_of(frame)
+    if not regions:
+        return [(item_id(image_id, frame), (slice(0, study.height), slice(0, study.width)))]
+    found = [(item_id(image_id, frame, r), region) for r, region in enumerate(regions)]
+    return [part for part in found if mask[part[1]].any()] or found
 
 
 def chosen_frames(mask: np.ndarray) -> list[int]:
@@ -146,7 +162,10 @@ def _of_image(journal: Journal, pair: Labelled) -> list[Correction]:
         elif proposal is None or proposal.mask.shape != correction.mask.shape:
             log.warning("%s: a correction is left out, its proposal is gone or of another size", pair.image_id)
         else:
-            found += _frames(pair, correction, proposal)
+            try:
+                found += _frames(pair, correction, proposal)
+            except InputError as error:
+                log.warning("%s: a correction is left out: %s", pair.image_id, error)
     return found
 
 
@@ -154,13 +173,14 @@ def _frames(pair: Labelled, correction: StoredCorrection, proposal: StoredPropos
     reply, single = proposal.reply, len(proposal.mask) == 1
     # A reply to `frame=k` holds that frame alone; the other frames of its mask are empty without meaning it.
     answered = {row["frame"] for row in reply.get("frames", [])} or {reply.get("frame", 0)}
+    study = read_study(pair.image)
     return [
         Correction(
-            id=item_id(pair.image_id, k),
+            id=item,
             image=pair.image,
             frame=None if single else k,
             label=pair.label,
-            proposal=proposal.mask[k],
+            proposal=proposal.mask[k][region],
             model_version=proposal.version,
             author=correction.author,
             time=correction.created,
@@ -168,4 +188,5 @@ def _frames(pair: Labelled, correction: StoredCorrection, proposal: StoredPropos
         )
         for k in chosen_frames(correction.mask)
         if single or k in answered
+        for item, region in training_parts(pair.image_id, study, k, correction.mask[k])
     ]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ultrarefiner_monai.data.corrections import Labelled, chosen_frames, item_id
+from ultrarefiner_monai.data.corrections import Labelled, chosen_frames, training_parts
 from ultrarefiner_monai.data.datalist import SELECT_FOLD
 from ultrarefiner_monai.data.grouping import near_duplicate_groups, thumbnail
 from ultrarefiner_monai.data.nrrdfile import read_nrrd_array
@@ -104,7 +104,7 @@ def prepare_labels(
 
 
 def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) -> list[Row]:
-    """Write the chosen frames of one image and its label; their rows, without group and fold."""
+    """Write the chosen frames of one image and its label, each B-mode region by itself; rows without group and fold."""
     from PIL import Image
 
     study = read_study(pair.image, limits)
@@ -112,14 +112,15 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
     mask = read_mask(pair.label, study, limits)
     if _state(pair) != state:
         raise InputError("image or label changed while it was read; try again")
+    parts = [(k, *part) for k in chosen_frames(mask) for part in training_parts(pair.image_id, study, k, mask[k])]
     rows = []
-    for k in chosen_frames(mask):
-        item = item_id(pair.image_id, k)
+    for k, item, region in parts:
         image_path, mask_path = folder.pair(item)
-        pixels = np.rint(study.frame(k) * 255).astype(np.uint8)
+        pixels = np.rint(study.frame(k)[region] * 255).astype(np.uint8)
+        inside = mask[k][region].astype(bool)
         _save(Image.fromarray(pixels), image_path)
-        _save(Image.fromarray(mask[k].astype(bool)), mask_path)
-        fraction = float(mask[k].mean())
+        _save(Image.fromarray(inside), mask_path)
+        fraction = float(inside.mean())
         rows.append(
             {
                 "id": item,
@@ -129,8 +130,8 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
                 "class": "lesion" if fraction else "normal",
                 "group": "",
                 "fold": "",
-                "width": str(study.width),
-                "height": str(study.height),
+                "width": str(pixels.shape[1]),
+                "height": str(pixels.shape[0]),
                 "lesion_fraction": f"{fraction:.6g}",
             }
         )
