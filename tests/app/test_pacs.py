@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,11 +19,12 @@ import numpy as np
 import pydicom
 import pytest
 import requests
-from app_server import Server, picture, start
+from app_server import APP, Server, picture, start
 from orthanc import PASSWORD, USER, Orthanc
 
 from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.pacs.client import Pacs
 from ultrarefiner_monai.workfolder import forget
 
 pytestmark = [pytest.mark.server, pytest.mark.orthanc]
@@ -200,6 +203,34 @@ def test_a_saved_label_counts_at_once_and_is_journalled(clinic: Clinic, tmp_path
     assert [nibabel.load(pair["image"]).shape for pair in train] == [(130, 96, 3)]
 
 
+def test_trainings_know_patient_and_journal_of_an_image(clinic: Clinic) -> None:
+    """A label counts as a correction only with the sum that the journal has; patients stay on one side of the split."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from lib.pacs import PacsStudies\n"
+        "from lib.trainers import final_labels\n"
+        "from ultrarefiner_monai.config import PacsConfig\n"
+        "from ultrarefiner_monai.data.readers import read_study\n"
+        "from ultrarefiner_monai.data.series import sha256_of_image\n"
+        "from ultrarefiner_monai.pacs.client import Pacs\n"
+        "from ultrarefiner_monai.workfolder import WorkFolder\n"
+        "config, work = PacsConfig(), WorkFolder(Path(sys.argv[3]))\n"
+        "store = PacsStudies(Pacs(sys.argv[2], retries=0), work, config, ('.dcm',), read_study)\n"
+        "[found] = final_labels(store)\n"
+        "print(read_study(found.image).patient, sha256_of_image(found.image))\n"
+    )
+    arguments = [sys.executable, "-c", code, str(APP), clinic.archive.url, str(clinic.work)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    journal = Journal(clinic.work / "journal.sqlite")
+    try:
+        [correction] = [c for c in journal.corrections() if c.image_id == uid_of(CINE)]
+    finally:
+        journal.close()
+    assert done.stdout.split()[-2:] == ["PHANTOM-02", correction.image_hash]
+
+
 def test_no_patients_name_in_any_file_name(clinic: Clinic) -> None:
     assert clinic.infer("transunet", uid_of(STRANGE)).status_code == 200
     names = [p.name for p in clinic.work.rglob("*")]
@@ -215,6 +246,10 @@ def test_viewers_reach_the_store_through_the_server(clinic: Clinic) -> None:
         assert answer.json()[0]["0020000E"]["Value"] == [series]
     whole = clinic.get(f"/proxy/dicom/studies/{study}", headers={"Accept": "multipart/related; type=application/dicom"})
     assert whole.headers["Content-Type"].startswith("multipart/related") and b"DICM" in whole.content
+    stored = pydicom.dcmread(io.BytesIO(us(70, Modality="OT")))
+    through = Pacs(f"{clinic.server.url}/proxy/dicom")
+    through.store([stored])
+    assert [s.uid for s in through.series({"Modality": "OT"})] == [stored.SeriesInstanceUID]
     assert clinic.get("/proxy/dicom/servers").status_code == 404  # Orthanc's own way to other stores
     assert clinic.get("/proxy/dicom/studies/../servers").status_code in (400, 404)
 
@@ -255,6 +290,7 @@ def test_work_goes_on_with_what_is_here_while_the_store_is_away(
         reply = requests.post(f"{clinic.server.url}/activelearning/first", json={}, timeout=60).json()
         assert reply["id"] != uid_of(new) and time.monotonic() - begun < 5
         assert not clinic.get("/info/").json()["pacs"]["reachable"]
+        assert "The PACS is away" in clinic.get("/").text
         # A server that starts now has the list and the images of the one before.
         conf = {"pacs.user": USER, "pacs.password_file": clinic.work.parent / "password", "pacs.retries": 0}
         late = start(clinic.archive.url, checkpoint, tmp_path, work_dir=tmp_path / "work", **conf)  # type: ignore[arg-type]

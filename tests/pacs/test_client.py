@@ -23,6 +23,7 @@ from ultrarefiner_monai.pacs.client import Pacs, PacsError, check_uid
 from ultrarefiner_monai.pacs.credentials import Credentials
 from ultrarefiner_monai.pacs.multipart import MultipartError, boundary_of, related, write_parts
 from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.workfolder import WorkFolder
 
 needs_orthanc = pytest.mark.orthanc
 
@@ -294,6 +295,18 @@ def test_unusable_configurations_say_what_is_wrong(url: str, config: dict[str, s
     with pytest.raises(ConfigError, match=match) as caught:
         Pacs.of(url, PacsConfig(**config), {})
     assert "secret" not in str(caught.value)
+
+
+def test_a_stores_work_folder_lies_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match="never served"):
+        WorkFolder.existing("https://pacs.example/dicom-web")
+    assert not list(tmp_path.iterdir())
+    root = WorkFolder.of("https://pacs.example/dicom-web").root
+    assert root.parent == tmp_path / ".ultrarefiner" and root.name.startswith("pacs.example-")
+    assert root.stat().st_mode & 0o77 == 0
+    assert WorkFolder.existing("https://pacs.example/dicom-web/").root == root
+    assert WorkFolder.of("https://pacs.example/other").root != root
 
 
 def test_a_secret_is_never_shown() -> None:

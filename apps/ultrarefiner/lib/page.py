@@ -25,6 +25,8 @@ def front_page(info: dict[str, Any], address: str) -> str:
         for name, m in info["models"].items()
     )
     counts = info["datastore"]
+    problem = info.get("pacs", {}).get("problem", "")
+    away = f"<p><strong>The PACS is away:</strong> {escape(problem)}</p>" if problem else ""
     address = escape(address)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(info["name"])}</title><style>{_STYLE}</style></head><body>
@@ -32,6 +34,7 @@ def front_page(info: dict[str, Any], address: str) -> str:
 <p class="notice"><strong>{escape(NOTICE)}</strong></p>
 <p>The server is running: {counts.get("total", 0)} images in the studies,
 {counts.get("completed", 0)} with a final label.</p>
+{away}
 <h2>Connect 3D Slicer</h2>
 <ol>
 <li>In 3D Slicer install the extension <em>MONAILabel</em> (Extensions Manager), restart,

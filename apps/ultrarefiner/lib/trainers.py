@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from filelock import Timeout
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks
 
+from lib.datastore import StudiesFolder
 from lib.served import Served, device_of
 from ultrarefiner_monai.config import ConfigError, ServeConfig, TrainConfig, load_yaml
 from ultrarefiner_monai.data.corrections import Labelled
@@ -74,7 +75,7 @@ class LesionTraining(TrainTask):
         epochs = int(task["request"].get("max_epochs") or self._config["max_epochs"])
         return {"status": "starting", "epoch": 0, "total_epochs": epochs, "start_ts": int(asked), "best_metric": 0}
 
-    def check(self, params: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def check(self, params: dict[str, Any], datastore: StudiesFolder) -> dict[str, Any]:
         """The request with which to start the training. Raises InputError for what can be known before it begins."""
         from ultrarefiner_monai.training.studies import started_from  # a server that only answers needs none of it
 
@@ -90,7 +91,7 @@ class LesionTraining(TrainTask):
             logger.info("%s: another training runs; the labels are looked at when it has ended", self.name)
         return options
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any]:
+    def __call__(self, request: dict[str, Any], datastore: StudiesFolder) -> dict[str, Any]:
         """Train; in MONAI Label's subprocess. An error that a user can mend ends the process with its message."""
         from ultrarefiner_monai.training.studies import train_on_labels
 
@@ -160,13 +161,17 @@ def _open_task() -> dict[str, Any] | None:
     return next((task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")), None)
 
 
-def final_labels(datastore: Datastore) -> list[Labelled]:
-    """Images with a final label, by id."""
+def final_labels(datastore: StudiesFolder) -> list[Labelled]:
+    """Images with a final label, by id; without those that a PACS cannot give at the moment. Those of a PACS as the DICOM
+    files that the journal knows, not as clients get them."""
     found = []
     for image_id in sorted(datastore.get_labeled_images(FINAL)):
         label = datastore.get_label_uri(image_id, FINAL)
         if label:
-            found.append(Labelled(image_id, Path(datastore.get_image_uri(image_id)), Path(label)))
+            try:
+                found.append(Labelled(image_id, datastore.image_path(image_id), Path(label)))
+            except InputError as error:
+                logger.warning("%s is left out: %s", image_id, error)
     return found
 
 
