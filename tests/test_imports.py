@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"types", "config", "files", "__init__"},
     {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "pixels", "measure"}
     | {"download", "cache", "recent", "journal", "trainingfolder", "workfolder", "robot"},
-    {"models", "data", "weights"},
+    {"models", "data", "known_weights", "weights"},
     {"checkpoints", "inference", "regions", "pacs"},
     {"registry"},
     {"training", "evaluation", "comparison", "sheets", "batch"},

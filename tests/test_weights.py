@@ -17,8 +17,8 @@ import torch
 from ultrarefiner_monai import weights
 from ultrarefiner_monai.config import SamConfig
 from ultrarefiner_monai.download import FetchError
+from ultrarefiner_monai.known_weights import KNOWN, WeightFile
 from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.weights import KNOWN, WeightFile
 
 
 @dataclass

@@ -4,9 +4,6 @@ Weights lie in ``$ULTRAREFINER_WEIGHTS`` or ``~/.cache/ultrarefiner/weights``, u
 Beside each lies ``FILE.json`` with its sha256: the *pin*. Where public sources agree on a sha256, the registry holds it
 and a file that differs is refused. Where there is none (UltraSam), the first file that comes is trusted, checked to be
 weights and pinned; later ones have to match the pin.
-
-Sources of the checksums: SAM: micro-sam's registry and several Git LFS pointers agree (the six digits in SAM's own file
-names are of the MD5). MedSAM and R50+ViT-B_16: several independent public copies of the file at the address agree.
 """
 
 from __future__ import annotations
@@ -20,29 +17,15 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from .download import FetchError, Progress, discard, download, only_one
 from .files import replacing, sha256_of
+from .known_weights import KNOWN, WeightFile
 from .types import InputError
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """One known file. size in bytes, sha256 in hex; None where nothing is published (pinned on first use)."""
-
-    name: str
-    file: str
-    url: str
-    licence: str
-    about: str
-    kind: Literal["sam", "npz"]
-    size: int | None = None
-    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,72 +40,6 @@ class WeightStatus:
     about: str
     published: bool
     url: str = ""
-
-
-_SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
-KNOWN: Mapping[str, WeightFile] = {
-    w.name: w
-    for w in (
-        WeightFile(
-            "sam_vit_b",
-            "sam_vit_b_01ec64.pth",
-            _SAM + "sam_vit_b_01ec64.pth",
-            "Apache-2.0",
-            "Segment Anything, ViT-B (Kirillov et al. 2023)",
-            "sam",
-            375042383,
-            "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-        ),
-        WeightFile(
-            "sam_vit_l",
-            "sam_vit_l_0b3195.pth",
-            _SAM + "sam_vit_l_0b3195.pth",
-            "Apache-2.0",
-            "Segment Anything, ViT-L",
-            "sam",
-            1249524607,
-            "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-        ),
-        WeightFile(
-            "sam_vit_h",
-            "sam_vit_h_4b8939.pth",
-            _SAM + "sam_vit_h_4b8939.pth",
-            "Apache-2.0",
-            "Segment Anything, ViT-H",
-            "sam",
-            2564550879,
-            "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-        ),
-        WeightFile(
-            "medsam_vit_b",
-            "medsam_vit_b.pth",
-            "https://zenodo.org/records/10689643/files/medsam_vit_b.pth",
-            "CC BY 4.0",
-            "MedSAM, ViT-B on 1.5 M medical image-mask pairs (Ma et al. 2024)",
-            "sam",
-            375049145,
-            "34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74",
-        ),
-        WeightFile(
-            "ultrasam",
-            "UltraSam.pth",
-            "https://s3.unistra.fr/camma_public/github/ultrasam/UltraSam.pth",
-            "CC BY-NC-SA (research only)",
-            "UltraSam, ViT-B on ultrasound (Meyer et al. 2025); has seen BUSI and other public sets",
-            "sam",
-        ),
-        WeightFile(
-            "r50_vit_b16_npz",
-            "R50+ViT-B_16.npz",
-            "https://storage.googleapis.com/vit_models/imagenet21k/R50%2BViT-B_16.npz",
-            "Apache-2.0",
-            "R50+ViT-B_16 on ImageNet-21k (Dosovitskiy et al. 2021): the start of TransUNet",
-            "npz",
-            461217452,
-            "ff009bf39bb4f9198b834cfe46aba2bfdaf730e933ab3e3c4b1edf4226eaafbe",
-        ),
-    )
-}
 
 
 def weights_folder(folder: str | Path | None = None) -> Path:
@@ -182,7 +99,7 @@ def resolve(
             )
         pin = _read_pin(path)
         if pin.get("size") != path.stat().st_size:  # new here, or changed since
-            _accept(path, entry, source="found in the folder")
+            _accept(path, entry, path, source="found in the folder")
         return path
     for row in list_weights(place, known):
         if row.name == name and row.path is not None:
@@ -219,7 +136,7 @@ def add(
     else:
         own, target_name = entry.name, entry.file
         _check(source, entry, digest, weights_folder(folder) / target_name)
-    _check_opens(source, entry.kind if entry else None)
+    _check_opens(source, entry.kind if entry else None, source.suffix)
     place = weights_folder(folder)
     place.mkdir(parents=True, exist_ok=True)
     target = place / target_name
@@ -230,7 +147,7 @@ def add(
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)
-    _write_pin(target, own, digest, f"file {source.name}")
+    _write_pin(target, own, digest, target.stat().st_size, f"file {source.name}")
     return target
 
 
@@ -256,15 +173,10 @@ def fetch(
         _check_room(entry, part, place)
         _bring(entry, part, progress)
         try:
-            digest = sha256_of(part)
-            _check(part, entry, digest, target)
-            if entry.sha256 is None:
-                _check_opens(part, entry.kind, suffix=target.suffix)
-                log.warning("%s has no published sha256: trusted on first use and pinned as %s", name, digest)
+            _accept(part, entry, target, source=entry.url)
         except InputError:
             discard(part)
             raise
-        _write_pin(target, name, digest, entry.url)
         os.replace(part, target)
         discard(part)
     return target
@@ -292,19 +204,19 @@ def _check(path: Path, entry: WeightFile, digest: str, target: Path) -> None:
         raise InputError(f"{entry.name}: sha256 is {digest}, {origin} is {expected}: another file; refused{hint}")
 
 
-def _accept(path: Path, entry: WeightFile, source: str) -> None:
+def _accept(path: Path, entry: WeightFile, target: Path, source: str) -> None:
+    """Check ``path``, which is or becomes ``target``, and write its pin; InputError when it is refused."""
     digest = sha256_of(path)
-    _check(path, entry, digest, path)
+    _check(path, entry, digest, target)
     if entry.sha256 is None:
-        _check_opens(path, entry.kind)
+        _check_opens(path, entry.kind, target.suffix)
         log.warning("%s has no published sha256: trusted on first use and pinned as %s", entry.name, digest)
-    _write_pin(path, entry.name, digest, source)
+    _write_pin(target, entry.name, digest, path.stat().st_size, source)
 
 
-def _check_opens(path: Path, kind: str | None, suffix: str | None = None) -> None:
-    """Open the weights without unpickling anything; InputError for junk. ``suffix``: the name it will have."""
-    ending = (suffix or path.suffix).lower()
-    if kind == "npz" or (kind is None and ending == ".npz"):
+def _check_opens(path: Path, kind: str | None, suffix: str) -> None:
+    """Open the weights without unpickling anything; InputError for junk. kind: None where only ``suffix`` tells."""
+    if kind == "npz" or (kind is None and suffix.lower() == ".npz"):
         import numpy as np
 
         try:
@@ -358,8 +270,7 @@ def _read_pin(path: Path) -> dict:
     return values if isinstance(values, dict) else {}
 
 
-def _write_pin(path: Path, name: str, sha256: str, source: str) -> None:
-    existing = path if path.exists() else path.with_name(path.name + ".part")
-    values = {"name": name, "sha256": sha256, "size": existing.stat().st_size, "source": source}
+def _write_pin(path: Path, name: str, sha256: str, size: int, source: str) -> None:
+    values = {"name": name, "sha256": sha256, "size": size, "source": source}
     with replacing(_pin_path(path), "w") as file:
         file.write(json.dumps(values, indent=1) + "\n")

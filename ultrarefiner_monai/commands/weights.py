@@ -36,7 +36,8 @@ def weights_fetch(name: str) -> None:
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-    from ultrarefiner_monai.weights import KNOWN, fetch
+    from ultrarefiner_monai.known_weights import KNOWN
+    from ultrarefiner_monai.weights import fetch
 
     if name not in KNOWN:
         fetch(name)  # says which names there are
