@@ -10,15 +10,8 @@ import pytest
 import torch
 
 from ultrarefiner_monai.config import CoarseConfig
-from ultrarefiner_monai.models.transunet import (
-    ResidualUnit,
-    StdConv2d,
-    TransUNet,
-    build_transunet,
-    load_npz,
-    load_pth,
-    to_npz_arrays,
-)
+from ultrarefiner_monai.models.transunet import ResidualUnit, StdConv2d, TransUNet, build_transunet
+from ultrarefiner_monai.models.transunet_weights import load_npz, load_pth, to_npz_arrays
 from ultrarefiner_monai.types import InputError
 
 TINY = CoarseConfig(
@@ -123,6 +116,12 @@ def test_pth_of_another_size_names_the_key(tiny: TransUNet, tmp_path: Path) -> N
     torch.save(tiny.state_dict(), tmp_path / "m.pth")
     with pytest.raises(InputError, match="position_embeddings.*instead of"):
         load_pth(build_transunet(config=replace(TINY, image_size=48)), tmp_path / "m.pth")
+
+
+def test_what_is_no_tensor_is_named(tiny: TransUNet, tmp_path: Path) -> None:
+    torch.save({**tiny.state_dict(), "epoch": 3}, tmp_path / "m.pth")
+    with pytest.raises(InputError, match="these are none: epoch"):
+        load_pth(tiny, tmp_path / "m.pth")
 
 
 def test_truncated_pth_is_an_input_error(tiny: TransUNet, tmp_path: Path) -> None:

@@ -1,21 +1,17 @@
 """TransUNet R50-ViT-B_16 (Chen et al. 2021, arXiv:2102.04306): ResNet-50 stem, ViT on its features, U-shaped decoder.
 
-Module names follow the public implementation, so that its ``.pth`` files load key by key. The stem is that of Google's
-"hybrid" ViT (big_transfer): weight-standardised convolutions, GroupNorm, post-activation residual units.
+Module names follow the public implementation, so that its ``.pth`` files load key by key (``transunet_weights``). The
+stem is that of Google's "hybrid" ViT (big_transfer): weight-standardised convolutions, GroupNorm, post-activation
+residual units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ultrarefiner_monai.config import CoarseConfig
-from ultrarefiner_monai.types import InputError
 
 _BLOCKS = ((64, 256, 3), (256, 512, 4), (512, 1024, 9))  # channels in, channels out, units of the three ResNet blocks
 _SKIP_CHANNELS = (512, 256, 64, 0)  # what each decoder block is given besides the level below; the last one has no skip
@@ -234,157 +230,3 @@ def build_transunet(
     if len(config.decoder_channels) != len(_SKIP_CHANNELS):
         raise ValueError(f"coarse.decoder_channels needs {len(_SKIP_CHANNELS)} numbers, got {config.decoder_channels}")
     return TransUNet(config)
-
-
-# --- Weights ----------------------------------------------------------------------------------------------------------
-
-
-def load_pth(model: nn.Module, path: str | Path) -> None:
-    """Load the public implementation's ``.pth`` strictly: plain, ``module.``-prefixed or wrapped; nothing is unpickled.
-
-    Raises InputError that names missing, unexpected and misshapen keys.
-    """
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"{path} cannot be read as a checkpoint of tensors ({type(error).__name__}: {error}); "
-            "expected a .pth with a state dictionary"
-        ) from error
-    for wrapper in ("state_dict", "model_state_dict", "model", "net"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-            break
-    if not isinstance(loaded, Mapping):
-        raise InputError(f"{path}: expected a state dictionary, got {type(loaded).__name__}")
-    state = {str(key).removeprefix("module."): value for key, value in loaded.items()}
-    wanted = model.state_dict()
-    _check_keys(
-        str(path), {k: tuple(v.shape) for k, v in wanted.items()}, {k: tuple(v.shape) for k, v in state.items()}
-    )
-    model.load_state_dict(state)
-
-
-def load_npz(model: TransUNet, path: str | Path) -> None:
-    """Load Google's ``R50+ViT-B_16.npz`` (all 353 arrays of it) into stem and encoder; the decoder stays as it is.
-
-    Linear kernels come transposed, convolution kernels as HWIO, the class token's position is dropped, positions are
-    resized bilinearly for another grid. Raises InputError that names missing, unexpected and misshapen arrays.
-    """
-    names = npz_names(model)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as a .npz of plain arrays: {error}") from error
-    state = model.state_dict()
-    wanted = {npz: _npz_shape(npz, state[key], model) for key, npz in names.items()}
-    grid_free = {k: (wanted[k] if k == _NPZ_POSITIONS else v.shape) for k, v in arrays.items()}
-    _check_keys(str(path), wanted, grid_free)
-    with torch.no_grad():
-        for key, npz in names.items():
-            state[key].copy_(_from_npz(npz, torch.from_numpy(arrays[npz]).float(), state[key]))
-
-
-def to_npz_arrays(model: TransUNet) -> dict[str, np.ndarray]:
-    """The inverse of ``load_npz``: stem and encoder in Google's names and layouts; the class token's position is 0."""
-    state = model.state_dict()
-    return {npz: _to_npz(npz, state[key], model).numpy() for key, npz in npz_names(model).items()}
-
-
-_NPZ_POSITIONS = "Transformer/posembed_input/pos_embedding"
-_NPZ_LAYER = {
-    "attention_norm.weight": "LayerNorm_0/scale",
-    "attention_norm.bias": "LayerNorm_0/bias",
-    "ffn_norm.weight": "LayerNorm_2/scale",
-    "ffn_norm.bias": "LayerNorm_2/bias",
-    **{
-        f"ffn.fc{i + 1}.{ours}": f"MlpBlock_3/Dense_{i}/{theirs}"
-        for i in (0, 1)
-        for ours, theirs in (("weight", "kernel"), ("bias", "bias"))
-    },
-    **{
-        f"attn.{name}.{ours}": f"MultiHeadDotProductAttention_1/{name}/{theirs}"
-        for name in ("query", "key", "value", "out")
-        for ours, theirs in (("weight", "kernel"), ("bias", "bias"))
-    },
-}
-
-
-def npz_names(model: TransUNet) -> dict[str, str]:
-    """state key -> array name, for every key outside the decoder and the head."""
-    return {key: _npz_name(key) for key in model.state_dict() if key.startswith("transformer.")}
-
-
-def _npz_name(key: str) -> str:
-    head, _, rest = key.removeprefix("transformer.").partition(".")
-    if head == "encoder":
-        if rest.startswith("layer."):
-            _, number, name = rest.split(".", 2)
-            return f"Transformer/encoderblock_{number}/{_NPZ_LAYER[name]}"
-        return f"Transformer/encoder_norm/{'scale' if rest.endswith('weight') else 'bias'}"
-    if rest == "position_embeddings":
-        return _NPZ_POSITIONS
-    if rest.startswith("patch_embeddings."):
-        return "embedding/kernel" if rest.endswith("weight") else "embedding/bias"
-    parts = rest.removeprefix("hybrid_model.").split(".")
-    layer, kind = parts[-2], parts[-1]
-    leaf = "bias" if kind == "bias" else ("scale" if layer.startswith("gn") else "kernel")
-    if parts[0] == "root":
-        return f"{layer}_root/{leaf}"
-    return f"{parts[1]}/{parts[2]}/{'conv_proj' if layer == 'downsample' else layer}/{leaf}"
-
-
-def _npz_shape(npz: str, tensor: torch.Tensor, model: TransUNet) -> tuple[int, ...]:
-    return tuple(_to_npz(npz, tensor, model).shape)
-
-
-def _to_npz(npz: str, tensor: torch.Tensor, model: TransUNet) -> torch.Tensor:
-    if npz == _NPZ_POSITIONS:
-        return F.pad(tensor, (0, 0, 1, 0))
-    if tensor.ndim == 4:
-        return tensor.permute(2, 3, 1, 0).contiguous()
-    kernel = tensor.T.contiguous() if tensor.ndim == 2 else tensor
-    if "MultiHead" in npz:
-        split = {("out", 2): 0, ("out", 1): None}.get((npz.split("/")[-2], tensor.ndim), tensor.ndim - 1)
-        return kernel if split is None else kernel.unflatten(split, (model.heads, -1))
-    return kernel[None, None, None] if "/gn" in npz or npz.startswith("gn_root") else kernel
-
-
-def _from_npz(npz: str, array: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    if npz == _NPZ_POSITIONS:
-        return _resize_positions(array[:, 1:], like.shape[1])
-    if array.ndim == 4 and like.ndim == 4:
-        return array.permute(3, 2, 0, 1)
-    if like.ndim == 2:
-        rows, columns = like.shape
-        return array.reshape(columns, rows).T
-    return array.reshape(like.shape)
-
-
-def _resize_positions(positions: torch.Tensor, count: int) -> torch.Tensor:
-    """(1, n*n, C) -> (1, count, C), corners kept on corners as in the public implementation's zoom."""
-    if positions.shape[1] == count:
-        return positions
-    old, new = round(positions.shape[1] ** 0.5), round(count**0.5)
-    if old * old != positions.shape[1]:
-        raise InputError(f"{_NPZ_POSITIONS} holds {positions.shape[1]} positions after the class token: not a square")
-    grid = positions.transpose(1, 2).unflatten(2, (old, old))
-    return F.interpolate(grid, size=(new, new), mode="bilinear", align_corners=True).flatten(2).transpose(1, 2)
-
-
-def _check_keys(source: str, wanted: Mapping[str, tuple], found: Mapping[str, tuple]) -> None:
-    missing = sorted(wanted.keys() - found.keys())
-    unexpected = sorted(found.keys() - wanted.keys())
-    misshapen = [
-        f"{k} {found[k]} instead of {wanted[k]}"
-        for k in sorted(wanted.keys() & found.keys())
-        if tuple(found[k]) != tuple(wanted[k])
-    ]
-    faults = [
-        f"{len(names)} {what}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if names
-    ]
-    if faults:
-        raise InputError(f"{source} does not fit this network ({len(wanted)} arrays wanted). " + "; ".join(faults))

@@ -139,7 +139,7 @@ def initialise(network: nn.Module, init: str) -> None:
     if not path.is_file():
         raise InputError(f"init: expected none, imagenet or the path of a weights file, got {init!r}")
     if path.suffix == ".npz":
-        from ultrarefiner_monai.models.transunet import load_npz
+        from ultrarefiner_monai.models.transunet_weights import load_npz
 
         load_npz(network, path)
     elif path.suffix == ".safetensors":
@@ -149,7 +149,7 @@ def initialise(network: nn.Module, init: str) -> None:
         state = fit_positions(network, state) if isinstance(network, CompactCoarse) else state
         load_strictly(network, state, str(path))
     else:
-        from ultrarefiner_monai.models.transunet import load_pth
+        from ultrarefiner_monai.models.transunet_weights import load_pth
 
         load_pth(network, path)
 
