@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import pytest
 from app_server import APP, picture
+from fastapi import HTTPException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monailabel.interfaces.exception import ImageNotFoundException
@@ -18,6 +19,7 @@ from PIL import Image
 
 from lib.datastore import StudiesFolder, check_name
 from lib.guard import check_target
+from lib.pacs_routes import way_to
 from lib.prompts import clicks_of, frame_of
 from lib.sessions import SessionStore
 from lib.strategies import NextSample
@@ -97,6 +99,35 @@ def test_the_guard_answers_any_query(query):
         check_target("/infer/ultrarefiner", b"image=" + query)
     except InputError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "meant"),
+    [
+        (
+            "GET",
+            "wado/studies/1.2/series/1.3/instances/1.4/frames/1,2",
+            "studies/1.2/series/1.3/instances/1.4/frames/1,2",
+        ),
+        ("GET", "studies/", "studies"),
+        ("POST", "stow/studies/1.2", "studies/1.2"),
+        ("GET", "servers", None),
+        ("GET", "studies/%2e%2e/%2e%2e/system", None),  # requests would decode it, and leave DICOMweb by it
+        ("GET", "studies/.%2E/x", None),
+        ("GET", "studies/../x", None),
+        ("GET", "studies//x", None),
+        ("GET", "studies/1.2?x", None),
+        ("GET", "wado/", None),
+        ("POST", "studies/1.2/series/1.3/reject/113001^DCM", None),
+        ("POST", "series", None),
+    ],
+)
+def test_viewers_reach_dicomweb_and_nothing_else(method, path, meant):
+    if meant is not None:
+        assert way_to(method, path) == meant
+    else:
+        with pytest.raises(HTTPException):
+            way_to(method, path)
 
 
 # --- studies ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ MONAI Label's own run in its event loop, and its proxy knows neither tokens nor 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,9 @@ from ultrarefiner_monai.types import InputError
 # What DICOMweb has below its root. Others are none of a viewer's business: Orthanc reaches other servers from there.
 _RESOURCES = ("studies", "series", "instances")
 _OPERATIONS = ("wado", "qido", "stow")
+# Nothing that means something to whoever reads the address next: no %, which would be decoded once more, no "..".
+_PART = re.compile(r"(?!\.+$)[A-Za-z0-9_.,:~-]+")
+_STOW = re.compile(r"studies(/[0-9.]+)?")
 _REQUEST_HEADERS = ("accept", "accept-encoding", "content-type", "if-none-match", "range")
 _RESPONSE_HEADERS = ("content-type", "content-encoding", "content-length", "content-range", "etag", "warning")
 _BLOCK = 1 << 18
@@ -69,10 +73,7 @@ def install(server: FastAPI, app: Any) -> None:
         return await _proxy(request, path)
 
     async def _proxy(request: Request, path: str) -> Response:
-        first, _, rest = path.partition("/")
-        path = rest if first in _OPERATIONS else path
-        if path.partition("/")[0] not in _RESOURCES:
-            raise HTTPException(404, f"DICOMweb has {', '.join(_RESOURCES)}, not {path!r:.80}")
+        path = way_to(request.method, path)
         headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
         headers.setdefault("accept-encoding", "identity")  # or requests asks for what the viewer cannot unpack
         body = await request.body() if request.method == "POST" else None
@@ -98,6 +99,19 @@ def install(server: FastAPI, app: Any) -> None:
     server.router.routes[:] = [*added, *server.router.routes[:before]]
     server.exception_handlers[PacsError] = _failed
     server.middleware_stack = server.build_middleware_stack()
+
+
+def way_to(method: str, path: str) -> str:
+    """The path below the store's root that a viewer means by ``path``; 404 for whatever is not DICOMweb, and for a POST
+    that does not store: with the server's account it could do anything there."""
+    first, _, rest = path.partition("/")
+    path = (rest if first in _OPERATIONS else path).rstrip("/")
+    parts = path.split("/")
+    if parts[0] not in _RESOURCES or not all(map(_PART.fullmatch, parts)):
+        raise HTTPException(404, f"DICOMweb has {', '.join(_RESOURCES)}, not {path!r:.80}")
+    if method == "POST" and not _STOW.fullmatch(path):
+        raise HTTPException(404, f"objects are stored at studies, not at {path!r:.80}")
+    return path
 
 
 async def _failed(request: Request, error: Exception) -> Response:
