@@ -1,7 +1,7 @@
 """From coarse_prob to SAM's prompts, differentiably: gradients of the refined mask reach the coarse network.
 
-Points and boxes come from row and column marginals and their one-dimensional moments: nothing of the size (B, H, W, 2)
-is ever made. Pixel indices are coordinates (see ``types``); all is in the sam frame.
+Points and boxes come from the map's one-dimensional moments (``moments``). Pixel indices are coordinates (see ``types``);
+all is in the sam frame.
 
 What counts as lesion for point and box is ``relu(p - floor) / (1 - floor)``: continuous, and exactly zero below the
 floor, so that a faint background of any extent moves nothing. An item with less than ``MIN_MASS`` of it in total is
@@ -11,28 +11,23 @@ empty: no point (label -1), no box (inverted), no mask (all zero), and a gradien
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
-from torch.autograd.function import once_differentiable
 
 from ultrarefiner_monai.config import PromptConfig
 from ultrarefiner_monai.geometry import resize
+from ultrarefiner_monai.models.moments import MIN_MASS, Frame, Moments, ValidHW, WindowMarginals, support
 from ultrarefiner_monai.types import Prompts
 
-MIN_MASS = 0.25  # pixels; it also bounds the gradient of a centroid by side / MIN_MASS
 MASK_SCALE = 10.0  # direct: (2 p - 1) * 10
 SHARPEN_SLOPE = 10.0
 BOX_EDGE = 0.02  # softness of the negative point's window: share of the box's side, at least one pixel
 REFERENCE_SIDE = 256  # gaussian_sigma and distance_temperature are pixels of a mask prompt of this side
 NO_BOX = (0.0, 0.0, -1.0, -1.0)
-
-ValidHW: TypeAlias = tuple[int, int] | Sequence[tuple[int, int]] | torch.Tensor | None
 
 
 def derive_prompts(
@@ -49,28 +44,20 @@ def derive_prompts(
     prob = coarse_prob.flatten(0, 1)  # (B, H, W); a view whose backward is free, unlike that of indexing
     if config.sharpen:
         prob = torch.sigmoid(SHARPEN_SLOPE * (prob - 0.5))
-    moments = _Moments(prob, config.box_floor, _Frame(prob, valid_hw))
+    moments = Moments(prob, config.box_floor, Frame(prob, valid_hw))
     box = _threshold_box(prob, moments) if config.box == "minmax" else moments.box(config.box_factor)
 
     xy, labels = [], []
     if config.point:
         xy.append(moments.masked(moments.mean + _offset_inside(prob, moments)))
-        labels.append(1)
+        labels.append(torch.where(moments.empty, -1, 1))
     if config.negative != "none":
         negative, given = _negative(prob, config, moments, box)
         xy.append(torch.where(given[:, None], negative, 0.0))
-        labels.append(0)
-    points_xy = torch.stack(xy, dim=1) if xy else None
-    point_labels = None
-    if points_xy is not None:
-        absent = [moments.empty] * len(xy)
-        if config.negative != "none":
-            absent[-1] = ~given
-        kinds = torch.tensor(labels, device=prob.device).expand(len(prob), -1)
-        point_labels = torch.where(torch.stack(absent, dim=1), -1, kinds)
+        labels.append(torch.where(given, 0, -1))
     return Prompts(
-        points_xy=points_xy,
-        point_labels=point_labels,
+        points_xy=torch.stack(xy, dim=1) if xy else None,
+        point_labels=torch.stack(labels, dim=1) if xy else None,
         boxes_xyxy=None if config.box == "none" else moments.masked(box, NO_BOX),
         mask_logits=mask_prompt(prob[:, None], config, mask_side, moments.empty),
     )
@@ -84,133 +71,18 @@ def derive_mask_prompt(
     return derive_prompts(coarse_prob, only_mask, mask_side, valid_hw).mask_logits
 
 
-# --- Moments ----------------------------------------------------------------------------------------------------------
-
-
-class _Frame:
-    """Where the image lies in the square. valid: (rows, columns) per item; last: (B, 2), the largest x and y there."""
-
-    def __init__(self, prob: torch.Tensor, valid_hw: ValidHW) -> None:
-        batch, height, width = prob.shape
-        given = torch.tensor([[height, width]]) if valid_hw is None else torch.as_tensor(valid_hw).reshape(-1, 2)
-        self.valid: list[list[int]] = given.expand(batch, 2).tolist()
-        if any(not (1 <= h <= height and 1 <= w <= width) for h, w in self.valid):
-            raise ValueError(f"valid_hw must lie in 1..{height} and 1..{width}, got {self.valid}")
-        self.last = prob.new_tensor([[w - 1, h - 1] for h, w in self.valid])
-        self.y = torch.arange(height, device=prob.device, dtype=prob.dtype)
-        self.x = torch.arange(width, device=prob.device, dtype=prob.dtype)
-
-
-class _LesionMarginals(torch.autograd.Function):
-    """prob (B, H, W) -> row sums (B, H) and column sums (B, W) of relu(prob - floor) inside the valid part.
-
-    Only the rectangle around what exceeds the floor is worked on, forward and backward: most of the image does not.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, prob: torch.Tensor, floor: float, valid: list) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, columns = prob.new_zeros(prob.shape[:2]), prob.new_zeros(prob.shape[0], prob.shape[2])
-        ctx.crops = [_support(prob[i, :h, :w], floor) for i, (h, w) in enumerate(valid)]
-        ctx.floor = floor
-        ctx.save_for_backward(prob)
-        for i, (y, x) in enumerate(ctx.crops):
-            weight = (prob[i, y, x] - floor).clamp_(min=0)
-            rows[i, y], columns[i, x] = weight.sum(1), weight.sum(0)
-        return rows, columns
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_rows: torch.Tensor, grad_columns: torch.Tensor) -> tuple:
-        (prob,) = ctx.saved_tensors
-        grad = torch.zeros_like(prob)
-        for i, (y, x) in enumerate(ctx.crops):
-            crop = grad[i, y, x]
-            torch.add(grad_rows[i, y, None], grad_columns[i, None, x], out=crop)
-            crop *= prob[i, y, x] > ctx.floor
-        return grad, None, None
-
-
-def _support(image: torch.Tensor, floor: float) -> tuple[slice, slice]:
-    """The rectangle of image (H, W) that holds everything above the floor; empty slices where nothing is."""
-    rows = (image.amax(1) > floor).nonzero()
-    if not len(rows):
-        return slice(0, 0), slice(0, 0)
-    y = slice(int(rows[0]), int(rows[-1]) + 1)
-    columns = (image[y].amax(0) > floor).nonzero()
-    return y, slice(int(columns[0]), int(columns[-1]) + 1)
-
-
-class _WindowMarginals(torch.autograd.Function):
-    """prob (B, H, W), window wy (B, H) and wx (B, W) -> prob @ wx (B, H) and wy @ prob (B, W), within the crops."""
-
-    @staticmethod
-    def forward(ctx: Any, prob: torch.Tensor, wy: torch.Tensor, wx: torch.Tensor, crops: list) -> tuple:
-        rows, columns = torch.zeros_like(wy), torch.zeros_like(wx)
-        for i, (y, x) in enumerate(crops):
-            crop = prob[i, y, x]
-            rows[i, y], columns[i, x] = crop @ wx[i, x], wy[i, y] @ crop
-        ctx.crops = crops
-        ctx.save_for_backward(prob, wy, wx)
-        return rows, columns
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_rows: torch.Tensor, grad_columns: torch.Tensor) -> tuple:
-        prob, wy, wx = ctx.saved_tensors
-        grad, grad_wy, grad_wx = torch.zeros_like(prob), torch.zeros_like(wy), torch.zeros_like(wx)
-        for i, (y, x) in enumerate(ctx.crops):
-            crop, gy, gx = prob[i, y, x], grad_rows[i, y], grad_columns[i, x]
-            grad_wx[i, x], grad_wy[i, y] = gy @ crop, crop @ gx
-            grad[i, y, x] = torch.stack([gy, wy[i, y]], dim=1) @ torch.stack([wx[i, x], gx])
-        return grad, grad_wy, grad_wx, None
-
-
-class _Moments:
-    """Mass, mean and standard deviation per axis of what counts as lesion; per item, with empty items made harmless."""
-
-    def __init__(self, prob: torch.Tensor, floor: float, frame: _Frame) -> None:
-        self.frame = frame
-        rows, columns = _LesionMarginals.apply(prob, floor, frame.valid)
-        mass = rows.sum(1) / (1 - floor)
-        self.empty = (mass < MIN_MASS).detach()
-        safe = torch.where(self.empty, 1.0, mass * (1 - floor))
-        mean_x, var_x = _mean_variance(columns, frame.x, safe)
-        mean_y, var_y = _mean_variance(rows, frame.y, safe)
-        self.mean = torch.stack([mean_x, mean_y], dim=1)
-        # A pixel is a square of side 1 with a variance of its own: one pixel gets a box, and sqrt a finite gradient.
-        self.std = torch.sqrt(torch.stack([var_x, var_y], dim=1).clamp_min(0) + 1 / 12)
-
-    def box(self, factor: float) -> torch.Tensor:
-        """mean -/+ factor * std, clamped to the image: (B, 4)."""
-        low = (self.mean - factor * self.std).clamp_min(0)
-        high = torch.minimum(self.mean + factor * self.std, self.frame.last)
-        return torch.cat([low, high], dim=1)
-
-    def masked(self, values: torch.Tensor, empty: Sequence[float] = ()) -> torch.Tensor:
-        """values (B, K) where there is something, ``empty`` (zeros) where there is not; no gradient there."""
-        other = values.new_tensor(empty) if len(empty) else values.new_zeros(())
-        return torch.where(self.empty[:, None], other, values)
-
-
-def _mean_variance(
-    marginal: torch.Tensor, index: torch.Tensor, mass: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    mean = (marginal * index).sum(1) / mass
-    return mean, (marginal * (index - mean[:, None]) ** 2).sum(1) / mass
+# --- Box and points ---------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def _threshold_box(prob: torch.Tensor, moments: _Moments) -> torch.Tensor:
+def _threshold_box(prob: torch.Tensor, moments: Moments) -> torch.Tensor:
     """The bounding box of prob > .5, without gradient; the moments' box where nothing exceeds .5."""
     box = moments.box(2.0).clone()
     for i, (height, width) in enumerate(moments.frame.valid):
-        y, x = _support(prob[i, :height, :width], 0.5)
+        y, x = support(prob[i, :height, :width], 0.5)
         if y.stop > y.start:
             box[i] = box.new_tensor([x.start, y.start, x.stop - 1, y.stop - 1])
     return box
-
-
-# --- Points -----------------------------------------------------------------------------------------------------------
 
 
 def _at(prob: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
@@ -221,7 +93,7 @@ def _at(prob: torch.Tensor, xy: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _offset_inside(prob: torch.Tensor, moments: _Moments) -> torch.Tensor:
+def _offset_inside(prob: torch.Tensor, moments: Moments) -> torch.Tensor:
     """(B, 2): zero where the centroid lies in the mask, else the way from there to a pixel well inside it; constant."""
     offset = torch.zeros_like(moments.mean)
     outside = (_at(prob, moments.mean) < 0.5) & ~moments.empty
@@ -244,7 +116,7 @@ def _deep_pixel(mask: torch.Tensor, near_xy: torch.Tensor) -> torch.Tensor:
 
 
 def _negative(
-    prob: torch.Tensor, config: PromptConfig, moments: _Moments, box: torch.Tensor
+    prob: torch.Tensor, config: PromptConfig, moments: Moments, box: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The negative point (B, 2) and where there is one (B,).
 
@@ -258,7 +130,7 @@ def _negative(
     return point, (_at(prob, point) < 0.5) & ~moments.empty
 
 
-def _background_centroid(prob: torch.Tensor, box: torch.Tensor, frame: _Frame) -> torch.Tensor:
+def _background_centroid(prob: torch.Tensor, box: torch.Tensor, frame: Frame) -> torch.Tensor:
     """Weighted centroid of (1 - p) within a box with sigmoid edges. The window is separable: two products with p."""
     edge = (BOX_EDGE * (box[:, 2:] - box[:, :2])).detach().clamp_min(1)
     crops = []
@@ -269,7 +141,7 @@ def _background_centroid(prob: torch.Tensor, box: torch.Tensor, frame: _Frame) -
     inside_x = torch.stack([(frame.x >= x.start) & (frame.x < x.stop) for _, x in crops])
     inside_y = torch.stack([(frame.y >= y.start) & (frame.y < y.stop) for y, _ in crops])
     wx, wy = wx * inside_x, wy * inside_y
-    lesion_rows, lesion_columns = _WindowMarginals.apply(prob, wy, wx, crops)
+    lesion_rows, lesion_columns = WindowMarginals.apply(prob, wy, wx, crops)
     rows = wy * (wx.sum(1, keepdim=True) - lesion_rows)
     columns = wx * (wy.sum(1, keepdim=True) - lesion_columns)
     mass = rows.sum(1)
@@ -290,7 +162,7 @@ def _soft_window(index: torch.Tensor, box: torch.Tensor, edge: torch.Tensor, axi
     return torch.sigmoid((index - low) / width) * torch.sigmoid((high - index) / width)
 
 
-def _far_corner(prob: torch.Tensor, moments: _Moments, box: torch.Tensor) -> torch.Tensor:
+def _far_corner(prob: torch.Tensor, moments: Moments, box: torch.Tensor) -> torch.Tensor:
     """The corner of the box farthest from the positive point, background corners first: (B, 2), on the box's graph."""
     corners = torch.stack([box[:, [0, 1]], box[:, [2, 1]], box[:, [0, 3]], box[:, [2, 3]]], dim=1)
     distance = (corners - moments.mean[:, None]).detach().norm(dim=2)

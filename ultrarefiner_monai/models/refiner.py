@@ -12,7 +12,8 @@ from torch import nn
 
 from ultrarefiner_monai.config import GateConfig, SystemConfig
 from ultrarefiner_monai.geometry import resize
-from ultrarefiner_monai.models.prompts import ValidHW, derive_mask_prompt, derive_prompts
+from ultrarefiner_monai.models.moments import ValidHW
+from ultrarefiner_monai.models.prompts import derive_mask_prompt, derive_prompts
 from ultrarefiner_monai.models.roi import Roi, find_roi
 from ultrarefiner_monai.models.sam import decode, encode
 from ultrarefiner_monai.types import Prompts, RefinerOutput

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 from ultrarefiner_monai.config import SystemConfig
 from ultrarefiner_monai.geometry import resize
-from ultrarefiner_monai.models.prompts import ValidHW, derive_prompts
+from ultrarefiner_monai.models.moments import ValidHW
+from ultrarefiner_monai.models.prompts import derive_prompts
 from ultrarefiner_monai.models.sam import box_is_given
 from ultrarefiner_monai.types import Prompts
 
