@@ -217,6 +217,26 @@ def test_what_fails_is_tried_again(desk: Desk) -> None:
     assert inbox.look() == 0
 
 
+def test_one_series_that_fails_costs_the_others_nothing(desk: Desk, monkeypatch: Any, caplog: Any) -> None:
+    bad, good = desk.add(), desk.add()
+    broken, whole, error = str(desk.shelf.held[0].SeriesInstanceUID), desk.shelf.instances, InputError("no UID")
+
+    def instances(study_uid: str, series_uid: str) -> list[InstanceInfo]:
+        if series_uid == broken:
+            raise error
+        return whole(study_uid, series_uid)
+
+    monkeypatch.setattr(desk.shelf, "instances", instances)
+    inbox = desk.inbox()
+    assert inbox.look() == 1 and inbox.look() == 0 and list(inbox.seen) == [good]
+    assert caplog.text.count("no UID") == 1
+    error = PacsError("500")  # it may work later
+    assert inbox.look() == 0
+    broken = ""
+    assert inbox.look() == 1 and bad in inbox.seen and desk.shelf.fetched == [good, bad]
+    assert not list(desk.state.parent.glob("segs-*"))
+
+
 def test_a_seg_may_come_before_its_image(desk: Desk, tmp_path: Path) -> None:
     source = pydicom.dcmread(desk.files[0])
     desk.known = {str(source.StudyInstanceUID)}

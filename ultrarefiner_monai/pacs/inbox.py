@@ -27,6 +27,7 @@ from ultrarefiner_monai.types import InputError
 logger = logging.getLogger(__name__)
 
 _TRIES = 3
+_MOST_FAILURES = 3  # series in a row, each after all its retries
 _LARGEST_BYTES = 1 << 30
 # Clocks of a hospital's machines differ, and so may time zones; an object from longer ago was not stored just now.
 _WRONG_CLOCK = timedelta(days=1)
@@ -62,6 +63,7 @@ class Inbox:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._complained = ""
+        self._odd: set[str] = set()
 
     def start(self, poll_seconds: float, also: Callable[[], Any] = lambda: None) -> None:
         """Look every ``poll_seconds`` in a thread of its own, and call ``also``; a store whose answer takes long is asked
@@ -94,11 +96,12 @@ class Inbox:
     # --- one look -----------------------------------------------------------------------------------------------------
 
     def look(self) -> int:
-        """Take all that is new, oldest first; returns how many were taken. Raises PacsError when the store fails."""
+        """Take all that is new, oldest first; returns how many were taken. Raises PacsError when the store fails: a
+        series that cannot be listed or fetched costs the others nothing, several in a row are the store."""
         began, known = datetime.now(timezone.utc), set(self._known())
-        new: list[tuple[datetime, str, Any, SegInfo]] = []
+        new: list[tuple[datetime, str, Path, SegInfo]] = []
         counts: dict[str, int] = {}
-        complete = True
+        failures = 0
         with tempfile.TemporaryDirectory(prefix="segs-", dir=self._path.parent) as folder:
             for series in self._pacs.segs():
                 if series.study_uid not in known:
@@ -106,55 +109,77 @@ class Inbox:
                 if series.instances and self._state["series"].get(series.uid) == series.instances:
                     if not self._awaited(series.uid, known):
                         continue
-                found = 0
-                for instance in self._pacs.instances(series.study_uid, series.uid):
-                    found += 1
-                    if instance.uid in self._state["seen"]:
-                        continue
-                    try:
-                        path = self._pacs.fetch_instance(series.study_uid, series.uid, instance.uid, Path(folder))
-                    except PacsError as error:
-                        complete = False
-                        logger.warning("segmentation %s is fetched later: %s", instance.uid, error)
-                        continue
-                    self._sort(instance.uid, path, known, new)
-                    path.unlink(missing_ok=True)
-                counts[series.uid] = found
+                try:
+                    counts[series.uid] = self._fetch(series, Path(folder), known, new)
+                    failures = 0
+                except InputError as error:
+                    transient = getattr(error, "transient", False)
+                    failures += transient
+                    if failures == _MOST_FAILURES:
+                        raise
+                    if transient or series.uid not in self._odd:  # what will not change is said once
+                        logger.warning("the segmentations of series %s are fetched later: %s", series.uid, error)
+                    self._odd |= set() if transient else {series.uid}
             taken = 0
-            for when, uid, dataset, info in sorted(new, key=lambda item: item[:2]):
-                outcome = self._taken(uid, dataset, info, when)
+            for when, uid, path, info in sorted(new, key=lambda item: item[:2]):
+                outcome = self._taken(uid, path, info, when)
                 taken += outcome == "taken"
-                complete &= outcome != ""
-        if complete:
-            self._state["series"].update(counts)
+                if not outcome:
+                    counts.pop(info.series_uid, None)
+        self._state["series"].update(counts)
         self._state["looked"] = began.isoformat()
         self._write()
         return taken
+
+    def _fetch(
+        self, series: SeriesInfo, folder: Path, known: set[str], new: list[tuple[datetime, str, Path, SegInfo]]
+    ) -> int:
+        """Sort the objects of a series that were never seen; returns how many it has. Of what is new the file stays in
+        ``folder``: at the first look there may be thousands."""
+        found, failures = 0, []
+        for instance in self._pacs.instances(series.study_uid, series.uid):
+            found += 1
+            if instance.uid in self._state["seen"]:
+                continue
+            try:
+                path = self._pacs.fetch_instance(series.study_uid, series.uid, instance.uid, folder)
+            except PacsError as error:
+                failures.append(error)
+                if len(failures) == _MOST_FAILURES:
+                    break
+                continue
+            if not self._sort(instance.uid, path, known, new):
+                path.unlink(missing_ok=True)
+        if failures:
+            raise failures[0]
+        return found
 
     def _awaited(self, series_uid: str, known: set[str]) -> bool:
         """Whether an object of this series refers to an image that was not known when it came, and is now."""
         return any(entry[0] == series_uid and known & set(entry[1:]) for entry in self._state["waiting"].values())
 
-    def _sort(self, uid: str, path: Path, known: set[str], new: list[tuple[datetime, str, Any, SegInfo]]) -> None:
-        """Put an object that was never seen where it belongs: new, waiting for its image, or left alone."""
+    def _sort(self, uid: str, path: Path, known: set[str], new: list[tuple[datetime, str, Path, SegInfo]]) -> bool:
+        """Put an object that was never seen where it belongs; whether that is ``new``: else it waits for its image, or is
+        left alone."""
         try:
             if path.stat().st_size > _LARGEST_BYTES:
                 raise InputError(f"{path.stat().st_size >> 20} MB are more than a segmentation of ultrasound takes")
-            dataset = open_dicom(path)
-            info = seg_info(dataset)
+            info = seg_info(open_dicom(path))
         except InputError as error:
             self._done(uid, f"refused: {error}")
-            return
+            return False
         except Exception as error:  # pydicom raises anything
             self._done(uid, f"refused: it cannot be read ({type(error).__name__})")
-            return
+            return False
         reason = self._left_alone(info)
         if reason:
             self._done(uid, reason)
         elif not known & (names := info.referenced | set(info.referenced_series)):
             self._state["waiting"][uid] = [info.series_uid, *sorted(names)]
         else:
-            new.append((self._when(info), uid, dataset, info))
+            new.append((self._when(info), uid, path, info))
+            return True
+        return False
 
     def _left_alone(self, info: SegInfo) -> str:
         if self._mine(info.sop_uid):
@@ -176,10 +201,10 @@ class Inbox:
             return min(info.time, now)
         return min(max(info.time, last), now)
 
-    def _taken(self, uid: str, dataset: Any, info: SegInfo, when: datetime) -> str:
+    def _taken(self, uid: str, path: Path, info: SegInfo, when: datetime) -> str:
         """Hand it on; returns "taken", "refused", or "" when it has to be tried again."""
         try:
-            self._take(dataset, info, when)
+            self._take(open_dicom(path), info, when)
         except PacsError as error:
             if error.transient:
                 logger.warning("segmentation %s is taken later: %s", uid, error)
