@@ -182,6 +182,7 @@ def test_a_killed_run_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (out / "masks").iterdir()) == [f"{k:03d}.nii.gz" for k in range(60)]
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_costs_its_image_only(tiny: Path, tmp_path: Path) -> None:
     studies = tmp_path / "s"
     studies.mkdir()

@@ -54,6 +54,7 @@ def stored_segs(orthanc: Orthanc) -> dict[str, pydicom.Dataset]:
     return {str(ds.SOPInstanceUID): ds for ds in files if ds.Modality == "SEG"}
 
 
+@pytest.mark.slow
 def test_proposals_of_an_archive_come_back_as_segs(orthanc: Orthanc, tiny: Path, tmp_path: Path) -> None:
     single, loop, first, second = cine(1), cine(2, 3), cine(3, 2), cine(3, 1, 40, instance=2)
     document = changed(cine(4), SOPClassUID="1.2.840.10008.5.1.4.1.1.104.1")
@@ -97,6 +98,7 @@ def test_proposals_of_an_archive_come_back_as_segs(orthanc: Orthanc, tiny: Path,
     assert "6" in {row["frames"] for row in rows_of(summary)}
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away_stops_the_batch_and_the_next_one_goes_on(
     orthanc: Orthanc, tiny: Path, tmp_path: Path
 ) -> None:
