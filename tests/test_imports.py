@@ -21,7 +21,7 @@ HEAVY = {"matplotlib", "highdicom", "mlflow", "submitit", "tensorboard", "itk", 
 LAYERS: list[set[str]] = [
     {"types", "config", "files", "__init__"},
     {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "pixels", "measure"}
-    | {"download", "cache", "recent", "journal", "trainingfolder", "workfolder", "robot"},
+    | {"coarse", "request", "download", "cache", "recent", "journal", "trainingfolder", "workfolder", "robot"},
     {"models", "data", "known_weights", "weights"},
     {"checkpoints", "inference", "regions", "pacs"},
     {"registry"},

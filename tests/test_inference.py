@@ -11,9 +11,10 @@ from torch import nn
 
 from ultrarefiner_monai.cache import EmbeddingCache, image_key
 from ultrarefiner_monai.checkpoints import System
+from ultrarefiner_monai.coarse import coarse_arrays, coarse_to_sam
 from ultrarefiner_monai.config import CoarseConfig, GateConfig, PostConfig, SafetyConfig, SamConfig, SystemConfig
-from ultrarefiner_monai.geometry import Letterbox
-from ultrarefiner_monai.inference import Predictor, Proposal, coarse_arrays, coarse_to_sam, to_prompts
+from ultrarefiner_monai.geometry import Letterbox, to_prompts
+from ultrarefiner_monai.inference import Predictor, Proposal
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam import build_sam
 from ultrarefiner_monai.recent import CoarseResult, RecentResults

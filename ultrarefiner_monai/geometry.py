@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .types import Clicks, Prompts
+
 
 def resize(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Bilinear resize of (B, C, H, W) to (B, C, height, width), antialiased along with any axis that shrinks.
@@ -81,3 +83,18 @@ class Letterbox:
     def boxes_back(self, boxes_xyxy: torch.Tensor) -> torch.Tensor:
         """(..., 4) xyxy in the square frame -> the same in the image frame."""
         return torch.cat([self.points_back(boxes_xyxy[..., :2]), self.points_back(boxes_xyxy[..., 2:])], dim=-1)
+
+
+def to_prompts(clicks: Clicks, letterbox: Letterbox, device: str | torch.device = "cpu") -> Prompts:
+    """Clicks in the image frame -> Prompts of batch 1 in the sam frame, clamped to the image; always in one order."""
+    limit = torch.tensor([letterbox.width - 1.0, letterbox.height - 1.0])
+    points = labels = boxes = None
+    xy = [*clicks.foreground_xy, *clicks.background_xy]
+    if xy:
+        inside = torch.minimum(torch.tensor(xy, dtype=torch.float32).clamp(min=0), limit)
+        points = letterbox.points(inside)[None].to(device)
+        labels = torch.tensor([[1] * len(clicks.foreground_xy) + [0] * len(clicks.background_xy)], device=device)
+    if clicks.box_xyxy is not None:
+        corners = torch.tensor([clicks.box_xyxy], dtype=torch.float32).clamp(min=0)
+        boxes = letterbox.boxes(torch.minimum(corners, limit.repeat(2))).to(device)
+    return Prompts(points_xy=points, point_labels=labels, boxes_xyxy=boxes)

@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ultrarefiner_monai.coarse import coarse_arrays
 from ultrarefiner_monai.config import SystemConfig, TrainConfig
 from ultrarefiner_monai.data.datalist import Item, Split, read_index, split_fold
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.geometry import Letterbox
-from ultrarefiner_monai.inference import coarse_arrays
 from ultrarefiner_monai.types import InputError
 
 log = logging.getLogger(__name__)

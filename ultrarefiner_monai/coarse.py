@@ -1,0 +1,65 @@
+"""What the coarse network says of one image: the mean over several views of it, and that in the sam frame."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .cache import Arrays
+from .geometry import Letterbox, resize
+
+
+@torch.inference_mode()
+def coarse_arrays(
+    network: nn.Module, image: torch.Tensor, letterbox: Letterbox, flip_tta: bool, scales: tuple[float, ...] = ()
+) -> Arrays:
+    """image (1, 1, S, S) in the coarse frame -> coarse_prob (S, S), 0 in the padding: the mean over all views.
+
+    flip_tta: the mirror image is a view too (padded on the right and below like any other). scales: so are smaller
+    copies of the image. With several views there is coarse_spread (S, S), the standard deviation between them.
+    """
+    columns = letterbox.inner_hw[1]
+    upright = [image, _mirror(image, columns)] if flip_tta else [image]
+    steps = [(scale, mirrored) for scale in (1.0, *scales) for mirrored in range(len(upright))]
+    views = torch.cat([_shrink(upright[mirrored], scale) for scale, mirrored in steps])
+    probs = torch.softmax(network(views).float(), dim=1)[:, 1]
+    back = [_grow(prob, scale) for prob, (scale, _) in zip(probs, steps)]
+    stack = torch.stack([_mirror(p, columns) if mirrored else p for p, (_, mirrored) in zip(back, steps)])
+    arrays = {"coarse_prob": _without_padding(stack.mean(dim=0), letterbox).cpu().numpy()}
+    if len(stack) > 1:
+        arrays["coarse_spread"] = _without_padding(stack.std(dim=0, correction=0), letterbox).cpu().numpy()
+    return arrays
+
+
+def _shrink(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """(1, 1, S, S) -> the same frame with its content ``scale`` times as large, padded on the right and below."""
+    side = round(scale * x.shape[-1])
+    missing = x.shape[-1] - side
+    return F.pad(resize(x, side, side), (0, missing, 0, missing)) if missing else x
+
+
+def _grow(x: torch.Tensor, scale: float) -> torch.Tensor:
+    """Undo ``_shrink`` on (S, S)."""
+    side = round(scale * x.shape[-1])
+    return x if side == x.shape[-1] else resize(x[None, None, :side, :side], *x.shape)[0, 0]
+
+
+def _mirror(x: torch.Tensor, columns: int) -> torch.Tensor:
+    """Mirror the first ``columns`` columns of (..., S), leave the padding where it is."""
+    return torch.cat([x[..., :columns].flip(-1), x[..., columns:]], dim=-1)
+
+
+def _without_padding(prob: torch.Tensor, letterbox: Letterbox) -> torch.Tensor:
+    rows, columns = letterbox.inner_hw
+    out = torch.zeros_like(prob)
+    out[:rows, :columns] = prob[:rows, :columns]
+    return out
+
+
+def coarse_to_sam(coarse_prob: torch.Tensor, coarse_box: Letterbox, sam_box: Letterbox) -> torch.Tensor:
+    """coarse_prob (B, 1, S, S) in the coarse frame -> (B, 1, S', S') in the sam frame, 0 in the padding."""
+    rows, columns = coarse_box.inner_hw
+    inner_rows, inner_columns = sam_box.inner_hw
+    inner = resize(coarse_prob[..., :rows, :columns], inner_rows, inner_columns)
+    return F.pad(inner, (0, sam_box.size - inner_columns, 0, sam_box.size - inner_rows))
