@@ -180,3 +180,14 @@ def test_pixels_are_rounded_and_clamped_by_at_most_one() -> None:
 def test_unusable_clicks_are_refused(clicks: Clicks, message: str) -> None:
     with pytest.raises(InputError, match=message):
         honour_clicks(MASK, PROB, clicks)
+
+
+def test_positive_click_beside_a_denied_component_is_another_lesion() -> None:
+    """A false alarm denied in its core stays away when the lesion next to it is clicked; without the denial it is pulled."""
+    mask = (ellipse(60, 50, 25, 18) > 0).astype(np.uint8)
+    prob = 0.9 * mask.astype(np.float32)
+    beside = ((50.0, 32.0),)  # just above its outline
+    denied = honour_clicks(mask, prob, Clicks(foreground_xy=beside, background_xy=((50, 60),)))
+    assert denied[32, 50] and not denied[60, 50] and count(denied) == 1 and denied.sum() < 0.2 * mask.sum()
+    pulled = honour_clicks(mask, prob, Clicks(foreground_xy=beside))
+    assert pulled[32, 50] and pulled[60, 50] and count(pulled) == 1

@@ -115,8 +115,9 @@ def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndar
     if clicks.box_xyxy is not None:
         window = box_window(clicks.box_xyxy, shape, BOX_MARGIN)
         kept = _inside_box(kept, prob, clicks.box_xyxy, window, positive)
+    kept = _deny(kept, prob, positive, negative, boxed=window is not None)
     kept = _add(kept, prob, positive, negative, window)
-    kept = _cut(kept, prob, positive, negative, boxed=window is not None)
+    kept = _cut(kept, prob, positive, negative)
     return kept.astype(np.uint8)
 
 
@@ -233,7 +234,11 @@ def _grow(
 # --- negative clicks --------------------------------------------------------------------------------------------------
 
 
-def _cut(mask: np.ndarray, prob: np.ndarray, positive: list[Pixel], negative: list[Pixel], boxed: bool) -> np.ndarray:
+def _deny(mask: np.ndarray, prob: np.ndarray, positive: list[Pixel], negative: list[Pixel], boxed: bool) -> np.ndarray:
+    """Remove the components that a negative click denies as a whole: it lies in the core, or the component is small.
+
+    Before anything is added: a positive click beside a denied component means another lesion, not an end of this one.
+    """
     hits = [pixel for pixel in negative if mask[pixel]]
     if not hits:
         return mask
@@ -244,47 +249,62 @@ def _cut(mask: np.ndarray, prob: np.ndarray, positive: list[Pixel], negative: li
     out = mask.copy()
     for pixel in hits:
         label = int(labels[pixel])
-        where, region = _cut_one(labels == label, prob, pixel, label in held, positive, negative)
+        if label in held:
+            continue
+        component = labels == label
+        where, inside, depth, _ = _depths(component)
+        row, column = pixel[0] - where[0].start, pixel[1] - where[1].start
+        deep = depth[row, column] >= (VERY_DEEP if _is_weak(prob, pixel, where, inside) else DEEP) * depth.max()
+        if deep or areas[label] <= math.pi * (2 * _touch(prob)) ** 2:
+            out[component] = False
+    return out
+
+
+def _cut(mask: np.ndarray, prob: np.ndarray, positive: list[Pixel], negative: list[Pixel]) -> np.ndarray:
+    hits = [pixel for pixel in negative if mask[pixel]]
+    if not hits:
+        return mask
+    labels, areas = label_components(mask)
+    out = mask.copy()
+    for pixel in hits:
+        where, region = _cut_one(labels == labels[pixel], prob, pixel, positive, negative)
         out[where] &= ~region
     return _without_crumbs(out, labels, areas, positive)
 
 
 def _cut_one(
-    component: np.ndarray,
-    prob: np.ndarray,
-    click: Pixel,
-    held: bool,
-    positive: list[Pixel],
-    negative: list[Pixel],
+    component: np.ndarray, prob: np.ndarray, click: Pixel, positive: list[Pixel], negative: list[Pixel]
 ) -> tuple[Window, np.ndarray]:
-    """What one negative click removes from its component: (window in the image, bool array of its size)."""
+    """What one negative click bites off its component: (window in the image, bool array of its size)."""
     touch = _touch(prob)
-    where = bounding_slices(component)
-    assert where is not None
-    inside = component[where]
-    # Beyond the image there is no lesion: the padding makes its border an outline.
-    depth, nearest = ndimage.distance_transform_edt(np.pad(inside, 1), return_indices=True)
+    where, inside, depth, nearest = _depths(component)
     row, column = click[0] - where[0].start, click[1] - where[1].start
-    outline = (
-        int(nearest[0, row + 1, column + 1]) - 1 + where[0].start,
-        int(nearest[1, row + 1, column + 1]) - 1 + where[1].start,
-    )
-    depth = depth[1:-1, 1:-1]
-    here, thickest = float(depth[row, column]), float(depth.max())
-    local = prob[where]
-    weaker = bool(prob[click] < float(np.quantile(local[inside], 0.9)) - UNSURE)
-    deep = here >= (VERY_DEEP if weaker else DEEP) * thickest
-    if not held and (deep or inside.sum() <= math.pi * (2 * touch) ** 2):
-        return where, inside
+    outline = (int(nearest[0, row, column]) + where[0].start, int(nearest[1, row, column]) + where[1].start)
+    here, local = float(depth[row, column]), prob[where]
     cut = disc_in(where, outline, here + touch)
-    cut |= _appendage(inside, depth, (row, column), thickest)
-    if weaker:
+    cut |= _appendage(inside, depth, (row, column), float(depth.max()))
+    if _is_weak(prob, click, where, inside):
         weak = inside & (local <= prob[click] + 0.02) & disc_in(where, click, 2.5 * (here + touch))
         cut |= part_with(weak, click, where)
     cut &= inside & nearer(where, negative, positive, ties=False)
     # What is cut joins the background as what is pulled in joins the lesion: without horns beside it.
     where, cut = rounded(~component, where, cut, touch)
     return where, cut & component[where] & nearer(where, negative, positive, ties=False)
+
+
+def _depths(component: np.ndarray) -> tuple[Window, np.ndarray, np.ndarray, np.ndarray]:
+    """The component's window, and in it: the component, the distance to its outline, the pixel (2, h, w) of the outline
+    that is nearest. Beyond the image there is no lesion: its border is an outline."""
+    where = bounding_slices(component)
+    assert where is not None
+    inside = component[where]
+    depth, nearest = ndimage.distance_transform_edt(np.pad(inside, 1), return_indices=True)
+    return where, inside, depth[1:-1, 1:-1], nearest[:, 1:-1, 1:-1] - 1
+
+
+def _is_weak(prob: np.ndarray, click: Pixel, where: Window, inside: np.ndarray) -> bool:
+    """Whether the network is less sure at the click than in the component's core."""
+    return bool(prob[click] < float(np.quantile(prob[where][inside], 0.9)) - UNSURE)
 
 
 def _appendage(inside: np.ndarray, depth: np.ndarray, click: Pixel, thickest: float) -> np.ndarray:
