@@ -88,10 +88,17 @@ def test_what_is_refused_does_not_stop_the_others(tmp_path: Path, boxes: Any) ->
     (tmp_path / "out" / "0-9.9.dcm").write_bytes(b"half a file")
     box.put(*objects)
     box.start()
-    assert not box.flush(0.4) and stored == [objects[1].SOPInstanceUID]
+    assert not box.flush(0.4) and stored == [objects[1].SOPInstanceUID] and box.problem == "refused"
     accept.set()
     assert box.flush(10) and len(stored) == 2
     assert (tmp_path / "out" / "0-9.9.broken").is_file()
+
+
+def test_what_a_dying_process_kept_is_still_known_as_ours(tmp_path: Path, boxes: Any) -> None:
+    (kept,) = segs(tmp_path, 1)
+    boxes(tmp_path / "out", lambda datasets: None).put(kept)
+    (tmp_path / "out" / "sent.txt").unlink()
+    assert boxes(tmp_path / "out", lambda datasets: None).holds(kept.SOPInstanceUID)
 
 
 def test_forgotten_before_it_was_sent(tmp_path: Path, boxes: Any) -> None:

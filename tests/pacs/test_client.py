@@ -314,7 +314,7 @@ def test_a_secret_is_never_shown() -> None:
     assert "geheim" not in repr(Credentials(token="geheim"))
 
 
-@pytest.mark.parametrize("value", ["", "1", "..", "1..2", "1.2/3", "1.2\n", "1." + "2" * 63, None, "01.2"])
+@pytest.mark.parametrize("value", ["", "1", "..", "1..2", "1.2/3", "1.2\n", "1." + "2" * 63, None, "1.\u0661"])
 def test_only_uids_are_uids(value: object) -> None:
     with pytest.raises(InputError):
         check_uid(value)

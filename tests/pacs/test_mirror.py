@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +121,35 @@ def test_the_mirror_stays_within_its_size(orthanc: Orthanc, mirror: Callable[...
     assert [images.cached(f"1.2.{n}") for n in (1, 2, 3)] == [True, False, True]  # the one used longest ago
     assert not (images.folder / "series" / "1.2.2").exists()
     assert images.open("1.2.2").is_dir()
+
+
+def test_a_second_process_leaves_alone_what_the_first_one_fetches(
+    orthanc: Orthanc, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orthanc.add(us(40, "1.3.41"))
+    images = mirror()
+    images.update()
+    receive, left = Pacs._receive, images.folder / "series" / ".part-old"
+
+    def slowly(self: Pacs, address: str, folder: Path, *more: object) -> None:
+        left.mkdir()
+        os.utime(left, (0, 0))
+        mirror()  # a training begins
+        receive(self, address, folder, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pacs, "_receive", slowly)
+    assert images.open("1.2.40").is_dir() and not left.exists()
+
+
+def test_a_series_larger_than_the_mirror_is_refused(
+    orthanc: Orthanc, mirror: Callable[..., Mirror], tmp_path: Path
+) -> None:
+    orthanc.add(us(41, "1.3.42", shape=(1, 1100, 1000)))
+    images = mirror(mirror_mb=1)
+    images.update()
+    with pytest.raises(PacsError, match="larger than the 1 MB.*mirror_mb"):
+        images.open("1.2.41")
+    assert not [p for p in (tmp_path / "mirror").rglob("*") if p.is_file() and p.name != "list.json"]
 
 
 def test_stores_that_count_wrongly_are_not_asked_at_each_opening(

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
@@ -36,7 +37,8 @@ T = TypeVar("T")
 JSON = "application/dicom+json"
 # Any transfer syntax: as it is stored, or a store decompresses everything before it sends it.
 FILES = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-_UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
+# Numbers with zeros in front are against the standard, and old machines write them.
+_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _PAGE = 5000
 _PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -218,11 +220,12 @@ class Pacs:
 
     # --- fetching -----------------------------------------------------------------------------------------------------
 
-    def fetch_series(self, study_uid: str, series_uid: str, folder: Path) -> list[Path]:
+    def fetch_series(self, study_uid: str, series_uid: str, folder: Path, most_bytes: int | None = None) -> list[Path]:
         """All instances of a series as ``folder/SOPInstanceUID.dcm``; those that are there already are not fetched again.
 
         Afterwards the folder holds what the store holds, neither more nor less. Nobody ever sees half a series in a new
-        folder, or half a file. Returns the files by name. Raises PacsError with status 404 when the series is gone.
+        folder, or half a file. Returns the files by name. Raises PacsError with status 404 when the series is gone, and
+        when one answer is more than ``most_bytes``.
         """
         wanted = {i.uid for i in self.instances(study_uid, series_uid)}
         if not wanted:
@@ -237,7 +240,7 @@ class Pacs:
             if wanted - have:
                 addresses = [f"{series}/instances/{uid}" for uid in sorted(wanted - have)] if have else [series]
                 for address in addresses:
-                    self._retried(f"fetch series {series_uid}", lambda address=address: self._receive(address, part))  # type: ignore[misc]
+                    self._retried(f"fetch series {series_uid}", partial(self._receive, address, part, most_bytes))
             missing = wanted - have - {p.stem for p in part.glob("*.dcm")}
             if missing:
                 raise PacsError(
@@ -267,7 +270,7 @@ class Pacs:
                 os.replace(Path(name) / path.name, path)
         return path
 
-    def _receive(self, address: str, folder: Path) -> None:
+    def _receive(self, address: str, folder: Path, most_bytes: int | None = None) -> None:
         """The DICOM files that ``address`` answers with, named by their SOPInstanceUIDs."""
         raw = folder / "raw"
         shutil.rmtree(raw, ignore_errors=True)
@@ -279,7 +282,19 @@ class Pacs:
                     opened.close()  # the one before
                     yield opened.enter_context((raw / f"{number}").open("wb"))
 
-            blocks = answer.iter_content(_BLOCK)
+            def bounded() -> Iterator[bytes]:
+                taken = 0
+                for block in answer.iter_content(_BLOCK):
+                    taken += len(block)
+                    if most_bytes is not None and taken > most_bytes:
+                        raise PacsError(
+                            f"{self.host}: {address} is larger than the {most_bytes >> 20} MB that may be kept here "
+                            "(pacs.mirror_mb)",
+                            transient=False,
+                        )
+                    yield block
+
+            blocks = bounded()
             try:
                 boundary = boundary_of(answer.headers.get("Content-Type", ""))
                 if boundary is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import tempfile
 import threading
 import time
@@ -68,6 +69,9 @@ class Inbox:
     def start(self, poll_seconds: float, also: Callable[[], Any] = lambda: None) -> None:
         """Look every ``poll_seconds`` in a thread of its own, and call ``also``; a store whose answer takes long is asked
         less often."""
+
+        for left in self._path.parent.glob("segs-*"):  # of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
 
         def run() -> None:
             pause = 0.0

@@ -40,6 +40,7 @@ from ultrarefiner_monai.types import InputError
 logger = logging.getLogger(__name__)
 
 _NAMED = 5
+_LEFT_SECONDS = 24 * 3600
 _KIND_TAGS = ["Rows", "Columns", "SOPClassUID", "Modality"]
 
 
@@ -70,8 +71,10 @@ class Mirror:
         self._images: dict[str, MirrorImage] = {}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for kind in ("series", "images"):
-            for left in (folder / kind).glob(".part-*"):  # of a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            for left in (folder / kind).glob(".part-*"):  # of a process that was killed; younger ones may be of one
+                with contextlib.suppress(OSError):  # that fetches: trainings open the mirror too
+                    if time.time() - left.stat().st_mtime > _LEFT_SECONDS:
+                        shutil.rmtree(left)
         self._load()
 
     # --- the list -----------------------------------------------------------------------------------------------------
@@ -115,7 +118,8 @@ class Mirror:
         logger.info("%s lists %d series", self.pacs.host, len(found))
         for uid in grown:
             try:
-                self._bring(found[uid])
+                with self._series_lock(uid):
+                    self._bring(found[uid])
             except InputError as error:
                 logger.warning("series %s: %s", uid, error)
         return True
@@ -204,10 +208,10 @@ class Mirror:
         return count == info.instances and time.monotonic() - when < self.config.poll_seconds
 
     def _bring(self, info: SeriesInfo) -> None:
-        """Fetch what is missing of a series and sort it into images."""
+        """Fetch what is missing of a series and sort it into images; the caller holds the series' lock."""
         source = self.folder / "series" / info.uid
         try:
-            files = self.pacs.fetch_series(info.study_uid, info.uid, source)
+            files = self.pacs.fetch_series(info.study_uid, info.uid, source, self.config.mirror_mb << 20)
             pictures, others = pictures_of(files)
             sizes = set(pictures.values())
             if not pictures:
@@ -254,16 +258,21 @@ class Mirror:
             folders = [f for f in (self.folder / "images" / i for i in ids) if f.is_dir()]
             niftis = [self.folder / "nifti" / f"{i}.nii.gz" for i in ids]
             size = sum(p.stat().st_size for p in (*source.glob("*.dcm"), *niftis) if p.is_file())
-            used.append((max((f.stat().st_atime for f in folders), default=0.0), size, source.name))
+            when = max((f.stat().st_atime for f in folders), default=source.stat().st_mtime)
+            used.append((when, size, source.name))
         over = sum(size for _, size, _ in used) - (self.config.mirror_mb << 20)
         for _, size, uid in sorted(used):
             if over <= 0:
                 return
-            if uid != keep:
-                for image_id in self._splits.get(uid) or (uid,):
-                    shutil.rmtree(self.folder / "images" / image_id, ignore_errors=True)
-                    (self.folder / "nifti" / f"{image_id}.nii.gz").unlink(missing_ok=True)
-                shutil.rmtree(self.folder / "series" / uid, ignore_errors=True)
+            lock = self._series_lock(uid)
+            if uid != keep and lock.acquire(blocking=False):  # else it is being fetched just now
+                try:
+                    for image_id in self._splits.get(uid) or (uid,):
+                        shutil.rmtree(self.folder / "images" / image_id, ignore_errors=True)
+                        (self.folder / "nifti" / f"{image_id}.nii.gz").unlink(missing_ok=True)
+                    shutil.rmtree(self.folder / "series" / uid, ignore_errors=True)
+                finally:
+                    lock.release()
                 over -= size
 
 

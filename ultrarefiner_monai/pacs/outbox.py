@@ -43,7 +43,8 @@ class Outbox:
         self._thread: threading.Thread | None = None
         self._later: dict[str, float] = {}  # file name -> not before (monotonic)
         self._failures = 0
-        self._ours = set(self._ledger.read_text().split()) if self._ledger.is_file() else set()
+        # A process that died may have kept an object without writing it down.
+        self._ours = set(self._ledger.read_text().split() if self._ledger.is_file() else ()) | set(self.waiting)
         self.problem = ""
 
     @property
@@ -122,7 +123,9 @@ class Outbox:
                 continue
             try:
                 self._one(path)
-                self._failures, self.problem = 0, ""
+                self._failures = 0
+                if not any(other.name in self._later for other in self._files()):  # else that still is one
+                    self.problem = ""
             except PacsError as error:
                 self.problem = str(error)
                 if error.transient:
