@@ -14,9 +14,11 @@ from torch.nn import functional as F
 
 from ultrarefiner_monai.config import OptimiserConfig, TrainConfig
 from ultrarefiner_monai.data.loading import plain_loader, training_loader
-from ultrarefiner_monai.training.engine import Means, Run, TrainingError, frozen_parts
+from ultrarefiner_monai.training.engine import Run
+from ultrarefiner_monai.training.means import Means
 from ultrarefiner_monai.training.optim import Accumulation
 from ultrarefiner_monai.training.state import load_state
+from ultrarefiner_monai.training.steps import TrainingError, frozen_parts
 from ultrarefiner_monai.types import InputError
 
 CONFIG = TrainConfig(

@@ -21,11 +21,12 @@ from ultrarefiner_monai.config import (
     TrainConfig,
 )
 from ultrarefiner_monai.evaluation import seen_in_training
-from ultrarefiner_monai.training import engine, phases
+from ultrarefiner_monai.training import phases
 from ultrarefiner_monai.training.calibrate import Example, choose
 from ultrarefiner_monai.training.optim import build_optimiser, build_schedule
 from ultrarefiner_monai.training.run import train
 from ultrarefiner_monai.training.state import load_state, save_state
+from ultrarefiner_monai.training.steps import TrainingError
 from ultrarefiner_monai.types import InputError
 
 COARSE = CoarseConfig(
@@ -141,7 +142,7 @@ def test_an_existing_run_is_not_overwritten_and_nothing_cannot_be_resumed(
 def test_nan_loss_stops_with_the_images_and_keeps_the_state(folder: Path, tmp_path: Path, monkeypatch) -> None:
     losses = phases.CoarsePhase.losses
     monkeypatch.setattr(phases.CoarsePhase, "losses", lambda s, n, b: {"loss": losses(s, n, b)["loss"] * float("nan")})
-    with pytest.raises(engine.TrainingError, match=r"nan in epoch 1 on .*p\d\d"):
+    with pytest.raises(TrainingError, match=r"nan in epoch 1 on .*p\d\d"):
         train(CONFIG, folder, 0, tmp_path / "r")
 
 

@@ -30,9 +30,9 @@ def train(
 ) -> None:
     """Train a phase on all folds but one; the best checkpoint is chosen on an inner part of those."""
     from ultrarefiner_monai.config import ConfigError
-    from ultrarefiner_monai.training.engine import TrainingError
     from ultrarefiner_monai.training.run import train as run
     from ultrarefiner_monai.training.run import train_all
+    from ultrarefiner_monai.training.steps import TrainingError
     from ultrarefiner_monai.types import InputError
 
     stages = read_configs(config, option)

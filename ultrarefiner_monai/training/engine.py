@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,23 +26,17 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from ultrarefiner_monai.config import TrainConfig, to_dict
-from ultrarefiner_monai.data.transforms import ID
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.training import ddp
 from ultrarefiner_monai.training.console import EpochTable
 from ultrarefiner_monai.training.means import Means
-from ultrarefiner_monai.training.optim import Accumulation, build_optimiser, build_schedule
 from ultrarefiner_monai.training.phases import Batch, Phase
 from ultrarefiner_monai.training.state import check_same_options, load_state, save_state
+from ultrarefiner_monai.training.steps import Steps, TrainingError
 from ultrarefiner_monai.training.tracking import Trackers, overlay_sheet
 from ultrarefiner_monai.types import InputError
 
 log = logging.getLogger(__name__)
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why (the batch's images, the file that could not be written)."""
 
 
 @dataclass
@@ -73,24 +66,16 @@ class Run:
             raise InputError("there are fewer selection images than processes: start fewer, or raise data.select_share")
         self.phase, self.config, self.training, self.selection = phase, config, training, selection
         self.out, self.device, self.meta, self.best = out, torch.device(device), meta or {}, Best()
-        self.network = phase.network.to(self.device)
-        if self.device.type == "cpu":
-            self.network.to(memory_format=torch.channels_last)  # mkldnn's convolutions are faster so
-        self.losses: nn.Module = ddp.distributed(phase, self.network, self.device)
-        self._trainable: tuple[bool, ...] = tuple(p.requires_grad for p in self.network.parameters())
-        self._frozen = frozen_parts(self.network)
-        self.optimiser = build_optimiser(config.optimiser, phase.parameter_groups())
-        self.accumulation = Accumulation(len(training), config.optimiser.accumulate)
-        self.schedule = build_schedule(config.optimiser, self.optimiser, config.epochs, self.accumulation.steps)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        self.steps = Steps(phase, config, len(training), self.device)
+        self.network = self.steps.network
         self.trainer = SupervisedTrainer(
             device=self.device,
             max_epochs=config.epochs,
             train_data_loader=training,
             network=self.network,
-            optimizer=self.optimiser,
-            loss_function=lambda *_: None,  # the phase's own, in _step
-            iteration_update=self._step,
+            optimizer=self.steps.optimiser,
+            loss_function=lambda *_: None,  # the phase's own, in Steps
+            iteration_update=self.steps,
             decollate=False,
         )
         self.ema = EMAHandler(self.network, momentum=config.ema, handle_buffers="update") if config.ema else None
@@ -112,49 +97,11 @@ class Run:
         """The network that is validated and saved: the averaged one where there is an average."""
         return self.network if self.ema is None else self.ema.ema_model
 
-    # --- what happens in an iteration ---------------------------------------------------------------------------------
-
-    def _autocast(self) -> torch.autocast:
-        dtype = DTYPES.get(self.config.amp)
-        return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
-
-    def _to_device(self, batch: Batch) -> Batch:
-        return {k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
-
-    def _step(self, engine: Engine, batch: Batch) -> dict[str, float]:
-        # Dropout depends on (seed, iteration, process) alone, so that a resumed run goes on as if it had never stopped.
-        torch.manual_seed((self.config.seed * 1_000_003 + engine.state.iteration) + ddp.rank() * 1_000_000_007)
-        self.network.train()
-        for part in self._frozen:
-            part.eval()
-        steps, share = self.accumulation.at(engine.state.iteration)
-        with nullcontext() if steps else ddp.without_sync(self.losses):
-            with self._autocast():
-                losses = self.losses(self._to_device(batch))
-            if not torch.isfinite(losses["loss"]):
-                raise TrainingError(
-                    f"the loss became {losses['loss'].item()} in epoch {engine.state.epoch} on {', '.join(batch[ID])}; "
-                    "the last good state is kept; look at these images or lower optimiser.lr"
-                )
-            self.scaler.scale(losses["loss"] / share).backward()
-        if steps:
-            self._update()
-        return {name: value.item() for name, value in losses.items()}
-
-    def _update(self) -> None:
-        self.scaler.unscale_(self.optimiser)
-        if self.config.optimiser.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimiser.clip_norm)
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
-        self.schedule.step()
-
     @torch.no_grad()
     def _figures(self, engine: Engine, batch: Batch) -> dict[str, torch.Tensor]:
         self.evaluated.eval()
-        with self._autocast():
-            return self.phase.figures(self.evaluated, self._to_device(batch))
+        with self.steps.autocast():
+            return self.phase.figures(self.evaluated, self.steps.to_device(batch))
 
     # --- handlers -----------------------------------------------------------------------------------------------------
 
@@ -164,7 +111,7 @@ class Run:
             engine.logger.setLevel(logging.CRITICAL)
         trainer.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         if self.ema is not None:
-            stepped = Events.ITERATION_COMPLETED(event_filter=lambda _, k: self.accumulation.at(k)[0])
+            stepped = Events.ITERATION_COMPLETED(event_filter=lambda _, k: self.steps.accumulation.at(k)[0])
             self.ema.attach(trainer, event=stepped)
         self._train_means, self._select_means = Means(self.device), Means(self.device)
         self._train_means.attach(trainer)
@@ -187,14 +134,7 @@ class Run:
         dataset, sampler = self.training.dataset, self.training.sampler
         dataset.set_epoch(epoch)  # type: ignore[attr-defined]
         sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        start = getattr(self.phase, "start_epoch", None)
-        if start is None:
-            return
-        start(epoch)
-        trainable = tuple(p.requires_grad for p in self.network.parameters())
-        if trainable != self._trainable:
-            self._trainable, self._frozen = trainable, frozen_parts(self.network)
-            self.losses = ddp.distributed(self.phase, self.network, self.device)
+        self.steps.start_epoch(epoch)
 
     def _gather_figures(self, engine: Engine) -> None:
         engine.state.metrics.update(self._select_means.compute())
@@ -219,7 +159,7 @@ class Run:
             if is_best or self.config.keep == "last":
                 meta = {**self.meta, "phase": self.config.phase, "epoch": epoch, "selection": figures}
                 self.phase.save(self.evaluated, self.out / "best.safetensors", meta)
-            self.table.add(epoch, losses, figures, self.optimiser.param_groups[0]["lr"], is_best)
+            self.table.add(epoch, losses, figures, self.steps.optimiser.param_groups[0]["lr"], is_best)
             self._save_state(epoch)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own for a full disk
             raise TrainingError(
@@ -230,7 +170,7 @@ class Run:
 
     def _track_epoch(self, epoch: int, losses: Mapping[str, float], figures: Mapping[str, float]) -> None:
         assert self._trackers is not None
-        rates = {f"lr/{g.get('name', k)}": g["lr"] for k, g in enumerate(self.optimiser.param_groups)}
+        rates = {f"lr/{name}": rate for name, rate in self.steps.rates().items()}
         train, select = ({f"{p}/{k}": v for k, v in d.items()} for p, d in (("train", losses), ("select", figures)))
         self._trackers.scalars({**train, **select, **rates}, epoch)
         if self.config.overlays and (epoch % self.config.overlay_every == 0 or epoch == self.config.epochs):
@@ -249,8 +189,8 @@ class Run:
         chosen = np.linspace(0, len(dataset) - 1, number).round().astype(int)  # type: ignore[arg-type]
         batch = (self.selection.collate_fn or default_collate)([dataset[int(k)] for k in chosen])
         self.evaluated.eval()
-        with self._autocast():
-            sheet = overlay_sheet(pictures(self.evaluated, self._to_device(batch)))
+        with self.steps.autocast():
+            sheet = overlay_sheet(pictures(self.evaluated, self.steps.to_device(batch)))
         path = self.out / "overlays" / f"epoch_{epoch:04d}.png"
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as file:
@@ -262,11 +202,8 @@ class Run:
 
     def _save_state(self, epoch: int) -> None:
         state = {
-            "network": self.network.state_dict(),
+            **self.steps.state(),
             "average": None if self.ema is None else self.ema.ema_model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
-            "scaler": self.scaler.state_dict(),
             "early_stop": None if self.early_stop is None else dict(self.early_stop.state_dict()),
             "trackers": None if self._trackers is None else self._trackers.state(),
             "epoch": epoch,
@@ -279,14 +216,9 @@ class Run:
         """Go on from ``last.pt``. Raises InputError when it belongs to another configuration."""
         state = load_state(self.out / "last.pt")
         check_same_options(self.out / "last.pt", state["config"], self.config)
-        self.network.load_state_dict(state["network"])
+        self.steps.load(state)
         if self.ema is not None:
             self.ema.ema_model.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.last_epoch = state["schedule"]["last_epoch"]
-        for group, rate in zip(self.optimiser.param_groups, self.schedule.lr_lambdas, strict=True):
-            group["lr"] = group["initial_lr"] * rate(self.schedule.last_epoch)
-        self.scaler.load_state_dict(state["scaler"])
         if self.early_stop is not None and state.get("early_stop") is not None:
             self.early_stop.load_state_dict(state["early_stop"])
         self._kept_trackers = state.get("trackers")
@@ -316,10 +248,9 @@ class Run:
                 self.out, self.config, self._tags(), self._kept_trackers, state.epoch + 1, state.iteration + 1
             )
         try:
-            if state_missing(self.out) and ddp.is_main():
-                self._save_state(
-                    0
-                )  # so that a run can be interrupted in its first epoch, and a full disk shows at once
+            if ddp.is_main() and not (self.out / "last.pt").exists():
+                # So that a run can be interrupted in its first epoch, and a full disk shows at once.
+                self._save_state(0)
             self.trainer.run()
             done = True
         finally:
@@ -331,17 +262,3 @@ class Run:
 
     def _tags(self) -> dict[str, str]:
         return {k: str(self.meta[k]) for k in ("data", "fold", "package", "seed") if k in self.meta}
-
-
-def state_missing(out: Path) -> bool:
-    """Whether ``out`` holds nothing to go on from."""
-    return not (out / "last.pt").exists()
-
-
-def frozen_parts(network: nn.Module) -> list[nn.Module]:
-    """The largest parts of which no parameter is trained: they stay in eval mode, or norm statistics would move and
-    dropout would blur what a frozen part computes."""
-    parameters = list(network.parameters())
-    if parameters and not any(p.requires_grad for p in parameters):
-        return [network]
-    return [part for child in network.children() for part in frozen_parts(child)]
