@@ -17,6 +17,12 @@ def test_a_written_file_takes_its_place_and_leaves_nothing_beside(tmp_path: Path
     assert sha256_of(tmp_path / "f") == hashlib.sha256("grün\r\n".encode()).hexdigest()
 
 
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    with replacing(tmp_path / ("n" * 255), "w") as file:
+        file.write("new")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["new"]
+
+
 def test_an_error_keeps_the_old_content(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("old")
     with pytest.raises(OSError, match="full"), replacing(tmp_path / "f", "w") as file:

@@ -18,7 +18,7 @@ def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     After an error, a full disk among them, what stood at ``path`` is still there and nothing is left beside it.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    beside = path.with_name(f".{uuid.uuid4().hex}.part")  # short: a name may fill a file name's whole length
     binary = "b" in mode
     try:
         with open(beside, mode, encoding=None if binary else "utf-8", newline=None if binary else "") as file:

@@ -141,12 +141,8 @@ def add(
     place.mkdir(parents=True, exist_ok=True)
     target = place / target_name
     if not (target.exists() and target.samefile(source)):
-        part = target.with_name(target.name + ".adding")
-        try:
-            shutil.copyfile(source, part)
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        with source.open("rb") as given, replacing(target) as taken:
+            shutil.copyfileobj(given, taken, 1 << 20)
     _write_pin(target, own, digest, target.stat().st_size, f"file {source.name}")
     return target
 

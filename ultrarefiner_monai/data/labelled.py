@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from ultrarefiner_monai.data.nrrdfile import read_nrrd_array
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.study import Limits, Study, extension
 from ultrarefiner_monai.data.writers import read_mask
+from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.trainingfolder import Row, TrainingFolder
 from ultrarefiner_monai.types import InputError
 
@@ -118,8 +118,9 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
         image_path, mask_path = folder.pair(item)
         pixels = np.rint(study.frame(k)[region] * 255).astype(np.uint8)
         inside = mask[k][region].astype(bool)
-        _save(Image.fromarray(pixels), image_path)
-        _save(Image.fromarray(inside), mask_path)
+        for array, path in ((pixels, image_path), (inside, mask_path)):
+            with replacing(path) as file:
+                Image.fromarray(array).save(file, "PNG")
         fraction = float(inside.mean())
         rows.append(
             {
@@ -136,13 +137,6 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
             }
         )
     return rows
-
-
-def _save(image: object, path: Path) -> None:
-    # An image's id may fill a file name's whole length: the name beside is a short one.
-    beside = path.with_name(f".{os.getpid()}.part")
-    image.save(beside, format="PNG")  # type: ignore[attr-defined]
-    os.replace(beside, path)
 
 
 def _check_values(label: Path, limits: Limits) -> None:
