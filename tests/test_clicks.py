@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from ultrarefiner_monai.clicks import box_window, check_clicks, click_pixels, honour_clicks
+from ultrarefiner_monai.clicks import box_window, check_clicks, click_pixels, core_clicks, honour_clicks
 from ultrarefiner_monai.types import Clicks, InputError
 
 H, W = 150, 200
@@ -191,3 +191,12 @@ def test_positive_click_beside_a_denied_component_is_another_lesion() -> None:
     assert denied[32, 50] and not denied[60, 50] and count(denied) == 1 and denied.sum() < 0.2 * mask.sum()
     pulled = honour_clicks(mask, prob, Clicks(foreground_xy=beside))
     assert pulled[32, 50] and pulled[60, 50] and count(pulled) == 1
+
+
+def test_core_clicks_lie_in_the_middle_of_each_component() -> None:
+    two = (ellipse(40, 40, 15, 15) > 0) | (ellipse(110, 150, 10, 10) > 0)
+    assert core_clicks(two).foreground_xy == ((40.0, 40.0), (150.0, 110.0))
+    assert not core_clicks(np.zeros((H, W), np.uint8))
+    speck = np.zeros((H, W), np.uint8)
+    speck[H - 1, 0] = 1
+    assert core_clicks(speck).foreground_xy == ((0.0, float(H - 1)),)

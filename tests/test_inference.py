@@ -11,6 +11,7 @@ from torch import nn
 
 from ultrarefiner_monai.cache import EmbeddingCache, image_key
 from ultrarefiner_monai.checkpoints import System
+from ultrarefiner_monai.clicks import core_clicks
 from ultrarefiner_monai.coarse import coarse_arrays, coarse_to_sam
 from ultrarefiner_monai.config import CoarseConfig, GateConfig, PostConfig, SafetyConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.geometry import Letterbox, to_prompts
@@ -399,3 +400,15 @@ def test_clicks_mend_what_the_refiner_starts_from() -> None:
         seen[mend] = final[40, 60], final[75, 120], final[5, 5]
     assert seen[False][0] > 0.9 and seen[False][1] < 0.1
     assert seen[True][0] < 0.5 and seen[True][1] > 0.7 and seen[True][2] < 0.1
+
+
+def test_automatic_result_with_a_click_of_its_own_is_that_clicks_result() -> None:
+    config = replace(
+        CONFIG, refiner=replace(CONFIG.refiner, self_click=True), safety=replace(CONFIG.safety, enabled=False)
+    )
+    refiner = Shifted()
+    own = Predictor(system(refiner, config))
+    automatic = own.propose(IMAGE)
+    clicks = core_clicks(own.coarse(IMAGE).mask)
+    assert clicks and np.array_equal(automatic.mask, own.interact(IMAGE, clicks).mask)
+    assert not np.array_equal(automatic.final_prob, Predictor(system(refiner, CONFIG)).propose(IMAGE).final_prob)

@@ -121,6 +121,17 @@ def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndar
     return kept.astype(np.uint8)
 
 
+def core_clicks(mask: np.ndarray) -> Clicks:
+    """A foreground click in the deepest pixel of each component of mask (H, W); empty for an empty mask."""
+    labels, areas = label_components(mask)
+    points = []
+    for label in np.flatnonzero(areas):
+        where, _, depth, _ = _depths(labels == label)
+        row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+        points.append((float(column + where[1].start), float(row + where[0].start)))
+    return Clicks(foreground_xy=tuple(points))
+
+
 def mend(prob: np.ndarray, clicks: Clicks, config: PostConfig) -> tuple[np.ndarray, np.ndarray]:
     """The coarse result as clicks alone would mend it: (mask (H, W) uint8, prob (H, W) float32 in [0, 1]).
 

@@ -18,7 +18,7 @@ import torch
 
 from .cache import Arrays, EmbeddingCache, image_key, to_half
 from .checkpoints import System
-from .clicks import check_clicks, honour_clicks
+from .clicks import check_clicks, core_clicks, honour_clicks
 from .coarse import coarse_arrays, coarse_to_sam
 from .config import to_dict
 from .geometry import Letterbox, to_prompts
@@ -92,10 +92,12 @@ class Predictor:
         config = self.system.config
         coarse = self._coarse(request)
         coarse_prob = coarse.prob
-        output, final_prob = self._refine(request, coarse, None)
         with request.clock("post"):
             coarse_mask = prob_to_mask(coarse_prob, config.post)
-            refined_mask = prob_to_mask(final_prob, config.post)
+            clicks = core_clicks(coarse_mask) if config.refiner.self_click else Clicks()
+        output, final_prob = self._refine(request, coarse, clicks or None)
+        with request.clock("post"):
+            refined_mask = self._clicked_mask(final_prob, clicks) if clicks else prob_to_mask(final_prob, config.post)
             mask, rule = safety_net(coarse_mask, refined_mask, config.safety)
             if rule is not None:
                 final_prob, iou = coarse_prob, expected_iou(coarse_prob, mask)
@@ -114,7 +116,7 @@ class Predictor:
         if not clicks:
             return self.propose(image)
         request = Request(image)
-        positive, negative = check_clicks(clicks, request.shape)
+        check_clicks(clicks, request.shape)
         coarse = self._coarse(request)
         coarse_prob = coarse.prob
         trained = self.system.refiner is not None
@@ -123,9 +125,7 @@ class Predictor:
             output, final_prob = self._refine(request, coarse, clicks)
             iou = self._iou(output)
         with request.clock("post"):
-            # SAM was told where to look; a coarse mask has to pass the same bar as in the automatic result.
-            mask = prob_to_mask(final_prob, self.system.config.post, positive, negative, peaks=not trained)
-            mask = honour_clicks(mask, final_prob, clicks)
+            mask = self._clicked_mask(final_prob, clicks)
             if not trained:
                 iou = expected_iou(final_prob, mask)
         state = "trained" if trained else "untrained"
@@ -134,6 +134,13 @@ class Predictor:
     def forget(self, image: np.ndarray) -> int:
         """Remove what the cache holds of an image, whatever model made it; the number of entries."""
         return 0 if self.cache is None else self.cache.forget(image_key(check_image(image)))
+
+    def _clicked_mask(self, final_prob: np.ndarray, clicks: Clicks) -> np.ndarray:
+        positive, negative = check_clicks(clicks, (final_prob.shape[0], final_prob.shape[1]))
+        # SAM was told where to look; a coarse mask has to pass the same bar as in the automatic result.
+        peaks = self.system.refiner is None
+        mask = prob_to_mask(final_prob, self.system.config.post, positive, negative, peaks=peaks)
+        return honour_clicks(mask, final_prob, clicks)
 
     # --- steps --------------------------------------------------------------------------------------------------------
 

@@ -119,6 +119,9 @@ class RefinerConfig:
     selection_temperature: float = 0.1
     roi: bool = False
     roi_expand: float = 1.5
+    # The automatic result as if a user had clicked into the middle of each coarse component, in two passes: what a refiner
+    # that was trained with clicks does best. The end of a run tries it on the selection images.
+    self_click: bool = False
 
     def __post_init__(self) -> None:
         check_ranges(self, "refiner", positive=("selection_temperature",), at_least_one=("roi_expand",))
