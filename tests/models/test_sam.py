@@ -13,10 +13,9 @@ from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import Attention
 
 from ultrarefiner_monai.config import SamConfig
-from ultrarefiner_monai.models import sam as sam_module
+from ultrarefiner_monai.models import attention
+from ultrarefiner_monai.models.attention import InPlaceGelu, SdpaAttention
 from ultrarefiner_monai.models.sam import (
-    InPlaceGelu,
-    SdpaAttention,
     build_sam,
     decode,
     encode,
@@ -54,7 +53,7 @@ def embedding() -> torch.Tensor:
 @pytest.mark.parametrize("table", [6, 4])
 def test_sdpa_attention_equals_the_original(entries: int, table: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole, by heads, by rows, with and without interpolated relative positions; values, gradients, no gradients."""
-    monkeypatch.setattr(sam_module, "_BIAS_ENTRIES", entries)
+    monkeypatch.setattr(attention, "_BIAS_ENTRIES", entries)
     torch.manual_seed(2)
     original = Attention(24, num_heads=3, use_rel_pos=True, input_size=(table, table))
     torch.nn.init.normal_(original.rel_pos_h)
@@ -74,7 +73,8 @@ def test_sdpa_attention_equals_the_original(entries: int, table: int, monkeypatc
         assert torch.allclose(ours(x), gradients[0][0], atol=1e-5)
 
 
-def test_gelu_in_place_spares_what_a_gradient_needs() -> None:
+def test_gelu_in_place_spares_what_a_gradient_needs(sam: Sam) -> None:
+    assert all(isinstance(block.mlp.act, InPlaceGelu) for block in sam.image_encoder.blocks)
     x = torch.randn(7)
     leaf = x.clone().requires_grad_()
     expected = torch.nn.functional.gelu(x)
