@@ -208,6 +208,18 @@ def test_keys_that_could_leave_the_folder_are_refused(tmp_path: Path, key: str) 
         EmbeddingCache(0, tmp_path, 100).get_or_compute(key, never)
 
 
+def test_held_counts_the_bytes_of_one_image_wherever_they_lie(tmp_path: Path) -> None:
+    one, two = "a" * 32, "b" * 32
+    cache = EmbeddingCache(500, tmp_path, 10**6)
+    for key in (one, f"{one}-0", two, f"{two}-0"):
+        cache.get_or_compute(key, lambda: {"a": np.zeros(100, np.float16)})
+    assert cache.held(two) >= 400 and cache.held(one) >= 400, "out of RAM, still on disk"
+    assert cache.held("c" * 32) == 0
+    ram = EmbeddingCache(500)
+    ram.get_or_compute(one, lambda: {"a": np.zeros(100, np.float16)})
+    assert ram.held(one) == 200
+
+
 def test_forget_without_a_prefix_is_refused() -> None:
     with pytest.raises(ValueError, match="forget"):
         EmbeddingCache(100).forget("")

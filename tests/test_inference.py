@@ -187,6 +187,18 @@ def test_no_clicks_is_the_proposal_and_undo_is_exact(trained: bool, tmp_path: Pa
         assert same(fresh.interact(IMAGE, Clicks(((95, 40),))), one) and same(fresh.propose(IMAGE), proposal)
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_prepared_image_is_answered_from_the_cache(trained: bool) -> None:
+    refiner = Shifted()
+    base = system(refiner if trained else None)
+    predictor = Predictor(base, EmbeddingCache(10**7))
+    for _ in range(2):
+        predictor.prepare(IMAGE)
+    assert (refiner.encoded, refiner.decoded, len(base.coarse.batches)) == (int(trained), 0, 1)
+    assert predictor.interact(IMAGE, Clicks(((95, 40),))).timings["cached"] == 1
+    assert predictor.propose(NORMAL).timings["cached"] == 0
+
+
 def test_a_click_after_the_first_runs_neither_encoder_nor_coarse_network(tmp_path: Path) -> None:
     refiner = Shifted()
     base = system(refiner)

@@ -147,3 +147,22 @@ def test_forgetting_an_image_takes_its_uploads_along(journal):
     propose(journal, "b", image_hash="one")  # the same file under another id of the studies is another entry
     assert journal.forget("a") == (3, 0)
     assert [len(journal.proposals(i)) for i in ("a", "upload:1", "session:2", "upload:3", "b")] == [0, 0, 0, 1, 1]
+
+
+def test_what_was_prepared_is_forgotten_with_the_image(journal):
+    propose(journal, "a", image_hash="one")
+    for image_id, key in (("a", "p0"), ("a", "p1"), ("a", "p1"), ("session:2", "p1"), ("b", "p1")):
+        journal.note_prepared(image_id, "one", [key])
+    assert journal.cache_keys("a") == {"k0", "p0", "p1"} and len(journal.proposals()) == 1
+    journal.drop_prepared("b", ["p0"])
+    assert journal.prepared("b") == {"p1"}
+    assert journal.forget("a") == (1, 0)
+    assert [journal.prepared(i) for i in ("a", "session:2", "b")] == [set(), set(), {"p1"}]
+
+
+def test_who_asks_the_queue_gets_the_answer_or_the_error(tmp_path):
+    queue = JournalQueue(tmp_path / "journal.sqlite")
+    queue.submit(lambda journal: propose(journal, "a"))
+    assert queue.ask(lambda journal: len(journal.proposals("a"))) == 1
+    with pytest.raises(ZeroDivisionError):
+        queue.ask(lambda journal: 1 / 0)

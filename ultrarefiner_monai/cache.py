@@ -141,6 +141,12 @@ class EmbeddingCache:
                         gone.add(path.stem)
         return len(gone)
 
+    def held(self, prefix: str) -> int:
+        """Bytes at rest, in RAM or on disk, of the entries whose key begins with ``prefix``."""
+        with self._lock:
+            ram = sum(_size(arrays) for key, arrays in self._ram.items() if key.startswith(prefix))
+            return max(ram, sum(size for key, size in self._disk.items() if key.startswith(prefix)))
+
     def usage(self) -> dict[str, int]:
         """Entries and bytes at rest: ram_entries, ram_bytes, disk_entries, disk_bytes."""
         with self._lock:

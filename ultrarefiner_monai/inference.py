@@ -131,6 +131,13 @@ class Predictor:
         state = "trained" if trained else "untrained"
         return self._finish(request, mask, final_prob, coarse, iou, None, state, clicked=True)
 
+    def prepare(self, image: np.ndarray) -> None:
+        """Compute and cache what depends on the image alone, where it is not cached yet; image as for ``coarse``."""
+        request, config = Request(image), self.system.config
+        self._coarse(request)
+        if self.system.refiner is not None and config.sam is not None and not config.refiner.roi:
+            self._embedding(request, self._letterbox(request, config.sam.image_size))
+
     def forget(self, image: np.ndarray) -> int:
         """Remove what the cache holds of an image, whatever model made it; the number of entries."""
         return 0 if self.cache is None else self.cache.forget(image_key(check_image(image)))
@@ -184,19 +191,13 @@ class Predictor:
         assert refiner is not None and config.sam is not None
         letterbox = self._letterbox(request, config.sam.image_size)
 
-        def compute() -> Arrays:
-            with request.clock("preprocess"):
-                image = self._square(request, letterbox)
-            with self._heavy, request.clock("encode"), torch.inference_mode():
-                return {"image_embedding": refiner.embed(image).float().cpu().numpy()}
-
         # ROI mode encodes the crop around coarse mask and prompts, which no embedding of the whole image can stand for.
         embedding = image = None
         if config.refiner.roi:
             with request.clock("preprocess"):
                 image, request.cached = self._square(request, letterbox), False
         else:
-            embedding = self._tensor(self._kept(request, "e0", compute)["image_embedding"])
+            embedding = self._tensor(self._embedding(request, letterbox))
         with request.clock("preprocess"):
             coarse_prob = self._in_sam_frame(request, coarse, letterbox)
             prompts = None if clicks is None else to_prompts(clicks, letterbox, self.device)
@@ -215,6 +216,19 @@ class Predictor:
                 final_prob = output.refined_prob
         with request.clock("post"):
             return output, self._to_image(final_prob[0, 0], letterbox)
+
+    def _embedding(self, request: Request, letterbox: Letterbox) -> np.ndarray:
+        """What SAM's encoder makes of the whole image, fp16."""
+        refiner = self.system.refiner
+        assert refiner is not None
+
+        def compute() -> Arrays:
+            with request.clock("preprocess"):
+                image = self._square(request, letterbox)
+            with self._heavy, request.clock("encode"), torch.inference_mode():
+                return {"image_embedding": refiner.embed(image).float().cpu().numpy()}
+
+        return self._kept(request, "e0", compute)["image_embedding"]
 
     def _in_sam_frame(self, request: Request, coarse: CoarseResult, letterbox: Letterbox) -> torch.Tensor:
         if coarse.sam_prob is None:

@@ -1,8 +1,9 @@
 """What was proposed and what the clinician made of it, kept in SQLite in the work folder.
 
 A *proposal* is one reply of the server: mask, model version, prompts, client. A *correction* is the final label that
-was saved over it. Masks are (T, H, W) bits, packed and compressed; a T of 1 is a single image. Several processes may
-use one journal at the same time (WAL).
+was saved over it. Masks are (T, H, W) bits, packed and compressed; a T of 1 is a single image. *Prepared* are the names
+of what was cached before anybody asked, so that it can be forgotten. Several processes may use one journal at the same
+time (WAL).
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -38,6 +41,8 @@ CREATE TABLE IF NOT EXISTS corrections (
     proposal_id INTEGER REFERENCES proposals (id) ON DELETE SET NULL, author TEXT NOT NULL, client TEXT NOT NULL,
     info TEXT NOT NULL, shape TEXT NOT NULL, mask BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS corrections_of_image ON corrections (image_id, id);
+CREATE TABLE IF NOT EXISTS prepared (
+    image_id TEXT NOT NULL, image_hash TEXT NOT NULL, cache_key TEXT NOT NULL, PRIMARY KEY (image_id, cache_key));
 """
 
 
@@ -200,7 +205,22 @@ class Journal:
     def cache_keys(self, image_id: str) -> set[str]:
         """The embedding cache's names of all frames of this image that were ever computed."""
         rows = self._rows("SELECT cache_keys FROM proposals WHERE image_id = ?", (image_id,))
-        return {key for row in rows for key in json.loads(row[0])}
+        return {key for row in rows for key in json.loads(row[0])} | self.prepared(image_id)
+
+    def note_prepared(self, image_id: str, image_hash: str, cache_keys: Iterable[str]) -> None:
+        """Remember names in the embedding cache that no proposal knows; before they are used, so that none is missed."""
+        with self._transaction() as connection:
+            values = [(image_id, image_hash, key) for key in cache_keys]
+            connection.executemany("INSERT OR REPLACE INTO prepared VALUES (?, ?, ?)", values)
+
+    def prepared(self, image_id: str) -> set[str]:
+        """The names that were noted for this image, none of them when it was forgotten since."""
+        return {row[0] for row in self._rows("SELECT cache_key FROM prepared WHERE image_id = ?", (image_id,))}
+
+    def drop_prepared(self, image_id: str, cache_keys: Iterable[str]) -> None:
+        with self._transaction() as connection:
+            values = [(image_id, key) for key in cache_keys]
+            connection.executemany("DELETE FROM prepared WHERE image_id = ? AND cache_key = ?", values)
 
     def forget(self, image_id: str) -> tuple[int, int]:
         """Remove all rows of one image; returns how many proposals and corrections there were.
@@ -210,17 +230,18 @@ class Journal:
         with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT image_hash FROM proposals WHERE image_id = ?1 "
-                "UNION SELECT image_hash FROM corrections WHERE image_id = ?1",
+                "UNION SELECT image_hash FROM corrections WHERE image_id = ?1 "
+                "UNION SELECT image_hash FROM prepared WHERE image_id = ?1",
                 (image_id,),
             ).fetchall()
             elsewhere = "(image_id LIKE 'upload:%' OR image_id LIKE 'session:%') AND image_hash = ?"
             counts = []
-            for table in ("corrections", "proposals"):
+            for table in ("corrections", "proposals", "prepared"):
                 removed = connection.execute(f"DELETE FROM {table} WHERE image_id = ?", (image_id,)).rowcount
                 for row in rows:
                     removed += connection.execute(f"DELETE FROM {table} WHERE {elsewhere}", row).rowcount
                 counts.append(removed)
-            corrections, proposals = counts
+            corrections, proposals, _ = counts
         with self._lock:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return proposals, corrections
@@ -244,11 +265,18 @@ class JournalQueue:
         """Wait until all that was queued so far is written."""
         self._pool.submit(lambda: None).result()
 
+    def ask(self, work: Callable[[Journal], T]) -> T:
+        """Do ``work`` with the journal in its turn and return what it returns; what it raises is raised here."""
+        return self._pool.submit(lambda: work(self._opened())).result()
+
+    def _opened(self) -> Journal:
+        if self._journal is None:
+            self._journal = _open(self.path)
+        return self._journal
+
     def _write(self, write: Callable[[Journal], Any]) -> None:
         try:
-            if self._journal is None:
-                self._journal = _open(self.path)
-            write(self._journal)
+            write(self._opened())
         except Exception:  # whatever it is, the server goes on
             logger.exception("the journal %s could not be written", self.path)
 
