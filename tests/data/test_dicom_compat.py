@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ultrarefiner_monai.data import dicomfile
-from ultrarefiner_monai.data.codings import Coded, card, dicom, every_coding
+from ultrarefiner_monai.data.coded_file import card, dicom
+from ultrarefiner_monai.data.codings import Coded, every_coding
 from ultrarefiner_monai.data.dicomfile import DEFLATED, open_dicom
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.types import InputError
