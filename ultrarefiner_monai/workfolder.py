@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import logging
 import os
 import re
@@ -105,6 +106,11 @@ class WorkFolder:
         return self.root / "headers.json"
 
     @property
+    def absent(self) -> Path:
+        """What is known of labels whose image is not there just now (a PACS that lists nothing for a moment)."""
+        return self.root / "absent.json"
+
+    @property
     def nested(self) -> Path:
         """Links to DICOM images in folders below the studies, called by their ids."""
         return self.root / "nested"
@@ -189,9 +195,18 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
     report.mirrored = _forget_mirrored(folder.mirror, image_id)
     if labels:
         report.labels = _remove_labels(Path(studies), folder, image_id) + _remove_waiting(folder.exchange, image_id)
+        _forget_absent(folder.absent, image_id)
     with folder.forgotten.open("a", encoding="utf-8") as file:
         file.write("".join(f"{key}\n" for key in sorted(keys)) or "\n")
     return report
+
+
+def _forget_absent(path: Path, image_id: str) -> None:
+    if path.is_file():
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        if rows.pop(image_id, None) is not None:
+            with replacing(path, "w") as file:
+                json.dump(rows, file)
 
 
 def _remove_waiting(exchange: Path, image_id: str) -> list[str]:

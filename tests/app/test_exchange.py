@@ -166,7 +166,11 @@ def test_a_final_label_goes_to_the_archive(clinic: Clinic) -> None:
     assert empty.ContentLabel == "NO_LESION" and not read_seg(empty, files).any()
     time.sleep(3)
     assert [c.author for c in clinic.corrections(image)] == ["dr-roe", "dr-doe"]
-    assert requests.get(f"{clinic.url}/info/", timeout=60).json()["pacs"]["outbox"] == {"waiting": 0, "problem": ""}
+    assert requests.get(f"{clinic.url}/info/", timeout=60).json()["pacs"]["outbox"] == {
+        "waiting": 0,
+        "problem": "",
+        "refused": 0,
+    }
 
 
 def _proposal(clinic: Clinic, image: str) -> np.ndarray:

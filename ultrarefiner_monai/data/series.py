@@ -115,6 +115,39 @@ def _joined(folder: Path, parts: list[Study], counts: list[int]) -> Study:
     return study
 
 
+# --- series that grow -------------------------------------------------------------------------------------------------
+
+
+def frame_order(files: Sequence[str | Path]) -> tuple[str, ...]:
+    """One entry for each file in the order of ``sort_instances``: which instance it is (digest), and how many frames it
+    has. A mask is of the frames that were there when it was drawn; a series may grow, in front too."""
+    order = []
+    for path in sort_instances(files):
+        header = open_dicom(path, header_only=True, tags=["SOPInstanceUID", "NumberOfFrames"])
+        digest = hashlib.sha256(str(header.get("SOPInstanceUID", "") or path.name).encode()).hexdigest()[:12]
+        order.append(f"{digest}:{int(header.get('NumberOfFrames', None) or 1)}")
+    return tuple(order)
+
+
+def frames_in(order: Sequence[str]) -> int:
+    """How many frames an image of this ``frame_order`` has."""
+    return sum(int(entry.partition(":")[2]) for entry in order)
+
+
+def reordered(mask: np.ndarray, before: Sequence[str], now: Sequence[str]) -> tuple[np.ndarray, bool]:
+    """(``mask`` (T, H, W) of the frames ``before`` on those of ``now``, whether nothing of it is lost by that). Frames
+    that were not there are empty."""
+    starts = dict(zip(before, [0, *accumulate(frames_in([entry]) for entry in before)], strict=False))
+    out = np.zeros((frames_in(now), *mask.shape[1:]), mask.dtype)
+    at = 0
+    for entry in now:
+        count = frames_in([entry])
+        if entry in starts:
+            out[at : at + count] = mask[starts[entry] : starts[entry] + count]
+        at += count
+    return out, np.count_nonzero(out) == np.count_nonzero(mask)
+
+
 # --- files and folders alike ------------------------------------------------------------------------------------------
 
 

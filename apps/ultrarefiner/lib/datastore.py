@@ -7,6 +7,7 @@ unreadable files are known; labels are written beside and renamed, and the label
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -138,12 +139,42 @@ class StudiesFolder(LocalDatastore):
         with self._changing():
             before = self._datastore.objects
             objects = self._find_images(before)
+            known = self._absent()
+            absent = {**known, **{i: before[i] for i in before.keys() - objects.keys()}}
+            self._remember_absent(absent, known)
             labels_dir = Path(self._datastore.label_path(None))
             for tag in sorted(p.name for p in labels_dir.iterdir() if p.is_dir()):
-                self._find_labels(tag, objects, before)
+                self._find_labels(tag, objects, {**absent, **before})
             if objects != before:
                 self._replace(objects)
                 self._update_datastore_file()
+            self._remember_absent({i: entry for i, entry in absent.items() if i not in objects}, absent)
+
+    def _absent(self) -> dict[str, ImageLabelModel]:
+        """Entries whose image is not there just now (a PACS that lists nothing for a moment, a disk that is away): who
+        made their labels, and whether they still have to be sent, is known again when it is back."""
+        try:
+            rows = json.loads(self.work.absent.read_text(encoding="utf-8"))
+            return {str(i): ImageLabelModel.model_validate(entry) for i, entry in rows.items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError) as error:
+            logger.warning("%s is unreadable (%s): made anew", self.work.absent.name, type(error).__name__)
+            return {}
+
+    def _remember_absent(self, entries: dict[str, ImageLabelModel], before: dict[str, ImageLabelModel]) -> None:
+        """Keep ``entries`` in a file where they differ from what it holds, those that have a label only."""
+        if entries == before:
+            return
+        rows = {i: e.model_dump() for i, e in entries.items() if any(self._has_label(i, t, e) for t in e.labels)}
+        if rows:
+            with _beside(self.work.absent) as temporary:
+                temporary.write_text(json.dumps(rows), encoding="utf-8")
+        else:
+            self.work.absent.unlink(missing_ok=True)
+
+    def _has_label(self, image_id: str, tag: str, entry: ImageLabelModel) -> bool:
+        return self.label_file(image_id, tag, entry.labels[tag].ext).is_file()
 
     def _on_any_event(self, event: Any) -> None:
         """Files came or went: look once when it has calmed down, not once per file of a big copy."""
@@ -403,6 +434,10 @@ class StudiesFolder(LocalDatastore):
             entry.labels[label_tag] = DataModel(info=info, ext=extension)
             self._put(image_id, entry)
         return image_id
+
+    def fitted(self, image_id: str, label: Path) -> Path:
+        """The label file to keep for one that a client sent; another one where the image has changed under the client."""
+        return label
 
     def keep_version(self, image_id: str, tag: str, label: Path) -> None:
         """Copy a label that is about to be replaced to versions/TAG/IMAGE/TIME.ext; the newest few are kept."""

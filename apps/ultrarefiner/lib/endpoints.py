@@ -193,6 +193,7 @@ def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, 
     info, source = _params(params) | _author(user), app.datastore().image_path(image)
     warnings = []
     with _stored(app, label, LABEL_EXTENSIONS, default=".nii.gz") as path:
+        path = app.datastore().fitted(image, path)
         try:
             mask = read_mask(path, app.engine.open(source).study)
         except InputError as error:

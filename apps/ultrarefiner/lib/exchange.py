@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import LabelNotFoundException
 
 from lib.datastore import check_name
-from lib.pacs import PacsStudies
+from lib.pacs import STORED, PacsStudies
 from ultrarefiner_monai.data.writers import read_mask, write_mask
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.pacs.client import PacsError
@@ -35,9 +36,10 @@ from ultrarefiner_monai.types import InputError
 logger = logging.getLogger(__name__)
 
 FINAL = DefaultLabelTag.FINAL.value
-# In a label's info: it is to be sent, or the SOPInstanceUID under which it was. And: when it was stored in the PACS by
-# somebody else, and what it said about itself there. Clients do not set these.
-MARK, STORED, ORIGIN = "pacs", "stored", "from_pacs"
+# In a label's info: it is to be sent, or the SOPInstanceUID under which it was. And what a SEG of somebody else said about
+# itself. Clients do not set these, nor STORED: when it was stored in the PACS.
+MARK, ORIGIN = "pacs", "from_pacs"
+_TRIES = 3
 
 
 class Exchange:
@@ -50,6 +52,8 @@ class Exchange:
         self.outbox = Outbox(folder / "outbox", store.pacs.store)
         self.inbox = Inbox(store.pacs, folder / "inbox.json", self._known, self._take, self.outbox.holds)
         self._lock = threading.Lock()
+        self._tries: Counter[str] = Counter()
+        self.refused = 0
         self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="exchange")
 
     def start(self) -> None:
@@ -58,8 +62,8 @@ class Exchange:
         self.inbox.start(self.config.poll_seconds, also=self._catch_up)
 
     def status(self) -> dict[str, Any]:
-        """For /info/: what waits to be stored, and why."""
-        return {"waiting": len(self.outbox.waiting), "problem": self.outbox.problem}
+        """For /info/: what waits to be stored, and why; how many final labels cannot be (their info says why)."""
+        return {"waiting": len(self.outbox.waiting), "problem": self.outbox.problem, "refused": self.refused}
 
     # --- to the PACS --------------------------------------------------------------------------------------------------
 
@@ -95,17 +99,20 @@ class Exchange:
         from ultrarefiner_monai.pacs.seg import make_seg
         from ultrarefiner_monai.pacs.sr import make_sr
 
-        self.store.image_path(image_id)
+        study = self.app.engine.open(self.store.image_path(image_id)).study
         files = self.mirror.files(image_id)
-        path, info = self._label(image_id, tag)
-        mask = read_mask(path, self.app.engine.open(self.mirror.open(image_id)).study)
+        with self.store.saving:  # outline and author of one label, not of two
+            path, info = self._label(image_id, tag)
+            mask = read_mask(path, study)
         options = self._origin(image_id, tag, info)
         seg = make_seg(mask, files, **options)
         report = make_sr(mask, files, seg, **options) if sr else None
         self.outbox.put(*([seg] if report is None else [seg, report]))
         mark = {"seg": str(seg.SOPInstanceUID)} | ({"sr": str(report.SOPInstanceUID)} if report is not None else {})
-        if self._label(image_id, tag)[1].get(MARK) == info.get(MARK):  # else a newer one has its own mark
-            self.store.update_label_info(image_id, tag, {MARK: mark})
+        with self.store.saving:
+            now = self._label(image_id, tag)[1]
+            if (now.get(MARK), now.get("ts")) == (info.get(MARK), info.get("ts")):  # else a newer one has its own mark
+                self.store.update_label_info(image_id, tag, {MARK: mark})
         return {"image": image_id, "tag": tag, **mark, **self.status()}
 
     def _label(self, image_id: str, tag: str) -> tuple[str, dict[str, Any]]:
@@ -138,16 +145,25 @@ class Exchange:
         """Final labels that were saved but did not come into the outbox: a server that died, an image not at hand."""
         if not self.config.store:
             return
+        refused = 0
         for image_id in self.store.list_images():
-            if not _marked(self.store.get_label_info(image_id, FINAL)):
+            mark = self.store.get_label_info(image_id, FINAL).get(MARK)
+            refused += isinstance(mark, dict) and "problem" in mark
+            if not _marked({MARK: mark}):
                 continue
             try:
                 self._send_marked(image_id)
+                self._tries.pop(image_id, None)
             except (PacsError, OSError) as error:
                 logger.warning("the label of %s is sent later: %s", image_id, error)
-            except Exception as error:  # it would fail again and again: not tried any more, unless on demand
+            except Exception as error:
+                self._tries[image_id] += 1  # the series may have changed just then
                 logger.error("the label of %s cannot be sent: %s", image_id, error)
-                self.store.update_label_info(image_id, FINAL, {MARK: {"problem": str(error)[:500]}})
+                if (
+                    self._tries[image_id] >= _TRIES
+                ):  # it would fail again and again: not tried any more, unless on demand
+                    self.store.update_label_info(image_id, FINAL, {MARK: {"problem": str(error)[:500]}})
+        self.refused = refused
 
     # --- from the PACS ------------------------------------------------------------------------------------------------
 
@@ -189,7 +205,12 @@ class Exchange:
         return sorted(set(self.mirror.split(series_uid)) & info.referenced)
 
     def _keep(self, image_id: str, mask: np.ndarray, info: SegInfo, when: datetime) -> None:
-        study = self.app.engine.open(self.mirror.open(image_id)).study
+        try:
+            study = self.app.engine.open(self.mirror.open(image_id)).study
+        except PacsError:
+            raise
+        except InputError as error:  # its files are changing just now: no reason to refuse the segmentation for ever
+            raise RuntimeError(str(error)) from error
         told = {**info.to_dict(), "noticed": datetime.now().astimezone().isoformat(timespec="seconds")}
         client = info.model_name or info.manufacturer
         values = {"user": info.author, "client_id": client, ORIGIN: told, STORED: when.timestamp()}

@@ -7,9 +7,12 @@ MONAI Label's own DICOMWebDatastore is not used: it lists CT, keeps lists for tw
 from __future__ import annotations
 
 import logging
+import re
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,10 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.datastore import StudiesFolder
 from ultrarefiner_monai.config import PacsConfig
+from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.series import dicom_files, frame_order, frames_in, reordered
 from ultrarefiner_monai.data.study import Limits
+from ultrarefiner_monai.data.writers import read_mask, write_mask
 from ultrarefiner_monai.pacs.client import Pacs, PacsError
 from ultrarefiner_monai.pacs.mirror import Mirror, MirrorImage, split_message
 from ultrarefiner_monai.types import InputError
@@ -34,6 +40,10 @@ PATIENCE_SECONDS = 10
 _SLOW_SECONDS = 5.0
 # While the store is away: the pause until it is tried again, doubled up to poll_seconds.
 _FIRST_PAUSE_SECONDS = 2.0
+# In a label's info: the frames that it was drawn on (``frame_order``); when it was stored, where that is not its "ts".
+FRAMES, STORED = "frames", "stored"
+_ENTRY = re.compile("[0-9a-f]{12}:[0-9]{1,6}")
+_ORDERS = 3
 
 
 class PacsStudies(StudiesFolder):
@@ -55,6 +65,9 @@ class PacsStudies(StudiesFolder):
         self._wake, self._state, self._begun = threading.Event(), threading.Condition(), 0.0
         self._took = 0.0
         self._thread: threading.Thread | None = None
+        # Image -> the orders of its frames since the start, and the state of its folder when the last one was read.
+        self._orders: dict[str, list[tuple[str, ...]]] = {}
+        self._order_keys: dict[str, tuple[int, int]] = {}
         super().__init__(str(work.mirror), work, extensions, readable, auto_reload=False, home=work.root)
 
     def name(self) -> str:
@@ -146,11 +159,13 @@ class PacsStudies(StudiesFolder):
         """The folder with the DICOM files of an image, fetched when they are not there. Raises as ``Mirror.open``."""
         self.entry(image_id)
         try:
-            return self.mirror.open(image_id)
+            folder = self.mirror.open(image_id)
         except KeyError:
             raise ImageNotFoundException(f"there is no image {image_id!r:.120} in the PACS any more") from None
         finally:
             self._follow()  # it may have turned out to be several images
+        self._align(image_id, folder)
+        return folder
 
     def client_path(self, image_id: str) -> Path:
         """The NIfTI file that clients get of an image, made when it is not there. Raises as ``image_path``."""
@@ -176,6 +191,83 @@ class PacsStudies(StudiesFolder):
             self._refused[image_id] = image
         return False
 
+    # --- labels of a series that grows --------------------------------------------------------------------------------
+
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+        """As in a folder; its info keeps which frames it is about."""
+        order = self._order(image_id, self.mirror.folder / "images" / image_id)
+        info = {**(label_info or {}), FRAMES: list(order)} if order else label_info
+        return super().save_label(image_id, label_filename, label_tag, info)
+
+    def fitted(self, image_id: str, label: Path) -> Path:
+        """A label that came from a client who was shown the series before it grew: on the frames that it has now."""
+        order, folder = self._orders.get(image_id), self.mirror.folder / "images" / image_id
+        if (
+            order is None or len(order) < 2 or label.name.lower().endswith(".seg.nrrd")
+        ):  # that may be a part of the frames
+            return label
+        found = len(read_mask(label))
+        before = next((o for o in reversed(order[:-1]) if frames_in(o) == found), None)
+        if before is None or found == frames_in(order[-1]):
+            return label
+        path = label.with_name("fitted.nii.gz")
+        self._write_moved(label, folder, before, order[-1], path)
+        return path
+
+    def _order(self, image_id: str, folder: Path) -> tuple[str, ...]:
+        """``frame_order`` of what is here of an image, empty where nothing is; the ones before are remembered."""
+        try:
+            stat = folder.stat()
+            key = (stat.st_ino, stat.st_mtime_ns)
+            if self._order_keys.get(image_id) != key:
+                order = frame_order(dicom_files(folder))
+                known = self._orders.setdefault(image_id, [])
+                if not known or known[-1] != order:
+                    known[:] = [*known[-_ORDERS:], order]
+                self._order_keys[image_id] = key
+        except OSError:
+            return ()
+        return self._orders[image_id][-1]
+
+    def _align(self, image_id: str, folder: Path) -> None:
+        """Labels that were drawn before the series changed follow their frames; those before are kept as versions."""
+        order = self._order(image_id, folder)
+        if not any(_stale(label, order) for label in self.entry(image_id).labels.values()):
+            return
+        with self._changing():  # not twice, by another process
+            for tag, label in self.entry(image_id).labels.items():
+                if not _stale(label, order):
+                    continue
+                before = label.info[FRAMES]
+                with tempfile.TemporaryDirectory(dir=self.work.root) as name:
+                    path = Path(name, f"{image_id}.nii.gz")
+                    try:
+                        whole = self._write_moved(
+                            self.label_file(image_id, tag, label.ext), folder, before, order, path
+                        )
+                    except InputError as error:
+                        logger.error("label %s of %s cannot follow its frames: %s", tag, image_id, error)
+                        self.update_label_info(image_id, tag, {FRAMES: []})
+                        continue
+                    info = {STORED: label.info.get("ts"), **label.info}  # moving it makes it no newer
+                    super().save_label(image_id, str(path), tag, {**info, FRAMES: list(order)})
+                logger.log(
+                    logging.INFO if whole else logging.ERROR,
+                    "series %s has changed: its label %s follows its frames%s",
+                    image_id,
+                    tag,
+                    "" if whole else "; of those that are gone it is kept in versions/ only",
+                )
+
+    def _write_moved(self, label: Path, folder: Path, before: Sequence[str], now: Sequence[str], path: Path) -> bool:
+        """Write ``label``, drawn on the frames ``before``, for the image in ``folder``; whether nothing of it is lost."""
+        study = read_study(folder, self.limits)
+        grid = (study.width, study.height, frames_in(before))
+        drawn_on = replace(study, n_frames=grid[2], geometry=replace(study.geometry, shape=grid))
+        mask, whole = reordered(read_mask(label, drawn_on), before, now)
+        write_mask(path, mask, study)
+        return whole
+
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Final labels and their images as clients get them; with ``full_path`` the images are fetched."""
         pairs = []
@@ -191,3 +283,10 @@ class PacsStudies(StudiesFolder):
     def remove_image(self, image_id: str) -> None:
         self.entry(image_id)
         raise InputError("the images are the PACS's own: remove it there; `ultrarefiner forget` removes what lies here")
+
+
+def _stale(label: DataModel, order: tuple[str, ...]) -> bool:
+    """Whether a label was drawn on other frames than those that there are now; unknown of old ones."""
+    drawn_on = label.info.get(FRAMES)
+    is_order = isinstance(drawn_on, list) and all(isinstance(e, str) and _ENTRY.fullmatch(e) for e in drawn_on)
+    return bool(order and drawn_on and is_order and tuple(drawn_on) != order)

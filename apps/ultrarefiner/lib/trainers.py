@@ -166,12 +166,14 @@ def final_labels(datastore: StudiesFolder) -> list[Labelled]:
     files that the journal knows, not as clients get them."""
     found = []
     for image_id in sorted(datastore.get_labeled_images(FINAL)):
-        label = datastore.get_label_uri(image_id, FINAL)
+        try:
+            image = datastore.image_path(image_id)
+        except InputError as error:
+            logger.warning("%s is left out: %s", image_id, error)
+            continue
+        label = datastore.get_label_uri(image_id, FINAL)  # after: a label follows the frames of its image
         if label:
-            try:
-                found.append(Labelled(image_id, datastore.image_path(image_id), Path(label)))
-            except InputError as error:
-                logger.warning("%s is left out: %s", image_id, error)
+            found.append(Labelled(image_id, image, Path(label)))
     return found
 
 
