@@ -20,8 +20,9 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 import ultrarefiner_monai
 from lib.datastore import StudiesFolder, check_name
+from lib.engine import Engine
 from lib.exchange import Exchange
-from lib.infers import Engine, LesionTask, Outline, make_tasks
+from lib.infers import LesionTask, Outline, make_tasks
 from lib.pacs import PacsStudies
 from lib.served import Served
 from lib.sessions import SessionStore

@@ -19,7 +19,8 @@ from ultrarefiner_monai.types import Clicks, InputError
 from ultrarefiner_monai.workfolder import WorkFolder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner"))
-from lib.infers import Engine, LesionTask  # noqa: E402
+from lib.engine import Engine  # noqa: E402
+from lib.infers import LesionTask  # noqa: E402
 
 H, W = 80, 120
 REGIONS = [(0, 8, 55, 71, "tissue"), (60, 8, 115, 39, "spectrum"), (60, 44, 115, 71, "tissue")]
