@@ -46,10 +46,11 @@ class UltraRefinerApp(MONAILabelApp):
         self.config = serve_config(Path(app_dir, "config.yaml"), conf)
         for name in ("ultrarefiner_monai", "lib"):
             logging.getLogger(name).setLevel(self.config.log_level)
+        # First: an address with a password in it is refused before it is written down.
+        self.pacs = Pacs.of(studies, self.config.pacs) if is_address(studies) else None
         self.work = WorkFolder.of(studies, self.config.work_dir)
         if self.config.work_dir or is_address(studies):
             self.work.note_studies(studies)
-        self.pacs = Pacs.of(studies, self.config.pacs) if is_address(studies) else None
         self.journal = JournalQueue(self.work.journal)
         self.exchange: Exchange | None = None
         self.served = Served(Path(app_dir), self.config, self.work)
