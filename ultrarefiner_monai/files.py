@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,12 @@ def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def copy_in(source: str | Path, path: str | Path) -> None:
+    """Copy a file so that ``path`` holds all of it, or what stood there before."""
+    with open(source, "rb") as given, replacing(path) as taken:
+        shutil.copyfileobj(given, taken, 1 << 20)
 
 
 def sha256_of(path: Path) -> str:

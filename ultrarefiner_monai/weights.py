@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .download import FetchError, Progress, discard, download, only_one
-from .files import replacing, sha256_of
+from .files import copy_in, replacing, sha256_of
 from .known_weights import KNOWN, WeightFile
 from .types import InputError
 
@@ -141,8 +141,7 @@ def add(
     place.mkdir(parents=True, exist_ok=True)
     target = place / target_name
     if not (target.exists() and target.samefile(source)):
-        with source.open("rb") as given, replacing(target) as taken:
-            shutil.copyfileobj(given, taken, 1 << 20)
+        copy_in(source, target)
     _write_pin(target, own, digest, target.stat().st_size, f"file {source.name}")
     return target
 

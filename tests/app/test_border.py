@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from monailabel.interfaces.exception import ImageNotFoundException
 from PIL import Image
 
-from lib.datastore import StudiesFolder, check_name
+from lib.datastore import StudiesFolder
 from lib.guard import check_target
+from lib.names import check_name
 from lib.pacs_routes import way_to
 from lib.prompts import clicks_of, frame_of
 from lib.sessions import SessionStore

@@ -23,7 +23,7 @@ from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import LabelNotFoundException
 
-from lib.datastore import check_name
+from lib.names import check_name
 from lib.pacs import STORED, PacsStudies
 from ultrarefiner_monai.data.writers import read_mask, write_mask
 from ultrarefiner_monai.journal import Journal

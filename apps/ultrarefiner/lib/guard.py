@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lib.datastore import check_name
+from lib.names import check_name
 from ultrarefiner_monai.types import InputError
 
 _NAMES = ("image", "label", "id", "tag")

@@ -12,7 +12,7 @@ import hashlib
 import logging
 from pathlib import Path
 
-from lib.datastore import split_name
+from lib.names import split_name
 from ultrarefiner_monai.files import sha256_of
 from ultrarefiner_monai.workfolder import WorkFolder
 
