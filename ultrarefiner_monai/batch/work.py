@@ -162,7 +162,8 @@ class Worker:
             return
         assert self._pacs is not None
         with tempfile.TemporaryDirectory(prefix=".fetched-", dir=self.setup.out / "masks") as name:
-            yield images_of(job, self._pacs.fetch_series(job.study_uid, job.series_uid, Path(name, "series")))
+            most = self.setup.pacs.mirror_mb << 20
+            yield images_of(job, self._pacs.fetch_series(job.study_uid, job.series_uid, Path(name, "series"), most))
 
 
 def images_of(job: Job, files: Sequence[Path]) -> list[Image]:
