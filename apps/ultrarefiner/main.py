@@ -19,11 +19,13 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 import ultrarefiner_monai
-from lib.datastore import StudiesFolder, check_name
+from lib.datastore import StudiesFolder
 from lib.engine import Engine
 from lib.exchange import Exchange
 from lib.infers import LesionTask, Outline, make_tasks
+from lib.names import check_name
 from lib.pacs import PacsStudies
+from lib.prepare import Preparer
 from lib.served import Served
 from lib.sessions import SessionStore
 from lib.strategies import NextSample
@@ -55,6 +57,7 @@ class UltraRefinerApp(MONAILabelApp):
         self.exchange: Exchange | None = None
         self.served = Served(Path(app_dir), self.config, self.work)
         self.engine = Engine(self.served, self.config, self.work, self.journal)
+        self.preparer = Preparer(self.engine, self.config.prepare)
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
         self.limiter = anyio.CapacityLimiter(self.config.workers)
         super().__init__(
@@ -86,7 +89,7 @@ class UltraRefinerApp(MONAILabelApp):
         info = super().info()
         # 3D Slicer shows the progress and accuracy of the first one: that is the one begun last.
         stats = sorted(info["train_stats"].items(), key=lambda item: -item[1].get("start_ts", 0))
-        serving = {"name": self.served.name, "problem": self.served.problem}
+        serving = {"name": self.served.name, "problem": self.served.problem, "preparing": self.preparer.left()}
         store = self.datastore()
         pacs = {"pacs": store.contact()} if isinstance(store, PacsStudies) else {}
         if self.exchange is not None:
@@ -95,7 +98,8 @@ class UltraRefinerApp(MONAILabelApp):
 
     def outline(self, model: str, path: Path, image_id: str, request: dict[str, Any] | None = None) -> Outline:
         """Run ``model`` on one image file; request: what the client sent besides."""
-        return self._task(model).outline({**(request or {}), "image": str(path), "image_id": image_id})
+        with self.preparer.request():
+            return self._task(model).outline({**(request or {}), "image": str(path), "image_id": image_id})
 
     def _task(self, model: str) -> LesionTask:
         if model not in self._infers:
@@ -108,7 +112,8 @@ class UltraRefinerApp(MONAILabelApp):
         image_id = request.get("image", "")
         tag = check_name(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value, "label_tag")
         path = str(store.image_path(image_id))
-        file, reply = self._task(request.get("model", ""))({**request, "image": path, "image_id": image_id})
+        with self.preparer.request():
+            file, reply = self._task(request.get("model", ""))({**request, "image": path, "image_id": image_id})
         label = file
         if request.get("save_label"):
             label = store.save_label(image_id, file, tag, {"model": request["model"], "params": reply})
@@ -146,7 +151,14 @@ class UltraRefinerApp(MONAILabelApp):
             known = ", ".join(self._strategies)
             raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"no strategy {strategy!r:.80}; known: {known}")
         found = self._strategies[strategy](request, self.datastore())
-        return {**found, "path": str(self.datastore().image_path(found["id"]))} if found else {}
+        if not found:
+            return {}
+        self.prepare(found["id"])
+        return {**found, "path": str(self.datastore().image_path(found["id"]))}
+
+    def prepare(self, image_id: str) -> None:
+        """An image of the studies was handed out: compute, behind it, what the first click will need."""
+        self.preparer.open(image_id, lambda: self.datastore().image_path(image_id))
 
     def _load_sessions(self, load: bool = False) -> SessionStore | None:
         if not load:

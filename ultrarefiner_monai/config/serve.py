@@ -60,6 +60,8 @@ class ServeConfig:
     work_dir: str = ""
     ram_cache_mb: int = 1024
     disk_cache_mb: int = 4096
+    # An image that is handed out is computed at once, in the background, so that the first click need not wait.
+    prepare: bool = True
     max_upload_mb: int = 512
     # Rows x columns x frames of one file; bigger ones are refused before they fill the memory.
     max_pixels: int = 400_000_000

@@ -27,6 +27,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import batch_infer as stock_batch_infer
+from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints import train as stock_train
 from monailabel.endpoints.infer import ResultType
 from monailabel.endpoints.user.auth import RBAC, User
@@ -41,10 +42,10 @@ from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from lib.datastore import check_name, split_name
 from lib.guard import Guard
 from lib.handout import hand_out
 from lib.infers import Outline
+from lib.names import check_name, split_name
 from lib.page import front_page
 from ultrarefiner_monai.data.writers import read_mask
 from ultrarefiner_monai.types import InputError
@@ -223,6 +224,17 @@ async def put_label_info_old(label: str, tag: str, params: str = Form("{}"), use
     await put_label_info(label, tag, params, user)
 
 
+async def get_image(image: str, user: User = user_role) -> FileResponse:
+    """As MONAI Label's own; who fetches an image is going to click on it."""
+
+    def work() -> FileResponse:
+        found = stock_datastore.download_image(image)
+        app_instance().prepare(image)
+        return found
+
+    return await anyio.to_thread.run_sync(work)
+
+
 async def check_image(image: str, check_sum: str | None = None, user: User = user_role) -> dict[str, Any]:
     """200 when the image is there and, where a sum is given ([SHA256:|SHA512:|MD5:]HEX), has it; else 404."""
 
@@ -277,6 +289,7 @@ async def create_session(
         with _stored(app, files[0], app.config.extensions) as path:
             app.engine.read(path)
             session_id, session = app.sessions().add_session(str(path), expiry)
+        app.preparer.open(f"session:{session_id}", lambda: Path(session.image))
         return {"session_id": session_id, "session_info": session.to_json()}
 
     return await anyio.to_thread.run_sync(work)
@@ -480,6 +493,7 @@ def install(server: FastAPI, app: Any) -> None:
         ("PUT", "/datastore/image/info", put_image_info),
         ("PUT", "/datastore/label/info", put_label_info),
         ("PUT", "/datastore/updatelabelinfo", put_label_info_old),
+        ("GET", "/datastore/image", get_image),
         ("HEAD", "/datastore/image", check_image),
         ("DELETE", "/datastore/", remove_image),
         ("DELETE", "/datastore/image", remove_image),

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class Engine:
         self._studies: OrderedDict[str, OpenStudy] = OrderedDict()
         self._results: OrderedDict[tuple, FrameResult] = OrderedDict()
         self._used = 0
+        self._drops = 0  # how often all this was dropped: what was begun before is not kept
 
     def read(self, path: Path) -> Study:
         """Read a file within the configured limit of pixels, its first and last frame included; InputError if not."""
@@ -73,6 +75,7 @@ class Engine:
         """The study at ``path`` (a file, or a folder with the files of a series), kept while its files stay as they are."""
         state = state_of(path)
         with self._lock:
+            drops = self._drops
             found = self._studies.get(str(path))
             if found is not None and found.state == state:
                 self._studies.move_to_end(str(path))
@@ -82,7 +85,8 @@ class Engine:
         if state_of(path) != state:  # pixels and sha256 may be of two files: answers would be kept under a wrong name
             raise InputError(f"{path.name} changed while it was read; try again when it has been written")
         with self._lock:
-            self._studies[str(path)] = found
+            if drops == self._drops:
+                self._studies[str(path)] = found
             while len(self._studies) > 1 and sum(_bytes(s.study) for s in self._studies.values()) > _STUDY_BYTES:
                 self._studies.popitem(last=False)
         return found
@@ -95,6 +99,7 @@ class Engine:
             mode = "propose"
         key = (predictor.system.version, opened.sha256, k, mode, clicks)
         with self._lock:
+            drops = self._drops
             if key in self._results:
                 self._results.move_to_end(key)
                 return self._results[key], False
@@ -114,7 +119,7 @@ class Engine:
         keys = tuple(map(image_key, crops(image, regions)))
         result = FrameResult(pack_mask(proposal.mask), figures, timings, keys)
         with self._lock:
-            if key not in self._results:
+            if key not in self._results and drops == self._drops:
                 self._results[key] = result
                 self._used += len(result.mask) + 2048
             while self._used > _RESULT_BYTES:
@@ -132,10 +137,15 @@ class Engine:
             taken.unlink()
         except OSError:
             return
+        self.drop(keys)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Drop all that is in memory, and what the cache holds of these images (``image_key``)."""
         with self._lock:
             self._studies.clear()
             self._results.clear()
             self._used = 0
+            self._drops += 1
         for key in keys:
             self.served.cache.forget(key)
 

@@ -78,11 +78,12 @@ class LesionTask(InferTask):
         predictor = self.engine.served.latest()  # one model for all frames, whatever is chosen meanwhile
         mask = np.zeros(study.shape, np.uint8)
         results: dict[int, FrameResult] = {}
-        steps: dict[str, float] = {}
+        steps, cached = dict[str, float](), 1.0
         for k in frames:
             results[k], fresh = self.engine.answer(predictor, opened, k, self.mode, clicks.get(k, Clicks()))
             if fresh:
                 _add(steps, results[k].timings)
+                cached = min(cached, results[k].timings["cached"])
             mask[k] = unpack_mask(results[k].mask, (study.height, study.width))
         computed = time.perf_counter()
         if extension == ".png":
@@ -92,6 +93,7 @@ class LesionTask(InferTask):
         reply = self._reply(study, results, clicks)
         now = time.perf_counter()
         steps |= {"read": read - start, "infer": computed - read, "write": now - computed, "total": now - start}
+        steps["cached"] = cached  # 1.0: neither the coarse network nor the encoder ran
         reply["timings"] = {name: round(seconds, 4) for name, seconds in steps.items()}
         # The name that MONAI Label's own tasks use.
         reply["latencies"] = {"total": round(now - start, 2)}

@@ -52,6 +52,7 @@ def install(server: FastAPI, app: Any) -> None:
 
     async def image(image: str, user: User = user_role) -> Response:
         path = await anyio.to_thread.run_sync(store.client_path, image)
+        app.prepare(image)
         return FileResponse(path, media_type=get_mime_type(str(path)), filename=path.name)
 
     async def check_image(image: str, check_sum: str | None = None, user: User = user_role) -> dict[str, Any]:
