@@ -127,11 +127,11 @@ class UltraRefinerApp(MONAILabelApp):
         path = store.get_label_uri(label_id, DefaultLabelTag.FINAL.value)
         if path:
             mask = read_mask(path)
-            self.journal_label(image_id, mask, store.get_label_info(label_id, DefaultLabelTag.FINAL.value))
+            info = store.get_label_info(label_id, DefaultLabelTag.FINAL.value)
+            self.journal_label(image_id, store.image_path(image_id), mask, info)
 
-    def journal_label(self, image_id: str, mask: Any, info: dict[str, Any]) -> None:
-        """Queue a final label for the journal; returns at once. mask: (T, H, W)."""
-        path = self.datastore().image_path(image_id)
+    def journal_label(self, image_id: str, path: Path, mask: Any, info: dict[str, Any]) -> None:
+        """Queue a final label for the journal; returns at once. path: the image (``image_path``); mask: (T, H, W)."""
 
         def write(journal: Journal) -> None:
             author, client = str(info.get("user") or ""), str(info.get("client_id") or "")

@@ -80,28 +80,32 @@ async def infer(
     user: User = user_role,
 ) -> Response:
     """As MONAI Label's own route; the computation runs in one of a few threads. ``frame`` may also stand in params."""
-    app = app_instance()
-    work = partial(_infer, app, model, image, session_id, params, file, output, frame)
+    app, path = app_instance(), None
+    if image and file is None and not session_id:
+        # An image that a PACS has to send first: who waits for it takes no place of those that compute.
+        path = await anyio.to_thread.run_sync(app.datastore().image_path, image)
+    work = partial(_infer, app, model, (image, path), session_id, params, file, output, frame)
     return await anyio.to_thread.run_sync(work, limiter=app.limiter)
 
 
 def _infer(
     app: Any,
     model: str,
-    image: str,
+    stored: tuple[str, Path | None],
     session_id: str,
     params: str,
     file: UploadFile | None,
     output: ResultType | None,
     frame: str,
 ) -> Response:
+    image = stored[0]
     _known(model, app._infers, "model")
     request = _params(params)
     if "image" in request and request["image"] != image:
         raise InputError("params must not name another image: the image is what the address says")
     if frame:
         request["frame"] = frame
-    with _image_file(app, image, session_id, file) as (path, image_id):
+    with _image_file(app, stored, session_id, file) as (path, image_id):
         outline = app.outline(model, path, image_id, request)
         if output == ResultType.dicom_seg:
             return Response(_dicom_seg(app, model, path, outline), media_type="application/dicom")
@@ -125,8 +129,11 @@ def _dicom_seg(app: Any, model: str, path: Path, outline: Outline) -> bytes:
 
 
 @contextmanager
-def _image_file(app: Any, image: str, session_id: str, file: UploadFile | None) -> Iterator[tuple[Path, str]]:
-    """(file, id) of the image that a request means: an upload, a session's, or one of the studies. Nothing else."""
+def _image_file(
+    app: Any, stored: tuple[str, Path | None], session_id: str, file: UploadFile | None
+) -> Iterator[tuple[Path, str]]:
+    """(file, id) of the image that a request means: an upload, a session's, or one of the studies (``stored``: its id
+    and file). Nothing else."""
     if file is not None:
         with _stored(app, file, app.config.extensions) as path:
             yield path, ""
@@ -135,8 +142,8 @@ def _image_file(app: Any, image: str, session_id: str, file: UploadFile | None) 
         if session is None:
             raise HTTPException(404, f"there is no session {session_id}: it expired, or never was")
         yield Path(session.image), f"session:{session_id}"
-    elif image:
-        yield app.datastore().image_path(image), image
+    elif stored[1] is not None:
+        yield stored[1], stored[0]
     else:
         raise InputError("which image? give image=ID, session_id=ID, or a file")
 
@@ -206,7 +213,7 @@ def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, 
                 info = app.exchange.mark(info)
             label_id = app.datastore().save_label(image, str(path), tag, info)
             if tag == FINAL:
-                app.journal_label(image, mask, info)
+                app.journal_label(image, source, mask, info)
     if tag == FINAL:
         app.journal.flush()  # this runs in a thread of its own: who gets the answer knows that both are written
         if app.exchange is not None:

@@ -206,7 +206,8 @@ class Exchange:
 
     def _keep(self, image_id: str, mask: np.ndarray, info: SegInfo, when: datetime) -> None:
         try:
-            study = self.app.engine.open(self.mirror.open(image_id)).study
+            source = self.mirror.open(image_id)
+            study = self.app.engine.open(source).study
         except PacsError:
             raise
         except InputError as error:  # its files are changing just now: no reason to refuse the segmentation for ever
@@ -228,7 +229,7 @@ class Exchange:
                 else:
                     self.store.save_label(image_id, str(path), FINAL, values)
                     logger.info("segmentation %s is the final label of %s now", info.sop_uid, image_id)
-                self.app.journal_label(image_id, mask, values)
+                self.app.journal_label(image_id, source, mask, values)
         self.app.journal.flush()
 
     def _stored(self, image_id: str) -> float | None:
