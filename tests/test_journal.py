@@ -153,11 +153,14 @@ def test_what_was_prepared_is_forgotten_with_the_image(journal):
     propose(journal, "a", image_hash="one")
     for image_id, key in (("a", "p0"), ("a", "p1"), ("a", "p1"), ("session:2", "p1"), ("b", "p1")):
         journal.note_prepared(image_id, "one", [key])
+    journal.note_opened("a")
+    journal.note_opened("session:3")
     assert journal.cache_keys("a") == {"k0", "p0", "p1"} and len(journal.proposals()) == 1
     journal.drop_prepared("b", ["p0"])
     assert journal.prepared("b") == {"p1"}
     assert journal.forget("a") == (1, 0)
     assert [journal.prepared(i) for i in ("a", "session:2", "b")] == [set(), set(), {"p1"}]
+    assert journal.prepared("session:3"), "of another file"
 
 
 def test_who_asks_the_queue_gets_the_answer_or_the_error(tmp_path):

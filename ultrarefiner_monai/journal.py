@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Among what was prepared, this is no cache key: somebody opened the image, and it was not forgotten since.
+OPENED = "-"
+
 SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS proposals (
@@ -205,13 +208,17 @@ class Journal:
     def cache_keys(self, image_id: str) -> set[str]:
         """The embedding cache's names of all frames of this image that were ever computed."""
         rows = self._rows("SELECT cache_keys FROM proposals WHERE image_id = ?", (image_id,))
-        return {key for row in rows for key in json.loads(row[0])} | self.prepared(image_id)
+        return {key for row in rows for key in json.loads(row[0])} | self.prepared(image_id) - {OPENED}
 
     def note_prepared(self, image_id: str, image_hash: str, cache_keys: Iterable[str]) -> None:
         """Remember names in the embedding cache that no proposal knows; before they are used, so that none is missed."""
         with self._transaction() as connection:
             values = [(image_id, image_hash, key) for key in cache_keys]
             connection.executemany("INSERT OR REPLACE INTO prepared VALUES (?, ?, ?)", values)
+
+    def note_opened(self, image_id: str) -> None:
+        """Note OPENED: what is forgotten before the first name is noted shows, too."""
+        self.note_prepared(image_id, image_id, [OPENED])  # no file's hash: no other image is forgotten along with it
 
     def prepared(self, image_id: str) -> set[str]:
         """The names that were noted for this image, none of them when it was forgotten since."""

@@ -213,6 +213,23 @@ def test_an_image_that_is_forgotten_meanwhile_leaves_nothing_behind(desk: Desk, 
     assert desk.click("a")["timings"]["cached"] == 0.0
 
 
+def test_an_image_that_is_forgotten_while_it_waits_is_not_begun(desk: Desk) -> None:
+    begun, hold = threading.Event(), threading.Event()
+    desk.before = lambda: (begun.set(), hold.wait(30))
+    desk.open("a")
+    begun.wait(30)
+    waiting = desk.open("b")
+    desk.engine.journal.flush()
+    forget(desk.studies, "b")
+    hold.set()
+    desk.wait()
+    assert len(desk.done) == FRAMES and desk.frames(waiting) == []
+    assert desk.engine.journal.ask(lambda journal: journal.prepared("b")) == set()
+    desk.open("b")
+    desk.wait()
+    assert len(desk.frames(waiting)) == FRAMES, "opened again"
+
+
 def test_what_is_prepared_is_forgotten_although_nobody_ever_asked(desk: Desk) -> None:
     desk.open("a")
     desk.wait()

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from lib.engine import Engine, OpenStudy
 from ultrarefiner_monai.cache import image_key
 from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.journal import OPENED
 from ultrarefiner_monai.regions import crops
 from ultrarefiner_monai.types import Clicks, InputError
 
@@ -58,6 +59,8 @@ class Preparer:
             return
         cache = self.engine.served.cache
         room = max(cache.ram_bytes, cache.disk_bytes if cache.disk_dir is not None else 0)
+        with suppress(RuntimeError):  # the process is about to end
+            self.engine.journal.submit(lambda journal: journal.note_opened(image_id))
         with self._lock:
             job = next((j for j in self._jobs if j.image_id == image_id), None)
             job = job or _Job(image_id, lambda job: self._steps(job, find))
@@ -114,6 +117,8 @@ class Preparer:
         self._go_on()
 
     def _steps(self, job: _Job, find: Callable[[], Path]) -> Iterator[None]:
+        if self._forgotten(job):
+            return
         path = find()
         sha256, predictor = "", None
         while True:
@@ -149,10 +154,11 @@ class Preparer:
 
         ``forget`` removes what was noted before it; notes that are gone tell of it, whatever was in work just then.
         """
-        if self.engine.journal.ask(lambda journal: job.keys <= journal.prepared(job.image_id)):
+        if self.engine.journal.ask(lambda journal: {OPENED, *job.keys} <= journal.prepared(job.image_id)):
             return False
-        self.engine.drop(job.keys)
-        self.engine.journal.ask(lambda journal: journal.drop_prepared(job.image_id, job.keys))
+        if job.keys:
+            self.engine.drop(job.keys)
+            self.engine.journal.ask(lambda journal: journal.drop_prepared(job.image_id, {OPENED, *job.keys}))
         return True
 
 
