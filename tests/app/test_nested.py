@@ -16,6 +16,7 @@ from ultrarefiner_monai.config import ServeConfig, load_yaml
 from ultrarefiner_monai.data.corrections import final_labels
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.samples import dicom_bytes
+from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder
 
 
@@ -50,9 +51,9 @@ def test_folders_below_are_offered_by_uid_and_no_name_leaves(disc: tuple[Path, s
     root, uid = disc
     store = make_store(root)
     assert set(store.list_images()) == {"top", uid}
-    assert store.image_path(uid) == root / "DOE^JANE" / "Übersicht" / "IM 0001" and store.is_readable(uid)
+    assert store.image_path(uid).samefile(root / "DOE^JANE" / "Übersicht" / "IM 0001") and store.is_readable(uid)
     uri = Path(store.get_image_uri(uid))
-    assert uri.name == f"{uid}.dcm" and uri.read_bytes() == store.image_path(uid).read_bytes()
+    assert uri == store.image_path(uid) and uri.name == f"{uid}.dcm"
     assert "DOE" not in str(store.get_image_info(uid)) + str(store.json()) + str(uri)
     assert read_study(uri).shape == (1, 96, 130)
     store.save_label(uid, str(label_at(tmp_path / "l.nii.gz")), "final", {})
@@ -61,17 +62,36 @@ def test_folders_below_are_offered_by_uid_and_no_name_leaves(disc: tuple[Path, s
     assert [(p.image_id, p.image) for p in final_labels(root / ".ultrarefiner")] == [(uid, store.image_path(uid))]
 
 
+def test_messages_name_an_image_in_a_folder_by_its_id(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "studies"
+    paths = {put(root / "export" / f"DOE JANE {k}.dcm", k): root / "export" / f"DOE JANE {k}.dcm" for k in (1, 2)}
+    for uid, path in paths.items():
+        content = path.read_bytes()
+        path.write_bytes(
+            content[: len(content) // 2] if uid == min(paths) else content.replace(b"CS\x02\x00US", b"CS\x02\x00OT")
+        )
+    store = make_store(root)
+    assert [store.is_readable(uid) for uid in sorted(paths)] == [False, True]
+    for uid in paths:
+        assert f"{uid}.dcm" in caplog.text  # damaged; of a modality that is warned of
+    (root / "export").rename(root / "elsewhere")
+    with pytest.raises(InputError, match=min(paths)) as refused:
+        read_study(store.image_path(min(paths)))
+    assert "JANE" not in caplog.text + str(refused.value)
+
+
 def test_a_label_stays_with_its_image_when_the_file_moves(disc: tuple[Path, str], tmp_path: Path) -> None:
     root, uid = disc
     store = make_store(root)
     store.save_label(uid, str(label_at(tmp_path / "l.nii.gz")), "final", {"user": "x"})
     (root / "other").mkdir()
-    store.image_path(uid).rename(root / "other" / "renamed.dcm")
+    store.image_path(uid).resolve().rename(root / "other" / "renamed.dcm")
     again = make_store(root)
-    assert again.image_path(uid).name == "renamed.dcm" and again.get_labeled_images() == [uid]
+    assert again.get_labeled_images() == [uid]
     assert Path(again.get_image_uri(uid)).samefile(root / "other" / "renamed.dcm")
     again.remove_image(uid)
     assert again.list_images() == ["top"] and not (root / "other" / "renamed.dcm").exists()
+    assert not list(again.work.nested.iterdir())
 
 
 def test_files_that_arrive_in_new_folders_are_noticed(disc: tuple[Path, str]) -> None:

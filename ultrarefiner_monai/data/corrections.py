@@ -105,14 +105,17 @@ def final_labels(work_dir: str | Path, studies: str | Path | None = None) -> lis
         rows = [(i, o["image"]["ext"], (o.get("labels") or {}).get("final")) for i, o in objects.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{home / INDEX} cannot be read as an index of images: {error!r}") from error
-    nested = remembered_images(WorkFolder(work).headers)
+    nested, links = remembered_images(WorkFolder(work).headers), WorkFolder(work).nested
     found = []
     for image_id, extension, label in sorted(rows, key=lambda row: row[0]):
         if label is None:
             continue
+        image = folder / (nested.get(image_id) or image_id + extension)
+        if image_id in nested and (link := links / f"{image_id}.dcm").exists():
+            image = link  # the server's: messages repeat file names, and those of exports may hold patients' names
         pair = Labelled(
             image_id,
-            folder / (nested.get(image_id) or image_id + extension),
+            image,
             home / "labels" / "final" / f"{image_id}{label['ext']}",
         )
         if pair.image.exists() and pair.label.is_file():

@@ -55,16 +55,17 @@ class StudiesFolder(StudiesIndex):
     # --- images -------------------------------------------------------------------------------------------------------
 
     def image_path(self, image_id: str) -> Path:
-        """The file of an image that is in the index; ImageNotFoundException otherwise. Nothing else is ever opened."""
-        entry = self.entry(image_id)
-        return Path(self._datastore.image_path(), self._filename(image_id, entry.image.ext)).absolute()
+        """The file of an image that is in the index; ImageNotFoundException otherwise. Nothing else is ever opened.
 
-    def get_image_uri(self, image_id: str) -> str:
-        """The file of an image, "" when there is none. One in a folder below is handed out through a link that is called
-        by its id: clients show and keep file names, and those of folders may hold patients' names."""
-        if image_id not in self._nested:
-            return super().get_image_uri(image_id)
-        path, link = self.image_path(image_id), self.work.nested / f"{image_id}.dcm"
+        One in a folder below is opened and handed out through a link that is called by its id: messages, logs and clients
+        repeat file names, and those of exports may hold patients' names.
+        """
+        entry = self.entry(image_id)
+        path = Path(self._datastore.image_path(), self._filename(image_id, entry.image.ext)).absolute()
+        return self._linked(image_id, path) if image_id in self._nested else path
+
+    def _linked(self, image_id: str, path: Path) -> Path:
+        link = self.work.nested / f"{image_id}.dcm"
         try:
             if not link.exists() or not link.samefile(path):
                 link.parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +73,13 @@ class StudiesFolder(StudiesIndex):
                 temporary.symlink_to(path)
                 os.replace(temporary, link)
         except OSError as error:  # no links on this file system
-            logger.debug("no link to an image: %s", error)
-            return str(path)
-        return str(link)
+            logger.debug("no link to %s: %s", image_id, error.strerror)
+            return path
+        return link
+
+    def get_image_uri(self, image_id: str) -> str:
+        """The file of an image as clients get it, "" when there is none."""
+        return str(self.image_path(image_id)) if image_id in self._nested else super().get_image_uri(image_id)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         info = super().get_image_info(image_id)
@@ -119,6 +124,7 @@ class StudiesFolder(StudiesIndex):
         self.entry(image_id)
         with self._mutex:
             super().remove_image(image_id)
+            (self.work.nested / f"{image_id}.dcm").unlink(missing_ok=True)
             self.refresh()
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
