@@ -254,6 +254,26 @@ def test_viewers_reach_the_store_through_the_server(clinic: Clinic) -> None:
     assert clinic.get("/proxy/dicom/studies/../servers").status_code in (400, 404)
 
 
+@pytest.mark.parametrize("way", ["viewer", "client"])
+def test_an_image_that_is_shown_is_prepared(clinic: Clinic, way: str) -> None:
+    content = us(80 if way == "viewer" else 90, frames=3)
+    (stored,) = clinic.archive.add(content)
+    dataset = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+    study, series, sop = dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID
+    assert series in clinic.objects()
+    if way == "viewer":
+        path = f"/proxy/dicom/studies/{study}/series/{series}/instances/{sop}/frames/1"
+    else:
+        path = f"/datastore/image?image={series}"
+    assert clinic.get(path).status_code == 200
+    eventually(lambda: not clinic.get("/info/").json()["serving"]["preparing"])
+    address = f"{clinic.server.url}/infer/sam_refiner?image={series}&output=json"
+    answer = requests.post(address, data={"params": '{"foreground": [[60, 40, 2]]}'}, timeout=60).json()
+    assert answer["timings"]["cached"] == 1.0 and len(answer["frames"]) == 3
+    clinic.archive.rest("DELETE", f"/instances/{stored}")
+    assert series not in clinic.objects()
+
+
 def test_the_studies_are_not_changed_through_the_server(clinic: Clinic) -> None:
     url = clinic.server.url
     answer = requests.put(f"{url}/datastore/image?image=x", files={"file": ("x.png", b"x")}, timeout=30)

@@ -6,29 +6,26 @@ MONAI Label's own run in its event loop, and its proxy knows neither tokens nor 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import anyio
 import requests
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from monailabel.config import settings
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints.user.auth import User
-from monailabel.interfaces.exception import ImageNotFoundException
-from monailabel.utils.others.generic import file_checksum, get_mime_type
 
-from lib.endpoints import annotator_role, user_role
 from lib.pacs import PacsStudies
+from lib.routing import annotator_role, put_first, user_role
 from ultrarefiner_monai.pacs.client import PacsError
-from ultrarefiner_monai.types import InputError
 
 # What DICOMweb has below its root. Others are none of a viewer's business: Orthanc reaches other servers from there.
 _RESOURCES = ("studies", "series", "instances")
 _OPERATIONS = ("wado", "qido", "stow")
 # Nothing that means something to whoever reads the address next: no %, which would be decoded once more, no "..".
 _PART = re.compile(r"(?!\.+$)[A-Za-z0-9_.,:~-]+")
+_FIRST_FRAME = re.compile(r".*/series/([0-9.]+)/instances/([0-9.]+)/frames/1/?")
 _STOW = re.compile(r"studies(/[0-9.]+)?")
 _REQUEST_HEADERS = ("accept", "accept-encoding", "content-type", "if-none-match", "range")
 _RESPONSE_HEADERS = ("content-type", "content-encoding", "content-length", "content-range", "etag", "warning")
@@ -50,25 +47,12 @@ def install(server: FastAPI, app: Any) -> None:
 
         return await anyio.to_thread.run_sync(work)
 
-    async def image(image: str, user: User = user_role) -> Response:
-        path = await anyio.to_thread.run_sync(store.client_path, image)
-        app.prepare(image)
-        return FileResponse(path, media_type=get_mime_type(str(path)), filename=path.name)
-
-    async def check_image(image: str, check_sum: str | None = None, user: User = user_role) -> dict[str, Any]:
-        def work() -> dict[str, Any]:
-            path = store.client_path(image)
-            algorithm, _, digest = check_sum.rpartition(":") if check_sum else ("", "", "")
-            if algorithm not in ("", "SHA256", "SHA512", "MD5"):
-                raise InputError(f"check_sum must be SHA256:..., SHA512:... or MD5:..., got {check_sum!r:.80}")
-            if digest and file_checksum(path, algorithm or "SHA256").partition(":")[2] != digest:
-                raise ImageNotFoundException(f"image {image!r:.120} has another content")
-            return {}
-
-        return await anyio.to_thread.run_sync(work)
-
     async def read(request: Request, path: str, user: User = user_role) -> Response:
-        return await _proxy(request, path)
+        answer = await _proxy(request, path)
+        shown = shown_image(path, store.mirror.images)
+        if shown and answer.status_code == 200:
+            app.prepare(shown)
+        return answer
 
     async def write(request: Request, path: str, user: User = annotator_role) -> Response:
         return await _proxy(request, path)
@@ -87,17 +71,10 @@ def install(server: FastAPI, app: Any) -> None:
     routes: list[tuple[str, str, Callable[..., Any]]] = [
         ("GET", "/info/", info),
         ("GET", "/datastore/", list_images),
-        ("GET", "/datastore/image", image),
-        ("HEAD", "/datastore/image", check_image),
         ("GET", "/proxy/dicom/{path:path}", read),
         ("POST", "/proxy/dicom/{path:path}", write),
     ]
-    before = len(server.router.routes)
-    for method, path, endpoint in routes:
-        address = settings.MONAI_LABEL_API_STR + path
-        server.add_api_route(address, endpoint, methods=[method], include_in_schema=False, response_model=None)
-    added = server.router.routes[before:]
-    server.router.routes[:] = [*added, *server.router.routes[:before]]
+    put_first(server, routes)
     server.exception_handlers[PacsError] = _failed
     server.middleware_stack = server.build_middleware_stack()
 
@@ -113,6 +90,12 @@ def way_to(method: str, path: str) -> str:
     if method == "POST" and not _STOW.fullmatch(path):
         raise HTTPException(404, f"objects are stored at studies, not at {path!r:.80}")
     return path
+
+
+def shown_image(path: str, images: Container[str]) -> str | None:
+    """The image that a viewer begins to show with this request: one for the pixels of a first frame."""
+    found = _FIRST_FRAME.fullmatch(path)
+    return next((uid for uid in (found.groups() if found else ()) if uid in images), None)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
