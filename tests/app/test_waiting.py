@@ -17,8 +17,9 @@ from monailabel.endpoints.user.auth import User
 from starlette.datastructures import UploadFile
 from test_growth import SERIES, Desk
 
-import lib.endpoints
+from lib import infer_routes
 from lib.infers import Outline
+from lib.store_routes import _save_label
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.journal import JournalQueue
 
@@ -46,10 +47,10 @@ def test_an_image_on_its_way_takes_no_place_of_those_that_compute(monkeypatch: p
         return Outline(b"", ".nrrd", {})
 
     monkeypatch.setattr(app, "outline", outline)
-    monkeypatch.setattr(lib.endpoints, "app_instance", lambda: app)
+    monkeypatch.setattr(infer_routes, "app_instance", lambda: app)
 
     async def ask(image: str) -> None:
-        await lib.endpoints.infer("m", image=image, params="{}", output=ResultType.json)
+        await infer_routes.infer("m", image=image, params="{}", output=ResultType.json)
 
     async def both() -> None:
         app.limiter = anyio.CapacityLimiter(1)
@@ -79,6 +80,6 @@ def test_nobody_waits_for_the_store_while_others_cannot_save(tmp_path: Path, mon
     engine = SimpleNamespace(open=lambda path: SimpleNamespace(study=study, sha256="s"))
     app = make_app(_datastore=store, engine=engine, work=desk.work, journal=JournalQueue(desk.work.journal))
     upload = UploadFile(io.BytesIO(label.read_bytes()), filename="label.nii.gz")
-    lib.endpoints._save_label(app, SERIES, "{}", "final", upload, User(username="x"))
+    _save_label(app, SERIES, "{}", "final", upload, User(username="x"))
     [kept] = app.journal.ask(lambda journal: journal.corrections(SERIES))
     assert kept.image_hash == "s" and kept.mask.sum() == 15

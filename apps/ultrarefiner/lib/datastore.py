@@ -77,6 +77,10 @@ class StudiesFolder(StudiesIndex):
             return path
         return link
 
+    def client_path(self, image_id: str) -> Path:
+        """The file that clients get of an image. Raises as ``image_path``."""
+        return self.image_path(image_id)
+
     def get_image_uri(self, image_id: str) -> str:
         """The file of an image as clients get it, "" when there is none."""
         return str(self.image_path(image_id)) if image_id in self._nested else super().get_image_uri(image_id)

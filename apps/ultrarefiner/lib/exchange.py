@@ -25,6 +25,7 @@ from monailabel.interfaces.exception import LabelNotFoundException
 
 from lib.names import check_name
 from lib.pacs import STORED, PacsStudies
+from lib.routing import annotator_role
 from ultrarefiner_monai.data.writers import read_mask, write_mask
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.pacs.client import PacsError
@@ -258,8 +259,6 @@ def _time(info: dict[str, Any]) -> datetime | None:
 
 def install(server: FastAPI, app: Any) -> None:
     """POST /ultrarefiner/send: store a label in the PACS on demand."""
-    from lib.endpoints import annotator_role
-
     async def send(image: str, tag: str = FINAL, sr: bool | None = None, user: User = annotator_role) -> dict[str, Any]:
         if app.exchange is None:
             raise HTTPException(404, "the studies are a folder, not a PACS: there is nowhere to send a label")

@@ -1,0 +1,81 @@
+"""What the app's routes share: who may, form fields, uploaded files, their place before MONAI Label's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Body, Depends, FastAPI, File, HTTPException, UploadFile
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+
+from lib.names import check_name, split_name
+from ultrarefiner_monai.types import InputError
+
+OneFile = Annotated[UploadFile, File()]
+MaybeFile = Annotated[UploadFile | None, File()]
+JsonBody = Annotated[dict | None, Body()]
+
+user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+admin_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
+annotator_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+
+
+def put_first(server: FastAPI, routes: Sequence[tuple[str, str, Callable[..., Any]]]) -> None:
+    """Let (method, path, endpoint) answer before the routes that are there; paths are below MONAI Label's prefix."""
+    before = len(server.router.routes)
+    for method, path, endpoint in routes:
+        prefix = "" if path in ("/", "/reload") else settings.MONAI_LABEL_API_STR
+        server.add_api_route(prefix + path, endpoint, methods=[method], include_in_schema=False, response_model=None)
+    added = server.router.routes[before:]
+    server.router.routes[:] = [*added, *server.router.routes[:before]]
+
+
+def check_known(name: str, names: Collection[str], what: str) -> None:
+    """404 for a ``name`` that is none of ``names``, and what these are."""
+    if name not in names:
+        raise HTTPException(404, f"there is no {what} {name!r:.80}; known: {', '.join(names) or 'none'}")
+
+
+def params_of(text: str, what: str = "params") -> dict[str, Any]:
+    """A JSON object from a form field; InputError for anything else."""
+    try:
+        value = json.loads(text) if text and text.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{what} must be a JSON object {{...}}, got {type(value).__name__}")
+    return value
+
+
+def author(user: User) -> dict[str, str]:
+    """Who it is, where there is a login; without one MONAI Label calls everybody admin."""
+    return {"user": user.username} if settings.MONAI_LABEL_AUTH_ENABLE and user.username else {}
+
+
+def basename(upload: UploadFile) -> str:
+    """Clients send whole paths, of any system: only the last part counts."""
+    return (upload.filename or "").replace("\\", "/").rsplit("/", 1)[-1]
+
+
+@contextmanager
+def stored_upload(app: Any, upload: UploadFile, extensions: tuple[str, ...], default: str = "") -> Iterator[Path]:
+    """The upload as a file of a safe name in the work folder, gone afterwards; InputError for other extensions."""
+    name = basename(upload)
+    parts = split_name(name, extensions) or (("label", default) if default and "." not in name else None)
+    if parts is None:
+        raise InputError(f"expected a file ending in {', '.join(extensions)}, got {name!r:.120}")
+    app.work.tmp.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=app.work.tmp) as folder:
+        try:
+            path = Path(folder, check_name(parts[0] + parts[1].lower(), "file name"))
+        except InputError:
+            path = Path(folder, f"image{parts[1].lower()}")
+        with path.open("wb") as target:
+            shutil.copyfileobj(upload.file, target)
+        yield path

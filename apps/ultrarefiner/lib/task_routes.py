@@ -1,0 +1,96 @@
+"""Batches and trainings: MONAI Label's own, once it is sure that there is something to do and nobody writes elsewhere."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import anyio
+import psutil
+from fastapi import HTTPException
+from monailabel.endpoints import batch_infer as stock_batch_infer
+from monailabel.endpoints import train as stock_train
+from monailabel.endpoints.user.auth import User
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
+from monailabel.interfaces.utils.app import app_instance
+from monailabel.utils.async_tasks.utils import processes
+
+from lib.names import check_name
+from lib.routing import JsonBody, admin_role, check_known
+from ultrarefiner_monai.types import InputError
+
+
+async def batch_infer(
+    model: str,
+    images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
+    params: JsonBody = None,
+    run_sync: bool = False,
+    user: User = admin_role,
+) -> Any:
+    """As MONAI Label's own, once it is sure that the model exists and nothing is written under another name."""
+    check_known(model, app_instance()._infers, "model")
+    # MONAI Label shares batches out to several GPUs, and divides by zero where there is none.
+    params = {**(params or {}), "multi_gpu": False, "max_workers": 1}
+    check_name(params.get("label_tag") or DefaultLabelTag.FINAL.value, "label_tag")
+    chosen = params.get("images", [])
+    if chosen not in [t.value for t in BatchInferImageType] and not (
+        isinstance(chosen, list) and all(isinstance(i, str) for i in chosen)
+    ):
+        raise InputError(f"images must be all, labeled, unlabeled or a list of ids, got {chosen!r:.80}")
+    return await anyio.to_thread.run_sync(partial(stock_batch_infer.run, model, images, params, run_sync))
+
+
+async def train(
+    model: str,
+    params: JsonBody = None,
+    run_sync: bool = False,
+    enqueue: bool = False,
+    user: User = admin_role,
+) -> Any:
+    """As MONAI Label's own, once it is sure that there is something to train on; one at a time, 429 where one runs."""
+    check_known(model, app_instance()._trainers, "trainer")
+    if run_sync:
+        raise InputError("run_sync would train inside the server: leave it out, and ask GET /train/ how far it is")
+    return await anyio.to_thread.run_sync(partial(_train, model, params or {}, enqueue))
+
+
+def _train(model: str, params: dict[str, Any], enqueue: bool) -> Any:
+    app = app_instance()
+    if processes("train") and not enqueue:
+        raise HTTPException(429, "a training is running: wait until it ends, or stop it (DELETE /train/)")
+    request = app._trainers[model].check(params, app.datastore())
+    return stock_train.run_model(model, request, False, enqueue)
+
+
+async def train_all(params: JsonBody = None, user: User = admin_role) -> dict[str, Any]:
+    """All trainings, one after the other; params: model -> its options. Those that cannot be started say why."""
+
+    def work() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for model in app_instance()._trainers:
+            try:
+                options = (params or {}).get(model, {})
+                if not isinstance(options, dict):
+                    raise InputError(f"params must hold an object for each model, got {options!r:.80} for {model}")
+                found[model] = {"result": _train(model, options, True), "detail": None}
+            except InputError as error:
+                found[model] = {"result": None, "detail": str(error)}
+        if not any(f["result"] for f in found.values()):
+            raise InputError("; ".join(dict.fromkeys(f["detail"] for f in found.values())))
+        return found
+
+    return await anyio.to_thread.run_sync(work)
+
+
+async def stop_training(user: User = admin_role) -> Any:
+    """As MONAI Label's own, with a ``result`` always: 3D Slicer's module fails on a training stopped before it said a word."""
+
+    def work() -> Any:
+        try:
+            stopped = stock_train.stop()
+        except (psutil.Error, IndexError):  # it ended in this very moment
+            return None
+        return stopped and {"result": ["stopped", *stopped.get("details", [])][-1], **stopped}
+
+    return await anyio.to_thread.run_sync(work)
