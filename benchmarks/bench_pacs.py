@@ -1,6 +1,7 @@
 """A real Orthanc, the real server and the batch command: ``python benchmarks/bench_pacs.py``.
 
-What a radiologist waits for: a cine from the PACS until the answer to the first click, and a click after that; what the
+What a radiologist waits for: a cine from the PACS until the answer to the first click, at once and after the server has
+prepared it (``--no-prepare``: it does not), and a click after that; what the
 lists of a full archive take; how many images a batch outlines in a second, with one process and with two. The archive is
 filled with phantoms. Orthanc is started by what the tests use (Debian packages orthanc and orthanc-dicomweb).
 """
@@ -70,8 +71,10 @@ def listing(archive: Orthanc, server: str, repeats: int) -> dict[str, float]:
     return found
 
 
-def clicks(client: Client, pid: int, cines: list[str], height: int, width: int, repeats: int) -> dict[str, float]:
-    """A new cine for each first click: nothing of it is cached anywhere. pid: the server's."""
+def clicks(
+    client: Client, pid: int, cines: list[str], height: int, width: int, repeats: int, prepare: bool
+) -> dict[str, float]:
+    """A new cine for each first click: nothing of it is cached anywhere, unless it is prepared. pid: the server's."""
     session = client.session
 
     def open_image(uid: str) -> None:
@@ -93,7 +96,24 @@ def clicks(client: Client, pid: int, cines: list[str], height: int, width: int, 
         later = [click(uid, width // 2 + k, **options) for k in range(1, repeats + 1)]
         results[f"click after that, {which}, median, s"] = statistics.median(later)
         results[f"click after that, {which}, mean CPU-s of the server"] = (cpu_seconds(pid) - before) / repeats
+    if not prepare:
+        return results
+    settle(client)  # the rest of the cine of which one frame was asked for
+    before, began = cpu_seconds(pid), time.perf_counter()
+    open_image(cines[2])
+    settle(client)
+    results["cine: opening until all frames are prepared, s"] = time.perf_counter() - began
+    results["cine: the same, CPU-s of the server"] = cpu_seconds(pid) - before
+    before = cpu_seconds(pid)
+    results["prepared: the first click's answer, all frames, s"] = click(cines[2], width // 2)
+    results["prepared: the same, CPU-s of the server"] = cpu_seconds(pid) - before
     return results
+
+
+def settle(client: Client) -> None:
+    """Wait until nothing is being prepared."""
+    while client.session.get(f"{client.url}/info/").json()["serving"]["preparing"]:
+        time.sleep(0.5)
 
 
 def throughput(archive: Orthanc, checkpoint: Path, folder: Path, processes: list[int], images: int) -> dict[str, float]:
@@ -125,6 +145,7 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=500)
     parser.add_argument("--width", type=int, default=600)
     parser.add_argument("--threads", type=int, default=2, help="of the server")
+    parser.add_argument("--prepare", action=argparse.BooleanOptionalAction, default=True, help="the server's option")
     args = parser.parse_args()
     checkpoint = weights_path(args.weights)
     with tempfile.TemporaryDirectory() as name:
@@ -140,15 +161,17 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, archive: Orthanc, checkpoint: Path, folder: Path) -> dict[str, float]:
     results = {"filling the archive, s": timed(lambda: fill(archive, args.series))}
-    cines = [add_cine(archive, k, args.frames, args.height, args.width) for k in range(2)]
+    cines = [add_cine(archive, k, args.frames, args.height, args.width) for k in range(3)]
     results[f"a cine of {args.frames} frames, MB"] = cines[0][1]
     process, client, ready = start(
-        archive.url, checkpoint, folder / "server.log", args.threads, work_dir=folder / "work"
+        archive.url, checkpoint, folder / "server.log", args.threads, work_dir=folder / "work", prepare=args.prepare
     )
     try:
         results["server ready, s"] = ready
         results |= listing(archive, client.url, args.repeats)
-        results |= clicks(client, process.pid, [uid for uid, _ in cines], args.height, args.width, args.repeats)
+        results |= clicks(
+            client, process.pid, [uid for uid, _ in cines], args.height, args.width, args.repeats, args.prepare
+        )
         results["memory of the server at the peak, MB"] = memory_mb(process.pid)["VmHWM"]
     except requests.HTTPError as error:
         raise SystemExit(f"{error}: {error.response.text}\n{(folder / 'server.log').read_text()[-3000:]}") from error
