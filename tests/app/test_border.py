@@ -18,6 +18,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from PIL import Image
 
 from lib.datastore import StudiesFolder
+from lib.engine import _bytes
 from lib.guard import check_target
 from lib.names import check_name
 from lib.pacs_routes import way_to
@@ -25,6 +26,7 @@ from lib.prompts import clicks_of, frame_of
 from lib.sessions import SessionStore
 from lib.strategies import NextSample
 from ultrarefiner_monai.config import ConfigError, ServeConfig, load_yaml, serve_config
+from ultrarefiner_monai.data.coded_file import NATIVE, card, dicom
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.types import Clicks, InputError
@@ -257,6 +259,15 @@ def test_an_expired_session_is_gone_at_once(tmp_path):
     name, info = store.add_session(str(image), expiry=60)
     info.last_access_ts -= 61
     assert store.get_session(name) is None and not (tmp_path / "sessions" / name).exists()
+
+
+def test_what_is_kept_of_a_series_counts_its_bytes(tmp_path):
+    frames = np.stack([card(k) for k in range(3)])
+    content = dicom(NATIVE["Explicit VR Little Endian"], "RGB", frames, NumberOfFrames=3, InstanceNumber=1)
+    for k in range(2):
+        (tmp_path / f"{k}.dcm").write_bytes(content.replace(b"043.8.498.1", b"043.8.498.%d" % k))
+    assert read_study(tmp_path).n_frames == 6
+    assert _bytes(read_study(tmp_path)) == 2 * _bytes(read_study(tmp_path / "0.dcm")) == 2 * frames.nbytes
 
 
 def test_dicom_is_known_without_an_extension(folder):

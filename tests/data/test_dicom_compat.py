@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ultrarefiner_monai.data import dicomfile
-from ultrarefiner_monai.data.coded_file import card, dicom
+from ultrarefiner_monai.data.coded_file import NATIVE, card, dicom
 from ultrarefiner_monai.data.codings import Coded, every_coding
 from ultrarefiner_monai.data.dicomfile import DEFLATED, open_dicom
 from ultrarefiner_monai.data.readers import read_study
@@ -84,3 +86,17 @@ def test_a_deflated_file_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(dicomfile, "_INFLATED_BYTES", 10_000)
     with pytest.raises(InputError, match="inflates to more than"):
         read_study(path)
+
+
+def test_the_pixels_of_a_cine_are_kept_once(tmp_path: Path) -> None:
+    frames = np.stack([card(k) for k in range(40)])
+    path = tmp_path / "a.dcm"
+    path.write_bytes(dicom(NATIVE["Explicit VR Little Endian"], "RGB", frames, NumberOfFrames=40))
+    read_study(path)  # imports what it needs
+    tracemalloc.start()
+    try:
+        study = read_study(path)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert study.kept_bytes == frames.nbytes <= held < 1.2 * frames.nbytes

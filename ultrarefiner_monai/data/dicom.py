@@ -19,6 +19,7 @@ from ultrarefiner_monai.data.dicomfile import not_an_image, open_dicom
 from ultrarefiner_monai.data.dicompixels import frame_loader
 from ultrarefiner_monai.data.regions import region_spacing_mm, tissue_regions
 from ultrarefiner_monai.data.study import (
+    IN_PIXELS,
     RAS_FROM_LPS,
     Geometry,
     Limits,
@@ -53,13 +54,16 @@ def read_dicom(path: Path, limits: Limits, region_spacing: bool = False, decode:
         only = load(0)  # a damaged picture must be refused now, not at the first click
         load = _same(only)
     said = len(warnings)
-    spacing = spacing_mm(dataset, warnings)
+    spacing = pixel_spacing_mm(dataset, warnings)
     if spacing is None and len(warnings) == said:
-        warnings.append("the file does not say how large its pixels are: sizes are given in pixels")
+        warnings.append(f"the file does not say how large its pixels are{IN_PIXELS}")
     geometry = _geometry(dataset, height, width, count, spacing if region_spacing else None)
     patient = str(dataset.get("PatientID", "") or "")
     regions = tissue_regions(dataset, height, width, warnings)
-    return Study(path, "dicom", height, width, count, geometry, load, spacing, patient, warnings, regions)
+    kept = height * width * 4 if count == 1 and decode else len(dataset.PixelData)
+    return Study(
+        path, "dicom", height, width, count, geometry, load, spacing, patient, warnings, regions, kept_bytes=kept
+    )
 
 
 def _same(frame: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -69,15 +73,13 @@ def _same(frame: np.ndarray) -> Callable[[int], np.ndarray]:
 # --- spacing and geometry ---------------------------------------------------------------------------------------------
 
 
-def spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] | None:
+def pixel_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] | None:
     """(row, column) distance of pixel centres in mm: ultrasound regions, PixelSpacing, ImagerPixelSpacing, functional
     groups; None where none is there or plausible, with a warning for what is not."""
-    return region_spacing_mm(dataset, warnings) or _other_spacing_mm(dataset, warnings)
-
-
-def pixel_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] | None:
-    """(row, column) distance of pixel centres, mm: tissue region first, then what the header says; None = unknown."""
-    return region_spacing_mm(dataset, warnings) or _other_spacing_mm(dataset, warnings)
+    said: list[str] = []
+    spacing = region_spacing_mm(dataset, said) or _other_spacing_mm(dataset, said)
+    warnings.extend(text if spacing is None else text.replace(IN_PIXELS, ": not used") for text in said)
+    return spacing
 
 
 def _other_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] | None:

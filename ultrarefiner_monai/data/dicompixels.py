@@ -63,6 +63,8 @@ def frame_loader(name: str, dataset: Any, count: int) -> Callable[[int], np.ndar
         parts = raw if plain else [encapsulate([part]) for part in raw]
     else:
         parts = _native_parts(name, dataset, count)
+    # Not the dataset itself: it holds all pixels once more.
+    coding, kind = (dataset.is_little_endian, dataset.is_implicit_VR), dataset["PixelData"].VR
 
     def load(index: int) -> np.ndarray:
         from pydicom import Dataset
@@ -71,9 +73,9 @@ def frame_loader(name: str, dataset: Any, count: int) -> Callable[[int], np.ndar
         for element in header.values():
             one.add(copy(element))  # what decodes rewrites them
         one.file_meta = meta
-        one.is_little_endian, one.is_implicit_VR = dataset.is_little_endian, dataset.is_implicit_VR
+        one.is_little_endian, one.is_implicit_VR = coding
         one.PixelData = parts[index]
-        one["PixelData"].VR = dataset["PixelData"].VR
+        one["PixelData"].VR = kind
         one["PixelData"].is_undefined_length = compressed
         try:
             return _grey(one, window, size)

@@ -106,6 +106,7 @@ def _joined(folder: Path, parts: list[Study], counts: list[int]) -> Study:
         geometry=Geometry((first.width, first.height, sum(counts)), first.geometry.affine),
         load=load,
         warnings=warnings,
+        kept_bytes=sum(part.kept_bytes for part in parts),
     )
     if len(set(spacings)) > 1:
         warnings.append("the pictures of the series differ in pixel size: each frame is measured with its own")

@@ -24,6 +24,8 @@ RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".tiff": "tiff", ".bmp": "bmp"}
 # Pixel sizes outside of this cannot be those of a breast scan (0.03 - 0.3 mm are usual); mm.
 PLAUSIBLE_SPACING_MM = (1e-3, 20.0)
+# How warnings about a pixel's size end, unless another place of the file tells it.
+IN_PIXELS = ": sizes are given in pixels"
 # (rows, columns) of one B-mode region of the screen.
 Region = tuple[slice, slice]
 Spacing = tuple[float, float] | None
@@ -142,7 +144,8 @@ class Study:
     it is not known. is_volume: more than one frame. patient: the DICOM PatientID, else empty. warnings: for the user.
     regions: the B-mode regions of the screen where the file names them and they leave a part out (``data.regions``);
     empty = the whole frame. A series of several files may differ from frame to frame in both: ``frame_regions`` and
-    ``frame_spacings_mm``, one entry a frame, are then filled; ask ``regions_of`` and ``spacing_of``.
+    ``frame_spacings_mm``, one entry a frame, are then filled; ask ``regions_of`` and ``spacing_of``. kept_bytes: memory
+    that the pixels take as they are kept, 0 = unknown: no more than four bytes each.
     """
 
     path: Path
@@ -158,6 +161,7 @@ class Study:
     regions: tuple[Region, ...] = ()
     frame_regions: tuple[tuple[Region, ...], ...] = ()
     frame_spacings_mm: tuple[Spacing, ...] = ()
+    kept_bytes: int = 0
 
     def regions_of(self, index: int) -> tuple[Region, ...]:
         """The B-mode regions of frame ``index``; empty = all of it."""
@@ -197,7 +201,7 @@ def plausible_spacing(row: object, column: object, what: str, warnings: list[str
     low, high = PLAUSIBLE_SPACING_MM
     if all(low <= v <= high for v in values):
         return values
-    warnings.append(f"{what} of {row} x {column} mm cannot be a pixel's size: sizes are given in pixels")
+    warnings.append(f"{what} of {row} x {column} mm cannot be a pixel's size{IN_PIXELS}")
     return None
 
 

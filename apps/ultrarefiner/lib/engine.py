@@ -156,5 +156,5 @@ def _number(value: float | None) -> float | None:
 
 
 def _bytes(study: Study) -> int:
-    """An upper bound for pictures and volumes, which are kept decoded; DICOM cines are decoded frame by frame."""
-    return study.height * study.width * study.n_frames * (1 if study.kind == "dicom" else 4)
+    """An upper bound for pictures and volumes, which are kept decoded."""
+    return study.kept_bytes or study.height * study.width * study.n_frames * 4
