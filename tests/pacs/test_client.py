@@ -17,10 +17,13 @@ import pytest
 from orthanc import PASSWORD, USER, Orthanc, in_front, own_certificates
 
 from ultrarefiner_monai.config import ConfigError, PacsConfig
+from ultrarefiner_monai.data.coded_file import card, dicom
+from ultrarefiner_monai.data.dicomfile import DEFLATED
 from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.pacs import client, connection
 from ultrarefiner_monai.pacs.client import Pacs, PacsError, check_uid
 from ultrarefiner_monai.pacs.credentials import Credentials
+from ultrarefiner_monai.pacs.mirror import pictures_of
 from ultrarefiner_monai.pacs.multipart import MultipartError, boundary_of, related, write_parts
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder
@@ -76,6 +79,18 @@ def reply(handler: BaseHTTPRequestHandler, status: int, body: bytes = b"[]", **h
         handler.send_header(name.replace("_", "-"), value)
     handler.end_headers()
     handler.wfile.write(body)
+
+
+def test_headers_of_what_comes_are_read_without_inflating_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file may inflate to any size."""
+    path = tmp_path / "x.dcm"
+    path.write_bytes(dicom(DEFLATED, "RGB", card()))
+    monkeypatch.setattr(pydicom.filereader.zlib, "decompress", None)  # as pydicom inflates
+    assert client._sop_uid(path) == "1.2.826.0.1.3680043.8.498.1"
+    assert pictures_of([path]) == ({path: card().shape[:2]}, {})
+    path.write_bytes(b"a page in HTML")
+    with pytest.raises(PacsError, match="no DICOM file"):
+        client._sop_uid(path)
 
 
 # --- a real store -----------------------------------------------------------------------------------------------------

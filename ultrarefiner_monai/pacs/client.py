@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ultrarefiner_monai.config import PacsConfig
+from ultrarefiner_monai.data.dicomfile import open_dicom
 from ultrarefiner_monai.pacs.connection import Connection, PacsError
 from ultrarefiner_monai.pacs.credentials import Credentials
 from ultrarefiner_monai.pacs.multipart import MultipartError, boundary_of, related, write_parts
@@ -245,12 +246,11 @@ def _failures(content: bytes) -> list[str]:
 
 def _sop_uid(path: Path) -> str:
     """Of a file that just came; PacsError when it is no DICOM file."""
-    import pydicom
-
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
-        return check_uid(str(header.SOPInstanceUID), "SOPInstanceUID")
-    except InputError as error:
-        raise PacsError(f"the PACS sent a file that cannot be used: {error}", transient=False) from error
+        uid = str(open_dicom(path, header_only=True, tags=["SOPInstanceUID"]).SOPInstanceUID)
     except Exception as error:  # pydicom raises anything for what is no DICOM
         raise PacsError(f"the PACS sent something that is no DICOM file ({type(error).__name__})") from error
+    try:
+        return check_uid(uid, "SOPInstanceUID")
+    except InputError as error:
+        raise PacsError(f"the PACS sent a file that cannot be used: {error}", transient=False) from error

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.config import PacsConfig
-from ultrarefiner_monai.data.dicom import not_an_image
+from ultrarefiner_monai.data.dicomfile import not_an_image, open_dicom
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.series import dicom_files, sort_instances
 from ultrarefiner_monai.data.study import Limits, Study
@@ -292,11 +292,9 @@ def no_picture_message(series_uid: str, others: Counter[str]) -> str:
 
 def pictures_of(files: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], Counter[str]]:
     """(file -> rows and columns of those that are pictures, names of what the others are)."""
-    import pydicom
-
     pictures, others = {}, Counter[str]()
     for path in files:
-        header: Any = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_KIND_TAGS)
+        header = open_dicom(path, header_only=True, tags=_KIND_TAGS)
         size = (header.get("Rows", None) or 0, header.get("Columns", None) or 0)
         if min(size) > 0 and not_an_image(header) is None:
             pictures[path] = size
