@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+from monailabel.endpoints.user.auth import User
 
 from ultrarefiner_monai.config import PacsConfig, ServeConfig
 from ultrarefiner_monai.data.readers import read_study
@@ -20,6 +24,7 @@ from ultrarefiner_monai.pacs.client import SeriesInfo
 from ultrarefiner_monai.workfolder import WorkFolder, forget
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner"))
+import lib.store_routes  # noqa: E402
 from lib.pacs import PacsStudies  # noqa: E402
 
 SERIES, SIZE = "1.2.5", (24, 32)
@@ -134,6 +139,17 @@ def test_nothing_about_a_label_is_lost_while_the_store_lists_nothing(desk: Desk)
     assert "anna" not in desk.work.absent.read_text()
     desk.hold(held)
     assert not desk.store.get_label_info(SERIES, "final")
+
+
+def test_clients_change_nothing_of_what_the_server_keeps(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lib.store_routes, "app_instance", lambda: SimpleNamespace(datastore=lambda: desk.store))
+    desk.hold({"1.3.1": (1, 1)})
+    desk.store.save_label(SERIES, str(desk.drawn(0)), "final", {"pacs": {"send": "2024-01-01"}, "note": "a"})
+    saved = desk.store.get_label_info(SERIES, "final")
+    assert {"ts", "name", "frames", "pacs"} < set(saved)
+    sent = json.dumps({**dict.fromkeys([*saved, "stored", "from_pacs"], 4e9), "note": "b"})
+    asyncio.run(lib.store_routes.put_label_info_old(SERIES, "final", sent, User(username="x")))
+    assert desk.store.get_label_info(SERIES, "final") == {**saved, "note": "b"}
 
 
 def test_frames_in_another_order(desk: Desk) -> None:

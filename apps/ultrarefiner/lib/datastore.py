@@ -34,7 +34,12 @@ _KEPT_VERSIONS = 20
 
 
 class StudiesFolder(StudiesIndex):
-    """One folder of studies. ``readable(path)`` raises InputError for a file that cannot be decoded."""
+    """One folder of studies. ``readable(path)`` raises InputError for a file that cannot be decoded.
+
+    own_info: what a label's info holds of ours; clients see it, may send it back, and change nothing by that.
+    """
+
+    own_info: tuple[str, ...] = ("ts", "name")
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import LabelNotFoundException
 
 from lib.names import check_name
-from lib.pacs import STORED, PacsStudies
+from lib.pacs import MARK, ORIGIN, STORED, PacsStudies
 from lib.routing import annotator_role
 from ultrarefiner_monai.data.writers import read_mask, write_mask
 from ultrarefiner_monai.journal import Journal
@@ -37,9 +37,6 @@ from ultrarefiner_monai.types import InputError
 logger = logging.getLogger(__name__)
 
 FINAL = DefaultLabelTag.FINAL.value
-# In a label's info: it is to be sent, or the SOPInstanceUID under which it was. And what a SEG of somebody else said about
-# itself. Clients do not set these, nor STORED: when it was stored in the PACS.
-MARK, ORIGIN = "pacs", "from_pacs"
 _TRIES = 3
 
 
@@ -71,8 +68,7 @@ class Exchange:
     def mark(self, info: dict[str, Any]) -> dict[str, Any]:
         """``info`` of a final label that is about to be saved, with the mark that it has to be sent where configured:
         the time, so that the SEG of what is newest here is the newest there."""
-        rest = {key: value for key, value in info.items() if key not in (MARK, STORED, ORIGIN)}
-        return {**rest, MARK: {"send": datetime.now().astimezone().isoformat()}} if self.config.store else rest
+        return {**info, MARK: {"send": datetime.now().astimezone().isoformat()}} if self.config.store else info
 
     def saved(self, image_id: str) -> None:
         """A client saved a final label: put it into the outbox where that is configured. Returns at once: the objects of
@@ -259,6 +255,7 @@ def _time(info: dict[str, Any]) -> datetime | None:
 
 def install(server: FastAPI, app: Any) -> None:
     """POST /ultrarefiner/send: store a label in the PACS on demand."""
+
     async def send(image: str, tag: str = FINAL, sr: bool | None = None, user: User = annotator_role) -> dict[str, Any]:
         if app.exchange is None:
             raise HTTPException(404, "the studies are a folder, not a PACS: there is nowhere to send a label")

@@ -40,14 +40,17 @@ PATIENCE_SECONDS = 10
 _SLOW_SECONDS = 5.0
 # While the store is away: the pause until it is tried again, doubled up to poll_seconds.
 _FIRST_PAUSE_SECONDS = 2.0
-# In a label's info: the frames that it was drawn on (``frame_order``); when it was stored, where that is not its "ts".
-FRAMES, STORED = "frames", "stored"
+# In a label's info: the frames that it was drawn on (``frame_order``); when it was stored, where that is not its "ts"; that
+# it is to be sent, or the SOPInstanceUIDs under which it was; what a SEG of somebody else said about itself.
+FRAMES, STORED, MARK, ORIGIN = "frames", "stored", "pacs", "from_pacs"
 _ENTRY = re.compile("[0-9a-f]{12}:[0-9]{1,6}")
 _ORDERS = 3
 
 
 class PacsStudies(StudiesFolder):
     """The images of ``pacs``. Its list is asked for every ``poll_seconds``, and when a client asks for it."""
+
+    own_info = (*StudiesFolder.own_info, FRAMES, STORED, MARK, ORIGIN)
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ async def save_label(
 
 
 def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, user: User) -> dict[str, Any]:
-    info, source = params_of(params) | author(user), app.datastore().image_path(image)
+    info, source = _label_info(app, params, "params", user), app.datastore().image_path(image)
     warnings = []
     with stored_upload(app, label, LABEL_EXTENSIONS, default=".nii.gz") as path:
         path = app.datastore().fitted(image, path)
@@ -102,7 +102,7 @@ async def put_image_info(image: str, info: str = Form("{}"), user: User = annota
 
 
 async def put_label_info_old(label: str, tag: str, params: str = Form("{}"), user: User = annotator_role) -> None:
-    """The deprecated address of the same."""
+    """The deprecated address of ``put_label_info``."""
     await put_label_info(label, tag, params, user)
 
 
@@ -153,8 +153,14 @@ def _removed(path: str) -> BackgroundTask:
 
 
 async def put_label_info(label: str, tag: str, info: str = Form("{}"), user: User = annotator_role) -> None:
-    values = params_of(info, "info") | author(user)
+    values = _label_info(app_instance(), info, "info", user)
     await anyio.to_thread.run_sync(app_instance().datastore().update_label_info, label, tag, values)
+
+
+def _label_info(app: Any, text: str, what: str, user: User) -> dict[str, Any]:
+    """What a client wants kept with a label, without what is the server's own."""
+    sent = params_of(text, what)
+    return {key: value for key, value in sent.items() if key not in app.datastore().own_info} | author(user)
 
 
 async def create_session(
