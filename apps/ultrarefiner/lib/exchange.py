@@ -51,6 +51,9 @@ class Exchange:
         self.inbox = Inbox(store.pacs, folder / "inbox.json", self._known, self._take, self.outbox.holds)
         self._lock = threading.Lock()
         self._tries: Counter[str] = Counter()
+        self._kept: set[tuple[str, str]] = (
+            set()
+        )  # (SOPInstanceUID, image) of SEGs that are not kept for all their images
         self.refused = 0
         self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="exchange")
 
@@ -174,20 +177,33 @@ class Exchange:
         targets = [image_id for uid in info.referenced_series for image_id in self._images(uid, info)]
         if not targets:
             raise InputError("it names no image of ours")
-        for image_id in targets:
-            siblings = set(self.mirror.split(self.mirror.images[image_id].series.uid)) - {image_id}
-            here = self.mirror.images[image_id].series.uid
-            elsewhere = siblings.union(*(sops for uid, sops in info.referenced_series.items() if uid != here))
-            try:
-                mask = read_seg(dataset, self.mirror.files(image_id), elsewhere)
-            except PacsError:
-                raise
-            except InputError:
-                # The series may have grown since the list was read.
-                if not self.mirror.update():
-                    raise
-                mask = read_seg(dataset, self.mirror.files(image_id), elsewhere)
+        # All is read before anything is kept; where keeping fails, what was kept before is not kept again.
+        masks = {i: self._read(dataset, i, info) for i in targets if not self._is_kept(i, info)}
+        for image_id, mask in masks.items():
             self._keep(image_id, mask, info, when)
+            self._kept.add((info.sop_uid, image_id))
+        self._kept -= {(info.sop_uid, image_id) for image_id in targets}
+
+    def _is_kept(self, image_id: str, info: SegInfo) -> bool:
+        told = self.store.get_label_info(image_id, FINAL).get(ORIGIN)
+        return (info.sop_uid, image_id) in self._kept or (
+            isinstance(told, dict) and told.get("sop_uid") == info.sop_uid
+        )
+
+    def _read(self, dataset: Any, image_id: str, info: SegInfo) -> np.ndarray:
+        """(T, H, W): what the SEG says of one image."""
+        here = self.mirror.images[image_id].series.uid
+        siblings = set(self.mirror.split(here)) - {image_id}
+        elsewhere = siblings.union(*(sops for uid, sops in info.referenced_series.items() if uid != here))
+        try:
+            return read_seg(dataset, self.mirror.files(image_id), elsewhere)
+        except PacsError:
+            raise
+        except InputError:
+            # The series may have grown since the list was read.
+            if not self.mirror.update():
+                raise
+            return read_seg(dataset, self.mirror.files(image_id), elsewhere)
 
     def _images(self, series_uid: str, info: SegInfo) -> list[str]:
         if series_uid in self.mirror.images:

@@ -1,0 +1,92 @@
+"""A SEG from the PACS that was drawn on two images, where something fails on the second one. No server."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from main import UltraRefinerApp
+from test_growth import Shelf
+
+import lib.exchange
+from lib.exchange import Exchange
+from lib.pacs import PacsStudies
+from ultrarefiner_monai.config import PacsConfig, ServeConfig
+from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.samples import dicom_bytes
+from ultrarefiner_monai.journal import JournalQueue
+from ultrarefiner_monai.pacs.client import SeriesInfo
+from ultrarefiner_monai.pacs.segread import SegInfo
+from ultrarefiner_monai.workfolder import WorkFolder
+
+IMAGES = ("1.2.5", "1.2.6")
+WHEN = datetime(2024, 5, 6, tzinfo=timezone.utc)
+
+
+class TwoSeries(Shelf):
+    """A store with two series of one picture each."""
+
+    store = None
+
+    def series(self, wanted: Any) -> list[SeriesInfo]:
+        return [SeriesInfo(uid, "1.2.4", "US", 1) for uid in IMAGES]
+
+    def fetch_series(self, study: str, series: str, folder: Path, most_bytes: int) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{series}.1.dcm"
+        path.write_bytes(dicom_bytes(np.zeros((1, 24, 32), np.uint8), int(series[-1]), 0.1))
+        return [path]
+
+
+@pytest.fixture
+def exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exchange:
+    work, config = WorkFolder.of(Shelf.url, tmp_path), ServeConfig()
+    store = PacsStudies(TwoSeries(), work, PacsConfig(), config.extensions, read_study)  # type: ignore[arg-type]
+    store.mirror.update()
+    store._follow()
+    app = UltraRefinerApp.__new__(UltraRefinerApp)
+    engine = SimpleNamespace(open=lambda path: SimpleNamespace(study=read_study(path), sha256="s"))
+    vars(app).update(_datastore=store, config=config, work=work, engine=engine, journal=JournalQueue(work.journal))
+    monkeypatch.setattr(lib.exchange, "read_seg", lambda *_: np.ones((1, 24, 32), np.uint8))
+    return Exchange(app, store)
+
+
+@pytest.mark.parametrize("place", ["reading", "keeping"])
+def test_what_fails_on_the_second_image_is_taken_once_for_the_first(
+    exchange: Exchange, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {uid: frozenset({f"{uid}.1"}) for uid in IMAGES}
+    info = SegInfo("9.1", "9", "1.2.4", "Jane", WHEN, "m", "n", ("MANUAL",), (), frozenset(), named)
+    app, fails = exchange.app, True
+
+    def failing(what: Any, path: Any) -> Any:
+        def work(*values: Any) -> Any:
+            if fails and IMAGES[1] in str(path(values)):
+                raise RuntimeError("its files are changing")
+            return what(*values)
+
+        return work
+
+    if place == "reading":
+        monkeypatch.setattr(lib.exchange, "read_seg", failing(lib.exchange.read_seg, lambda values: values[1]))
+    else:
+        monkeypatch.setattr(app.engine, "open", failing(app.engine.open, lambda values: values[0]))
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            exchange._take(pydicom.Dataset(), info, WHEN)
+    assert [bool(exchange.store.get_label_uri(i, "final")) for i in IMAGES] == [place == "keeping", False]
+    if place == "keeping":  # somebody saves another one meanwhile
+        path = exchange.store.get_label_uri(IMAGES[0], "final")
+        exchange.store.save_label(IMAGES[0], path, "final", {"user": "dr"})
+    fails = False
+    exchange._take(pydicom.Dataset(), info, WHEN)
+    counts = [app.journal.ask(lambda journal, i=i: len(journal.corrections(i))) for i in IMAGES]
+    assert counts == [1, 1]
+    versions = app.work.versions / "final"
+    assert [len(list((versions / i).glob("*"))) for i in IMAGES] == [place == "keeping", 0]
+    assert exchange.store.get_label_info(IMAGES[0], "final")["user"] == ("dr" if place == "keeping" else "Jane")
