@@ -244,6 +244,16 @@ def test_one_series_that_fails_costs_the_others_nothing(desk: Desk, monkeypatch:
     assert not list(desk.state.parent.glob("segs-*"))
 
 
+def test_one_that_replaces_another_is_noticed_in_turn(desk: Desk, monkeypatch: Any) -> None:
+    monkeypatch.setattr("ultrarefiner_monai.pacs.inbox._IN_TURN", 1)
+    desk.add(), desk.add()
+    inbox = desk.inbox()
+    assert inbox.look() == 2
+    place = str(desk.shelf.held.pop().SeriesInstanceUID)
+    new = desk.add(SeriesInstanceUID=place)
+    assert inbox.look() + inbox.look() == 1 and desk.taken[-1][0] == new
+
+
 def test_a_seg_may_come_before_its_image(desk: Desk, tmp_path: Path) -> None:
     source = pydicom.dcmread(desk.files[0])
     desk.known = {str(source.StudyInstanceUID)}

@@ -74,6 +74,23 @@ def test_a_series_of_several_sizes_grows_too(orthanc: Orthanc, mirror: Callable[
     assert list(images.images) == ["1.3.1", "1.3.2", "1.3.3"]
 
 
+def test_an_instance_that_replaces_another_is_noticed(
+    orthanc: Orthanc, mirror: Callable[..., Mirror], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ultrarefiner_monai.pacs.mirror._IN_TURN", 1)
+    first, _ = orthanc.add(us(1, "1.3.1"), us(2, "1.3.2"))
+    images = mirror()
+    images.update()
+    assert images.nifti("1.2.1").is_file() and images.open("1.2.2")
+    orthanc.rest("DELETE", f"/instances/{first}")
+    orthanc.add(us(1, "1.3.9"))
+    images.update()
+    for _ in range(2):  # in turn
+        images.compare()
+    assert [p.stem for p in images.files("1.2.1")] == ["1.3.9"]
+    assert not (images.folder / "nifti" / "1.2.1.nii.gz").exists()
+
+
 def test_without_the_store_list_and_fetched_images_stay(
     orthanc: Orthanc, mirror: Callable[..., Mirror], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _TRIES = 3
 _MOST_FAILURES = 3  # series in a row, each after all its retries
 _LARGEST_BYTES = 1 << 30
+# Series whose number of objects stays: so many are listed anew at each look, in turn. One object may have replaced another.
+_IN_TURN = 10
 # Clocks of a hospital's machines differ, and so may time zones; an object from longer ago was not stored just now.
 _WRONG_CLOCK = timedelta(days=1)
 
@@ -65,6 +67,7 @@ class Inbox:
         self._thread: threading.Thread | None = None
         self._complained = ""
         self._odd: set[str] = set()
+        self._looks, self._listed = 0, dict[str, int]()  # series -> the look at which it was listed last
 
     def start(self, poll_seconds: float, also: Callable[[], Any] = lambda: None) -> None:
         """Look every ``poll_seconds`` in a thread of its own, and call ``also``; a store whose answer takes long is asked
@@ -107,12 +110,8 @@ class Inbox:
         counts: dict[str, int] = {}
         failures = 0
         with tempfile.TemporaryDirectory(prefix="segs-", dir=self._path.parent) as folder:
-            for series in self._pacs.segs():
-                if series.study_uid not in known:
-                    continue
-                if series.instances and self._state["series"].get(series.uid) == series.instances:
-                    if not self._awaited(series.uid, known):
-                        continue
+            for series in self._due([s for s in self._pacs.segs() if s.study_uid in known], known):
+                self._listed[series.uid] = self._looks
                 try:
                     counts[series.uid] = self._fetch(series, Path(folder), known, new)
                     failures = 0
@@ -135,6 +134,15 @@ class Inbox:
         self._write()
         return taken
 
+    def _due(self, listed: list[SeriesInfo], known: set[str]) -> list[SeriesInfo]:
+        """The series that may hold something new, and a few of those that do not seem to."""
+        self._looks += 1
+        before = self._state["series"]
+        same = [s for s in listed if s.instances and before.get(s.uid) == s.instances]
+        same = [s for s in same if not self._awaited(s.uid, known)]
+        later = {s.uid for s in sorted(same, key=lambda s: self._listed.get(s.uid, 0))[_IN_TURN:]}
+        return [s for s in listed if s.uid not in later]
+
     def _fetch(
         self, series: SeriesInfo, folder: Path, known: set[str], new: list[tuple[datetime, str, Path, SegInfo]]
     ) -> int:
@@ -143,7 +151,8 @@ class Inbox:
         found, failures = 0, []
         for instance in self._pacs.instances(series.study_uid, series.uid):
             found += 1
-            if instance.uid in self._state["seen"]:
+            waiting = self._state["waiting"].get(instance.uid)
+            if instance.uid in self._state["seen"] or (waiting and not known & set(waiting[1:])):
                 continue
             try:
                 path = self._pacs.fetch_instance(series.study_uid, series.uid, instance.uid, folder)

@@ -40,6 +40,7 @@ from ultrarefiner_monai.types import InputError
 logger = logging.getLogger(__name__)
 
 _NAMED = 5
+_IN_TURN = 5
 _LEFT_SECONDS = 24 * 3600
 _KIND_TAGS = ["Rows", "Columns", "SOPClassUID", "Modality"]
 
@@ -66,6 +67,7 @@ class Mirror:
         self._series_locks: dict[str, threading.Lock] = {}
         # Series -> (instances it was listed with, when it was compared with the store).
         self._verified: dict[str, tuple[int, float]] = {}
+        self._compared: dict[str, float] = {}
         self._listed: dict[str, SeriesInfo] = {}
         self._splits: dict[str, tuple[str, ...]] = {}
         self._images: dict[str, MirrorImage] = {}
@@ -123,6 +125,25 @@ class Mirror:
             except InputError as error:
                 logger.warning("series %s: %s", uid, error)
         return True
+
+    def compare(self) -> None:
+        """Compare a few of the series that lie here with the store, in turn: an instance may have been replaced by another,
+        and the list shows only how many there are. Never raises: nobody waits for it."""
+        if self.problem:
+            return
+        here = [uid for uid in self._listed if (self.folder / "series" / uid).is_dir()]
+        for uid in sorted(here, key=lambda uid: self._compared.get(uid, 0.0))[:_IN_TURN]:
+            self._compared[uid] = time.monotonic()
+            try:
+                with self._series_lock(uid):
+                    if (self.folder / "series" / uid).is_dir():  # not pruned or forgotten meanwhile
+                        self._bring(self._listed[uid])
+            except (InputError, KeyError) as error:  # KeyError: not listed any more
+                logger.info("series %s is compared later: %s", uid, error)
+                if isinstance(error, PacsError) and error.transient:
+                    return
+            except Exception:  # a damaged header makes pydicom raise anything
+                logger.exception("series %s cannot be compared", uid)
 
     def _publish(self) -> None:
         images = {}

@@ -111,6 +111,7 @@ class PacsStudies(StudiesFolder):
             with self._state:
                 self._begun, self._took = begun, time.monotonic() - begun
                 self._state.notify_all()
+            self.mirror.compare()
             self._wake.wait(pause if self.mirror.problem else max(self.config.poll_seconds, 10 * self._took))
 
     def _follow(self) -> None:
