@@ -127,8 +127,11 @@ class Preparer:
                 predictor, sha256, job.left = now, opened.sha256, frame_order(opened.study.n_frames)
             if not job.left or job.room < job.frame_bytes:
                 return
-            self._prepare(job, predictor, opened, job.left.pop(0))
-            if self._forgotten(job):
+            try:
+                self._prepare(job, predictor, opened, job.left.pop(0))
+            finally:
+                gone = self._forgotten(job)
+            if gone:
                 return
             yield
 
