@@ -20,7 +20,7 @@ HEAVY = {"matplotlib", "highdicom", "mlflow", "submitit", "tensorboard", "itk", 
 # but do not know each other.
 LAYERS: list[set[str]] = [
     {"types", "config", "files", "__init__"},
-    {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "pixels", "measure"}
+    {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "cuts", "pixels", "measure"}
     | {"coarse", "request", "download", "cache", "recent", "journal", "trainingfolder", "workfolder", "robot"},
     {"models", "data", "known_weights", "weights"},
     {"checkpoints", "inference", "regions", "pacs"},

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from .config import PostConfig
+from .cuts import cut, deny, depths
 from .pixels import (
     Pixel,
     Window,
@@ -27,20 +28,18 @@ from .pixels import (
     nearest_of,
     part_with,
     rounded,
+    touch_of,
     window_around,
 )
-from .postprocess import EIGHT, bounding_slices, fill_holes, label_components, prob_to_mask
+from .postprocess import EIGHT, fill_holes, label_components, prob_to_mask
 from .types import Clicks, InputError
 
 # Shares of the image's shorter side.
-TOUCH = 0.012  # the least that a click moves the outline beyond itself
 NEAR = 0.08  # a positive click this close to the outline pulls it; farther away it adds a component
 REACH = 0.25  # the largest radius of an added component
 
 FAINT = 0.02  # below this the probability map says nothing about the place of a click
 LEVELS = (0.5, 0.7, 0.85)  # adaptive thresholds, as shares of the probability at the click
-DEEP, VERY_DEEP = 0.65, 0.85  # share of the largest depth at which a negative click denies the whole component
-UNSURE = 0.15  # a place this much less probable than the component's core is a leak at its side, not the core
 SURE, DOUBTED, UNLIKELY = 0.75, 0.4, 0.25  # what a mended probability is made where clicks changed it
 BOX_MARGIN = 0.05  # share of the box's side by which the result may overstep it
 
@@ -115,9 +114,9 @@ def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndar
     if clicks.box_xyxy is not None:
         window = box_window(clicks.box_xyxy, shape, BOX_MARGIN)
         kept = _inside_box(kept, prob, clicks.box_xyxy, window, positive)
-    kept = _deny(kept, prob, positive, negative, boxed=window is not None)
+    kept = deny(kept, prob, positive, negative, boxed=window is not None)
     kept = _add(kept, prob, positive, negative, window)
-    kept = _cut(kept, prob, positive, negative)
+    kept = cut(kept, prob, positive, negative)
     return kept.astype(np.uint8)
 
 
@@ -126,7 +125,7 @@ def core_clicks(mask: np.ndarray) -> Clicks:
     labels, areas = label_components(mask)
     points = []
     for label in np.flatnonzero(areas):
-        where, _, depth, _ = _depths(labels == label)
+        where, _, depth, _ = depths(labels == label)
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
         points.append((float(column + where[1].start), float(row + where[0].start)))
     return Clicks(foreground_xy=tuple(points))
@@ -197,7 +196,7 @@ def _add(
     for pixel in missed:
         where, region, near = _grow(prob, pixel, edge, positive, negative, window)
         if near:
-            where, region = rounded(mask, where, region, 2 * _touch(prob))
+            where, region = rounded(mask, where, region, 2 * touch_of(prob))
             region &= nearer(where, positive, negative, ties=True)
             if window is not None and holds(window, pixel):
                 region &= mask_of_window(where, window)
@@ -215,7 +214,7 @@ def _grow(
     window: Window | None,
 ) -> tuple[Window, np.ndarray, bool]:
     """What one positive click outside the mask adds: (window in the image, bool array of its size, is it a pull)."""
-    side, touch = min(prob.shape), _touch(prob)
+    side, touch = min(prob.shape), touch_of(prob)
     centre, gap = nearest_of(edge, click)
     near = gap <= max(NEAR * side, touch)
     if near:
@@ -240,109 +239,3 @@ def _grow(
         if not (region & rim).any():
             return where, fill_holes(region) & allowed, False
     return where, part_with((disc_in(where, click, 2 * touch) & allowed) | seed, click, where), False
-
-
-# --- negative clicks --------------------------------------------------------------------------------------------------
-
-
-def _deny(mask: np.ndarray, prob: np.ndarray, positive: list[Pixel], negative: list[Pixel], boxed: bool) -> np.ndarray:
-    """Remove the components that a negative click denies as a whole: it lies in the core, or the component is small.
-
-    Before anything is added: a positive click beside a denied component means another lesion, not an end of this one.
-    """
-    hits = [pixel for pixel in negative if mask[pixel]]
-    if not hits:
-        return mask
-    labels, areas = label_components(mask)
-    held = {int(labels[pixel]) for pixel in positive if mask[pixel]}
-    if boxed and np.count_nonzero(areas) == 1:  # the box says that there is a lesion: do not take the only one away
-        held.add(1)
-    out = mask.copy()
-    for pixel in hits:
-        label = int(labels[pixel])
-        if label in held:
-            continue
-        component = labels == label
-        where, inside, depth, _ = _depths(component)
-        row, column = pixel[0] - where[0].start, pixel[1] - where[1].start
-        deep = depth[row, column] >= (VERY_DEEP if _is_weak(prob, pixel, where, inside) else DEEP) * depth.max()
-        if deep or areas[label] <= math.pi * (2 * _touch(prob)) ** 2:
-            out[component] = False
-    return out
-
-
-def _cut(mask: np.ndarray, prob: np.ndarray, positive: list[Pixel], negative: list[Pixel]) -> np.ndarray:
-    hits = [pixel for pixel in negative if mask[pixel]]
-    if not hits:
-        return mask
-    labels, areas = label_components(mask)
-    out = mask.copy()
-    for pixel in hits:
-        where, region = _cut_one(labels == labels[pixel], prob, pixel, positive, negative)
-        out[where] &= ~region
-    return _without_crumbs(out, labels, areas, positive)
-
-
-def _cut_one(
-    component: np.ndarray, prob: np.ndarray, click: Pixel, positive: list[Pixel], negative: list[Pixel]
-) -> tuple[Window, np.ndarray]:
-    """What one negative click bites off its component: (window in the image, bool array of its size)."""
-    touch = _touch(prob)
-    where, inside, depth, nearest = _depths(component)
-    row, column = click[0] - where[0].start, click[1] - where[1].start
-    outline = (int(nearest[0, row, column]) + where[0].start, int(nearest[1, row, column]) + where[1].start)
-    here, local = float(depth[row, column]), prob[where]
-    cut = disc_in(where, outline, here + touch)
-    cut |= _appendage(inside, depth, (row, column), float(depth.max()))
-    if _is_weak(prob, click, where, inside):
-        weak = inside & (local <= prob[click] + 0.02) & disc_in(where, click, 2.5 * (here + touch))
-        cut |= part_with(weak, click, where)
-    cut &= inside & nearer(where, negative, positive, ties=False)
-    # What is cut joins the background as what is pulled in joins the lesion: without horns beside it.
-    where, cut = rounded(~component, where, cut, touch)
-    return where, cut & component[where] & nearer(where, negative, positive, ties=False)
-
-
-def _depths(component: np.ndarray) -> tuple[Window, np.ndarray, np.ndarray, np.ndarray]:
-    """The component's window, and in it: the component, the distance to its outline, the pixel (2, h, w) of the outline
-    that is nearest. Beyond the image there is no lesion: its border is an outline."""
-    where = bounding_slices(component)
-    assert where is not None
-    inside = component[where]
-    depth, nearest = ndimage.distance_transform_edt(np.pad(inside, 1), return_indices=True)
-    return where, inside, depth[1:-1, 1:-1], nearest[:, 1:-1, 1:-1] - 1
-
-
-def _is_weak(prob: np.ndarray, click: Pixel, where: Window, inside: np.ndarray) -> bool:
-    """Whether the network is less sure at the click than in the component's core."""
-    return bool(prob[click] < float(np.quantile(prob[where][inside], 0.9)) - UNSURE)
-
-
-def _appendage(inside: np.ndarray, depth: np.ndarray, click: Pixel, thickest: float) -> np.ndarray:
-    """The part around ``click`` that an opening removes which is just wider than the tissue there; else nothing."""
-    distance = np.hypot(*np.ogrid[-click[0] : inside.shape[0] - click[0], -click[1] : inside.shape[1] - click[1]])
-    thickness = float(depth[distance < depth].max(initial=0.0))
-    body = depth > thickness + 1
-    if thickness > 0.6 * thickest or not body.any():
-        return np.zeros_like(inside)
-    rest = inside & (ndimage.distance_transform_edt(~body) > thickness + 1)
-    labels, _ = ndimage.label(rest, EIGHT)
-    return (labels == labels[click]) & rest[click]
-
-
-def _without_crumbs(mask: np.ndarray, before: np.ndarray, areas: np.ndarray, positive: list[Pixel]) -> np.ndarray:
-    """Drop the specks that a cut left beside the largest remainder of a component, unless a positive click is in it."""
-    labels, sizes = label_components(mask)
-    speck = math.pi * max(2.0, TOUCH * min(mask.shape)) ** 2
-    held = {int(labels[pixel]) for pixel in positive}
-    parents = np.zeros(sizes.size, dtype=int)
-    parents[labels[mask]] = before[mask]  # a part lies within one component
-    largest = np.zeros(areas.size, dtype=int)
-    np.maximum.at(largest, parents, sizes)
-    drop = (sizes < speck) & (sizes < areas[parents]) & (sizes < largest[parents])
-    drop[list(held)] = False
-    return mask & ~drop[labels]
-
-
-def _touch(prob: np.ndarray) -> float:
-    return max(2.0, TOUCH * min(prob.shape))

@@ -14,6 +14,12 @@ from .postprocess import EIGHT, bounding_slices, fill_holes
 
 Pixel = tuple[int, int]
 Window = tuple[slice, slice]
+TOUCH = 0.012  # the least that a click moves the outline beyond itself, as a share of the image's shorter side
+
+
+def touch_of(image: np.ndarray) -> float:
+    """TOUCH in pixels of ``image`` (H, W), at least 2."""
+    return max(2.0, TOUCH * min(image.shape))
 
 
 def rounded(mask: np.ndarray, where: Window, region: np.ndarray, radius: float) -> tuple[Window, np.ndarray]:
