@@ -28,7 +28,7 @@ from ultrarefiner_monai.postprocess import prob_to_mask, safety_net
 
 log = logging.getLogger(__name__)
 THRESHOLDS = (0.4, 0.5, 0.6)
-PEAKS = (0.0, 0.7, 0.8, 0.9, 0.95)
+PEAKS = (0.0, 0.7, 0.8, 0.9)  # above that coarse networks lose lesions that they found
 AREAS = (0.0005, 0.002)
 TOLERANCE = 0.005
 MIX = 0.5  # the share of the refined probability where it is averaged with the coarse one
@@ -87,7 +87,7 @@ def _examples(system: System, items: Sequence[Item], device: str) -> list[Exampl
 
 
 def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConfig, float]:
-    """The post-processing (and gate) for these images, and its figure.
+    """The post-processing (gate and safety net) for these images, and its figure.
 
     Of all that come within TOLERANCE of the best, the one with the highest bar for a component's peak is taken (then the
     better one): the selection images hold few normal ones, so that what marks them is seen too rarely to weigh enough.
@@ -97,9 +97,12 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
         for t, p, a in itertools.product(THRESHOLDS, PEAKS, AREAS)
     ]
     candidates = [replace(start, post=post) for post in (start.post, *posts)]
-    if start.gate.mode == "off" and any(e.refined_prob is not None for e in examples):
-        mixed = GateConfig(mode="confidence", g_min=MIX, g_max=MIX)
-        candidates += [replace(c, gate=mixed) for c in candidates]
+    if any(e.refined_prob is not None for e in examples):
+        if start.gate.mode == "off":
+            mixed = GateConfig(mode="confidence", g_min=MIX, g_max=MIX)
+            candidates += [replace(c, gate=mixed) for c in candidates]
+        # A good refiner finds and drops lesions by itself: whether it needs the net is seen, not assumed.
+        candidates += [replace(c, safety=replace(c.safety, enabled=False)) for c in candidates]
     figures = [float(np.mean([_figure(_mask(e, c, start), e.label) for e in examples])) for c in candidates]
     close = [k for k, figure in enumerate(figures) if figure >= max(figures) - TOLERANCE]
     chosen = max(close, key=lambda k: (candidates[k].post.min_peak, figures[k]))  # the first of equals
