@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -26,7 +27,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pydicom
 import pytest
+
+from ultrarefiner_monai.data.samples import dicom_bytes
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 USER, PASSWORD = "radiology", "only for tests: é"
@@ -171,6 +176,17 @@ def in_front(archive: Orthanc, tls: Path | None = None, token: Callable[[], str]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}/dicom-web"
         server.shutdown()
+
+
+def us_file(pixels: np.ndarray, number: int, spacing: float, **changes: object) -> bytes:
+    """An ultrasound file of (T, H, W) uint8 (``dicom_bytes``) with some DICOM keywords changed."""
+    dataset = pydicom.dcmread(io.BytesIO(dicom_bytes(pixels, number, spacing)))
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    out = io.BytesIO()
+    dataset.save_as(out)
+    return out.getvalue()
 
 
 def own_certificates(folder: Path) -> tuple[Path, Path]:

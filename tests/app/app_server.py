@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import nrrd
@@ -72,6 +74,16 @@ def save_tiny_system(path: Path, seed: int = 1) -> Path:
             coarse.presence.bias.fill_(6)
         assert config.sam is not None
         return save_system(path, config, coarse, build_sam(config.sam), {"note": "random weights of a test"})
+
+
+def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """What ``condition`` returns as soon as that is true; AssertionError when it has not become so."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError("it never came")
 
 
 def picture(seed: int, height: int = 96, width: int = 130) -> np.ndarray:

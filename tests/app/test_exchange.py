@@ -10,20 +10,21 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import app_server
 import nibabel
 import numpy as np
 import pydicom
 import pytest
 import requests
 from app_server import Server, picture, start
-from orthanc import Orthanc
+from orthanc import Orthanc, us_file
 from typer.testing import CliRunner
 
 from ultrarefiner_monai.cli import app as cli
-from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.journal import Journal, StoredCorrection
 from ultrarefiner_monai.pacs.ask import send_label
 from ultrarefiner_monai.pacs.client import Pacs
@@ -35,18 +36,11 @@ from segs import viewers_seg  # noqa: E402
 
 pytestmark = [pytest.mark.server, pytest.mark.orthanc]
 SIZE = (96, 130)
+eventually = partial(app_server.eventually, seconds=40.0)  # a label goes out, is found and comes back
 
 
 def us(number: int, frames: int, size: tuple[int, int] = SIZE, **changes: Any) -> bytes:
-    ds = pydicom.dcmread(
-        io.BytesIO(dicom_bytes(np.stack([picture(number + k, *size) for k in range(frames)]), number, 0.08))
-    )
-    for keyword, value in changes.items():
-        setattr(ds, keyword, value)
-    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
-    out = io.BytesIO()
-    ds.save_as(out)
-    return out.getvalue()
+    return us_file(np.stack([picture(number + k, *size) for k in range(frames)]), number, 0.08, **changes)
 
 
 def rectangle(frames: int, x: int, y: int = 20) -> np.ndarray:
@@ -132,15 +126,6 @@ def clinic(run_orthanc: Callable[..., Orthanc], tmp_path_factory: Any, checkpoin
     assert place.server is not None
     place.server.stop()
     assert "PHANTOM" not in place.server.log and "Traceback" not in place.server.log
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.2)
-    raise AssertionError("it never came")
 
 
 def test_a_final_label_goes_to_the_archive(clinic: Clinic) -> None:

@@ -19,10 +19,9 @@ import numpy as np
 import pydicom
 import pytest
 import requests
-from app_server import APP, Server, picture, start
-from orthanc import PASSWORD, USER, Orthanc
+from app_server import APP, Server, eventually, picture, start
+from orthanc import PASSWORD, USER, Orthanc, us_file
 
-from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.pacs.client import Pacs
 from ultrarefiner_monai.workfolder import forget
@@ -34,14 +33,7 @@ ROOT_UID = "1.2.826.0.1.3680043.8.498."
 
 def us(number: int, frames: int = 1, size: tuple[int, int] = (96, 130), **changes: object) -> bytes:
     """An ultrasound file; changes: DICOM keywords."""
-    pixels = np.stack([picture(number + k, *size) for k in range(frames)])
-    dataset = pydicom.dcmread(io.BytesIO(dicom_bytes(pixels, number, 0.08)))
-    for keyword, value in changes.items():
-        setattr(dataset, keyword, value)
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    out = io.BytesIO()
-    dataset.save_as(out)
-    return out.getvalue()
+    return us_file(np.stack([picture(number + k, *size) for k in range(frames)]), number, 0.08, **changes)
 
 
 def uid_of(content: bytes) -> str:
@@ -102,15 +94,6 @@ def clinic(
         server = start(archive.url, checkpoint, folder, work_dir=folder / "work", **conf)  # type: ignore[arg-type]
     yield Clinic(archive, server, folder / "work")
     server.stop()
-
-
-def eventually(condition: Callable[[], object], seconds: float = 30.0) -> object:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.1)
-    raise AssertionError("it never came")
 
 
 def test_ultrasound_is_listed_and_the_list_is_fresh_after_each_change(clinic: Clinic) -> None:

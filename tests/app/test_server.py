@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import nrrd
 import numpy as np
 import pytest
 import requests
+from app_server import eventually
 from PIL import Image
 
 from ultrarefiner_monai.checkpoints import load_system
@@ -61,17 +61,6 @@ def predictor(checkpoint):
 
 def journal_of(server) -> Journal:
     return Journal(server.studies / ".ultrarefiner" / "journal.sqlite")
-
-
-def eventually(condition, seconds: float = 30.0):
-    """The journal is written behind the reply: wait for it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.05)
-    raise AssertionError("it never came")
 
 
 # --- info and front page ----------------------------------------------------------------------------------------------

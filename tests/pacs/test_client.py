@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from orthanc import PASSWORD, USER, Orthanc, in_front, own_certificates
+from orthanc import PASSWORD, USER, Orthanc, in_front, own_certificates, us_file
 
 from ultrarefiner_monai.config import ConfigError, PacsConfig
 from ultrarefiner_monai.data.coded_file import card, dicom
 from ultrarefiner_monai.data.dicomfile import DEFLATED
-from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.pacs import client, connection
 from ultrarefiner_monai.pacs.client import Pacs, PacsError, check_uid
 from ultrarefiner_monai.pacs.credentials import Credentials
@@ -34,13 +33,7 @@ needs_orthanc = pytest.mark.orthanc
 def us(number: int, frames: int = 1, **changes: object) -> bytes:
     """An ultrasound file; ``changes``: DICOM keywords."""
     pixels = np.random.default_rng(number).integers(0, 255, (frames, 24, 32), dtype=np.uint8)
-    dataset = pydicom.dcmread(io.BytesIO(dicom_bytes(pixels, number, 0.1)))
-    for keyword, value in changes.items():
-        setattr(dataset, keyword, value)
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    out = io.BytesIO()
-    dataset.save_as(out)
-    return out.getvalue()
+    return us_file(pixels, number, 0.1, **changes)
 
 
 def series_of(*sops: str, number: int = 1) -> list[bytes]:
