@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 from ultrarefiner_monai import batch, cli
 from ultrarefiner_monai.batch import plan_batch, run_batch
 from ultrarefiner_monai.batch.jobs import folder_jobs
+from ultrarefiner_monai.batch.pool import Pool
 from ultrarefiner_monai.batch.table import COLUMNS, Results
 from ultrarefiner_monai.checkpoints import load_system, save_system
 from ultrarefiner_monai.config import CoarseConfig, ConfigError, SystemConfig
@@ -183,21 +184,52 @@ def test_a_killed_run_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_costs_its_image_only(tiny: Path, tmp_path: Path) -> None:
-    studies = tmp_path / "s"
-    studies.mkdir()
-    for k in range(8):
-        Image.fromarray(picture(k)).save(studies / f"{k}.png")
-    jobs, setup = plan_batch(str(studies), tmp_path / "o", tiny, processes=2)
+def pictures(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for k in range(count):
+        Image.fromarray(picture(k)).save(folder / f"{k}.png")
+    return folder
 
-    def kill_one(answered: int, failed: int, total: int) -> None:
+
+def test_a_process_that_dies_costs_its_image_only(tiny: Path, tmp_path: Path) -> None:
+    # One process: it has just answered, so that it is not one that still loads the model.
+    jobs, setup = plan_batch(str(pictures(tmp_path / "s", 8)), tmp_path / "o", tiny)
+
+    def kill_it(answered: int, failed: int, total: int) -> None:
         if answered == 2:
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
-    summary = run_batch(jobs, setup, 2, kill_one)
+    summary = run_batch(jobs, setup, 1, kill_it)
     assert (summary.done, summary.failed) == (7, 1)
     assert "killed by SIGKILL" in summary.failures[0][1]
     assert not multiprocessing.active_children()
+
+
+def test_a_process_that_cannot_load_the_model_leaves_the_work_to_the_others(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs, setup = plan_batch(str(pictures(tmp_path / "s", 3)), tmp_path / "o", tiny, processes=2)
+    (setup.out / "masks").mkdir()
+    pool, answered = Pool(setup, 2), []
+    try:
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        pool.run(jobs, lambda job, rows: answered.extend(row["status"] for row in rows))
+    finally:
+        pool.stop()
+    assert answered == ["done"] * 3
+    assert "killed by SIGKILL" in caplog.text and "going on with 1" in caplog.text
+
+
+def test_no_process_that_can_load_the_model_ends_the_batch(tiny: Path, tmp_path: Path) -> None:
+    jobs, setup = plan_batch(str(pictures(tmp_path / "s", 3)), tmp_path / "o", tiny, processes=2)
+    pool = Pool(setup, 2)
+    try:
+        for process in multiprocessing.active_children():
+            os.kill(process.pid or 0, signal.SIGKILL)
+        with pytest.raises(InputError, match="while it loaded the model .*SIGKILL.*fewer --processes"):
+            pool.run(jobs, lambda job, rows: None)
+    finally:
+        pool.stop()
 
 
 @pytest.mark.parametrize("kind", ["png", "nrrd", "seg"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import signal
 from collections import deque
@@ -14,6 +15,8 @@ from ultrarefiner_monai.batch.jobs import Job
 from ultrarefiner_monai.batch.table import Row
 from ultrarefiner_monai.batch.work import Setup, failure, serve
 from ultrarefiner_monai.types import InputError
+
+log = logging.getLogger(__name__)
 
 _MOST_DEATHS = 20  # then something is wrong with the machine, not with a file
 _MOST_UNREACHED = 3  # jobs in a row, each after all its retries: the store is down
@@ -103,9 +106,13 @@ class Pool:
         self.deaths += 1
         how = _ending(member.process.exitcode)
         if not member.ready:
-            raise InputError(
-                f"a process ended while it loaded the model ({how}): too little memory? Try fewer --processes"
-            )
+            # Too little memory for so many, most likely: those that work go on, and no other one is tried.
+            if not self._members:
+                raise InputError(
+                    f"a process ended while it loaded the model ({how}): too little memory? Try fewer --processes"
+                )
+            log.warning("a process ended while it loaded the model (%s): going on with %d", how, len(self._members))
+            return
         if self.deaths > _MOST_DEATHS:
             raise InputError(f"{self.deaths} processes ended unexpectedly (the last one: {how}): given up")
         if member.job is not None:
