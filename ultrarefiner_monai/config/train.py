@@ -133,12 +133,15 @@ class DataConfig:
     normal_share: float | None = None
     phantoms: int = 0
     augment: Literal["none", "standard", "strong"] = "standard"
+    # Phase 1: share of the batches whose images swap rectangles with each other (CutMix), labels with them.
+    cutmix: float = 0.0
     workers: int = 0
 
     def __post_init__(self) -> None:
         check_ranges(self, "data", not_negative=("phantoms", "workers"))
         require(0 < self.select_share < 1, "data.select_share must be between 0 and 1")
         require(self.normal_share is None or 0 <= self.normal_share < 1, "data.normal_share must be in [0, 1)")
+        require(0 <= self.cutmix <= 1, "data.cutmix must be in [0, 1]")
 
 
 @dataclass(frozen=True)

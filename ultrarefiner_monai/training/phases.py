@@ -12,6 +12,7 @@ from torch import nn
 
 from ultrarefiner_monai.checkpoints import load_strictly, read_checkpoint, save_system
 from ultrarefiner_monai.config import TrainConfig
+from ultrarefiner_monai.data.mixing import cut_and_mix
 from ultrarefiner_monai.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.losses import CoarseLoss
 from ultrarefiner_monai.metrics import NORMAL_LIMIT
@@ -65,14 +66,15 @@ class CoarsePhase:
         return groups
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        coarse_logits, loss = self._forward(network, batch)
+        image, label = cut_and_mix(batch[IMAGE], batch[LABEL], self.config.data.cutmix)
+        coarse_logits, loss = coarse_step(network, image, label, self.loss)
         with torch.no_grad():
-            figures = selection_figures(coarse_logits[:, 1:2] >= coarse_logits[:, :1], batch[LABEL] > 0.5, "coarse")
+            figures = selection_figures(coarse_logits[:, 1:2] >= coarse_logits[:, :1], label > 0.5, "coarse")
         # The mean of none is NaN, which the loop leaves out: a batch may hold no lesion.
         return {"loss": loss, **{k: figures[k].mean() for k in ("coarse_dice", "coarse_iou")}}
 
     def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        coarse_logits, loss = self._forward(network, batch)
+        coarse_logits, loss = coarse_step(network, batch[IMAGE], batch[LABEL], self.loss)
         coarse_mask = coarse_logits.softmax(dim=1)[:, 1:2] >= 0.5
         figures = selection_figures(coarse_mask, batch[LABEL] > 0.5, "coarse")
         return {**figures, "loss": loss.expand(len(coarse_mask))}
@@ -81,10 +83,6 @@ class CoarsePhase:
         coarse_logits = network(batch[IMAGE])
         coarse_mask = (coarse_logits[:, 1:2] >= coarse_logits[:, :1]).float()
         return {"image": batch[IMAGE], "label": batch[LABEL], "coarse": coarse_mask}
-
-    def _forward(self, network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(coarse_logits (B, 2, S, S), the loss)."""
-        return coarse_step(network, batch[IMAGE], batch[LABEL], self.loss)
 
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         network = copy.deepcopy(network)
