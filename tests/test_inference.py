@@ -258,6 +258,9 @@ def test_another_version_or_configuration_does_not_take_the_cached_arrays() -> N
     for other in (system(), replace(system(), version="def"), system(config=replace(CONFIG, flip_tta=False))):
         Predictor(other, cache).coarse(IMAGE)
         assert other.coarse.batches != []
+    # What is computed anew for each answer leaves it good: a new threshold does not cost every embedding.
+    later = system(config=replace(CONFIG, post=replace(CONFIG.post, threshold=0.6)))
+    assert Predictor(later, cache).coarse(IMAGE).timings["cached"] == 1 and later.coarse.batches == []
 
 
 def test_threads_share_one_computation() -> None:

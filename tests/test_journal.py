@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ultrarefiner_monai.journal import Journal, JournalQueue, pack_mask, unpack_mask
+from ultrarefiner_monai.journal import Journal, pack_mask, unpack_mask
+from ultrarefiner_monai.journalqueue import JournalQueue
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder, forget
 

@@ -131,10 +131,10 @@ def core_clicks(mask: np.ndarray) -> Clicks:
     return Clicks(foreground_xy=tuple(points))
 
 
-def mend(prob: np.ndarray, clicks: Clicks, config: PostConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The coarse result as clicks alone would mend it: (mask (H, W) uint8, prob (H, W) float32 in [0, 1]).
+def mend(prob: np.ndarray, clicks: Clicks, config: PostConfig) -> np.ndarray:
+    """The coarse probability as clicks alone would mend it: (H, W) float32 in [0, 1].
 
-    prob is what the refiner starts from, since it sharpens a mask sooner than it gives one up or finds another: at least
+    It is what the refiner starts from, since it sharpens a mask sooner than it gives one up or finds another: at least
     SURE inside the mask, at most UNLIKELY outside, and DOUBTED where a click denied a whole component. Whether all of
     that is wrong or only the side that was clicked, the refiner can see in the image and the clicks cannot say.
     A function of the set of clicks. Raises InputError like ``check_clicks``.
@@ -149,7 +149,7 @@ def mend(prob: np.ndarray, clicks: Clicks, config: PostConfig) -> tuple[np.ndarr
         left = np.bincount(labels[inside], minlength=areas.size)
         denied = (left == 0)[labels] & (labels > 0) & ~inside
         out[denied] = DOUBTED
-    return mask, out
+    return out
 
 
 # --- the box ----------------------------------------------------------------------------------------------------------

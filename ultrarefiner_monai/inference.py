@@ -31,6 +31,7 @@ from .types import Clicks, RefinerOutput
 from .uncertainty import expected_iou, flip_uncertainty, outline_band, uncertainty
 
 _RECENT_BYTES = 64 * 2**20
+_CACHED_BY = ("coarse", "sam", "flip_tta", "tta_scales")
 
 
 @dataclass
@@ -72,8 +73,8 @@ class Predictor:
         for network in (system.coarse, system.refiner):
             if network is not None:
                 network.eval().to(self.device)
-        # The configuration changes what comes out as much as the weights do.
-        options = f"{system.version} {sorted(to_dict(system.config).items())}"
+        # These options change what is cached as much as the weights do; the others are for what is computed anew.
+        options = f"{system.version} {[(name, to_dict(system.config)[name]) for name in _CACHED_BY]}"
         self._model_key = hashlib.sha256(options.encode()).hexdigest()[:16]
         self._heavy, self._light = threading.Lock(), threading.Lock()
         self._recent = RecentResults(_RECENT_BYTES)

@@ -9,25 +9,17 @@ time (WAL).
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sqlite3
 import threading
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-
-logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 # Among what was prepared, this is no cache key: somebody opened the image, and it was not forgotten since.
 OPENED = "-"
@@ -252,53 +244,6 @@ class Journal:
         with self._lock:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return proposals, corrections
-
-
-class JournalQueue:
-    """Writes into a journal in the background, one after the other in the order given. A failure is logged, never raised:
-    a label that a clinician saves does not depend on the journal. What is queued is written before the process ends.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._journal: Journal | None = None
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
-
-    def submit(self, write: Callable[[Journal], Any]) -> None:
-        """Queue ``write``, which is called with the journal."""
-        self._pool.submit(self._write, write)
-
-    def flush(self) -> None:
-        """Wait until all that was queued so far is written."""
-        self._pool.submit(lambda: None).result()
-
-    def ask(self, work: Callable[[Journal], T]) -> T:
-        """Do ``work`` with the journal in its turn and return what it returns; what it raises is raised here."""
-        return self._pool.submit(lambda: work(self._opened())).result()
-
-    def _opened(self) -> Journal:
-        if self._journal is None:
-            self._journal = _open(self.path)
-        return self._journal
-
-    def _write(self, write: Callable[[Journal], Any]) -> None:
-        try:
-            write(self._opened())
-        except Exception:  # whatever it is, the server goes on
-            logger.exception("the journal %s could not be written", self.path)
-
-
-def _open(path: Path) -> Journal:
-    """Open the journal; a damaged file is moved aside for somebody to look at, and a new one begun."""
-    try:
-        return Journal(path)
-    except sqlite3.OperationalError:  # locked, disk full, no permission: the file itself is sound
-        raise
-    except sqlite3.DatabaseError as error:
-        aside = path.with_name(f"{path.name}.broken-{int(time.time())}")
-        os.replace(path, aside)
-        logger.error("the journal was unreadable (%s); it is kept as %s and a new one begun", error, aside)
-        return Journal(path)
 
 
 def _of_image(image_id: str | None) -> tuple[str, tuple]:

@@ -33,7 +33,8 @@ from lib.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
 from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.data.writers import read_mask
-from ultrarefiner_monai.journal import Journal, JournalQueue
+from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.journalqueue import JournalQueue
 from ultrarefiner_monai.pacs.client import Pacs
 from ultrarefiner_monai.types import LABELS, NOTICE
 from ultrarefiner_monai.workfolder import WorkFolder, is_address

@@ -18,7 +18,7 @@ from app_server import APP, Server, picture, save_tiny_system
 from ultrarefiner_monai.cache import EmbeddingCache, image_key
 from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.journal import JournalQueue
+from ultrarefiner_monai.journalqueue import JournalQueue
 from ultrarefiner_monai.workfolder import WorkFolder, forget
 
 sys.path.insert(0, str(APP))

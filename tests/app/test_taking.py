@@ -19,7 +19,7 @@ from lib.pacs import PacsStudies
 from ultrarefiner_monai.config import PacsConfig, ServeConfig
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.journal import JournalQueue
+from ultrarefiner_monai.journalqueue import JournalQueue
 from ultrarefiner_monai.pacs.client import SeriesInfo
 from ultrarefiner_monai.pacs.segread import SegInfo
 from ultrarefiner_monai.workfolder import WorkFolder

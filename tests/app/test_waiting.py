@@ -21,7 +21,7 @@ from lib import infer_routes
 from lib.infers import Outline
 from lib.store_routes import _save_label
 from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.journal import JournalQueue
+from ultrarefiner_monai.journalqueue import JournalQueue
 
 
 def make_app(**parts: Any) -> UltraRefinerApp:

@@ -22,8 +22,8 @@ from ultrarefiner_monai.data.dicomfile import DEFLATED
 from ultrarefiner_monai.pacs import client, connection
 from ultrarefiner_monai.pacs.client import Pacs, PacsError, check_uid
 from ultrarefiner_monai.pacs.credentials import Credentials
-from ultrarefiner_monai.pacs.mirror import pictures_of
 from ultrarefiner_monai.pacs.multipart import MultipartError, boundary_of, related, write_parts
+from ultrarefiner_monai.pacs.pictures import pictures_of
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder
 

@@ -175,6 +175,19 @@ def test_accumulated_steps_equal_one_large_batch(folder: Path, tmp_path: Path) -
     assert abs(steps[0] - steps[1]) <= 1
 
 
+def test_runs_of_several_seeds_may_share_their_selection_images(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = replace(CONFIG, epochs=1, data=replace(CONFIG.data, select_seed=5))
+    train(first, folder, 0, tmp_path / "a")
+    start = str(tmp_path / "a" / "best.safetensors")
+    train(replace(first, seed=1, init=start), folder, 0, tmp_path / "b")
+    splits = [json.loads((tmp_path / n / "split.json").read_text()) for n in "ab"]
+    assert splits[0] == splits[1] and "another seed" not in caplog.text
+    train(replace(first, data=CONFIG.data, init=start), folder, 0, tmp_path / "c")
+    assert "another seed, so on images that select the checkpoint" in caplog.text
+
+
 @pytest.mark.parametrize("schedule", ["poly", "cosine", "constant"])
 def test_schedules_warm_up_and_end_where_they_should(schedule: str) -> None:
     config = OptimiserConfig(lr=1.0, schedule=schedule, warmup_epochs=1)  # type: ignore[arg-type]

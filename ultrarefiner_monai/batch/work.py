@@ -169,7 +169,7 @@ class Worker:
 def images_of(job: Job, files: Sequence[Path]) -> list[Image]:
     """The images of a fetched series, as the server has them (``pacs.mirror``): one, or each picture by itself where
     their sizes differ. Reports and documents are left out; InputError when there is nothing else."""
-    from ultrarefiner_monai.pacs.mirror import no_picture_message, pictures_of
+    from ultrarefiner_monai.pacs.pictures import no_picture_message, pictures_of
 
     sizes, others = pictures_of(files)
     if not sizes:

@@ -129,6 +129,9 @@ class DataConfig:
     """What a run is trained on, beside the fold given on the command line."""
 
     select_share: float = 0.15
+    # Draws the selection images; null: the run's seed does. Runs of several seeds that go on from one another, or are
+    # compared or averaged, need the same.
+    select_seed: int | None = None
     # Share of lesion-free images among the training images; null: as many as there are.
     normal_share: float | None = None
     phantoms: int = 0
@@ -266,6 +269,11 @@ class TrainConfig:
     # Pictures of this many selection images, each so many epochs; 0: none.
     overlays: int = 4
     overlay_every: int = 5
+
+    @property
+    def select_seed(self) -> int:
+        """What draws the selection images."""
+        return self.seed if self.data.select_seed is None else self.data.select_seed
 
     def __post_init__(self) -> None:
         check_ranges(

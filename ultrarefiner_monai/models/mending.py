@@ -31,7 +31,7 @@ def mended(coarse_prob: torch.Tensor, prompts: Prompts, config: SystemConfig) ->
             continue
         small = resize(out[i : i + 1], side, side)[0, 0].cpu().numpy()
         try:
-            prob = mend(small, clicks, config.post)[1]
+            prob = mend(small, clicks, config.post)
         except InputError:  # a box beyond the image, in training with careless users
             continue
         out[i] = resize(torch.from_numpy(prob)[None, None].to(out), size, size)[0]

@@ -20,8 +20,6 @@ import shutil
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,20 +27,18 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.config import PacsConfig
-from ultrarefiner_monai.data.dicomfile import not_an_image, open_dicom
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.series import dicom_files, sort_instances
 from ultrarefiner_monai.data.study import Limits, Study
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.pacs.client import Pacs, PacsError, SeriesInfo, check_uid
+from ultrarefiner_monai.pacs.pictures import no_picture_message, pictures_of, split_message
 from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
 
-_NAMED = 5
 _IN_TURN = 5
 _LEFT_SECONDS = 24 * 3600
-_KIND_TAGS = ["Rows", "Columns", "SOPClassUID", "Modality"]
 
 
 @dataclass(frozen=True)
@@ -295,34 +291,6 @@ class Mirror:
                 finally:
                     lock.release()
                 over -= size
-
-
-def split_message(series_uid: str, sops: tuple[str, ...]) -> str:
-    """What to answer when a series of several sizes is asked for as one image."""
-    named = ", ".join(sops[:_NAMED]) + (", ..." if len(sops) > _NAMED else "")
-    return (
-        f"series {series_uid} holds pictures of several sizes, so each is an image by itself: ask for one of its "
-        f"{len(sops)} instances ({named})"
-    )
-
-
-def no_picture_message(series_uid: str, others: Counter[str]) -> str:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(_NAMED))
-    return f"series {series_uid} holds no picture, only {kinds}: there is nothing to outline"
-
-
-def pictures_of(files: Sequence[Path]) -> tuple[dict[Path, tuple[int, int]], Counter[str]]:
-    """(file -> rows and columns of those that are pictures, names of what the others are)."""
-    pictures, others = {}, Counter[str]()
-    for path in files:
-        header = open_dicom(path, header_only=True, tags=_KIND_TAGS)
-        size = (header.get("Rows", None) or 0, header.get("Columns", None) or 0)
-        if min(size) > 0 and not_an_image(header) is None:
-            pictures[path] = size
-        else:
-            uid = header.get("SOPClassUID", None)
-            others[str(getattr(uid, "name", "") or "unknown object")] += 1
-    return pictures, others
 
 
 def _write_nifti(file: Any, study: Study) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.cache import EmbeddingCache
 from ultrarefiner_monai.checkpoints import System, load_system, read_checkpoint, save_system
 from ultrarefiner_monai.config import GateConfig, SystemConfig
 from ultrarefiner_monai.data.datalist import Item
@@ -31,6 +32,7 @@ THRESHOLDS = (0.4, 0.5, 0.6)
 PEAKS = (0.0, 0.7, 0.8, 0.9)  # above that coarse networks lose lesions that they found
 AREAS = (0.0005, 0.002)
 TOLERANCE = 0.005
+_CACHE_BYTES = 2**30  # the refiner is tried in several ways: what depends on the image alone is computed once
 Labelled = tuple[np.ndarray, np.ndarray]  # (H, W) image in [0, 1] and label, bool
 MIX = 0.5  # the share of the refined probability where it is averaged with the coarse one
 
@@ -48,10 +50,11 @@ def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str
     """Write ``best`` again as ``out``: in half precision, with the options that suit the selection images ``items``."""
     system = load_system(best, device=device)
     images = [(read_study(i.image).frame(0), read_mask(i.mask)[0] > 0) for i in items]
-    examples = _examples(system, images, device)
+    cache = EmbeddingCache(_CACHE_BYTES)
+    examples = _examples(system, images, cache, device)
     config, figure = choose(examples, system.config)
     if system.refiner is not None:
-        config, figure = _with_self_clicks(system, config, figure, images, device)
+        config, figure = _with_self_clicks(system, config, figure, images, cache, device)
     stored = read_checkpoint(best)
     meta: dict[str, Any] = {**stored.meta, "calibration": {"images": len(items), "select": round(figure, 4)}}
     refiner = system.refiner
@@ -64,19 +67,24 @@ def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str
 
 
 def _with_self_clicks(
-    system: System, config: SystemConfig, figure: float, images: Sequence[Labelled], device: str
+    system: System,
+    config: SystemConfig,
+    figure: float,
+    images: Sequence[Labelled],
+    cache: EmbeddingCache,
+    device: str,
 ) -> tuple[SystemConfig, float]:
     """The same with ``refiner.self_click`` where that is better by TOLERANCE: it costs a second pass of the decoder."""
     other = replace(config, refiner=replace(config.refiner, self_click=True))
-    predictor = Predictor(replace(system, config=other), device=device)
+    predictor = Predictor(replace(system, config=other), cache, device)
     clicked = float(np.mean([_figure(predictor.propose(image).mask > 0, label) for image, label in images]))
     log.info("with a click of its own %.4f, without %.4f", clicked, figure)
     return (other, clicked) if clicked > figure + TOLERANCE else (config, figure)
 
 
-def _examples(system: System, images: Sequence[Labelled], device: str) -> list[Example]:
+def _examples(system: System, images: Sequence[Labelled], cache: EmbeddingCache, device: str) -> list[Example]:
     bare = replace(system, config=replace(system.config, safety=replace(system.config.safety, enabled=False)))
-    predictor, examples = Predictor(bare, device=device), []
+    predictor, examples = Predictor(bare, cache, device), []
     for image, label in images:
         found = predictor.propose(image)  # without a refiner the coarse result
         refined = None if system.refiner is None else found.final_prob

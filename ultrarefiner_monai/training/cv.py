@@ -134,7 +134,7 @@ def cross_validate(
     for data in datasets:
         items = read_index(data)
         for fold in folds:
-            check_data(split_fold(items, fold, stages[0][1].data.select_share, stages[0][1].seed))
+            check_data(split_fold(items, fold, stages[0][1].data.select_share, stages[0][1].select_seed))
             folder = out / data.name / f"fold_{fold}"
             uri = stages[0][1].mlflow_uri or f"sqlite:///{out / 'mlflow.db'}"
             own = tuple((name, replace(config, mlflow_uri=uri)) for name, config in stages)

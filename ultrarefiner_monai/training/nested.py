@@ -74,7 +74,7 @@ def nested_proposals(
     if parts < 2:
         raise InputError(f"expected at least 2 parts, got {parts}: a network must not predict what it was trained on")
     out = Path(out)
-    split = split_fold(read_index(data_dir), fold, config.data.select_share, config.seed)
+    split = split_fold(read_index(data_dir), fold, config.data.select_share, config.select_seed)
     pieces = parts_of(split.train, parts, config.seed)
     for k, piece in enumerate(pieces):
         todo = [i for i in piece if not (out / f"{i.id}.png").is_file()]

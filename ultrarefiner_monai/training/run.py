@@ -48,7 +48,7 @@ def train(
         )
     proposals = config.refine.proposals.replace("{fold}", str(fold))
     config = replace(config, refine=replace(config.refine, proposals=proposals))
-    split = split_fold(read_index(data_dir), fold, config.data.select_share, config.seed)
+    split = split_fold(read_index(data_dir), fold, config.data.select_share, config.select_seed)
     if Path(config.init).suffix == ".safetensors" and not resume:
         _check_start(config, data_dir, fold)
     return train_split(config, split, out, device, resume, data=Path(data_dir).name, fold=str(fold))
@@ -177,8 +177,12 @@ def _check_start(config: TrainConfig, data_dir: str | Path, fold: str | int) -> 
             f"init: {config.init} was trained with fold {meta['fold']} held out, so it has seen fold {fold}, which this "
             f"run reports; use --fold {meta['fold']}"
         )
-    if meta.get("seed") not in (None, config.seed):
-        log.warning("init: %s was trained with another seed, so on images that select the checkpoint here", config.init)
+    if meta.get("select_seed", meta.get("seed")) not in (None, config.select_seed):
+        log.warning(
+            "init: %s was trained with another seed, so on images that select the checkpoint here; data.select_seed keeps "
+            "them the same",
+            config.init,
+        )
 
 
 def _build(config: TrainConfig, split: Split, out: Path, device: str, meta: dict[str, str]) -> Run:
@@ -190,6 +194,7 @@ def _build(config: TrainConfig, split: Split, out: Path, device: str, meta: dict
         "images": {k: len(v) for k, v in vars(split).items()},
         "phantoms": config.data.phantoms,
         "seed": config.seed,
+        "select_seed": config.select_seed,
     }
     begin = getattr(phase, "begin", None)
     if begin is not None:

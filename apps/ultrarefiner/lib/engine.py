@@ -19,7 +19,8 @@ from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.series import sha256_of_image, state_of
 from ultrarefiner_monai.data.study import Limits, Study
 from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.journal import JournalQueue, pack_mask
+from ultrarefiner_monai.journal import pack_mask
+from ultrarefiner_monai.journalqueue import JournalQueue
 from ultrarefiner_monai.measure import measure
 from ultrarefiner_monai.regions import Mode, crops, predict
 from ultrarefiner_monai.types import Clicks, InputError

@@ -27,7 +27,8 @@ from ultrarefiner_monai.data.series import dicom_files, frame_order, frames_in, 
 from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.data.writers import read_mask, write_mask
 from ultrarefiner_monai.pacs.client import Pacs, PacsError
-from ultrarefiner_monai.pacs.mirror import Mirror, MirrorImage, split_message
+from ultrarefiner_monai.pacs.mirror import Mirror, MirrorImage
+from ultrarefiner_monai.pacs.pictures import split_message
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder
 
