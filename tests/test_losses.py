@@ -58,3 +58,16 @@ def test_smoothed_presence_wants_no_certainty(label: torch.Tensor) -> None:
     smoothed, coarse_logits = CoarseLoss(presence_smoothing=0.05), logits_for(label, 20.0)
     sure, fair = torch.tensor([20.0, -20.0]), torch.logit(torch.tensor([0.95, 0.05]))
     assert smoothed(coarse_logits, label, fair) < smoothed(coarse_logits, label, sure)
+
+
+def test_images_without_a_lesion_weigh_what_they_are_told_to() -> None:
+    label = torch.zeros(4, 1, 16, 16)
+    label[:3, :, 4:9, 4:9] = 1
+    torch.manual_seed(0)
+    coarse_logits, presence = torch.randn(4, 2, 16, 16, requires_grad=True), torch.randn(4)
+    values = {w: CoarseLoss(normal_weight=w)(coarse_logits, label, presence) for w in (0.0, 0.5, 1.0)}
+    assert values[0.5].item() == pytest.approx((values[0.0] + values[1.0]).item() / 2, rel=1e-5)
+    assert values[1.0].item() == pytest.approx(CoarseLoss()(coarse_logits, label, presence).item(), rel=1e-6)
+    values[0.0].backward()
+    assert coarse_logits.grad is not None and (coarse_logits.grad[3] == 0).all() and (coarse_logits.grad[:3] != 0).any()
+    assert torch.isfinite(CoarseLoss(normal_weight=0.3)(coarse_logits, torch.zeros_like(label), presence))

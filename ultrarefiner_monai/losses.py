@@ -12,16 +12,23 @@ class CoarseLoss(nn.Module):
     """Phase 1: w CE + (1 - w) Dice on two-class logits, plus a share for the presence logit where the network has one.
 
     The Dice is taken per image, so that a small lesion weighs as much as a large one. ``smooth`` (in pixels) keeps its
-    gradient bounded on images without a lesion, which the cross-entropy then teaches.
+    gradient bounded on images without a lesion, which the cross-entropy then teaches. ``normal_weight``: what such an
+    image counts for beside one with a lesion; the presence logit learns from both alike.
     """
 
     def __init__(
-        self, ce_weight: float = 0.5, presence_weight: float = 0.1, presence_smoothing: float = 0.0, smooth: float = 1.0
+        self,
+        ce_weight: float = 0.5,
+        presence_weight: float = 0.1,
+        presence_smoothing: float = 0.0,
+        normal_weight: float = 1.0,
+        smooth: float = 1.0,
     ) -> None:
         super().__init__()
         if not 0 <= ce_weight <= 1:
             raise ValueError(f"ce_weight must be in [0, 1], got {ce_weight}")
         self.presence_weight, self.presence_smoothing = presence_weight, presence_smoothing
+        self.normal_weight = normal_weight
         self.dice_ce = DiceCELoss(
             include_background=False,
             to_onehot_y=True,
@@ -36,10 +43,16 @@ class CoarseLoss(nn.Module):
         self, coarse_logits: torch.Tensor, label: torch.Tensor, presence_logits: torch.Tensor | None = None
     ) -> torch.Tensor:
         """coarse_logits: (B, 2, S, S). label: (B, 1, S, S) of 0 and 1. presence_logits: (B,) or None. -> scalar."""
-        loss = self.dice_ce(coarse_logits, label)
+        present = label.flatten(1).amax(dim=1) > 0.5
+        if self.normal_weight == 1:
+            loss = self.dice_ce(coarse_logits, label)
+        else:
+            loss = coarse_logits.new_zeros(())
+            for rows, weight in ((present, 1.0), (~present, self.normal_weight)):
+                if rows.any():
+                    loss = loss + weight * rows.float().mean() * self.dice_ce(coarse_logits[rows], label[rows])
         if presence_logits is not None and self.presence_weight:
-            present = (label.flatten(1).amax(dim=1) > 0.5).to(presence_logits.dtype)
-            target = self.presence_smoothing + (1 - 2 * self.presence_smoothing) * present
+            target = self.presence_smoothing + (1 - 2 * self.presence_smoothing) * present.to(presence_logits.dtype)
             loss = loss + self.presence_weight * F.binary_cross_entropy_with_logits(presence_logits, target)
         return loss
 

@@ -40,15 +40,17 @@ class CoarseLossConfig:
     """ce_weight CE + (1 - ce_weight) Dice + presence_weight BCE of the presence logit.
 
     presence_smoothing: the presence logit's targets are this far from 0 and 1, so that it cannot wipe out a whole lesion
-    that it does not see.
+    that it does not see. normal_weight: what an image without a lesion counts for; with 1 a network that has seen few
+    lesions of a kind is sure that there is nothing, with less it keeps a doubt that the calibration can weigh.
     """
 
     ce_weight: float = 0.5
     presence_weight: float = 0.1
     presence_smoothing: float = 0.0
+    normal_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_ranges(self, "loss", shares=("ce_weight",), not_negative=("presence_weight",))
+        check_ranges(self, "loss", shares=("ce_weight",), not_negative=("presence_weight", "normal_weight"))
         require(0 <= self.presence_smoothing < 0.5, "loss.presence_smoothing must be in [0, 0.5)")
 
 
@@ -136,6 +138,8 @@ class DataConfig:
     normal_share: float | None = None
     phantoms: int = 0
     augment: Literal["none", "standard", "strong"] = "standard"
+    # Share of the lesions that are made darker or brighter than they are, to iso- and hyperechoic; they are rare.
+    echogenicity: float = 0.0
     # Phase 1: share of the batches whose images swap rectangles with each other (CutMix), labels with them.
     cutmix: float = 0.0
     workers: int = 0
@@ -144,6 +148,7 @@ class DataConfig:
         check_ranges(self, "data", not_negative=("phantoms", "workers"))
         require(0 < self.select_share < 1, "data.select_share must be between 0 and 1")
         require(self.normal_share is None or 0 <= self.normal_share < 1, "data.normal_share must be in [0, 1)")
+        require(0 <= self.echogenicity <= 1, "data.echogenicity must be in [0, 1]")
         require(0 <= self.cutmix <= 1, "data.cutmix must be in [0, 1]")
 
 

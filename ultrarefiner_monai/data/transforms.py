@@ -30,6 +30,7 @@ from monai.transforms import (
     ToTensord,
 )
 
+from ultrarefiner_monai.data.echogenicity import RandEchogenicityd
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.geometry import Letterbox
 from ultrarefiner_monai.types import InputError
@@ -107,17 +108,23 @@ STRENGTHS = {
 }
 
 
-def augmentation(name: str = "standard", size: int = 224, soft_label: bool = False) -> Compose:
+def augmentation(
+    name: str = "standard", size: int = 224, soft_label: bool = False, echogenicity: float = 0.0
+) -> Compose:
     """Changes that a breast-ultrasound image may go through and stay one: no vertical flip (depth has a meaning).
 
     soft_label: the label's interpolated edges stay, and it may have several channels (a proposal beside the label).
+    echogenicity: the probability that a lesion becomes as bright as another kind would be.
     ``strong`` adds grid distortion, an uneven gain as of a badly set time-gain curve, and dark patches as of shadows.
     """
     if name not in STRENGTHS:
         raise ValueError(f"augmentation must be one of {', '.join(STRENGTHS)}, got {name!r}")
     s, both, bilinear = STRENGTHS[name], [IMAGE, LABEL], ("bilinear", "bilinear")
     shift = s.translate * size / 224
-    steps: list[Callable] = [
+    steps: list[Callable] = []
+    if echogenicity:
+        steps.append(RandEchogenicityd(IMAGE, LABEL, prob=echogenicity))
+    steps += [
         RandFlipd(both, prob=0.5, spatial_axis=1),
         RandAffined(
             both,
@@ -129,19 +136,20 @@ def augmentation(name: str = "standard", size: int = 224, soft_label: bool = Fal
             mode=bilinear,
             padding_mode="zeros",
         ),
+    ]
+    if s.distort:
+        steps += [
+            RandGridDistortiond(
+                both, num_cells=4, prob=s.distort, distort_limit=0.15, mode=bilinear, padding_mode="zeros"
+            ),
+            RandBiasFieldd([IMAGE], degree=2, coeff_range=(0.0, 0.2), prob=0.3),
+        ]
+    steps += [
         RandAdjustContrastd([IMAGE], prob=0.5, gamma=s.gamma),
         RandScaleIntensityd([IMAGE], prob=0.5, factors=s.gain),
         RandGaussianSmoothd([IMAGE], prob=0.15, sigma_x=(0.3, s.blur), sigma_y=(0.3, s.blur)),
         RandGaussianNoised([IMAGE], prob=0.2, std=s.noise),
     ]
-    if s.distort:
-        steps.insert(
-            2,
-            RandGridDistortiond(
-                both, num_cells=4, prob=s.distort, distort_limit=0.15, mode=bilinear, padding_mode="zeros"
-            ),
-        )
-        steps.insert(3, RandBiasFieldd([IMAGE], degree=2, coeff_range=(0.0, 0.2), prob=0.3))
     if s.holes:
         patch = size // 6
         steps.append(

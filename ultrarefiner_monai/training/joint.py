@@ -19,11 +19,11 @@ from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.data.refining import COARSE_IMAGE
 from ultrarefiner_monai.data.transforms import LABEL
 from ultrarefiner_monai.geometry import resize
-from ultrarefiner_monai.losses import CoarseLoss, RefinerLoss, iou_loss
+from ultrarefiner_monai.losses import RefinerLoss, iou_loss
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.training.clicked import loss_with_clicks
 from ultrarefiner_monai.training.means import Means
-from ultrarefiner_monai.training.phases import coarse_step
+from ultrarefiner_monai.training.phases import coarse_loss, coarse_step
 from ultrarefiner_monai.training.refine import (
     Batch,
     RefinerPhase,
@@ -61,9 +61,7 @@ class JointPhase(RefinerPhase):
         self.coarse.requires_grad_(True)
         self.network = JointNetwork(self.coarse, self.refiner)
         self.coarse_size = self.system.coarse.image_size
-        self.coarse_loss = CoarseLoss(
-            config.loss.ce_weight, config.loss.presence_weight, config.loss.presence_smoothing
-        )
+        self.coarse_loss = coarse_loss(config.loss)
         self.refined_loss = RefinerLoss(focal_weight=0.0)
         self.start = {k: v.detach().clone() for k, v in self.coarse.named_parameters()}
         self.before: dict[str, float] = {}

@@ -46,7 +46,9 @@ def _coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, Data
     size = config.system.coarse.image_size
     samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
     samples += phantom_samples(config.data.phantoms, config.seed)
-    augment = None if config.data.augment == "none" else augmentation(config.data.augment, size)
+    augment = None
+    if config.data.augment != "none":
+        augment = augmentation(config.data.augment, size, echogenicity=config.data.echogenicity)
     training = SeededDataset(samples, preparation(size), augment, config.seed)
     selection = SeededDataset(as_samples(split.select), preparation(size), None, config.seed)
     return (
@@ -65,7 +67,7 @@ def _refiner_loaders(
     dataset = partial(RefineDataset, size=sam.image_size, seed=config.seed, embed=embed, coarse_size=phase.coarse_size)
     augment = None
     if config.data.augment != "none":
-        augment = augmentation(config.data.augment, sam.image_size, soft_label=True)
+        augment = augmentation(config.data.augment, sam.image_size, True, config.data.echogenicity)
     items = with_normal_share(split.train, config.data.normal_share, config.seed)
     samples = _training_samples(config, items)
     samples += [RefineSample(s[ID], s[IMAGE], s[LABEL]) for s in phantom_samples(config.data.phantoms, config.seed)]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ultrarefiner_monai.checkpoints import load_strictly, read_checkpoint, save_system
-from ultrarefiner_monai.config import TrainConfig
+from ultrarefiner_monai.config import CoarseLossConfig, TrainConfig
 from ultrarefiner_monai.data.mixing import cut_and_mix
 from ultrarefiner_monai.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.losses import CoarseLoss
@@ -52,7 +52,7 @@ class CoarsePhase:
         self.config = config
         self.network = build_coarse(config.system.coarse)
         initialise(self.network, config.init)
-        self.loss = CoarseLoss(config.loss.ce_weight, config.loss.presence_weight, config.loss.presence_smoothing)
+        self.loss = coarse_loss(config.loss)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         lr, factor = self.config.optimiser.lr, self.config.optimiser.pretrained_lr_factor
@@ -87,6 +87,13 @@ class CoarsePhase:
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         network = copy.deepcopy(network)
         save_system(path, self.config.system, network, None, meta, half=False)
+
+
+def coarse_loss(config: CoarseLossConfig) -> CoarseLoss:
+    """Phase 1's loss as configured."""
+    return CoarseLoss(
+        config.ce_weight, config.presence_weight, config.presence_smoothing, normal_weight=config.normal_weight
+    )
 
 
 def coarse_step(
