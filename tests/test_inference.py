@@ -80,7 +80,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 def same(a: Proposal, b: Proposal) -> bool:
     arrays = all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ("mask", "final_prob", "coarse_prob"))
-    names = ("iou_pred", "uncertainty", "flip_uncertainty", "safety_rule", "refiner", "version")
+    names = ("iou_pred", "uncertainty", "flip_uncertainty", "presence", "safety_rule", "refiner", "version")
     return arrays and all(getattr(a, n) == getattr(b, n) for n in names)
 
 
@@ -427,3 +427,33 @@ def test_automatic_result_with_a_click_of_its_own_is_that_clicks_result() -> Non
     clicks = core_clicks(own.coarse(IMAGE).mask)
     assert clicks and np.array_equal(automatic.mask, own.interact(IMAGE, clicks).mask)
     assert not np.array_equal(automatic.final_prob, Predictor(system(refiner, CONFIG)).propose(IMAGE).final_prob)
+
+
+class Doubting(DarkIsLesion):
+    """The same, and P(there is a lesion) = .3 whatever is shown."""
+
+    def forward_with_presence(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self(image), torch.full((len(image),), 0.3).logit()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_what_is_held_unlikely_is_not_offered_but_a_click_is_answered(trained: bool) -> None:
+    """min_presence above P(lesion): empty masks, by the coarse network and by the refiner; below it changes nothing."""
+    found = {}
+    for bar in (0.0, 0.25, 0.35):
+        config = replace(CONFIG, post=replace(CONFIG.post, min_presence=bar))
+        predictor = Predictor(System(config, Doubting().eval(), Shifted() if trained else None, "abc123"))
+        clicks = Clicks(((60, 40),))
+        found[bar] = predictor.coarse(IMAGE), predictor.propose(IMAGE), predictor.interact(IMAGE, clicks)
+    for shown, plain in zip(found[0.25], found[0.0], strict=True):
+        assert same(shown, plain) and shown.mask.any() and shown.presence == pytest.approx(0.3, abs=1e-3)
+    coarse, automatic, clicked = found[0.35]
+    assert not coarse.mask.any() and not automatic.mask.any() and automatic.safety_rule is None
+    assert same(clicked, found[0.0][2])
+    assert Predictor(system()).propose(IMAGE).presence is None  # a network that does not say has no bar to pass
+
+
+def test_presence_survives_the_cache(tmp_path) -> None:
+    asked = [Predictor(System(CONFIG, Doubting().eval(), None, "v"), EmbeddingCache(0, tmp_path, 10**7)) for _ in "ab"]
+    first, second = (predictor.propose(IMAGE) for predictor in asked)
+    assert second.timings["cached"] == 1 and same(first, second) and first.presence is not None

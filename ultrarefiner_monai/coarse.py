@@ -17,18 +17,26 @@ def coarse_arrays(
     """image (1, 1, S, S) in the coarse frame -> coarse_prob (S, S), 0 in the padding: the mean over all views.
 
     flip_tta: the mirror image is a view too (padded on the right and below like any other). scales: so are smaller
-    copies of the image. With several views there is coarse_spread (S, S), the standard deviation between them.
+    copies of the image. With several views there is coarse_spread (S, S), the standard deviation between them. For a
+    network with a presence logit there is presence (1,), the mean probability that the image shows a lesion.
     """
     columns = letterbox.inner_hw[1]
     upright = [image, _mirror(image, columns)] if flip_tta else [image]
     steps = [(scale, mirrored) for scale in (1.0, *scales) for mirrored in range(len(upright))]
     views = torch.cat([_shrink(upright[mirrored], scale) for scale, mirrored in steps])
-    probs = torch.softmax(network(views).float(), dim=1)[:, 1]
+    presence = None
+    if hasattr(network, "forward_with_presence"):
+        coarse_logits, presence = network.forward_with_presence(views)
+    else:
+        coarse_logits = network(views)
+    probs = torch.softmax(coarse_logits.float(), dim=1)[:, 1]
     back = [_grow(prob, scale) for prob, (scale, _) in zip(probs, steps)]
     stack = torch.stack([_mirror(p, columns) if mirrored else p for p, (_, mirrored) in zip(back, steps)])
     arrays = {"coarse_prob": _without_padding(stack.mean(dim=0), letterbox).cpu().numpy()}
     if len(stack) > 1:
         arrays["coarse_spread"] = _without_padding(stack.std(dim=0, correction=0), letterbox).cpu().numpy()
+    if presence is not None:
+        arrays["presence"] = torch.sigmoid(presence.float()).mean(dim=0, keepdim=True).cpu().numpy()
     return arrays
 
 

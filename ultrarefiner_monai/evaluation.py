@@ -60,6 +60,7 @@ class Case:
             **{f"coarse_{name}": value for name, value in _figures(self.coarse).items()},
             "iou_pred": "" if p.iou_pred is None else _short(p.iou_pred),
             "uncertainty": _short(p.uncertainty),
+            "presence": "" if p.presence is None else _short(p.presence),
             "safety_rule": p.safety_rule or "",
             "seconds": _short(p.timings.get("total", 0.0)),
         }

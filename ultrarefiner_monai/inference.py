@@ -43,6 +43,8 @@ class Proposal:
     mixed like the masks; where the coarse mask is returned, what its probabilities promise
     (``uncertainty.expected_iou``; None for an empty mask). uncertainty, flip_uncertainty: see ``uncertainty``; the
     latter None without flip_tta and with clicks. safety_rule: the rule that fired (``postprocess.safety_net``) or None.
+    presence: P(there is a lesion at all) by the coarse network, None where it does not say. Below ``post.min_presence`` the
+    automatic mask is empty.
     refiner: "trained", "untrained" (there are no weights: the coarse mask stands) or "off" (not asked for).
     timings: seconds of preprocess, coarse, encode, decode, post and total; 0 for what was not run or came from the
     cache. "cached": 1.0 where neither the coarse network nor the encoder ran, else 0.0.
@@ -58,6 +60,7 @@ class Proposal:
     version: str
     timings: dict[str, float] = field(default_factory=dict)
     flip_uncertainty: float | None = None
+    presence: float | None = None
 
 
 class Predictor:
@@ -94,11 +97,11 @@ class Predictor:
         coarse = self._coarse(request)
         coarse_prob = coarse.prob
         with request.clock("post"):
-            coarse_mask = prob_to_mask(coarse_prob, config.post)
+            coarse_mask = self._unasked(coarse_prob, coarse)
             clicks = core_clicks(coarse_mask) if config.refiner.self_click else Clicks()
         output, final_prob = self._refine(request, coarse, clicks or None)
         with request.clock("post"):
-            refined_mask = self._clicked_mask(final_prob, clicks) if clicks else prob_to_mask(final_prob, config.post)
+            refined_mask = self._clicked_mask(final_prob, clicks) if clicks else self._unasked(final_prob, coarse)
             mask, rule = safety_net(coarse_mask, refined_mask, config.safety)
             if rule is not None:
                 final_prob, iou = coarse_prob, expected_iou(coarse_prob, mask)
@@ -143,6 +146,13 @@ class Predictor:
         """Remove what the cache holds of an image, whatever model made it; the number of entries."""
         return 0 if self.cache is None else self.cache.forget(image_key(check_image(image)))
 
+    def _unasked(self, prob: np.ndarray, coarse: CoarseResult) -> np.ndarray:
+        """The mask of a probability that no user asked for."""
+        post = self.system.config.post
+        if coarse.presence is not None and coarse.presence < post.min_presence:
+            return np.zeros(prob.shape, np.uint8)
+        return prob_to_mask(prob, post)
+
     def _clicked_mask(self, final_prob: np.ndarray, clicks: Clicks) -> np.ndarray:
         positive, negative = check_clicks(clicks, (final_prob.shape[0], final_prob.shape[1]))
         # SAM was told where to look; a coarse mask has to pass the same bar as in the automatic result.
@@ -156,7 +166,7 @@ class Predictor:
         coarse = self._coarse(request)
         coarse_prob = coarse.prob
         with request.clock("post"):
-            mask = prob_to_mask(coarse_prob, self.system.config.post)
+            mask = self._unasked(coarse_prob, coarse)
             iou = expected_iou(coarse_prob, mask)
         return self._finish(request, mask, coarse_prob, coarse, iou, None, refiner)
 
@@ -265,8 +275,9 @@ class Predictor:
             if "coarse_spread" in coarse.arrays and not clicked:
                 letterbox = self._letterbox(request, self.system.config.coarse.image_size)
                 flip = flip_uncertainty(self._to_image(coarse.arrays["coarse_spread"], letterbox), mask, band)
+        version, times = self.system.version, request.times()
         return Proposal(
-            mask, final_prob, coarse.prob, iou, unsure, rule, refiner, self.system.version, request.times(), flip
+            mask, final_prob, coarse.prob, iou, unsure, rule, refiner, version, times, flip, coarse.presence
         )
 
     # --- helpers ------------------------------------------------------------------------------------------------------

@@ -23,6 +23,12 @@ class CoarseResult:
     sam_prob: torch.Tensor | None = None
     mask_logits: torch.Tensor | None = None
 
+    @property
+    def presence(self) -> float | None:
+        """P(the image shows a lesion), None from a network that does not say."""
+        found = self.arrays.get("presence")
+        return None if found is None else float(found[0])
+
     def nbytes(self) -> int:
         return self.prob.nbytes + sum(t.nbytes for t in (self.sam_prob, self.mask_logits) if t is not None)
 

@@ -35,7 +35,7 @@ def predict(
     their weight, none: all of it; clicks: in the image frame, for ``interact``; ignored by the other modes.
 
     The arrays cover the whole frame, 0 outside the regions. The figures are those of the region with the largest mask
-    (of those with clicks, where there are any), the first one where all are empty; ``uncertainty`` is the largest of all, ``timings`` are summed. A region without
+    (of those with clicks, where there are any), the first one where all are empty; ``uncertainty`` and ``presence`` are the largest of all, ``timings`` are summed. A region without
     clicks gets its automatic result. Raises InputError for a click or a box that lies in no region.
     """
     if mode == "interact" and not clicks:
@@ -46,6 +46,7 @@ def predict(
     found = [_one(predictor, crop, mode, part) for crop, part in zip(crops(image, regions), shared)]
     asked = [p for p, part in zip(found, shared) if part] or found  # the user looks at what was clicked on
     leading = max(asked, key=lambda proposal: int(np.count_nonzero(proposal.mask)))  # the first of equals
+    presences = [p.presence for p in found if p.presence is not None]
     spread = [p.flip_uncertainty for p in found if p.flip_uncertainty is not None]
     return replace(
         leading,
@@ -54,6 +55,7 @@ def predict(
         coarse_prob=_pasted([p.coarse_prob for p in found], regions, image.shape),
         uncertainty=max(p.uncertainty for p in found),
         flip_uncertainty=max(spread) if spread else None,
+        presence=max(presences) if presences else None,
         timings={
             **{name: sum(p.timings[name] for p in found) for name in leading.timings},
             "cached": min(p.timings["cached"] for p in found),

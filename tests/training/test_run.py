@@ -228,6 +228,20 @@ def test_calibration_keeps_lesions_and_clears_normals() -> None:
     assert replace(config, post=start.post) == start  # nothing else changes without a refiner
 
 
+def test_calibration_hides_what_the_presence_tells_apart() -> None:
+    """Marks as strong on the normal image as on the lesions: only the presence knows, and two of the lesions are doubted."""
+    label = np.zeros((60, 60), bool)
+    label[20:40, 20:40] = True
+    marks = np.where(label, 0.97, 0.0).astype(np.float32)
+    doubts = (0.9, 0.8, 0.42)
+    examples = [Example(marks, None, label, p) for p in doubts] + [Example(marks, None, np.zeros_like(label), 0.2)]
+    start = SystemConfig(coarse=COARSE)
+    config, figure = choose(examples, start)
+    assert figure == 1 and config.post.min_presence == 0.4  # the highest bar that hides no lesion
+    silent, _ = choose([replace(e, presence=None) for e in examples], start)
+    assert silent.post.min_presence == 0
+
+
 def test_calibration_of_a_refiner_averages_where_that_is_better() -> None:
     label = np.zeros((60, 60), bool)
     label[20:40, 20:40] = True

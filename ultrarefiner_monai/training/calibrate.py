@@ -1,7 +1,7 @@
 """The last step of a run: how a probability becomes a mask is chosen on the selection images, never on the fold reported.
 
-Three numbers decide whether the tool marks things on normal images: the threshold, the probability that a component must
-reach somewhere, and the smallest component. They are tried on a small grid with the predictor that serves, at the images'
+Four numbers decide whether the tool marks things on normal images: the threshold, the probability that a component must
+reach somewhere, the smallest component, and how likely it must be that there is a lesion at all. They are tried on a small grid with the predictor that serves, at the images'
 own size, and the checkpoint that leaves the run carries the best ones. With a refiner the whole way to the automatic
 result is tried, safety net included, and besides whether the refined probability stands alone or is averaged with the
 coarse one.
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 THRESHOLDS = (0.4, 0.5, 0.6)
 PEAKS = (0.0, 0.7, 0.8, 0.9)  # above that coarse networks lose lesions that they found
 AREAS = (0.0005, 0.002)
+PRESENCES = tuple(round(0.05 * k, 2) for k in range(13))  # 0 to .6
 TOLERANCE = 0.005
 _CACHE_BYTES = 2**30  # the refiner is tried in several ways: what depends on the image alone is computed once
 Labelled = tuple[np.ndarray, np.ndarray]  # (H, W) image in [0, 1] and label, bool
@@ -39,11 +40,13 @@ MIX = 0.5  # the share of the refined probability where it is averaged with the 
 
 @dataclass(frozen=True)
 class Example:
-    """One selection image: probabilities (H, W) in [0, 1] before any post-processing, and its label (H, W) bool."""
+    """One selection image: probabilities (H, W) in [0, 1] before any post-processing, its label (H, W) bool, and P(there is
+    a lesion), None where the coarse network does not say."""
 
     coarse_prob: np.ndarray
     refined_prob: np.ndarray | None
     label: np.ndarray
+    presence: float | None = None
 
 
 def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str = "cpu") -> SystemConfig:
@@ -62,7 +65,10 @@ def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str
     gate = refiner.gate if refiner is not None and refiner.gate.state_dict() else None
     save_system(out, config, system.coarse, sam, meta, half=True, gate=gate)
     post = config.post
-    log.info("threshold %.2f, min_peak %.2f, min_area %.4f: %.4f", post.threshold, post.min_peak, post.min_area, figure)
+    log.info(
+        "threshold %.2f, min_peak %.2f, min_area %.4f, min_presence %.2f: %.4f",
+        *(post.threshold, post.min_peak, post.min_area, post.min_presence, figure),
+    )
     return config
 
 
@@ -88,15 +94,15 @@ def _examples(system: System, images: Sequence[Labelled], cache: EmbeddingCache,
     for image, label in images:
         found = predictor.propose(image)  # without a refiner the coarse result
         refined = None if system.refiner is None else found.final_prob
-        examples.append(Example(found.coarse_prob, refined, label))
+        examples.append(Example(found.coarse_prob, refined, label, found.presence))
     return examples
 
 
 def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConfig, float]:
     """The post-processing (gate and safety net) for these images, and its figure.
 
-    Of all that come within TOLERANCE of the best, the one with the highest bar for a component's peak is taken (then the
-    better one): the selection images hold few normal ones, so that what marks them is seen too rarely to weigh enough.
+    Of all that come within TOLERANCE of the best, the one with the highest bar for the presence of a lesion is taken, then
+    with the highest for a component's peak (then the better one): the selection images hold few normal ones, so that what marks them is seen too rarely to weigh enough.
     """
     posts = [
         replace(start.post, threshold=t, min_peak=p, min_area=a)
@@ -109,10 +115,30 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
             candidates += [replace(c, gate=mixed) for c in candidates]
         # A good refiner finds and drops lesions by itself: whether it needs the net is seen, not assumed.
         candidates += [replace(c, safety=replace(c.safety, enabled=False)) for c in candidates]
-    figures = [float(np.mean([_figure(_mask(e, c, start), e.label) for e in examples])) for c in candidates]
-    close = [k for k, figure in enumerate(figures) if figure >= max(figures) - TOLERANCE]
-    chosen = max(close, key=lambda k: (candidates[k].post.min_peak, figures[k]))  # the first of equals
-    return candidates[chosen], figures[chosen]
+    shown = np.array([[_figure(_mask(e, c, start), e.label) for e in examples] for c in candidates])
+    tried = [(c, figure) for c, row in zip(candidates, shown) for c, figure in _with_presences(c, row, examples)]
+    best = max(figure for _, figure in tried)
+    close = [(c, figure) for c, figure in tried if figure >= best - TOLERANCE]
+    return max(
+        close, key=lambda found: (found[0].post.min_presence, found[0].post.min_peak, found[1])
+    )  # first of equals
+
+
+def _with_presences(
+    config: SystemConfig, shown: np.ndarray, examples: Sequence[Example]
+) -> list[tuple[SystemConfig, float]]:
+    """``config`` with each bar for the presence, and its figure. shown: (n,) figures of the examples without a bar."""
+    presence = np.array([np.inf if e.presence is None else e.presence for e in examples])
+    if np.isinf(presence).all():
+        return [(config, float(shown.mean()))]
+    hidden = np.array([0.0 if e.label.any() else 1.0 for e in examples])
+    return [
+        (
+            replace(config, post=replace(config.post, min_presence=bar)),
+            float(np.where(presence < bar, hidden, shown).mean()),
+        )
+        for bar in PRESENCES
+    ]
 
 
 def _mask(example: Example, config: SystemConfig, start: SystemConfig) -> np.ndarray:

@@ -111,6 +111,7 @@ class Engine:
         figures = {
             "iou_pred": _number(proposal.iou_pred),
             "uncertainty": _number(proposal.uncertainty),
+            "presence": _number(proposal.presence),
             "safety_rule": proposal.safety_rule,
             "refiner": proposal.refiner,
             "version": proposal.version,
