@@ -19,7 +19,7 @@ Row = dict[str, str]
 DONE, FAILED = "done", "failed"
 COLUMNS = (
     *("id", "source", "study_uid", "series_uid", "sop_uid", "version", "frames", "frame", "lesion", "lesion_frames"),
-    *("long_axis", "short_axis", "area", "unit", "iou_pred", "uncertainty", "safety_rule", "seconds"),
+    *("long_axis", "short_axis", "area", "unit", "iou_pred", "uncertainty", "presence", "safety_rule", "seconds"),
     *("status", "error", "warnings", "mask", "stored", "time", "state"),
 )
 

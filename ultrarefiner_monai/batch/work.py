@@ -209,6 +209,7 @@ def outline(predictor: Predictor, study: Study) -> tuple[np.ndarray, Row]:
         "unit": size.unit if marked else "",
         "iou_pred": "" if proposal.iou_pred is None else _short(proposal.iou_pred),
         "uncertainty": _short(proposal.uncertainty),
+        "presence": "" if proposal.presence is None else _short(proposal.presence),
         "safety_rule": proposal.safety_rule or "",
     }
 

@@ -28,7 +28,7 @@ from ultrarefiner_monai.metrics import NORMAL_LIMIT, dice_of
 from ultrarefiner_monai.postprocess import prob_to_mask, safety_net
 
 log = logging.getLogger(__name__)
-THRESHOLDS = (0.4, 0.5, 0.6)
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
 PEAKS = (0.0, 0.7, 0.8, 0.9)  # above that coarse networks lose lesions that they found
 AREAS = (0.0005, 0.002)
 PRESENCES = tuple(round(0.05 * k, 2) for k in range(13))  # 0 to .6

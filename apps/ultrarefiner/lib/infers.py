@@ -115,7 +115,7 @@ class LesionTask(InferTask):
             "notice": NOTICE,
         }
         if study.n_frames > 1:
-            names = ("iou_pred", "uncertainty", "safety_rule", "long_axis", "short_axis", "area")
+            names = ("iou_pred", "uncertainty", "presence", "safety_rule", "long_axis", "short_axis", "area")
             reply["frames"] = [{"frame": k, **{n: results[k].figures[n] for n in names}} for k in results]
         return reply
 
