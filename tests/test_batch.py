@@ -183,7 +183,6 @@ def test_a_killed_run_goes_on_where_it_was(tiny: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (out / "masks").iterdir()) == [f"{k:03d}.nii.gz" for k in range(60)]
 
 
-@pytest.mark.slow
 def pictures(folder: Path, count: int) -> Path:
     folder.mkdir()
     for k in range(count):
@@ -191,6 +190,7 @@ def pictures(folder: Path, count: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_costs_its_image_only(tiny: Path, tmp_path: Path) -> None:
     # One process: it has just answered, so that it is not one that still loads the model.
     jobs, setup = plan_batch(str(pictures(tmp_path / "s", 8)), tmp_path / "o", tiny)

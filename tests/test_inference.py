@@ -448,8 +448,16 @@ def test_what_is_held_unlikely_is_not_offered_but_a_click_is_answered(trained: b
     for shown, plain in zip(found[0.25], found[0.0], strict=True):
         assert same(shown, plain) and shown.mask.any() and shown.presence == pytest.approx(0.3, abs=1e-3)
     coarse, automatic, clicked = found[0.35]
-    assert not coarse.mask.any() and not automatic.mask.any() and automatic.safety_rule is None
-    assert same(clicked, found[0.0][2])
+    for hidden in (coarse, automatic):
+        assert not hidden.mask.any() and hidden.safety_rule is None and hidden.iou_pred is None
+        assert hidden.final_prob.max() < CONFIG.post.threshold
+    # The click is answered where it is. One elsewhere, or one that says "not here", brings back nothing of the rest.
+    assert clicked.mask[40, 60] and not (clicked.mask.astype(bool) & ~LESION).any()
+    config = replace(CONFIG, post=replace(CONFIG.post, min_presence=0.35))
+    predictor = Predictor(System(config, Doubting().eval(), Shifted() if trained else None, "abc123"))
+    assert not predictor.interact(IMAGE, Clicks((), ((5, 5),))).mask.any()
+    elsewhere = predictor.interact(IMAGE, Clicks(((120, 75),))).mask
+    assert elsewhere[75, 120] and not (elsewhere.astype(bool) & LESION).any()
     assert Predictor(system()).propose(IMAGE).presence is None  # a network that does not say has no bar to pass
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .cache import Arrays
+from .config import PostConfig
 from .geometry import Letterbox, resize
 
 
@@ -38,6 +39,19 @@ def coarse_arrays(
     if presence is not None:
         arrays["presence"] = torch.sigmoid(presence.float()).mean(dim=0, keepdim=True).cpu().numpy()
     return arrays
+
+
+def doubt(arrays: Arrays, post: PostConfig) -> tuple[Arrays, bool]:
+    """The arrays as they are used, and whether the network holds a lesion for less likely than ``post.min_presence``.
+
+    Then all probabilities are scaled down to below ``post.threshold``: nothing is marked, but what stands out still does,
+    for a click to find.
+    """
+    presence = arrays.get("presence")
+    if presence is None or presence[0] >= post.min_presence:
+        return arrays, False
+    factor = 0.8 * post.threshold
+    return {k: v if k == "presence" else v * factor for k, v in arrays.items()}, True
 
 
 def _shrink(x: torch.Tensor, scale: float) -> torch.Tensor:

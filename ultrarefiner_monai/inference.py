@@ -19,7 +19,7 @@ import torch
 from .cache import Arrays, EmbeddingCache, image_key, to_half
 from .checkpoints import System
 from .clicks import check_clicks, core_clicks, honour_clicks
-from .coarse import coarse_arrays, coarse_to_sam
+from .coarse import coarse_arrays, coarse_to_sam, doubt
 from .config import to_dict
 from .geometry import Letterbox, to_prompts
 from .models.mending import mended
@@ -44,7 +44,8 @@ class Proposal:
     (``uncertainty.expected_iou``; None for an empty mask). uncertainty, flip_uncertainty: see ``uncertainty``; the
     latter None without flip_tta and with clicks. safety_rule: the rule that fired (``postprocess.safety_net``) or None.
     presence: P(there is a lesion at all) by the coarse network, None where it does not say. Below ``post.min_presence`` the
-    automatic mask is empty.
+    automatic mask is empty, and coarse_prob is scaled to below the threshold: a click is answered
+    where it is, and brings back nothing of the rest.
     refiner: "trained", "untrained" (there are no weights: the coarse mask stands) or "off" (not asked for).
     timings: seconds of preprocess, coarse, encode, decode, post and total; 0 for what was not run or came from the
     cache. "cached": 1.0 where neither the coarse network nor the encoder ran, else 0.0.
@@ -95,13 +96,15 @@ class Predictor:
             return self._coarse_proposal(request, "untrained")
         config = self.system.config
         coarse = self._coarse(request)
+        if coarse.doubted:  # the refiner is asked as soon as somebody clicks
+            return self._coarse_proposal(request, "trained")
         coarse_prob = coarse.prob
         with request.clock("post"):
-            coarse_mask = self._unasked(coarse_prob, coarse)
+            coarse_mask = prob_to_mask(coarse_prob, config.post)
             clicks = core_clicks(coarse_mask) if config.refiner.self_click else Clicks()
         output, final_prob = self._refine(request, coarse, clicks or None)
         with request.clock("post"):
-            refined_mask = self._clicked_mask(final_prob, clicks) if clicks else self._unasked(final_prob, coarse)
+            refined_mask = self._clicked_mask(final_prob, clicks) if clicks else prob_to_mask(final_prob, config.post)
             mask, rule = safety_net(coarse_mask, refined_mask, config.safety)
             if rule is not None:
                 final_prob, iou = coarse_prob, expected_iou(coarse_prob, mask)
@@ -146,13 +149,6 @@ class Predictor:
         """Remove what the cache holds of an image, whatever model made it; the number of entries."""
         return 0 if self.cache is None else self.cache.forget(image_key(check_image(image)))
 
-    def _unasked(self, prob: np.ndarray, coarse: CoarseResult) -> np.ndarray:
-        """The mask of a probability that no user asked for."""
-        post = self.system.config.post
-        if coarse.presence is not None and coarse.presence < post.min_presence:
-            return np.zeros(prob.shape, np.uint8)
-        return prob_to_mask(prob, post)
-
     def _clicked_mask(self, final_prob: np.ndarray, clicks: Clicks) -> np.ndarray:
         positive, negative = check_clicks(clicks, (final_prob.shape[0], final_prob.shape[1]))
         # SAM was told where to look; a coarse mask has to pass the same bar as in the automatic result.
@@ -166,7 +162,7 @@ class Predictor:
         coarse = self._coarse(request)
         coarse_prob = coarse.prob
         with request.clock("post"):
-            mask = self._unasked(coarse_prob, coarse)
+            mask = prob_to_mask(coarse_prob, self.system.config.post)
             iou = expected_iou(coarse_prob, mask)
         return self._finish(request, mask, coarse_prob, coarse, iou, None, refiner)
 
@@ -185,9 +181,10 @@ class Predictor:
                 config = self.system.config
                 return coarse_arrays(self.system.coarse, image, letterbox, config.flip_tta, config.tta_scales)
 
-        arrays = self._kept(request, "c0", compute)
+        arrays = self._kept(request, "c1", compute)
         with request.clock("post"):
-            coarse = CoarseResult(arrays, self._to_image(arrays["coarse_prob"], letterbox))
+            arrays, doubted = doubt(arrays, self.system.config.post)
+            coarse = CoarseResult(arrays, self._to_image(arrays["coarse_prob"], letterbox), doubted)
         coarse.prob.setflags(write=False)
         if self.cache is not None:
             self._recent.put(request.key, coarse, forgets)

@@ -14,12 +14,14 @@ from .cache import Arrays
 
 @dataclass(eq=False)
 class CoarseResult:
-    """An image's coarse result. arrays: as cached, coarse frame. prob: (H, W), image frame. What the refiner reads of it,
+    """An image's coarse result. arrays: coarse frame. prob: (H, W), image frame. doubted: both
+    were scaled down, see ``coarse.doubt``. What the refiner reads of it,
     made when first needed: sam_prob (1, 1, S, S) and mask_logits (1, 1, M, M).
     """
 
     arrays: Arrays
     prob: np.ndarray
+    doubted: bool = False
     sam_prob: torch.Tensor | None = None
     mask_logits: torch.Tensor | None = None
 

@@ -132,9 +132,9 @@ class PostConfig:
     """From final_prob to the mask that is returned when the user gave no prompt.
 
     min_area: connected components smaller than this share of the image are dropped. min_peak: so are components in
-    which the probability nowhere reaches this value; that keeps normal images free of marks. min_presence: so does an
-    empty mask where the coarse network holds it less likely than this that there is a lesion at all; for networks with a
-    presence logit.
+    which the probability nowhere reaches this value; that keeps normal images free of marks. min_presence: nothing
+    is marked where the coarse network holds it less likely than this that there is a lesion at all; only networks with a
+    presence logit say so.
     """
 
     threshold: float = 0.5

@@ -149,6 +149,9 @@ class DataConfig:
         require(0 < self.select_share < 1, "data.select_share must be between 0 and 1")
         require(self.normal_share is None or 0 <= self.normal_share < 1, "data.normal_share must be in [0, 1)")
         require(0 <= self.echogenicity <= 1, "data.echogenicity must be in [0, 1]")
+        require(
+            not self.echogenicity or self.augment != "none", "data.echogenicity needs data.augment: standard or strong"
+        )
         require(0 <= self.cutmix <= 1, "data.cutmix must be in [0, 1]")
 
 

@@ -15,7 +15,7 @@ def cut_and_mix(image: torch.Tensor, label: torch.Tensor, share: float) -> tuple
     for the whole batch, always the upper left one, and indexes in a way that torch has deprecated.)
     """
     count, side = len(image), image.shape[-1]
-    if count < 2 or torch.rand(()).item() >= share:
+    if count < 2 or share == 0 or torch.rand(()).item() >= share:
         return image, label
     other = torch.randperm(count)
     half = torch.rand(count, 1).sqrt() * side / 2

@@ -89,7 +89,9 @@ def _with_self_clicks(
 
 
 def _examples(system: System, images: Sequence[Labelled], cache: EmbeddingCache, device: str) -> list[Example]:
-    bare = replace(system, config=replace(system.config, safety=replace(system.config.safety, enabled=False)))
+    config = system.config
+    open_post = replace(config.post, min_presence=0.0)
+    bare = replace(system, config=replace(config, post=open_post, safety=replace(config.safety, enabled=False)))
     predictor, examples = Predictor(bare, cache, device), []
     for image, label in images:
         found = predictor.propose(image)  # without a refiner the coarse result
@@ -101,9 +103,10 @@ def _examples(system: System, images: Sequence[Labelled], cache: EmbeddingCache,
 def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConfig, float]:
     """The post-processing (gate and safety net) for these images, and its figure.
 
-    Of all that come within TOLERANCE of the best, the one with the highest bar for the presence of a lesion is taken, then
-    with the highest for a component's peak (then the better one): the selection images hold few normal ones, so that what marks them is seen too rarely to weigh enough.
+    Of all that come within TOLERANCE of the best, the one with the highest bar for a component's peak is taken (then the
+    better one): the selection images hold few normal ones, so that what marks them is seen too rarely to weigh enough.
     """
+    start = replace(start, post=replace(start.post, min_presence=0.0))
     posts = [
         replace(start.post, threshold=t, min_peak=p, min_area=a)
         for t, p, a in itertools.product(THRESHOLDS, PEAKS, AREAS)
@@ -116,29 +119,26 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
         # A good refiner finds and drops lesions by itself: whether it needs the net is seen, not assumed.
         candidates += [replace(c, safety=replace(c.safety, enabled=False)) for c in candidates]
     shown = np.array([[_figure(_mask(e, c, start), e.label) for e in examples] for c in candidates])
-    tried = [(c, figure) for c, row in zip(candidates, shown) for c, figure in _with_presences(c, row, examples)]
+    tried = [_with_presence(c, row, examples) for c, row in zip(candidates, shown)]
     best = max(figure for _, figure in tried)
     close = [(c, figure) for c, figure in tried if figure >= best - TOLERANCE]
-    return max(
-        close, key=lambda found: (found[0].post.min_presence, found[0].post.min_peak, found[1])
-    )  # first of equals
+    return max(close, key=lambda found: (found[0].post.min_peak, found[1]))  # the first of equals
 
 
-def _with_presences(
-    config: SystemConfig, shown: np.ndarray, examples: Sequence[Example]
-) -> list[tuple[SystemConfig, float]]:
-    """``config`` with each bar for the presence, and its figure. shown: (n,) figures of the examples without a bar."""
+def _with_presence(config: SystemConfig, shown: np.ndarray, examples: Sequence[Example]) -> tuple[SystemConfig, float]:
+    """``config`` with the best bar for the presence, and its figure. shown: (n,) figures of the examples without a bar.
+
+    A bar hides no lesion that is outlined unless it clears normal images that weigh more; of bars that do equally well the
+    middle one is taken: as far as possible from lesions that it would hide and from normal images that it would let
+    through.
+    """
     presence = np.array([np.inf if e.presence is None else e.presence for e in examples])
     if np.isinf(presence).all():
-        return [(config, float(shown.mean()))]
+        return config, float(shown.mean())
     hidden = np.array([0.0 if e.label.any() else 1.0 for e in examples])
-    return [
-        (
-            replace(config, post=replace(config.post, min_presence=bar)),
-            float(np.where(presence < bar, hidden, shown).mean()),
-        )
-        for bar in PRESENCES
-    ]
+    figures = [round(float(np.where(presence < bar, hidden, shown).mean()), 6) for bar in PRESENCES]
+    best = [bar for bar, figure in zip(PRESENCES, figures) if figure == max(figures)]
+    return replace(config, post=replace(config.post, min_presence=best[len(best) // 2])), max(figures)
 
 
 def _mask(example: Example, config: SystemConfig, start: SystemConfig) -> np.ndarray:

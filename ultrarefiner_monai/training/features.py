@@ -32,10 +32,13 @@ def to_embedding(encoder: nn.Module, features: Sequence[torch.Tensor]) -> torch.
 class FeatureKeeper:
     """(key, image maker) -> features (C, h, w) each, from the cache or computed. The encoder must not change meanwhile."""
 
-    def __init__(self, encoder: nn.Module, train: Sequence[str], cache_bytes: int, folder: Path | None = None) -> None:
+    def __init__(
+        self, encoder: nn.Module, train: Sequence[str], cache_bytes: int, folder: Path | None = None, recipe: str = ""
+    ) -> None:
+        """recipe: names all that decides which copies of an image are made, beside what is in the keys."""
         self.encoder, self.frozen = encoder, frozen_module(encoder, train)
         self.whole = self.frozen is encoder
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(recipe.encode())
         for name, value in self.frozen.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -87,7 +87,8 @@ def _embed(config: TrainConfig, phase: RefinerPhase, out: Path) -> Embed | None:
         return None
     folder = out / "features" if config.refine.cache == "disk" else None
     encoder = phase.refiner.sam.image_encoder
-    return FeatureKeeper(encoder, config.refine.train, int(config.refine.cache_gb * GIB), folder)
+    recipe = f"{config.data.augment} {config.data.echogenicity}"
+    return FeatureKeeper(encoder, config.refine.train, int(config.refine.cache_gb * GIB), folder, recipe)
 
 
 def _sample(item: Item) -> RefineSample:

@@ -138,11 +138,26 @@ def _run_folder(task: str, config: TrainConfig, folder: TrainingFolder, registry
 
 
 def _fingerprint(config: TrainConfig, folder: TrainingFolder) -> str:
-    """Of all that a run has to have in common with its continuation: options but for the epochs, and labels."""
-    options = {k: v for k, v in to_dict(config).items() if k != "epochs"}
+    """Of all that a run has to have in common with its continuation: options but for the epochs, and labels.
+
+    Options at their defaults do not count, so that a version with a new one goes on with a run of the version before.
+    """
+    options = {k: v for k, v in _changed(to_dict(config), to_dict(TrainConfig())).items() if k != "epochs"}
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     digest.update((folder.data / "index.csv").read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _changed(options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What differs from the defaults, groups of options by what differs in them."""
+    out = {}
+    for name, value in options.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value, default = _changed(value, default), {}
+        if value != default:
+            out[name] = value
+    return out
 
 
 def _keep(
