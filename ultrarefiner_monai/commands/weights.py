@@ -1,4 +1,4 @@
-"""Weights of others."""
+"""Weights: those of others, and ours for others."""
 
 from __future__ import annotations
 
@@ -74,3 +74,27 @@ def weights_export(
         raise InputError(f"{checkpoint} holds a coarse network and no SAM: there is nothing to export")
     save_sam(system.refiner.sam, file)
     typer.echo(f"{file}: {system.config.sam.arch}, {system.config.sam.image_size} px, version {system.version}")
+
+
+@app.command("join")
+def weights_join(
+    out: Annotated[Path, typer.Argument(help="The checkpoint to write.")],
+    coarse: Annotated[list[Path], typer.Option(help="A checkpoint; of several the mean coarse network is taken.")],
+    data: Annotated[Path, typer.Option(help="The prepared dataset that they were trained on.")],
+    fold: Annotated[str, typer.Option(help="The fold that they held out.")],
+    sam: Annotated[list[Path] | None, typer.Option(help="A checkpoint; of several the mean SAM is taken.")] = None,
+    select_share: Annotated[float, typer.Option(help="data.select_share of the runs.")] = 0.1,
+    select_seed: Annotated[int, typer.Option(help="data.select_seed of the runs.")] = 0,
+) -> None:
+    """One checkpoint from several runs that went on from common weights, calibrated on their selection images."""
+    import torch
+
+    from ultrarefiner_monai.checkpoints import read_checkpoint
+    from ultrarefiner_monai.training.joining import join
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    post = join(coarse, sam or [], data, fold, out, select_share, select_seed, device).post
+    typer.echo(
+        f"{out}: version {read_checkpoint(out).version}, threshold {post.threshold}, min_peak {post.min_peak}, "
+        f"min_presence {post.min_presence}"
+    )

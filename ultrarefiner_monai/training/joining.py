@@ -1,0 +1,89 @@
+"""One checkpoint from several: the means of networks that went on from common weights, a coarse network and a SAM of
+different runs, and post-processing for what came of it.
+
+The mean of fine-tuned weights is often better than each of them and costs nothing when it serves (Wortsman et al., Model
+soups, ICML 2022). It needs runs from common weights: means of strangers are noise.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ultrarefiner_monai.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from ultrarefiner_monai.config import SystemConfig
+from ultrarefiner_monai.data.datalist import read_index, split_fold
+from ultrarefiner_monai.training.calibrate import finish
+from ultrarefiner_monai.types import InputError
+
+log = logging.getLogger(__name__)
+Weights = dict[str, torch.Tensor]
+
+
+def join(
+    coarse: Sequence[str | Path],
+    sam: Sequence[str | Path],
+    data_dir: str | Path,
+    fold: str | int,
+    out: str | Path,
+    select_share: float = 0.1,
+    select_seed: int = 0,
+    device: str = "cpu",
+) -> SystemConfig:
+    """Write ``out``: the mean coarse network of ``coarse``, the mean SAM of ``sam`` (none: no refiner), calibrated on the
+    selection images of ``fold``.
+
+    Options come from the first checkpoint of ``sam``, those of the coarse network from the first one of ``coarse``.
+    Raises InputError for networks of different kinds, and for checkpoints that were trained on other folds or datasets.
+    """
+    stored = {Path(p): read_checkpoint(p) for p in (*coarse, *sam)}
+    for path, checkpoint in stored.items():
+        _check_fold(path, checkpoint, Path(data_dir).name, str(fold))
+    networks, refiners = ([(Path(p), stored[Path(p)]) for p in paths] for paths in (coarse, sam))
+    if not networks:
+        raise InputError("join: at least one checkpoint for the coarse network is needed")
+    first = (refiners or networks)[0][1]
+    config = replace(first.config, coarse=networks[0][1].config.coarse)
+    tensors = _mean("coarse", networks)
+    if refiners:
+        tensors |= _mean("sam", refiners) | {k: v for k, v in first.tensors.items() if k.startswith("gate.")}
+    else:
+        config = replace(config, sam=None)
+    items = split_fold(read_index(data_dir), fold, select_share, select_seed).select
+    about: dict[str, Any] = {
+        name: [c.version for _, c in part] for name, part in (("coarse", networks), ("sam", refiners))
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        whole = write_checkpoint(Path(folder) / "joined.safetensors", tensors, config, {**first.meta, "joined": about})
+        return finish(whole, out, items, device)
+
+
+def _mean(part: str, found: Sequence[tuple[Path, Checkpoint]]) -> Weights:
+    """The mean of the tensors of one network, with their full keys."""
+    weights: list[Weights] = []
+    for path, checkpoint in found:
+        own = {f"{part}.{k}": v for k, v in checkpoint.part(part).items()}
+        shapes = {k: v.shape for k, v in own.items()}
+        if not own:
+            raise InputError(f"{path} holds no {part} network")
+        if weights and shapes != {k: v.shape for k, v in weights[0].items()}:
+            raise InputError(f"{path} and {found[0][0]} hold {part} networks of different kinds: they have no mean")
+        weights.append(own)
+    return {k: _mean_of([w[k] for w in weights]) for k in weights[0]}
+
+
+def _mean_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    # Counters (batch norm's) are those of the first.
+    return torch.stack([t.float() for t in tensors]).mean(dim=0) if tensors[0].is_floating_point() else tensors[0]
+
+
+def _check_fold(path: Path, checkpoint: Checkpoint, data: str, fold: str) -> None:
+    meta = checkpoint.meta
+    if meta.get("data") == data and meta.get("fold") not in (None, fold):
+        raise InputError(f"{path} was trained with fold {meta['fold']} held out, so it has seen fold {fold}")
