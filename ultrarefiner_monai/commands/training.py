@@ -48,10 +48,10 @@ def train(
         else:
             best = run(stages[0][1], data, fold, out, resume, device)
             if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
-                kept = f"epoch {best.epoch}, selection figure {best.score:.4f}"
+                which = f"epoch {best.epoch}, selection figure {best.score:.4f}"
                 if stages[0][1].keep == "last":
-                    kept = f"the last epoch, as keep: last says; best was {kept}"
-                typer.echo(f"{out / 'model.safetensors'} ({kept})")
+                    which = f"the last epoch, as keep: last says; best was {which}"
+                typer.echo(f"{out / 'model.safetensors'} ({which})")
     except TrainingError as error:
         raise InputError(str(error)) from error
     except KeyboardInterrupt:

@@ -103,9 +103,12 @@ def _examples(system: System, images: Sequence[Labelled], cache: EmbeddingCache,
 def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConfig, float]:
     """The post-processing (gate and safety net) for these images, and its figure.
 
-    Of all that come within TOLERANCE of the best, the one with the highest bar for a component's peak is taken (then the
-    better one): the selection images hold few normal ones, so that what marks them is seen too rarely to weigh enough.
+    Where the coarse network says how likely a lesion is, that keeps normal images clean, and the best is taken; of equals
+    the one with the highest bar for a component's peak, then one without the safety net. Where it does not, the highest
+    bar of all that come within TOLERANCE of the best: the selection images hold few normal ones, so that what marks them
+    is seen too rarely to weigh enough.
     """
+    tolerance = TOLERANCE if all(e.presence is None for e in examples) else 0.0
     start = replace(start, post=replace(start.post, min_presence=0.0))
     posts = [
         replace(start.post, threshold=t, min_peak=p, min_area=a)
@@ -121,8 +124,10 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
     shown = np.array([[_figure(_mask(e, c, start), e.label) for e in examples] for c in candidates])
     tried = [_with_presence(c, row, examples) for c, row in zip(candidates, shown)]
     best = max(figure for _, figure in tried)
-    close = [(c, figure) for c, figure in tried if figure >= best - TOLERANCE]
-    return max(close, key=lambda found: (found[0].post.min_peak, found[1]))  # the first of equals
+    close = [(c, figure) for c, figure in tried if figure >= best - tolerance]
+    return max(
+        close, key=lambda found: (found[0].post.min_peak, found[1], not found[0].safety.enabled)
+    )  # first of equals
 
 
 def _with_presence(config: SystemConfig, shown: np.ndarray, examples: Sequence[Example]) -> tuple[SystemConfig, float]:
@@ -134,7 +139,7 @@ def _with_presence(config: SystemConfig, shown: np.ndarray, examples: Sequence[E
     """
     presence = np.array([np.inf if e.presence is None else e.presence for e in examples])
     if np.isinf(presence).all():
-        return config, float(shown.mean())
+        return config, round(float(shown.mean()), 6)
     hidden = np.array([0.0 if e.label.any() else 1.0 for e in examples])
     figures = [round(float(np.where(presence < bar, hidden, shown).mean()), 6) for bar in PRESENCES]
     best = [bar for bar, figure in zip(PRESENCES, figures) if figure == max(figures)]
