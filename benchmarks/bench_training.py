@@ -25,6 +25,7 @@ from ultrarefiner_monai.data.refining import RefineDataset, RefineSample
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, preparation
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.training.features import FeatureKeeper
+from ultrarefiner_monai.training.optim import build_optimiser
 from ultrarefiner_monai.training.phases import Phase, build_phase
 from ultrarefiner_monai.training.refine import RefinerPhase
 
@@ -47,7 +48,7 @@ def seconds(action: Callable[[], None], device: str) -> float:
 def stepper(phase: Phase, batch: dict, device: str) -> Callable[[], None]:
     """One step: losses, gradients, update."""
     phase.network.to(device).train()
-    optimiser = torch.optim.AdamW(phase.parameter_groups())
+    optimiser = build_optimiser(phase.config.optimiser, phase.parameter_groups())
     batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
 
     def step() -> None:

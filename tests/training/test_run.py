@@ -255,3 +255,23 @@ def test_calibration_of_a_refiner_averages_where_that_is_better() -> None:
     )
     config, figure = choose([Example(coarse_prob, refined_prob, label)], SystemConfig(coarse=COARSE))
     assert config.gate.mode == "confidence" and config.gate.g_min == config.gate.g_max == 0.5 and figure == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_the_fused_optimisers_do_what_the_plain_ones_do(name: str) -> None:
+    """Also on weights that lie channels last in memory, as the networks' do on a CPU."""
+
+    def trained(fused: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+        network.to(memory_format=torch.channels_last)
+        config = OptimiserConfig(name=name, lr=1e-2, weight_decay=0.1)  # type: ignore[arg-type]
+        optimiser = build_optimiser(config, [{"params": list(network.parameters()), "lr": 1e-2}])
+        optimiser.param_groups[0]["fused"] = fused
+        for _ in range(5):
+            network(torch.rand(2, 3, 16, 16)).square().mean().backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+    torch.testing.assert_close(trained(True), trained(False), rtol=1e-4, atol=1e-6)
