@@ -11,6 +11,13 @@ from .config import PostConfig
 from .geometry import Letterbox, resize
 
 
+def with_presence(network: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """image (B, 1, S, S) -> coarse_logits (B, 2, S, S), presence_logits (B,) or None from a network that has none."""
+    if hasattr(network, "forward_with_presence"):
+        return network.forward_with_presence(image)
+    return network(image), None
+
+
 @torch.inference_mode()
 def coarse_arrays(
     network: nn.Module, image: torch.Tensor, letterbox: Letterbox, flip_tta: bool, scales: tuple[float, ...] = ()
@@ -25,11 +32,7 @@ def coarse_arrays(
     upright = [image, _mirror(image, columns)] if flip_tta else [image]
     steps = [(scale, mirrored) for scale in (1.0, *scales) for mirrored in range(len(upright))]
     views = torch.cat([_shrink(upright[mirrored], scale) for scale, mirrored in steps])
-    presence = None
-    if hasattr(network, "forward_with_presence"):
-        coarse_logits, presence = network.forward_with_presence(views)
-    else:
-        coarse_logits = network(views)
+    coarse_logits, presence = with_presence(network, views)
     probs = torch.softmax(coarse_logits.float(), dim=1)[:, 1]
     back = [_grow(prob, scale) for prob, (scale, _) in zip(probs, steps)]
     stack = torch.stack([_mirror(p, columns) if mirrored else p for p, (_, mirrored) in zip(back, steps)])

@@ -21,7 +21,7 @@ from ultrarefiner_monai.data.datalist import Item, read_index
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.inference import Predictor, Proposal
-from ultrarefiner_monai.metrics import FIGURES, NORMAL_LIMIT, Scores, bootstrap_interval, score
+from ultrarefiner_monai.metrics import FIGURES, NORMAL_LIMIT, Scores, bootstrap_interval, cell, score
 from ultrarefiner_monai.postprocess import prob_to_mask
 from ultrarefiner_monai.robot import LEVELS, Game, play, summarise_games
 from ultrarefiner_monai.sheets import write_curves, write_overlays
@@ -58,11 +58,11 @@ class Case:
             "lesion": int(self.item.has_lesion),
             **_figures(self.scores),
             **{f"coarse_{name}": value for name, value in _figures(self.coarse).items()},
-            "iou_pred": "" if p.iou_pred is None else _short(p.iou_pred),
-            "uncertainty": _short(p.uncertainty),
-            "presence": "" if p.presence is None else _short(p.presence),
+            "iou_pred": cell(p.iou_pred),
+            "uncertainty": cell(p.uncertainty),
+            "presence": cell(p.presence),
             "safety_rule": p.safety_rule or "",
-            "seconds": _short(p.timings.get("total", 0.0)),
+            "seconds": cell(p.timings.get("total", 0.0)),
         }
 
     def robot_row(self, game: Game) -> dict[str, Any]:
@@ -72,17 +72,13 @@ class Case:
             "id": self.item.id,
             "class": self.item.category,
             **{name: "" if count is None else count for name, count in needed.items()},
-            **{f"dice_{k}": _short(dice) for k, dice in enumerate(game.dice)},
+            **{f"dice_{k}": cell(dice) for k, dice in enumerate(game.dice)},
             "clicks": "; ".join(f"{x} {y} {'+' if positive else '-'}" for x, y, positive in game.clicks),
         }
 
 
-def _short(value: float) -> str:
-    return f"{value:.5g}"
-
-
 def _figures(scores: Scores) -> dict[str, str]:
-    return {k: _short(v) for k, v in scores.to_dict().items()}
+    return {k: cell(v) for k, v in scores.to_dict().items()}
 
 
 def evaluate(

@@ -44,8 +44,8 @@ class Proposal:
     (``uncertainty.expected_iou``; None for an empty mask). uncertainty, flip_uncertainty: see ``uncertainty``; the
     latter None without flip_tta and with clicks. safety_rule: the rule that fired (``postprocess.safety_net``) or None.
     presence: P(there is a lesion at all) by the coarse network, None where it does not say. Below ``post.min_presence`` the
-    automatic mask is empty, and coarse_prob is scaled to below the threshold: a click is answered
-    where it is, and brings back nothing of the rest.
+    automatic mask is empty, and coarse_prob is scaled to below the threshold: a click is answered where it is, and brings
+    back nothing of the rest.
     refiner: "trained", "untrained" (there are no weights: the coarse mask stands) or "off" (not asked for).
     timings: seconds of preprocess, coarse, encode, decode, post and total; 0 for what was not run or came from the
     cache. "cached": 1.0 where neither the coarse network nor the encoder ran, else 0.0.
@@ -78,8 +78,9 @@ class Predictor:
             if network is not None:
                 network.eval().to(self.device)
         # These options change what is cached as much as the weights do; the others are for what is computed anew.
-        options = f"{system.version} {[(name, to_dict(system.config)[name]) for name in _CACHED_BY]}"
-        self._model_key = hashlib.sha256(options.encode()).hexdigest()[:16]
+        options = to_dict(system.config)
+        named = f"{system.version} {[(name, options[name]) for name in _CACHED_BY]}"
+        self._model_key = hashlib.sha256(named.encode()).hexdigest()[:16]
         self._heavy, self._light = threading.Lock(), threading.Lock()
         self._recent = RecentResults(_RECENT_BYTES)
 

@@ -158,3 +158,8 @@ def paired_bootstrap(before: np.ndarray, after: np.ndarray, seed: int = 0, sampl
         higher=int((change > 0).sum()),
         lower=int((change < 0).sum()),
     )
+
+
+def cell(value: float | None) -> str:
+    """A figure for a table's cell: five digits; empty where there is none."""
+    return "" if value is None else f"{value:.5g}"

@@ -14,9 +14,8 @@ from .cache import Arrays
 
 @dataclass(eq=False)
 class CoarseResult:
-    """An image's coarse result. arrays: coarse frame. prob: (H, W), image frame. doubted: both
-    were scaled down, see ``coarse.doubt``. What the refiner reads of it,
-    made when first needed: sam_prob (1, 1, S, S) and mask_logits (1, 1, M, M).
+    """An image's coarse result. arrays: coarse frame. prob: (H, W), image frame. doubted: both were
+    scaled down, see ``coarse.doubt``. What the refiner reads of it, made when first needed: sam_prob (1, 1, S, S) and mask_logits (1, 1, M, M).
     """
 
     arrays: Arrays

@@ -26,6 +26,7 @@ from ultrarefiner_monai.data.series import read_series, sort_instances
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.measure import Measurement, measure
+from ultrarefiner_monai.metrics import cell
 from ultrarefiner_monai.regions import predict
 from ultrarefiner_monai.types import InputError
 
@@ -203,13 +204,13 @@ def outline(predictor: Predictor, study: Study) -> tuple[np.ndarray, Row]:
         "frame": str(frame),
         "lesion": "yes" if marked else "no",
         "lesion_frames": str(marked),
-        "long_axis": _short(size.long_axis) if marked else "",
-        "short_axis": _short(size.short_axis) if marked else "",
-        "area": _short(size.area) if marked else "",
+        "long_axis": cell(size.long_axis) if marked else "",
+        "short_axis": cell(size.short_axis) if marked else "",
+        "area": cell(size.area) if marked else "",
         "unit": size.unit if marked else "",
-        "iou_pred": "" if proposal.iou_pred is None else _short(proposal.iou_pred),
-        "uncertainty": _short(proposal.uncertainty),
-        "presence": "" if proposal.presence is None else _short(proposal.presence),
+        "iou_pred": cell(proposal.iou_pred),
+        "uncertainty": cell(proposal.uncertainty),
+        "presence": cell(proposal.presence),
         "safety_rule": proposal.safety_rule or "",
     }
 
@@ -263,7 +264,3 @@ def _write_pngs(folder: Path, mask: np.ndarray, study: Study) -> None:
         beside.replace(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _short(value: float) -> str:
-    return f"{value:.5g}"

@@ -11,8 +11,8 @@ def cut_and_mix(image: torch.Tensor, label: torch.Tensor, share: float) -> tuple
     image, label: (B, 1, S, S), one frame; returned as new tensors or as they are. CutMix (Yun et al., ICCV 2019: the
     rectangle's area is uniform in [0, 1], its centre anywhere) with the label cut like the image (French et al., BMVC
     2020). Draws from torch's global generator, which the loop seeds for each iteration: a resumed run mixes as one that
-    was never stopped. (MONAI's CutMix has one corner
-    for the whole batch, always the upper left one, and indexes in a way that torch has deprecated.)
+    was never stopped. (MONAI's CutMix has one corner for the whole batch, always the upper left one, and indexes in a way
+    that torch has deprecated.)
     """
     count, side = len(image), image.shape[-1]
     if count < 2 or share == 0 or torch.rand(()).item() >= share:

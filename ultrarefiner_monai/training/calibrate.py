@@ -125,9 +125,8 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
     tried = [_with_presence(c, row, examples) for c, row in zip(candidates, shown)]
     best = max(figure for _, figure in tried)
     close = [(c, figure) for c, figure in tried if figure >= best - tolerance]
-    return max(
-        close, key=lambda found: (found[0].post.min_peak, found[1], not found[0].safety.enabled)
-    )  # first of equals
+    # The first of equals.
+    return max(close, key=lambda found: (found[0].post.min_peak, found[1], not found[0].safety.enabled))
 
 
 def _with_presence(config: SystemConfig, shown: np.ndarray, examples: Sequence[Example]) -> tuple[SystemConfig, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -67,3 +68,12 @@ def _label(path: Path) -> tuple[tuple[int, int], list[float]]:
         if picture.mode in ("1", "L"):
             return picture.size, [float(v) for v, n in enumerate(picture.convert("L").histogram()) if n]
         return picture.size, [float(v) for v in np.unique(np.asarray(picture))]
+
+
+def check_held_out(name: str, meta: Mapping[str, Any], data: str, fold: str | int) -> None:
+    """Raise InputError when the checkpoint ``name`` was trained on this fold of the dataset ``data``; meta: the checkpoint's."""
+    if meta.get("data") == data and meta.get("fold") not in (None, str(fold)):
+        raise InputError(
+            f"{name} was trained with fold {meta['fold']} held out, so it has seen fold {fold}, which this run reports; "
+            f"use --fold {meta['fold']}"
+        )

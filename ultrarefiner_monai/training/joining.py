@@ -7,7 +7,6 @@ soups, ICML 2022). It needs runs from common weights: means of strangers are noi
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,9 +19,9 @@ from ultrarefiner_monai.checkpoints import Checkpoint, read_checkpoint, write_ch
 from ultrarefiner_monai.config import SystemConfig
 from ultrarefiner_monai.data.datalist import read_index, split_fold
 from ultrarefiner_monai.training.calibrate import finish
+from ultrarefiner_monai.training.check import check_held_out
 from ultrarefiner_monai.types import InputError
 
-log = logging.getLogger(__name__)
 Weights = dict[str, torch.Tensor]
 
 
@@ -40,11 +39,11 @@ def join(
     selection images of ``fold``.
 
     Options come from the first checkpoint of ``sam``, those of the coarse network from the first one of ``coarse``.
-    Raises InputError for networks of different kinds, and for checkpoints that were trained on other folds or datasets.
+    Raises InputError for networks of different kinds, and for checkpoints that were trained on this fold of this dataset.
     """
     stored = {Path(p): read_checkpoint(p) for p in (*coarse, *sam)}
     for path, checkpoint in stored.items():
-        _check_fold(path, checkpoint, Path(data_dir).name, str(fold))
+        check_held_out(str(path), checkpoint.meta, Path(data_dir).name, fold)
     networks, refiners = ([(Path(p), stored[Path(p)]) for p in paths] for paths in (coarse, sam))
     if not networks:
         raise InputError("join: at least one checkpoint for the coarse network is needed")
@@ -81,9 +80,3 @@ def _mean(part: str, found: Sequence[tuple[Path, Checkpoint]]) -> Weights:
 def _mean_of(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     # Counters (batch norm's) are those of the first.
     return torch.stack([t.float() for t in tensors]).mean(dim=0) if tensors[0].is_floating_point() else tensors[0]
-
-
-def _check_fold(path: Path, checkpoint: Checkpoint, data: str, fold: str) -> None:
-    meta = checkpoint.meta
-    if meta.get("data") == data and meta.get("fold") not in (None, fold):
-        raise InputError(f"{path} was trained with fold {meta['fold']} held out, so it has seen fold {fold}")

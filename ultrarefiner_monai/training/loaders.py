@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from monai.transforms import Compose
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -46,10 +47,7 @@ def _coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, Data
     size = config.system.coarse.image_size
     samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
     samples += phantom_samples(config.data.phantoms, config.seed)
-    augment = None
-    if config.data.augment != "none":
-        augment = augmentation(config.data.augment, size, echogenicity=config.data.echogenicity)
-    training = SeededDataset(samples, preparation(size), augment, config.seed)
+    training = SeededDataset(samples, preparation(size), _augmentation(config, size), config.seed)
     selection = SeededDataset(as_samples(split.select), preparation(size), None, config.seed)
     return (
         training_loader(training, config.batch_size, config.seed, config.data.workers),
@@ -65,9 +63,7 @@ def _refiner_loaders(
     assert sam is not None
     embed = _embed(config, phase, out)
     dataset = partial(RefineDataset, size=sam.image_size, seed=config.seed, embed=embed, coarse_size=phase.coarse_size)
-    augment = None
-    if config.data.augment != "none":
-        augment = augmentation(config.data.augment, sam.image_size, True, config.data.echogenicity)
+    augment = _augmentation(config, sam.image_size, soft_label=True)
     items = with_normal_share(split.train, config.data.normal_share, config.seed)
     samples = _training_samples(config, items)
     samples += [RefineSample(s[ID], s[IMAGE], s[LABEL]) for s in phantom_samples(config.data.phantoms, config.seed)]
@@ -80,6 +76,12 @@ def _refiner_loaders(
         training_loader(training, config.batch_size, config.seed, workers),
         plain_loader(selection, config.batch_size),
     )
+
+
+def _augmentation(config: TrainConfig, size: int, soft_label: bool = False) -> Compose | None:
+    if config.data.augment == "none":
+        return None
+    return augmentation(config.data.augment, size, soft_label, config.data.echogenicity)
 
 
 def _embed(config: TrainConfig, phase: RefinerPhase, out: Path) -> Embed | None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ultrarefiner_monai.checkpoints import load_strictly, read_checkpoint, save_system
+from ultrarefiner_monai.coarse import with_presence
 from ultrarefiner_monai.config import CoarseLossConfig, TrainConfig
 from ultrarefiner_monai.data.mixing import cut_and_mix
 from ultrarefiner_monai.data.transforms import IMAGE, LABEL
@@ -100,11 +101,8 @@ def coarse_step(
     network: nn.Module, image: torch.Tensor, label: torch.Tensor, loss: CoarseLoss
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(coarse_logits (B, 2, S, S), phase 1's loss), with the presence logit where the network has one."""
-    if hasattr(network, "forward_with_presence"):
-        coarse_logits, presence_logits = network.forward_with_presence(image)
-        return coarse_logits, loss(coarse_logits, label, presence_logits)
-    coarse_logits = network(image)
-    return coarse_logits, loss(coarse_logits, label)
+    coarse_logits, presence_logits = with_presence(network, image)
+    return coarse_logits, loss(coarse_logits, label, presence_logits)
 
 
 def selection_figures(mask: torch.Tensor, label: torch.Tensor, name: str) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from ultrarefiner_monai.data.datalist import Split, read_index, split_fold
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.training import ddp
 from ultrarefiner_monai.training.calibrate import finish
-from ultrarefiner_monai.training.check import check_data
+from ultrarefiner_monai.training.check import check_data, check_held_out
 from ultrarefiner_monai.training.console import header
 from ultrarefiner_monai.training.engine import Best, Run
 from ultrarefiner_monai.training.loaders import build_loaders
@@ -169,14 +169,10 @@ def _keep_split(split: Split, path: Path, resume: bool) -> None:
 
 def _check_start(config: TrainConfig, data_dir: str | Path, fold: str | int) -> None:
     """A run that starts from our own weights must hold out what they held out. Raises InputError for another fold."""
-    meta = read_checkpoint(config.init).meta
-    if meta.get("data") != Path(data_dir).name:
+    meta, data = read_checkpoint(config.init).meta, Path(data_dir).name
+    check_held_out(f"init: {config.init}", meta, data, fold)
+    if meta.get("data") != data:
         return
-    if meta.get("fold") not in (None, str(fold)):
-        raise InputError(
-            f"init: {config.init} was trained with fold {meta['fold']} held out, so it has seen fold {fold}, which this "
-            f"run reports; use --fold {meta['fold']}"
-        )
     if meta.get("select_seed", meta.get("seed")) not in (None, config.select_seed):
         log.warning(
             "init: %s was trained with another seed, so on images that select the checkpoint here; data.select_seed keeps "
