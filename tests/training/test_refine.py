@@ -17,6 +17,7 @@ from segment_anything.modeling.prompt_encoder import PositionEmbeddingRandom
 from ultrarefiner_monai.checkpoints import load_system, read_checkpoint
 from ultrarefiner_monai.config import (
     CoarseConfig,
+    ConfigError,
     DataConfig,
     JointConfig,
     OptimiserConfig,
@@ -172,7 +173,8 @@ def test_wrong_starts_are_refused_with_what_to_do(folder: Path, first: Path, tmp
 
 def test_kept_features_give_the_embedding_and_new_weights_make_them_void(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    for sam_config, train_parts in ((VIT, ("mask_decoder",)), (LITE, ("neck",)), (LITE, ("mask_decoder",))):
+    cases = ((VIT, ("mask_decoder",)), (LITE, ("neck",)), (LITE, ("mask_decoder",)), (LITE, ("neck", "deep")))
+    for sam_config, train_parts in cases:
         sam = build_sam(sam_config)
         image, calls = torch.rand(1, 1, 64, 64), []
 
@@ -187,9 +189,41 @@ def test_kept_features_give_the_embedding_and_new_weights_make_them_void(tmp_pat
         got = to_embedding(sam.image_encoder, features)
         assert torch.allclose(got, encode(sam, image), atol=5e-2)
         frozen = sam.image_encoder.stem if "neck" in train_parts else sam.image_encoder
+        if "deep" in train_parts:  # what learns voids nothing
+            with torch.no_grad():
+                next(iter(sam.image_encoder.deep_modules.parameters())).add_(0.1)
+            assert FeatureKeeper(sam.image_encoder, train_parts, 2**24).version == keeper.version
+            assert torch.allclose(to_embedding(sam.image_encoder, features), encode(sam, image), atol=5e-2)
         with torch.no_grad():
             next(iter(frozen.parameters())).add_(0.1)
         assert FeatureKeeper(sam.image_encoder, train_parts, 2**24).version != keeper.version
+
+
+def test_the_deep_half_of_the_stem_learns_over_kept_features(
+    folder: Path, first: Path, second: Path, tmp_path: Path
+) -> None:
+    parts = ("neck", "deep", "prompt_encoder", "mask_decoder")
+    config = phase2(second / "model.safetensors", LITE, train=parts, variants=2, overlooked_share=0.5)
+    train(replace(config, amp="bf16"), folder, 0, tmp_path / "r", device="cpu")
+    before, after = (read_checkpoint(p / "model.safetensors").part("sam") for p in (second, tmp_path / "r"))
+    changed = {k for k, v in before.items() if not torch.equal(v, after[k]) and k.startswith("image_encoder.stem.")}
+    blocks = {int(k.split(".")[3]) for k in changed}
+    assert blocks == {3, 4, 5, 6}
+    with pytest.raises(ConfigError, match="deep needs neck"):
+        phase2(second, LITE, train=("deep", "mask_decoder"))
+    with pytest.raises(InputError, match="deep is the compact preset's"):
+        build_phase(phase2(first, VIT, train=parts))
+
+
+def test_the_stem_in_two_halves_is_the_stem() -> None:
+    encoder = LiteSamEncoder("lite0", 64).eval()
+    gray = torch.rand(1, 1, 64, 64)
+    x = (127.5 * (2 * gray - 1 + 1) - 123.675) / 58.395
+    with torch.no_grad():
+        whole = encoder.stem((2 * gray - 1).expand(-1, 3, -1, -1))
+        parts = encoder.features(x.expand(-1, 3, -1, -1))
+    assert len(parts) == len(whole) == 4
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(parts, whole, strict=True))
 
 
 def test_variants_are_fixed_and_the_first_is_the_image_itself() -> None:
@@ -394,6 +428,7 @@ def test_the_lite_encoder_has_sams_interface() -> None:
     out = encoder(x)
     assert out.shape == (2, 256, 6, 6)
     assert torch.allclose(encoder.neck(encoder.features(x)), out)
+    assert torch.allclose(encoder.neck(encoder.shallow(x)), out)
 
 
 def test_a_trained_sam_leaves_as_a_plain_sam_file(first: Path, second: Path, tmp_path: Path) -> None:

@@ -163,8 +163,12 @@ class RefineConfig:
     probability ``corrupted_share``, else a real prediction from ``proposals`` (``ultrarefiner proposals`` makes them).
     """
 
-    # Which parts learn. ``neck``: of the compact preset's CNN encoder; ``encoder``: the whole image encoder.
-    train: tuple[Literal["prompt_encoder", "mask_decoder", "neck", "encoder"], ...] = ("prompt_encoder", "mask_decoder")
+    # Which parts learn. ``neck``, ``deep``: of the compact preset's CNN encoder, what follows the stem and the stem from
+    # stride 16 on (deep needs neck); ``encoder``: the whole image encoder.
+    train: tuple[Literal["prompt_encoder", "mask_decoder", "neck", "deep", "encoder"], ...] = (
+        "prompt_encoder",
+        "mask_decoder",
+    )
     # Start of the SAM half: none, a SAM file, one of our checkpoints, or stem (the CNN stem of ``init``'s coarse network).
     sam_init: str = "none"
     corrupted_share: float = 0.7
@@ -187,6 +191,8 @@ class RefineConfig:
     box_share: float = 0.15
     # Share of those whose coarse mask is made to overlook the lesion, half of them with a false alarm elsewhere.
     missed_share: float = 0.25
+    # The same share of those refined without clicks: so the refiner learns to find a lesion by itself.
+    overlooked_share: float = 0.0
     # Loss: BCE + Dice + focal_weight Focal + penalty_weight change + iou_weight IoU-MSE.
     focal_weight: float = 0.5
     iou_weight: float = 0.1
@@ -199,12 +205,20 @@ class RefineConfig:
         check_ranges(
             self,
             "refine",
-            shares=("corrupted_share", "click_share", "click_mistakes", "box_share", "missed_share"),
+            shares=(
+                "corrupted_share",
+                "click_share",
+                "click_mistakes",
+                "box_share",
+                "missed_share",
+                "overlooked_share",
+            ),
             not_negative=("focal_weight", "iou_weight", "penalty_weight", "first_pass_weight"),
         )
         require(self.variants >= 1 and self.max_clicks >= 1, "refine.variants and refine.max_clicks must be at least 1")
         require(self.nested_parts >= 2, f"refine.nested_parts must be at least 2, got {self.nested_parts}")
         require(bool(self.train), "refine.train must name at least one part")
+        require("deep" not in self.train or "neck" in self.train, "refine.train: deep needs neck, which follows it")
         require(
             "encoder" not in self.train or self.cache == "off",
             "refine.cache must be off when refine.train names the encoder: its output changes with every step",

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ultrarefiner_monai.config import CoarseConfig
+from ultrarefiner_monai.models.depthwise import quicken_depthwise
 
 # Channels of the EfficientNet-lite's stages at strides 2, 4, 8, 16, 32.
 STEM_CHANNELS = {"lite0": (16, 24, 40, 112, 320), "lite2": (16, 24, 48, 120, 352)}
@@ -57,7 +58,9 @@ class CompactCoarse(nn.Module):
 
         self.config = config
         self.image_size = config.image_size
-        self.stem = timm.create_model(f"tf_efficientnet_{config.stem}", pretrained=False, features_only=True)
+        self.stem = quicken_depthwise(
+            timm.create_model(f"tf_efficientnet_{config.stem}", pretrained=False, features_only=True)
+        )
         dim, grid = config.hidden_size, config.image_size // 16
         channels = STEM_CHANNELS[config.stem]
         self.project = nn.Conv2d(channels[3] + channels[4], dim, 1)

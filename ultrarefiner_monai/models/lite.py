@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
 from torch import nn
 
+from ultrarefiner_monai.models.depthwise import quicken_depthwise
 from ultrarefiner_monai.models.encoders import STEM_CHANNELS
 
 WIDTH = 256  # SAM's embedding
@@ -45,8 +46,8 @@ class LiteSamEncoder(nn.Module):
         self.img_size = image_size
         self.stem_name = stem
         # Stride 2 is left out: it costs most and says least.
-        self.stem = timm.create_model(
-            f"tf_efficientnet_{stem}", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4)
+        self.stem = quicken_depthwise(
+            timm.create_model(f"tf_efficientnet_{stem}", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4))
         )
         _, c4, c8, c16, c32 = STEM_CHANNELS[stem]
         self.fine = nn.Conv2d(16 * c4, _FINE, 1)
@@ -60,14 +61,36 @@ class LiteSamEncoder(nn.Module):
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
         """(B, 3, S, S), SAM's normalisation -> the stem's features at strides 4, 8, 16, 32."""
+        fine = self.shallow(x)
+        return [*fine, *self.deep(fine[-1])]
+
+    def shallow(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(B, 3, S, S), SAM's normalisation -> the stem's features at strides 4 and 8."""
         # SAM's constants differ from the stem's ([-1, 1] per channel) by a shift and a scale that its first batch norm
         # would have to unlearn; its own input is restored from one channel, for the image is gray.
         gray = (x[:, :1] * 58.395 + 123.675) / 127.5 - 1
-        return list(self.stem(gray.expand(-1, 3, -1, -1)))
+        x = self.stem.bn1(self.stem.conv_stem(gray.expand(-1, 3, -1, -1)))
+        s4 = self.stem.blocks[:2](x)
+        return [s4, self.stem.blocks[2](s4)]
+
+    def deep(self, s8: torch.Tensor) -> list[torch.Tensor]:
+        """The stem's features at stride 8 -> those at strides 16 and 32."""
+        s16 = self.stem.blocks[3:5](s8)
+        return [s16, self.stem.blocks[5:](s16)]
+
+    @property
+    def shallow_modules(self) -> list[nn.Module]:
+        """What ``shallow`` runs."""
+        return [self.stem.conv_stem, self.stem.bn1, self.stem.blocks[:3]]
+
+    @property
+    def deep_modules(self) -> nn.Module:
+        """What ``deep`` runs: most of the stem's parameters and less than half of its time."""
+        return self.stem.blocks[3:]
 
     def neck(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What ``features`` gave -> image_embedding (B, 256, S/16, S/16)."""
-        s4, s8, s16, s32 = features
+        """What ``features`` or ``shallow`` gave -> image_embedding (B, 256, S/16, S/16)."""
+        s4, s8, s16, s32 = features if len(features) == 4 else (*features, *self.deep(features[-1]))
         s32 = F.interpolate(s32, size=s16.shape[-2:], mode="bilinear", align_corners=False)
         parts = [self.fine(F.pixel_unshuffle(s4, 4)), self.middle(F.pixel_unshuffle(s8, 2)), s16, s32]
         return self.norm(self.mixers(self.join(torch.cat(parts, dim=1))))

@@ -130,10 +130,11 @@ def decode(sam: Sam, image_embedding: torch.Tensor, prompts: Prompts) -> tuple[t
     sparse = _embed_sparse(sam, prompts, len(image_embedding))
     dense = _embed_dense(sam, prompts.mask_logits, image_embedding)
     sparse = sparse.expand(max(len(sparse), len(dense)), -1, -1)
-    if _needs_no_graph(sam, image_embedding):
+    if is_plain(sam.mask_decoder):
         return predict_masks(sam.mask_decoder, image_embedding + dense, _dense_pe(sam), sparse)
-    # The decoder repeats its image embedding once per prompt, for many prompts on one image. It only ever adds it to
-    # the dense prompt, so the batch of embeddings goes in through there, and a single zero in the embedding's place.
+    # With adapters in it, segment_anything's own way. The decoder repeats its image embedding once per prompt, for many
+    # prompts on one image. It only ever adds it to the dense prompt, so the batch of embeddings goes in through there, and
+    # a single zero in the embedding's place.
     return sam.mask_decoder(
         image_embeddings=torch.zeros_like(image_embedding[:1]),
         image_pe=sam.prompt_encoder.get_dense_pe(),
@@ -143,24 +144,18 @@ def decode(sam: Sam, image_embedding: torch.Tensor, prompts: Prompts) -> tuple[t
     )
 
 
-def _needs_no_graph(sam: Sam, image_embedding: torch.Tensor) -> bool:
-    """Autocast keeps to the published order of operations too: what it rounds depends on it."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(image_embedding.device.type):
-        return False
-    return is_plain(sam.mask_decoder)
-
-
 def _dense_pe(sam: Sam) -> torch.Tensor:
     """The places of the embedding's pixels (1, 256, E, E), pixel after pixel as the attention reads them.
 
-    Kept while the matrix that they are made of stays the same; only for results without a graph.
+    Kept while the matrix that they are made of stays the same; it is a buffer, which nothing learns.
     """
     layer = sam.prompt_encoder.pe_layer
     matrix = layer.positional_encoding_gaussian_matrix
     state = (matrix.data_ptr(), None if matrix.is_inference() else matrix._version, matrix.device)
     kept = getattr(layer, "_kept_dense_pe", None)
     if kept is None or kept[0] != state:
-        places = sam.prompt_encoder.get_dense_pe().contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(False):  # what was asked for without a graph first has to serve with one as well
+            places = sam.prompt_encoder.get_dense_pe().contiguous(memory_format=torch.channels_last)
         kept = layer._kept_dense_pe = (state, places)
     return kept[1]
 

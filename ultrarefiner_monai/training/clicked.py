@@ -81,7 +81,8 @@ def users_prompts(
         start = mended(coarse_prob, prompts, refiner.config)
         return torch.sigmoid(refiner(embedding, start, prompts, valid_hw=valid).refined_logits)
 
-    with torch.no_grad():
+    # In full precision also where the networks learn in a lower one: without a graph that is quicker (models.decoder).
+    with torch.no_grad(), torch.autocast(embedding.device.type, enabled=False):
         # As it is served: nothing where the coarse network is nowhere sure enough.
         start = torch.sigmoid(refiner(embedding, coarse_prob, None, valid_hw=valid).refined_logits)
         sure = coarse_prob.flatten(1).amax(dim=1) >= refiner.config.post.min_peak

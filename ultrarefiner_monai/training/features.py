@@ -1,7 +1,7 @@
 """Features of the frozen part of an image encoder, computed once and kept: the step that remains costs a fiftieth.
 
 What is frozen is the whole encoder (kept: the image embedding), or the compact preset's CNN stem under a neck that
-learns (kept: the stem's features). Keys name the weights of the frozen part and the preprocessing, so that nothing kept
+learns (kept: the stem's features), or that stem's shallow half (kept: its fine features). Keys name the weights of the frozen part and the preprocessing, so that nothing kept
 outlives a change of either.
 """
 
@@ -18,10 +18,18 @@ from ultrarefiner_monai.cache import EmbeddingCache
 from ultrarefiner_monai.models.lite import LiteSamEncoder
 from ultrarefiner_monai.models.sam import normalise
 
+Frozen = tuple[list[nn.Module], Callable[[torch.Tensor], Sequence[torch.Tensor]]]
 
-def frozen_module(encoder: nn.Module, train: Sequence[str]) -> nn.Module:
-    """The part of the image encoder whose output is kept, given which parts learn."""
-    return encoder.stem if isinstance(encoder, LiteSamEncoder) and "neck" in train else encoder
+
+def frozen_part(encoder: nn.Module, train: Sequence[str]) -> Frozen:
+    """The modules of the image encoder that stand still, given which parts learn, and what runs them: a normalised image
+    (B, 3, S, S) -> what is kept of it."""
+    if isinstance(encoder, LiteSamEncoder):
+        if "deep" in train:
+            return encoder.shallow_modules, encoder.shallow
+        if "neck" in train:
+            return [encoder.stem], encoder.features
+    return [encoder], lambda x: [encoder(x)]
 
 
 def to_embedding(encoder: nn.Module, features: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -36,10 +44,9 @@ class FeatureKeeper:
         self, encoder: nn.Module, train: Sequence[str], cache_bytes: int, folder: Path | None = None, recipe: str = ""
     ) -> None:
         """recipe: names all that decides which copies of an image are made, beside what is in the keys."""
-        self.encoder, self.frozen = encoder, frozen_module(encoder, train)
-        self.whole = self.frozen is encoder
+        self.frozen, self.run = frozen_part(encoder, train)
         digest = hashlib.sha256(recipe.encode())
-        for name, value in self.frozen.state_dict().items():
+        for name, value in (pair for module in self.frozen for pair in module.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self.version = digest.hexdigest()[:16]
@@ -52,7 +59,7 @@ class FeatureKeeper:
 
     @torch.inference_mode()
     def _compute(self, image: torch.Tensor) -> dict:
-        self.frozen.eval()
-        x = normalise(image.to(next(self.frozen.parameters()).device))
-        features = [self.encoder(x)] if self.whole else self.encoder.features(x)  # type: ignore[operator]
+        for module in self.frozen:
+            module.eval()
+        features = self.run(normalise(image.to(next(self.frozen[0].parameters()).device)))
         return {f"f{k}": f[0].float().cpu().numpy() for k, f in enumerate(features)}

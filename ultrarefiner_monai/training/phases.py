@@ -102,7 +102,8 @@ def coarse_step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(coarse_logits (B, 2, S, S), phase 1's loss), with the presence logit where the network has one."""
     coarse_logits, presence_logits = with_presence(network, image)
-    return coarse_logits, loss(coarse_logits, label, presence_logits)
+    coarse_logits = coarse_logits.float()  # in mixed precision the losses stay exact
+    return coarse_logits, loss(coarse_logits, label, None if presence_logits is None else presence_logits.float())
 
 
 def selection_figures(mask: torch.Tensor, label: torch.Tensor, name: str) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.lite import LiteSamEncoder
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam import build_sam, encode, load_into_sam, load_sam_state
-from ultrarefiner_monai.training.clicked import dice_after, loss_with_clicks
+from ultrarefiner_monai.training.clicked import dice_after, loss_with_clicks, missed
 from ultrarefiner_monai.training.features import to_embedding
 from ultrarefiner_monai.training.phases import selection_figures
 from ultrarefiner_monai.types import InputError
@@ -143,12 +143,15 @@ def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
     sam = refiner.sam
     encoder = list(sam.image_encoder.parameters())
     neck: list[nn.Parameter] = []
+    deep: list[nn.Parameter] = []
     if isinstance(sam.image_encoder, LiteSamEncoder):
         stem = {id(p) for p in sam.image_encoder.stem.parameters()}
         neck = [p for p in encoder if id(p) not in stem]
-        encoder = [p for p in encoder if id(p) in stem]
+        deep = list(sam.image_encoder.deep_modules.parameters())
+        encoder = [p for module in sam.image_encoder.shallow_modules for p in module.parameters()]
     return {
         "encoder": encoder,
+        "deep": deep,
         "neck": neck,
         "prompt_encoder": list(sam.prompt_encoder.parameters()),
         "mask_decoder": list(sam.mask_decoder.parameters()),
@@ -159,19 +162,22 @@ def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
 def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
     """Only the named parts (and the gate) receive gradients. Raises InputError for a neck that is not there."""
     parts = refiner_parts(as_refiner(network))
-    if "neck" in train and not parts["neck"]:
-        raise InputError("refine.train: neck is the compact preset's CNN encoder's; this sam has none")
+    for name in ("neck", "deep"):
+        if name in train and not parts[name]:
+            raise InputError(f"refine.train: {name} is the compact preset's CNN encoder's; this sam has none")
+    whole = ("encoder", "neck", "deep") if "encoder" in train else ()
     for name, parameters in parts.items():
         for parameter in parameters:
-            parameter.requires_grad_(name in train or name == "gate" or (name == "neck" and "encoder" in train))
+            parameter.requires_grad_(name in train or name == "gate" or name in whole)
 
 
 def refiner_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Optimiser groups: the image encoder's pretrained part with its own learning rate, then all that learns fully."""
     parts, lr = refiner_parts(as_refiner(network)), config.optimiser.lr
-    full = [p for name, group in parts.items() if name != "encoder" for p in group if p.requires_grad]
+    pretrained = ("encoder", "deep")
+    full = [p for name, group in parts.items() if name not in pretrained for p in group if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": full, "lr": lr}]
-    slow = [p for p in parts["encoder"] if p.requires_grad]
+    slow = [p for name in pretrained for p in parts[name] if p.requires_grad]
     if slow:
         groups.append({"params": slow, "lr": lr * config.optimiser.pretrained_lr_factor})
     return groups
@@ -194,8 +200,8 @@ def embed(refiner: Refiner, batch: Batch) -> torch.Tensor:
     """The image embedding of a batch, from kept features or from the image."""
     device = next(refiner.parameters()).device
     if FEATURES in batch:
-        return to_embedding(refiner.sam.image_encoder, [f.to(device).float() for f in batch[FEATURES]])
-    return encode(refiner.sam, batch[IMAGE].to(device))
+        return to_embedding(refiner.sam.image_encoder, [f.to(device).float() for f in batch[FEATURES]]).float()
+    return encode(refiner.sam, batch[IMAGE].to(device)).float()
 
 
 def valid_hw(batch: Batch, index: torch.Tensor | None = None) -> list[tuple[int, int]]:
@@ -224,6 +230,8 @@ def play(
     alone = (~clicked).nonzero()[:, 0]
     if len(alone):
         coarse = coarse_prob[alone]
+        if options.overlooked_share:
+            coarse = missed(coarse, target[alone], options.overlooked_share, rng)
         result = refiner(embedding[alone], coarse, None, valid_hw=valid_hw(batch, alone))
         small = resize(coarse, side, side)
         final = final_logits(refiner, small, result.refined_logits)
