@@ -211,7 +211,7 @@ def test_the_deep_half_of_the_stem_learns_over_kept_features(
     assert blocks == {3, 4, 5, 6}
     with pytest.raises(ConfigError, match="deep needs neck"):
         phase2(second, LITE, train=("deep", "mask_decoder"))
-    with pytest.raises(InputError, match="deep is the compact preset's"):
+    with pytest.raises(InputError, match="neck and deep are the compact preset's"):
         build_phase(phase2(first, VIT, train=parts))
 
 

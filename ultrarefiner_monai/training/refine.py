@@ -162,9 +162,8 @@ def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
 def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
     """Only the named parts (and the gate) receive gradients. Raises InputError for a neck that is not there."""
     parts = refiner_parts(as_refiner(network))
-    for name in ("neck", "deep"):
-        if name in train and not parts[name]:
-            raise InputError(f"refine.train: {name} is the compact preset's CNN encoder's; this sam has none")
+    if "neck" in train and not parts["neck"]:  # as with deep, which needs neck
+        raise InputError("refine.train: neck and deep are the compact preset's CNN encoder's; this sam has none")
     whole = ("encoder", "neck", "deep") if "encoder" in train else ()
     for name, parameters in parts.items():
         for parameter in parameters:
