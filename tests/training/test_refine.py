@@ -158,7 +158,7 @@ def test_wrong_starts_are_refused_with_what_to_do(folder: Path, first: Path, tmp
     other = replace(COARSE, hidden_size=32)
     with pytest.raises(InputError, match="hidden_size: 16 there, 32 here"):
         build_phase(replace(phase2(first), system=SystemConfig(coarse=other, sam=VIT)))
-    with pytest.raises(InputError, match="neck is the compact preset's"):
+    with pytest.raises(InputError, match="neck and deep are the compact preset's"):
         build_phase(phase2(first, VIT, train=("neck",)))
     with pytest.raises(InputError, match="of the same stem"):
         build_phase(phase2(first, VIT, sam_init="stem"))
