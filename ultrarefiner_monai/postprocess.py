@@ -72,9 +72,11 @@ def prob_to_mask(
     """final_prob (H, W) in [0, 1] -> mask (H, W) uint8, 0 or 1.
 
     A pixel is lesion where its probability is greater than ``config.threshold``. Components that are too small
-    (``min_area``, a share of the image) or nowhere sure enough (``min_peak``) are dropped, then holes are filled.
+    (``min_area``, a share of the image) or nowhere sure enough (``min_peak``; ``peak_ratio``, beside the image's surest
+    pixel) are dropped, then holes are filled.
     foreground, background: the user's clicks as (row, column); a component with a foreground click is never dropped, a
-    hole with a background click never filled. peaks: False leaves ``min_peak`` out (the user said there is something).
+    hole with a background click never filled. peaks: False asks no component how sure it is (the user said there is
+    something).
     """
     background = list(background)
     mask = final_prob > config.threshold
@@ -86,8 +88,9 @@ def prob_to_mask(
     labels, count = ndimage.label(inside, EIGHT)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     keep = areas >= max(1.0, config.min_area * mask.size)
-    if peaks and config.min_peak > config.threshold:
-        keep &= np.bincount(labels[final_prob[where] >= config.min_peak], minlength=areas.size) > 0
+    bar = max(config.min_peak, config.peak_ratio * float(final_prob[where].max()))
+    if peaks and bar > config.threshold:
+        keep &= np.bincount(labels[final_prob[where] >= bar], minlength=areas.size) > 0
     for row, column in foreground:
         if mask[row, column]:
             keep[labels[row - where[0].start, column - where[1].start]] = True

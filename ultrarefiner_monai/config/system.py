@@ -132,7 +132,9 @@ class PostConfig:
     """From final_prob to the mask that is returned when the user gave no prompt.
 
     min_area: connected components smaller than this share of the image are dropped. min_peak: so are components in
-    which the probability nowhere reaches this value; that keeps normal images free of marks. min_presence: nothing
+    which the probability nowhere reaches this value; that keeps normal images free of marks. peak_ratio: so are those that
+    nowhere reach this share of the image's highest probability: a second finding has to be nearly as sure as the first.
+    min_presence: nothing
     is marked where the coarse network holds it less likely than this that there is a lesion at all; only networks with a
     presence logit say so.
     """
@@ -140,11 +142,12 @@ class PostConfig:
     threshold: float = 0.5
     min_area: float = 0.0005
     min_peak: float = 0.5
+    peak_ratio: float = 0.0
     min_presence: float = 0.0
     fill_holes: bool = True
 
     def __post_init__(self) -> None:
-        check_ranges(self, "post", shares=("min_peak", "min_presence"))
+        check_ranges(self, "post", shares=("min_peak", "peak_ratio", "min_presence"))
         require(0 < self.threshold < 1, "post.threshold must be between 0 and 1")
         require(0 <= self.min_area < 1, "post.min_area must be in [0, 1)")
 

@@ -1,8 +1,9 @@
 """The last step of a run: how a probability becomes a mask is chosen on the selection images, never on the fold reported.
 
-Four numbers decide whether the tool marks things on normal images: the threshold, the probability that a component must
-reach somewhere, the smallest component, and how likely it must be that there is a lesion at all. They are tried on a small grid with the predictor that serves, at the images'
-own size, and the checkpoint that leaves the run carries the best ones. With a refiner the whole way to the automatic
+Five numbers decide whether the tool marks what is no lesion: the threshold, the probability that a component must reach
+somewhere (of itself and beside the image's surest one), the smallest component, and how likely it must be that there is a
+lesion at all. They are tried on a small grid with the predictor that serves, at the images' own size, and the checkpoint
+that leaves the run carries the best ones. With a refiner the whole way to the automatic
 result is tried, safety net included, and besides whether the refined probability stands alone or is averaged with the
 coarse one.
 """
@@ -30,6 +31,7 @@ from ultrarefiner_monai.postprocess import prob_to_mask, safety_net
 log = logging.getLogger(__name__)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
 PEAKS = (0.0, 0.7, 0.8, 0.9)  # above that coarse networks lose lesions that they found
+RATIOS = (0.0, 0.95)
 AREAS = (0.0005, 0.002)
 PRESENCES = tuple(round(0.05 * k, 2) for k in range(13))  # 0 to .6
 TOLERANCE = 0.005
@@ -66,8 +68,8 @@ def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str
     save_system(out, config, system.coarse, sam, meta, half=True, gate=gate)
     post = config.post
     log.info(
-        "threshold %.2f, min_peak %.2f, min_area %.4f, min_presence %.2f: %.4f",
-        *(post.threshold, post.min_peak, post.min_area, post.min_presence, figure),
+        "threshold %.2f, min_peak %.2f, peak_ratio %.2f, min_area %.4f, min_presence %.2f: %.4f",
+        *(post.threshold, post.min_peak, post.peak_ratio, post.min_area, post.min_presence, figure),
     )
     return config
 
@@ -104,15 +106,15 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
     """The post-processing (gate and safety net) for these images, and its figure.
 
     Where the coarse network says how likely a lesion is, that keeps normal images clean, and the best is taken; of equals
-    the one with the highest bar for a component's peak, then one without the safety net. Where it does not, the highest
+    the one with the highest bars for a component's peak, then one without the safety net. Where it does not, the highest
     bar of all that come within TOLERANCE of the best: the selection images hold few normal ones, so that what marks them
     is seen too rarely to weigh enough.
     """
     tolerance = TOLERANCE if all(e.presence is None for e in examples) else 0.0
     start = replace(start, post=replace(start.post, min_presence=0.0))
     posts = [
-        replace(start.post, threshold=t, min_peak=p, min_area=a)
-        for t, p, a in itertools.product(THRESHOLDS, PEAKS, AREAS)
+        replace(start.post, threshold=t, min_peak=p, peak_ratio=r, min_area=a)
+        for t, p, r, a in itertools.product(THRESHOLDS, PEAKS, RATIOS, AREAS)
     ]
     candidates = [replace(start, post=post) for post in (start.post, *posts)]
     if any(e.refined_prob is not None for e in examples):
@@ -126,7 +128,11 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
     best = max(figure for _, figure in tried)
     close = [(c, figure) for c, figure in tried if figure >= best - tolerance]
     # The first of equals.
-    return max(close, key=lambda found: (found[0].post.min_peak, found[1], not found[0].safety.enabled))
+    return max(close, key=lambda found: (found[0].post.min_peak, found[1], *_strictness(found[0])))
+
+
+def _strictness(config: SystemConfig) -> tuple[float, bool]:
+    return config.post.peak_ratio, not config.safety.enabled
 
 
 def _with_presence(config: SystemConfig, shown: np.ndarray, examples: Sequence[Example]) -> tuple[SystemConfig, float]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from ultrarefiner_monai.training import ddp
 from ultrarefiner_monai.training.calibrate import finish
 from ultrarefiner_monai.training.check import check_data, check_held_out
 from ultrarefiner_monai.training.console import header
+from ultrarefiner_monai.training.cpu import keep_memory, no_denormals
 from ultrarefiner_monai.training.engine import Best, Run
 from ultrarefiner_monai.training.loaders import build_loaders
 from ultrarefiner_monai.training.phases import build_phase
@@ -65,6 +65,8 @@ def train_split(
     """As ``train``, on a split of one's own. meta: what the checkpoint says of the data (``data``, ``fold``)."""
     out = Path(out)
     with no_denormals(), ddp.group(device or ("cuda" if torch.cuda.is_available() else "cpu")) as own_device:
+        if own_device == "cpu":
+            keep_memory()
         if (out / "last.pt").exists() and not resume:
             raise InputError(f"{out} holds a run already: give --resume to go on with it, or another --out")
         if resume and not (out / "last.pt").exists():
@@ -85,19 +87,6 @@ def train_split(
             finish(out / "best.safetensors", out / "model.safetensors", split.select, own_device)
         ddp.wait()  # the result is there when any process returns
     return best
-
-
-@contextmanager
-def no_denormals() -> Iterator[None]:
-    """Sure predictions have gradients below 1e-38, on which a CPU computes many times more slowly: here they become 0.
-
-    Threads that are started within inherit it.
-    """
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 def train_all(
