@@ -52,6 +52,10 @@ def test_a_second_finding_has_to_be_nearly_as_sure_as_the_first() -> None:
     # Beside itself every finding is sure: a faint one that stands alone stays.
     alone = np.where(disc(45, 15, 8), prob, 0)
     assert np.array_equal(prob_to_mask(alone, config).astype(bool), disc(45, 15, 8))
+    # A speck that is too small to stay sets no bar.
+    speck = alone.copy()
+    speck[5, 75] = 1
+    assert np.array_equal(prob_to_mask(speck, config).astype(bool), disc(45, 15, 8))
     clicked = prob_to_mask(prob, config, foreground=[(45, 15)])
     assert np.array_equal(clicked, prob_to_mask(prob, PostConfig()))
     assert np.array_equal(prob_to_mask(prob, config, peaks=False), prob_to_mask(prob, PostConfig()))

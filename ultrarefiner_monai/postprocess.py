@@ -88,18 +88,27 @@ def prob_to_mask(
     labels, count = ndimage.label(inside, EIGHT)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     keep = areas >= max(1.0, config.min_area * mask.size)
-    bar = max(config.min_peak, config.peak_ratio * float(final_prob[where].max()))
-    if peaks and bar > config.threshold:
-        keep &= np.bincount(labels[final_prob[where] >= bar], minlength=areas.size) > 0
+    keep[0] = False
+    if peaks:
+        keep &= _sure_enough(final_prob[where], labels, keep, config)
     for row, column in foreground:
         if mask[row, column]:
             keep[labels[row - where[0].start, column - where[1].start]] = True
-    keep[0] = False
     if not keep[1:].all():
         mask[where] = keep[labels]
     if config.fill_holes:
         mask = fill_holes(mask, background)
     return mask.astype(np.uint8)
+
+
+def _sure_enough(prob: np.ndarray, labels: np.ndarray, keep: np.ndarray, config: PostConfig) -> np.ndarray:
+    """Which labels (L,) bool reach the bars for their peak. The surest of those to ``keep`` (L,) sets the relative one."""
+    bar = config.min_peak
+    if config.peak_ratio:
+        bar = max(bar, config.peak_ratio * float(prob.max(where=keep[labels], initial=0.0)))
+    if bar <= config.threshold:
+        return np.ones_like(keep)
+    return np.bincount(labels[prob >= bar], minlength=keep.size) > 0
 
 
 def boundary_band(mask: np.ndarray, radius: float) -> np.ndarray:

@@ -103,3 +103,17 @@ def test_an_adapter_in_the_decoder_is_not_passed_over(sam: Sam) -> None:
     assert not is_plain(sam.mask_decoder)
     theirs, answered = both(sam)
     assert torch.allclose(answered[0], theirs[0], atol=1e-4)
+
+
+def test_mixed_precision_rounds_products_only(sam: Sam) -> None:
+    """Places stay exact, whoever asks for them first, and so does the stream of the pixels."""
+    exact = both(sam)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed, theirs = decode(copy.deepcopy(sam), EMBEDDING, PROMPTS), published(sam)
+    for a, b, other in zip(mixed, exact, theirs, strict=True):
+        assert a.dtype == torch.float32 and (a - b).norm() < max(0.05 * b.norm(), 1.2 * (other.float() - b).norm())
+    fresh = build_sam(TINY)
+    fresh.load_state_dict(sam.state_dict())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        decode(fresh, EMBEDDING, PROMPTS)
+    assert torch.allclose(decode(fresh, EMBEDDING, PROMPTS)[0], exact[0], atol=1e-4, rtol=1e-4)

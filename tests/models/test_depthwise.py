@@ -67,9 +67,15 @@ def test_other_convolutions_are_left_alone() -> None:
         nn.Conv2d(4, 4, 3, groups=4),  # with a bias
         nn.Conv2d(4, 4, 3, dilation=2, groups=4, bias=False),
         nn.Conv2d(4, 4, (1, 3), groups=4, bias=False),
+        nn.Conv2d(4, 4, 3, padding=(0, 1), groups=4, bias=False),
+        nn.Conv2d(4, 4, 3, padding=3, groups=4, bias=False),
+        nn.Conv2d(4, 4, 3, padding="same", groups=4, bias=False),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", groups=4, bias=False),
     )
     quicken_depthwise(others)
     assert all(type(m) is nn.Conv2d for m in others)
+    once = quicken_depthwise(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)))
+    assert quicken_depthwise(once)[0] is once[0] and isinstance(once[0], DepthwiseConv)
 
 
 def test_nothing_is_computed_for_what_stands_still() -> None:

@@ -96,5 +96,5 @@ def weights_join(
     post = join(coarse, sam or [], data, fold, out, select_share, select_seed, device).post
     typer.echo(
         f"{out}: version {read_checkpoint(out).version}, threshold {post.threshold}, min_peak {post.min_peak}, "
-        f"min_presence {post.min_presence}"
+        f"peak_ratio {post.peak_ratio}, min_presence {post.min_presence}"
     )

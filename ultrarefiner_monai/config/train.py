@@ -191,7 +191,7 @@ class RefineConfig:
     box_share: float = 0.15
     # Share of those whose coarse mask is made to overlook the lesion, half of them with a false alarm elsewhere.
     missed_share: float = 0.25
-    # The same share of those refined without clicks: so the refiner learns to find a lesion by itself.
+    # Phase 2: the share of those refined without clicks. So the refiner learns to find a lesion by itself.
     overlooked_share: float = 0.0
     # Loss: BCE + Dice + focal_weight Focal + penalty_weight change + iou_weight IoU-MSE.
     focal_weight: float = 0.5
@@ -218,7 +218,8 @@ class RefineConfig:
         require(self.variants >= 1 and self.max_clicks >= 1, "refine.variants and refine.max_clicks must be at least 1")
         require(self.nested_parts >= 2, f"refine.nested_parts must be at least 2, got {self.nested_parts}")
         require(bool(self.train), "refine.train must name at least one part")
-        require("deep" not in self.train or "neck" in self.train, "refine.train: deep needs neck, which follows it")
+        over = {"neck", "encoder"} & set(self.train)
+        require("deep" not in self.train or bool(over), "refine.train: deep needs neck, which follows it")
         require(
             "encoder" not in self.train or self.cache == "off",
             "refine.cache must be off when refine.train names the encoder: its output changes with every step",

@@ -13,17 +13,18 @@ import math
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder
-from segment_anything.modeling.common import LayerNorm2d
-from segment_anything.modeling.transformer import Attention
+from segment_anything.modeling.common import LayerNorm2d, MLPBlock
+from segment_anything.modeling.mask_decoder import MLP
+from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import nn
 
-_PLAIN = (nn.Linear, nn.LayerNorm, nn.ConvTranspose2d, nn.Embedding, nn.GELU, nn.ReLU, LayerNorm2d)
+_PLAIN = {MaskDecoder, TwoWayTransformer, TwoWayAttentionBlock, Attention, MLPBlock, MLP, nn.Sequential, nn.ModuleList}
+_PLAIN |= {nn.Linear, nn.LayerNorm, nn.ConvTranspose2d, nn.Embedding, nn.GELU, nn.ReLU, LayerNorm2d}
 
 
 def is_plain(decoder: MaskDecoder) -> bool:
-    """Whether every leaf is what SAM has there: an adapter in its place has more than the weights that are read here."""
-    # Asked before each pass; ``children()`` would take a millisecond of it.
-    return all(module._modules or type(module) in _PLAIN for module in decoder.modules())
+    """Whether every module is what SAM has there: an adapter in its place has more than the weights that are read here."""
+    return all(type(module) in _PLAIN for module in decoder.modules())
 
 
 def predict_masks(
@@ -100,6 +101,8 @@ def _to_pixels(
     # Each head's shares add up to 1, so the output's bias can go in with the values, a part per head.
     out_weight = attention.out_proj.weight.unflatten(1, (heads, -1))
     values = torch.einsum("bthd,chd->bhtc", values, out_weight).flatten(1, 2) + attention.out_proj.bias / heads
+    if torch.is_autocast_enabled(pixels.device.type):  # which would round the pixels to the products' precision
+        return pixels + shares.transpose(1, 2) @ values
     return torch.baddbmm(pixels, shares.transpose(1, 2), values)
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.padding import pad_same
 from torch import nn
+from torch.autograd.function import once_differentiable
+
+SAME = "Conv2dSame"  # timm's convolution with TensorFlow's padding; by name, for timm is slow to import
 
 
 class _MixedDepthwise(torch.autograd.Function):
@@ -26,6 +28,7 @@ class _MixedDepthwise(torch.autograd.Function):
             return F.conv2d(x, weight.to(x.dtype), None, stride, padding, groups=len(weight))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,), (x, weight) = gradients, ctx.saved_tensors
         for_x = for_weight = None
@@ -86,16 +89,22 @@ class DepthwiseConv(nn.Conv2d):
         sizes = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
         super().__init__(*sizes, groups=conv.groups, bias=False, device="meta")  # meta: draws no random weights
         self.weight = conv.weight
-        self.same = type(conv) is not nn.Conv2d
+        self.same = type(conv).__name__ == SAME
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, H', W')."""
         if self.same:
-            x = pad_same(x, self.kernel_size, self.stride)
+            x = _padded(x, self.kernel_size[0], self.stride[0])
         mixed = x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
         if mixed and torch.get_autocast_dtype("cpu") == torch.bfloat16:
             return _MixedDepthwise.apply(x.bfloat16(), self.weight, self.stride[0], int(self.padding[0]))
         return F.conv2d(x, self.weight, None, self.stride, self.padding, groups=self.groups)
+
+
+def _padded(x: torch.Tensor, size: int, stride: int) -> torch.Tensor:
+    """Zeros around x (B, C, H, W) for ceil(H / stride) rows of results, the odd one below and on the right."""
+    down, right = (max((-(-n // stride) - 1) * stride + size - n, 0) for n in x.shape[-2:])
+    return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
 
 
 def quicken_depthwise(network: nn.Module) -> nn.Module:
@@ -109,6 +118,10 @@ def quicken_depthwise(network: nn.Module) -> nn.Module:
 
 
 def _fits(conv: nn.Conv2d) -> bool:
+    if type(conv) is not nn.Conv2d and type(conv).__name__ != SAME:
+        return False
     (rows, columns), (down, right) = conv.kernel_size, conv.stride
     square = rows == columns and down == right and conv.dilation == (1, 1)
-    return square and conv.bias is None and conv.groups == conv.in_channels == conv.out_channels > 1
+    padding = conv.padding[0] if isinstance(conv.padding, tuple) and len(set(conv.padding)) == 1 else rows
+    plain = conv.bias is None and conv.padding_mode == "zeros" and int(padding) < rows
+    return square and plain and conv.groups == conv.in_channels == conv.out_channels > 1

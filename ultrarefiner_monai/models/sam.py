@@ -121,27 +121,31 @@ def encode(sam: Sam, image: torch.Tensor) -> torch.Tensor:
 
 
 def decode(sam: Sam, image_embedding: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
-    """image_embedding (B, 256, E, E) and prompts in the sam frame -> mask_logits (B, 3, 4E, 4E), iou_pred (B, 3).
+    """image_embedding (B, 256, E, E) and prompts in the sam frame -> mask_logits (B, 3, 4E, 4E), iou_pred (B, 3), float32.
 
     Batched and differentiable in embedding, points, boxes and mask. One embedding may serve several prompts (B = 1
     against N). An item of the batch lacks a prompt where its labels are -1, its box has x1 < x0, or its mask_logits are
     0 everywhere (which says "probability .5 all over", that is nothing).
     """
-    sparse = _embed_sparse(sam, prompts, len(image_embedding))
+    # Places are phases of up to some tens of radians: a lower precision would move every click and every pixel.
+    with torch.autocast(image_embedding.device.type, enabled=False):
+        sparse = _embed_sparse(sam, prompts, len(image_embedding))
     dense = _embed_dense(sam, prompts.mask_logits, image_embedding)
     sparse = sparse.expand(max(len(sparse), len(dense)), -1, -1)
     if is_plain(sam.mask_decoder):
-        return predict_masks(sam.mask_decoder, image_embedding + dense, _dense_pe(sam), sparse)
+        masks, iou_pred = predict_masks(sam.mask_decoder, image_embedding + dense, _dense_pe(sam), sparse)
+        return masks.float(), iou_pred.float()
     # With adapters in it, segment_anything's own way. The decoder repeats its image embedding once per prompt, for many
     # prompts on one image. It only ever adds it to the dense prompt, so the batch of embeddings goes in through there, and
     # a single zero in the embedding's place.
-    return sam.mask_decoder(
+    masks, iou_pred = sam.mask_decoder(
         image_embeddings=torch.zeros_like(image_embedding[:1]),
-        image_pe=sam.prompt_encoder.get_dense_pe(),
+        image_pe=_dense_pe(sam),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=image_embedding + dense,
         multimask_output=True,
     )
+    return masks.float(), iou_pred.float()
 
 
 def _dense_pe(sam: Sam) -> torch.Tensor:
@@ -154,7 +158,8 @@ def _dense_pe(sam: Sam) -> torch.Tensor:
     state = (matrix.data_ptr(), None if matrix.is_inference() else matrix._version, matrix.device)
     kept = getattr(layer, "_kept_dense_pe", None)
     if kept is None or kept[0] != state:
-        with torch.inference_mode(False):  # what was asked for without a graph first has to serve with one as well
+        # Whoever asks first, without a graph or in mixed precision: what is kept has to serve all.
+        with torch.inference_mode(False), torch.autocast(matrix.device.type, enabled=False):
             places = sam.prompt_encoder.get_dense_pe().contiguous(memory_format=torch.channels_last)
         kept = layer._kept_dense_pe = (state, places)
     return kept[1]

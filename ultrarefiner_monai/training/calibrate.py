@@ -14,6 +14,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache as remembered
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +124,17 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
             candidates += [replace(c, gate=mixed) for c in candidates]
         # A good refiner finds and drops lesions by itself: whether it needs the net is seen, not assumed.
         candidates += [replace(c, safety=replace(c.safety, enabled=False)) for c in candidates]
-    shown = np.array([[_figure(_mask(e, c, start), e.label) for e in examples] for c in candidates])
+    shown = np.array([_figures(e, candidates, start) for e in examples]).T
     tried = [_with_presence(c, row, examples) for c, row in zip(candidates, shown)]
     best = max(figure for _, figure in tried)
     close = [(c, figure) for c, figure in tried if figure >= best - tolerance]
     # The first of equals.
-    return max(close, key=lambda found: (found[0].post.min_peak, found[1], *_strictness(found[0])))
 
+    def strictness(found: tuple[SystemConfig, float]) -> tuple[float, float, float, bool]:
+        config, figure = found
+        return config.post.min_peak, figure, config.post.peak_ratio, not config.safety.enabled
 
-def _strictness(config: SystemConfig) -> tuple[float, bool]:
-    return config.post.peak_ratio, not config.safety.enabled
+    return max(close, key=strictness)
 
 
 def _with_presence(config: SystemConfig, shown: np.ndarray, examples: Sequence[Example]) -> tuple[SystemConfig, float]:
@@ -151,15 +153,19 @@ def _with_presence(config: SystemConfig, shown: np.ndarray, examples: Sequence[E
     return replace(config, post=replace(config.post, min_presence=best[len(best) // 2])), max(figures)
 
 
-def _mask(example: Example, config: SystemConfig, start: SystemConfig) -> np.ndarray:
-    """The automatic result that ``config`` would give. ``start``: what the refined probabilities were made with."""
-    coarse_mask = prob_to_mask(example.coarse_prob, config.post)
-    if example.refined_prob is None:
-        return coarse_mask
-    prob = example.refined_prob
-    if config.gate != start.gate:
-        prob = example.coarse_prob + MIX * (prob - example.coarse_prob)
-    return safety_net(coarse_mask, prob_to_mask(prob, config.post), config.safety)[0]
+def _figures(example: Example, candidates: Sequence[SystemConfig], start: SystemConfig) -> list[float]:
+    """The figure of each candidate's automatic result. ``start``: what the refined probabilities were made with."""
+    coarse_prob, refined_prob = example.coarse_prob, example.refined_prob
+    # Candidates share most of their masks.
+    coarse_mask = remembered(lambda post: prob_to_mask(coarse_prob, post))
+    if refined_prob is None:
+        return [_figure(coarse_mask(c.post), example.label) for c in candidates]
+    probs = {False: refined_prob, True: coarse_prob + MIX * (refined_prob - coarse_prob)}
+    refined_mask = remembered(lambda mixed, post: prob_to_mask(probs[mixed], post))
+    masks = (
+        safety_net(coarse_mask(c.post), refined_mask(c.gate != start.gate, c.post), c.safety)[0] for c in candidates
+    )
+    return [_figure(mask, example.label) for mask in masks]
 
 
 def _figure(mask: np.ndarray, label: np.ndarray) -> float:

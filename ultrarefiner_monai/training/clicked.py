@@ -81,7 +81,8 @@ def users_prompts(
         start = mended(coarse_prob, prompts, refiner.config)
         return torch.sigmoid(refiner(embedding, start, prompts, valid_hw=valid).refined_logits)
 
-    # In full precision also where the networks learn in a lower one: without a graph that is quicker (models.decoder).
+    # In full precision also where the networks learn in a lower one: autocast would keep the weights that it casts here,
+    # without a graph, for the passes that follow, and those would teach nothing.
     with torch.no_grad(), torch.autocast(embedding.device.type, enabled=False):
         # As it is served: nothing where the coarse network is nowhere sure enough.
         start = torch.sigmoid(refiner(embedding, coarse_prob, None, valid_hw=valid).refined_logits)

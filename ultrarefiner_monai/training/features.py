@@ -1,8 +1,8 @@
-"""Features of the frozen part of an image encoder, computed once and kept: the step that remains costs a fiftieth.
+"""Features of the frozen part of an image encoder, computed once and kept: over a ViT-B a step costs a fiftieth then.
 
 What is frozen is the whole encoder (kept: the image embedding), or the compact preset's CNN stem under a neck that
-learns (kept: the stem's features), or that stem's shallow half (kept: its fine features). Keys name the weights of the frozen part and the preprocessing, so that nothing kept
-outlives a change of either.
+learns (kept: the stem's features), or that stem's shallow half (kept: its fine features). Keys name the weights of the
+frozen part and the preprocessing, so that nothing kept outlives a change of either.
 """
 
 from __future__ import annotations

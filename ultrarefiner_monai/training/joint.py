@@ -193,7 +193,7 @@ def _coarse_prob(coarse: nn.Module, batch: Batch) -> torch.Tensor:
     """The coarse network's prediction of a batch, (B, 1, S, S) in [0, 1], sam frame."""
     side = batch[LABEL].shape[-1]
     image = batch[COARSE_IMAGE].to(next(coarse.parameters()).device)
-    return resize(coarse(image).softmax(dim=1)[:, 1:2], side, side)
+    return resize(coarse(image).float().softmax(dim=1)[:, 1:2], side, side)
 
 
 def _scaled_gradient(x: torch.Tensor, scale: float) -> torch.Tensor:

@@ -160,7 +160,7 @@ def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
 
 
 def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
-    """Only the named parts (and the gate) receive gradients. Raises InputError for a neck that is not there."""
+    """Only the named parts (and the gate) receive gradients. Raises InputError for neck or deep where there are none."""
     parts = refiner_parts(as_refiner(network))
     if "neck" in train and not parts["neck"]:  # as with deep, which needs neck
         raise InputError("refine.train: neck and deep are the compact preset's CNN encoder's; this sam has none")

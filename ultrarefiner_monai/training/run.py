@@ -65,13 +65,13 @@ def train_split(
     """As ``train``, on a split of one's own. meta: what the checkpoint says of the data (``data``, ``fold``)."""
     out = Path(out)
     with no_denormals(), ddp.group(device or ("cuda" if torch.cuda.is_available() else "cpu")) as own_device:
-        if own_device == "cpu":
-            keep_memory()
         if (out / "last.pt").exists() and not resume:
             raise InputError(f"{out} holds a run already: give --resume to go on with it, or another --out")
         if resume and not (out / "last.pt").exists():
             raise InputError(f"nothing to resume in {out}: there is no last.pt")
         check_data(split)
+        if torch.device(own_device).type == "cpu":
+            keep_memory()
         ddp.wait()  # nobody writes before all have looked
         if ddp.is_main():
             out.mkdir(parents=True, exist_ok=True)
