@@ -6,6 +6,7 @@ import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -118,10 +119,13 @@ def test_a_resumed_phase_2_is_an_uninterrupted_one(folder: Path, first: Path, tm
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
 
 
-def test_phase_3_trains_both_and_reports_before_and_after(folder: Path, second: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_phase_3_trains_both_and_reports_before_and_after(
+    folder: Path, second: Path, tmp_path: Path, amp: Literal["off", "bf16"]
+) -> None:
     config = phase2(second / "model.safetensors", LITE, train=("neck", "prompt_encoder", "mask_decoder"))
-    config = replace(config, phase="phase3_joint", joint=JointConfig(freeze_refiner_epochs=1), epochs=2)
-    train(config, folder, 0, tmp_path / "j")
+    config = replace(config, phase="phase3_joint", joint=JointConfig(freeze_refiner_epochs=1), epochs=2, amp=amp)
+    train(config, folder, 0, tmp_path / "j", device="cpu")
     before, after = read_checkpoint(second / "model.safetensors"), read_checkpoint(tmp_path / "j" / "best.safetensors")
     assert any(not torch.equal(v.float(), after.part("coarse")[k].float()) for k, v in before.part("coarse").items())
     assert {"coarse_dice", "refined_dice"} <= set(after.meta["before"])
