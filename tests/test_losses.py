@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ultrarefiner_monai.losses import CoarseLoss
+from ultrarefiner_monai.losses import CoarseLoss, teaching_loss
 
 
 def logits_for(label: torch.Tensor, strength: float) -> torch.Tensor:
@@ -71,3 +71,14 @@ def test_images_without_a_lesion_weigh_what_they_are_told_to() -> None:
     values[0.0].backward()
     assert coarse_logits.grad is not None and (coarse_logits.grad[3] == 0).all() and (coarse_logits.grad[:3] != 0).any()
     assert torch.isfinite(CoarseLoss(normal_weight=0.3)(coarse_logits, torch.zeros_like(label), presence))
+
+
+def test_a_teacher_is_followed_where_it_is_unsure_too(label: torch.Tensor) -> None:
+    prob, presence = 0.5 * label + 0.1, torch.tensor([0.7, 0.2])
+    logits = torch.logit(torch.cat([1 - prob, prob], dim=1)) / 2  # softmax gives prob
+    right = teaching_loss(logits, torch.logit(presence), prob, presence)
+    for other in (logits + torch.tensor([0.0, 1.0])[:, None, None], logits - torch.tensor([0.0, 1.0])[:, None, None]):
+        assert teaching_loss(other, torch.logit(presence), prob, presence) > right + 0.01
+    assert teaching_loss(logits, -torch.logit(presence), prob, presence) > right
+    silent = teaching_loss(logits, None, prob, presence)
+    assert silent < right and teaching_loss(logits, torch.logit(presence), prob, None) == silent

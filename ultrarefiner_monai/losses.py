@@ -57,6 +57,21 @@ class CoarseLoss(nn.Module):
         return loss
 
 
+def teaching_loss(
+    coarse_logits: torch.Tensor, presence_logits: torch.Tensor | None, prob: torch.Tensor, presence: torch.Tensor | None
+) -> torch.Tensor:
+    """What a network pays for differing from its teachers: cross-entropy and Dice with their mean as the label.
+
+    coarse_logits (B, 2, S, S), presence_logits (B,) or None: the network's. prob (B, 1, S, S), presence (B,) or None, in
+    [0, 1]: the teachers'. Soft labels say where an image can be read in two ways (Hinton et al. 2015).
+    """
+    logits = coarse_logits[:, 1:] - coarse_logits[:, :1]
+    loss = F.binary_cross_entropy_with_logits(logits, prob) + soft_dice_loss(torch.sigmoid(logits), prob).mean()
+    if presence_logits is not None and presence is not None:
+        loss = loss + 0.1 * F.binary_cross_entropy_with_logits(presence_logits, presence)
+    return 0.5 * loss
+
+
 class RefinerLoss(nn.Module):
     """Phase 2: BCE + Dice + focal_weight Focal, on one mask's logits against a label that may have soft edges.
 

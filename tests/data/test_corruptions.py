@@ -241,3 +241,16 @@ def test_a_set_is_the_same_after_a_stop(tmp_path: Path, write_clean_folder: Call
     assert (tmp_path / "whole" / "contact_sheet.png").stat().st_size > 1000
     with pytest.raises(InputError, match="seed"):
         write_set(data, tmp_path / "whole", 24, size=48, shard=10, seed=1)
+
+
+def test_mixed_precision_around_it_changes_nothing() -> None:
+    """A training may be in it: sums over pixels would be wrong there, and the spread of a small lesion negative."""
+    masks = lesions(24)
+    plain = Corruptor(CorruptionConfig(), 5)(masks)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = Corruptor(CorruptionConfig(), 5)(masks)
+        kinds_too = Corruptor(CorruptionConfig(), 5).as_kinds(masks[:2], ["over", "holes"])
+    assert torch.equal(plain.corrupted_prob, mixed.corrupted_prob) and plain.kind == mixed.kind
+    assert torch.equal(
+        kinds_too.corrupted_prob, Corruptor(CorruptionConfig(), 5).as_kinds(masks[:2], ["over", "holes"]).corrupted_prob
+    )

@@ -51,6 +51,18 @@ def user(points: list[tuple[float, float]], labels: list[int], box: list[float] 
     return Prompts(torch.tensor([points]), torch.tensor([labels]), None if box is None else torch.tensor([box]))
 
 
+def test_prompts_are_exact_in_mixed_precision(refiner: Refiner, image: torch.Tensor, coarse: torch.Tensor) -> None:
+    """Which has eight bits for a place: no pixel beyond 256 that is not beside another one."""
+    embedding = refiner.embed(image)
+    exact = refiner(embedding, coarse).prompts
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = refiner(embedding.bfloat16(), coarse.bfloat16().float()).prompts
+    rounded = refiner(embedding, coarse.bfloat16().float()).prompts
+    for name in ("points_xy", "boxes_xyxy", "mask_logits"):
+        assert torch.equal(getattr(mixed, name), getattr(rounded, name)), name
+        assert (getattr(mixed, name) - getattr(exact, name)).abs().max() < 0.1, name
+
+
 # --- the plain frame --------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from ultrarefiner_monai.config import (
     SystemConfig,
     TrainConfig,
 )
+from ultrarefiner_monai.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.evaluation import seen_in_training
 from ultrarefiner_monai.training import phases
 from ultrarefiner_monai.training.calibrate import Example, choose
@@ -114,6 +115,27 @@ def test_a_run_keeps_to_its_fold(finished: Path, folder: Path, tmp_path: Path) -
     meta = read_checkpoint(finished / "model.safetensors").meta
     assert [seen_in_training(meta, folder, f) for f in ("0", 1, "test")] == [False, True, False]
     assert seen_in_training(meta, tmp_path / "elsewhere", 1) is None
+
+
+def test_teachers_are_followed_and_must_not_have_seen_the_fold(finished: Path, folder: Path, tmp_path: Path) -> None:
+    teacher = finished / "model.safetensors"
+    taught = replace(CONFIG, epochs=1, loss=replace(CONFIG.loss, teachers=(str(teacher), str(teacher))))
+    with pytest.raises(InputError, match="loss.teachers"):
+        train(taught, folder, 1, tmp_path / "other", device="cpu")
+    smaller = replace(CONFIG.system.coarse, image_size=CONFIG.system.coarse.image_size // 2)
+    with pytest.raises(InputError, match="loss.teachers.*image_size"):
+        phases.build_phase(replace(taught, system=replace(CONFIG.system, coarse=smaller)))
+    torch.manual_seed(0)
+    image = torch.rand(2, 1, COARSE.image_size, COARSE.image_size)
+    batch = {IMAGE: image, LABEL: (image > 0.9).float()}
+    pupil, free = phases.CoarsePhase(taught), phases.CoarsePhase(replace(taught, loss=CONFIG.loss))
+    extra = []
+    for weights in (pupil.network.state_dict(), pupil.teachers[0].state_dict()):
+        pupil.network.load_state_dict(weights)
+        network = pupil.network.eval()
+        extra.append(float(pupil.losses(network, batch)["loss"] - free.losses(network, batch)["loss"]))
+    assert extra[0] > extra[1] > 0  # the teacher itself has nothing to learn but that it is unsure
+    train(taught, folder, 0, tmp_path / "r", device="cpu")
 
 
 def test_it_learns_one_batch(folder: Path, tmp_path: Path) -> None:

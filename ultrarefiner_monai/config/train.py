@@ -48,9 +48,13 @@ class CoarseLossConfig:
     presence_weight: float = 0.1
     presence_smoothing: float = 0.0
     normal_weight: float = 1.0
+    # Phase 1: checkpoints whose mean prediction is learnt beside the labels, and what it counts for beside them.
+    teachers: tuple[str, ...] = ()
+    teacher_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_ranges(self, "loss", shares=("ce_weight",), not_negative=("presence_weight", "normal_weight"))
+        weights = ("presence_weight", "normal_weight", "teacher_weight")
+        check_ranges(self, "loss", shares=("ce_weight",), not_negative=weights)
         require(0 <= self.presence_smoothing < 0.5, "loss.presence_smoothing must be in [0, 0.5)")
 
 

@@ -6,8 +6,10 @@ Which kind each label gets, how hard, and how soft the result is; what the kinds
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +48,17 @@ class CorruptedBatch:
     asked: torch.Tensor
 
 
+def _in_full_precision(method: Callable[..., CorruptedBatch]) -> Callable[..., CorruptedBatch]:
+    """Areas and places are sums over pixels: in mixed precision, which a training may be in, they would be wrong or NaN."""
+
+    @wraps(method)
+    def exact(self: Corruptor, masks: torch.Tensor, *args: Any, **kwargs: Any) -> CorruptedBatch:
+        with torch.autocast(masks.device.type, enabled=False):
+            return method(self, masks, *args, **kwargs)
+
+    return exact
+
+
 class Corruptor:
     """masks -> CorruptedBatch, from its own generator."""
 
@@ -57,6 +70,7 @@ class Corruptor:
         """What is drawn from here on depends on ``seed`` (and on the masks) alone."""
         self.generator.manual_seed(seed)
 
+    @_in_full_precision
     def __call__(self, masks: torch.Tensor, difficulty: float | None = None) -> CorruptedBatch:
         """masks: (B, 1, H, W), 0 or 1. difficulty: 0 (easy) to 1 (the full mix), None: 1. Everything comes back on the
         masks' device; the same masks and seed give the same on each."""
@@ -66,6 +80,7 @@ class Corruptor:
         shapes = _measure(labels)
         return self._apply(labels, shapes, self._kinds(shapes, draws, difficulty, labels.shape[-2:]), draws, difficulty)
 
+    @_in_full_precision
     def as_kinds(self, masks: torch.Tensor, kind: Sequence[str], difficulty: float | None = None) -> CorruptedBatch:
         """The same with the kinds (KINDS) given, one for each mask; of a mask without a lesion nothing but islands come."""
         difficulty = _checked(masks, difficulty)

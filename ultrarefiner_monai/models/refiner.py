@@ -75,7 +75,8 @@ class Refiner(nn.Module):
         the mask prompt stays (unless mask_logits are given too). None: all are derived. valid_hw: see ``derive_prompts``.
         """
         frame = self._frame(image_embedding, coarse_prob, prompts, image, valid_hw)
-        return self._output(frame, self._decode(frame, self._prompts(frame, prompts)), coarse_prob)
+        given = self._prompts(frame, prompts)
+        return self._output(frame, self._decode(frame, given), coarse_prob)
 
     def interactive(
         self,
@@ -115,11 +116,16 @@ class Refiner(nn.Module):
             return _Frame(image_embedding, coarse_prob, valid_hw, None)
         if image is None:
             raise ValueError("refiner.roi cuts the region out of the image: image (B, 1, S, S) is needed")
-        roi = find_roi(coarse_prob, prompts, self.config, valid_hw)
+        with torch.autocast(coarse_prob.device.type, enabled=False):
+            roi = find_roi(coarse_prob.float(), prompts, self.config, valid_hw)
         return _Frame(self.embed(roi.crop(image)), roi.crop(coarse_prob), roi.valid_inside(valid_hw), roi)
 
     def _prompts(self, frame: _Frame, prompts: Prompts | None) -> Prompts:
-        """The decoder's prompts, in the frame it works on."""
+        """The decoder's prompts, in the frame it works on; exact in mixed precision too, which has no pixel beyond 256."""
+        with torch.autocast(frame.coarse_prob.device.type, enabled=False):
+            return self._exact_prompts(frame._replace(coarse_prob=frame.coarse_prob.float()), prompts)
+
+    def _exact_prompts(self, frame: _Frame, prompts: Prompts | None) -> Prompts:
         mask_side = 4 * frame.embedding.shape[-1]
         user = Prompts() if prompts is None else canonical(prompts)
         if user.points_xy is None and user.boxes_xyxy is None:

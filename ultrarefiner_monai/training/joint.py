@@ -160,7 +160,7 @@ class JointPhase(RefinerPhase):
         device = next(coarse.parameters()).device
         image, size = batch[COARSE_IMAGE].to(device), self.coarse_size
         label = (resize(batch[LABEL].to(device), size, size) >= 0.5).float()
-        coarse_logits, loss = coarse_step(coarse, image, label, self.coarse_loss)
+        coarse_logits, loss, _ = coarse_step(coarse, image, label, self.coarse_loss)
         return loss, coarse_logits.softmax(dim=1)[:, 1:2]
 
     def _clicks(

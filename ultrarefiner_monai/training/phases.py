@@ -15,7 +15,7 @@ from ultrarefiner_monai.coarse import with_presence
 from ultrarefiner_monai.config import CoarseLossConfig, TrainConfig
 from ultrarefiner_monai.data.mixing import cut_and_mix
 from ultrarefiner_monai.data.transforms import IMAGE, LABEL
-from ultrarefiner_monai.losses import CoarseLoss
+from ultrarefiner_monai.losses import CoarseLoss, teaching_loss
 from ultrarefiner_monai.metrics import NORMAL_LIMIT
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.types import InputError
@@ -54,6 +54,7 @@ class CoarsePhase:
         self.network = build_coarse(config.system.coarse)
         initialise(self.network, config.init)
         self.loss = coarse_loss(config.loss)
+        self.teachers = [load_teacher(path, config.system.coarse.image_size) for path in config.loss.teachers]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         lr, factor = self.config.optimiser.lr, self.config.optimiser.pretrained_lr_factor
@@ -68,14 +69,25 @@ class CoarsePhase:
 
     def losses(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         image, label = cut_and_mix(batch[IMAGE], batch[LABEL], self.config.data.cutmix)
-        coarse_logits, loss = coarse_step(network, image, label, self.loss)
+        coarse_logits, loss, presence_logits = coarse_step(network, image, label, self.loss)
+        if self.teachers:
+            taught = teaching_loss(coarse_logits, presence_logits, *self._taught(image))
+            loss = loss + self.config.loss.teacher_weight * taught
         with torch.no_grad():
             figures = selection_figures(coarse_logits[:, 1:2] >= coarse_logits[:, :1], label > 0.5, "coarse")
         # The mean of none is NaN, which the loop leaves out: a batch may hold no lesion.
         return {"loss": loss, **{k: figures[k].mean() for k in ("coarse_dice", "coarse_iou")}}
 
+    @torch.no_grad()
+    def _taught(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The teachers' mean for image (B, 1, S, S): coarse_prob (B, 1, S, S), P(there is a lesion) (B,) or None."""
+        seen = [with_presence(teacher.to(image.device), image) for teacher in self.teachers]
+        prob = torch.stack([logits.float().softmax(dim=1)[:, 1:] for logits, _ in seen]).mean(dim=0)
+        presence = [torch.sigmoid(logits.float()) for _, logits in seen if logits is not None]
+        return prob, torch.stack(presence).mean(dim=0) if presence else None
+
     def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        coarse_logits, loss = coarse_step(network, batch[IMAGE], batch[LABEL], self.loss)
+        coarse_logits, loss, _ = coarse_step(network, batch[IMAGE], batch[LABEL], self.loss)
         coarse_mask = coarse_logits.softmax(dim=1)[:, 1:2] >= 0.5
         figures = selection_figures(coarse_mask, batch[LABEL] > 0.5, "coarse")
         return {**figures, "loss": loss.expand(len(coarse_mask))}
@@ -99,11 +111,23 @@ def coarse_loss(config: CoarseLossConfig) -> CoarseLoss:
 
 def coarse_step(
     network: nn.Module, image: torch.Tensor, label: torch.Tensor, loss: CoarseLoss
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(coarse_logits (B, 2, S, S), phase 1's loss), with the presence logit where the network has one."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(coarse_logits (B, 2, S, S), phase 1's loss, presence_logits (B,) where the network has them)."""
     coarse_logits, presence_logits = with_presence(network, image)
-    coarse_logits = coarse_logits.float()  # in mixed precision the losses stay exact
-    return coarse_logits, loss(coarse_logits, label, None if presence_logits is None else presence_logits.float())
+    # In mixed precision the losses stay exact.
+    coarse_logits, presence_logits = coarse_logits.float(), None if presence_logits is None else presence_logits.float()
+    return coarse_logits, loss(coarse_logits, label, presence_logits), presence_logits
+
+
+def load_teacher(path: str, image_size: int) -> nn.Module:
+    """The coarse network of one of our checkpoints, which learns no more. InputError where it sees another image size."""
+    stored = read_checkpoint(path)
+    if stored.config.coarse.image_size != image_size:
+        own = stored.config.coarse.image_size
+        raise InputError(f"loss.teachers: {path} sees images of {own} px, system.coarse.image_size is {image_size}")
+    network = build_coarse(stored.config.coarse)
+    load_strictly(network, stored.part("coarse"), f"loss.teachers: {path}")
+    return network.float().eval().requires_grad_(False)
 
 
 def selection_figures(mask: torch.Tensor, label: torch.Tensor, name: str) -> dict[str, torch.Tensor]:

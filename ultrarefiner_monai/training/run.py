@@ -51,6 +51,8 @@ def train(
     split = split_fold(read_index(data_dir), fold, config.data.select_share, config.select_seed)
     if Path(config.init).suffix == ".safetensors" and not resume:
         _check_start(config, data_dir, fold)
+    for path in config.loss.teachers:
+        check_held_out(f"loss.teachers: {path}", read_checkpoint(path).meta, Path(data_dir).name, fold)
     return train_split(config, split, out, device, resume, data=Path(data_dir).name, fold=str(fold))
 
 
