@@ -1,6 +1,7 @@
 """What a training step costs: phase 2 with and without kept embeddings, and each phase with the full networks.
 
     python benchmarks/bench_training.py --repeats 3 [--device cuda]
+    python benchmarks/bench_training.py --compact           # the compact preset, in single and in mixed precision
 
 Random weights (the arithmetic is the same), computer-made phantoms, CPU-seconds over all threads (on a GPU: wall seconds and
 the largest memory). The two phase 2 steps are alternated, so that a busy machine is equally busy for both.
@@ -24,6 +25,7 @@ from ultrarefiner_monai.data.loading import phantom_samples
 from ultrarefiner_monai.data.refining import RefineDataset, RefineSample
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, preparation
 from ultrarefiner_monai.models.build import build_coarse
+from ultrarefiner_monai.training.cpu import keep_memory, no_denormals
 from ultrarefiner_monai.training.features import FeatureKeeper
 from ultrarefiner_monai.training.optim import build_optimiser
 from ultrarefiner_monai.training.phases import Phase, build_phase
@@ -45,14 +47,17 @@ def seconds(action: Callable[[], None], device: str) -> float:
     return time.process_time() - start
 
 
-def stepper(phase: Phase, batch: dict, device: str) -> Callable[[], None]:
-    """One step: losses, gradients, update."""
+def stepper(phase: Phase, batch: dict, device: str, mixed: bool = False) -> Callable[[], None]:
+    """One step: losses (mixed: in bf16), gradients, update."""
     phase.network.to(device).train()
+    if device == "cpu":
+        phase.network.to(memory_format=torch.channels_last)  # as a training does
     optimiser = build_optimiser(phase.config.optimiser, phase.parameter_groups())
     batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
 
     def step() -> None:
-        losses = phase.losses(phase.network, batch)
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=mixed):
+            losses = phase.losses(phase.network, batch)
         losses["loss"].backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -93,15 +98,46 @@ def with_and_without_cache(init: str, clicks: float, options: argparse.Namespace
     print(f"  {each:.2f} {unit} with the encoder in each step: {each / kept:.1f} times as much")
 
 
+def compact(options: argparse.Namespace, unit: str, folder: Path) -> None:
+    """Print what a step of the compact preset takes, batch 8, in both precisions, turn by turn."""
+    first = load_yaml(TrainConfig, CONFIGS / "phase1_compact_full.yaml", {"init": "none"})
+    start = folder / "compact.safetensors"
+    save_system(start, SystemConfig(coarse=first.system.coarse), build_coarse(first.system.coarse), half=False)
+    second = load_yaml(TrainConfig, CONFIGS / "phase2_compact.yaml", {"init": str(start)})
+    assert second.system.sam is not None
+    for name, config in (("phase 1", first), ("phase 2", second)):
+        phase = build_phase(config)
+        if isinstance(phase, RefinerPhase):
+            batch = refiner_batch(phase, second.system.sam.image_size, True, 8)
+        else:
+            batch = coarse_batch(first.system.coarse.image_size, 8)
+        steps = [stepper(phase, batch, options.device, mixed) for mixed in (False, True)]
+        times: list[list[float]] = [[], []]
+        for _ in range(options.repeats + 1):  # the first makes the optimiser's state
+            for row, step in zip(times, steps, strict=True):
+                torch.manual_seed(0)  # the same clicks for both
+                row.append(seconds(step, options.device))
+        single, mixed = (statistics.median(row[1:]) for row in times)
+        print(
+            f"{name} step, compact preset, batch 8: {single:.2f} {unit}, in bf16 {mixed:.2f}: {mixed / single:.2f} of it"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--compact", action="store_true", help="the compact preset instead")
     options = parser.parse_args()
     device = options.device
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
+    if device == "cpu":
+        keep_memory()
+    with no_denormals(), tempfile.TemporaryDirectory() as folder:
+        if options.compact:
+            compact(options, "s" if device.startswith("cuda") else "CPU-s", Path(folder))
+            return
         first = load_yaml(TrainConfig, CONFIGS / "phase1_transunet.yaml", {"init": "none"})
         start = Path(folder) / "coarse.safetensors"
         save_system(start, SystemConfig(coarse=first.system.coarse), build_coarse(first.system.coarse), half=False)
