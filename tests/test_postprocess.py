@@ -44,23 +44,6 @@ def test_components_without_a_sure_pixel_are_dropped() -> None:
     assert np.array_equal(prob_to_mask(prob, PostConfig(min_peak=0.9), peaks=False), prob_to_mask(prob, PostConfig()))
 
 
-def test_a_second_finding_has_to_be_nearly_as_sure_as_the_first() -> None:
-    prob = np.zeros((60, 80), np.float32)
-    prob[disc(15, 20, 8)], prob[disc(40, 60, 8)], prob[disc(45, 15, 8)] = 0.9, 0.88, 0.6
-    config = PostConfig(peak_ratio=0.95)
-    assert np.array_equal(prob_to_mask(prob, config).astype(bool), disc(15, 20, 8) | disc(40, 60, 8))
-    # Beside itself every finding is sure: a faint one that stands alone stays.
-    alone = np.where(disc(45, 15, 8), prob, 0)
-    assert np.array_equal(prob_to_mask(alone, config).astype(bool), disc(45, 15, 8))
-    # A speck that is too small to stay sets no bar.
-    speck = alone.copy()
-    speck[5, 75] = 1
-    assert np.array_equal(prob_to_mask(speck, config).astype(bool), disc(45, 15, 8))
-    clicked = prob_to_mask(prob, config, foreground=[(45, 15)])
-    assert np.array_equal(clicked, prob_to_mask(prob, PostConfig()))
-    assert np.array_equal(prob_to_mask(prob, config, peaks=False), prob_to_mask(prob, PostConfig()))
-
-
 def test_diagonal_neighbours_are_one_component() -> None:
     prob = np.eye(10, dtype=np.float32)
     assert prob_to_mask(prob, PostConfig(min_area=0.1, fill_holes=False)).sum() == 10

@@ -142,22 +142,14 @@ def mend(prob: np.ndarray, clicks: Clicks, config: PostConfig) -> np.ndarray:
     positive, negative = check_clicks(clicks, (prob.shape[0], prob.shape[1]))
     before = prob_to_mask(prob, config, positive, negative, peaks=True)
     mask = honour_clicks(before, prob, clicks)
-    denied = _denied(before, mask)
-    if config.peak_ratio and denied.any():
-        # What was less sure than the finding that the user denies is the surest one now.
-        rest = prob_to_mask(np.where(denied, 0, prob), config, positive, negative, peaks=True)
-        mask = honour_clicks(rest, prob, clicks)
     inside = mask > 0
     out = np.where(inside, np.maximum(prob, SURE), np.minimum(prob, UNLIKELY)).astype(np.float32)
-    out[denied & ~inside] = DOUBTED
-    return out
-
-
-def _denied(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the components of ``before`` of which nothing is left in ``after``."""
     labels, areas = label_components(before)
-    left = np.bincount(labels[after > 0], minlength=areas.size)
-    return (left == 0)[labels] & (labels > 0)
+    if areas.size > 1:
+        left = np.bincount(labels[inside], minlength=areas.size)
+        denied = (left == 0)[labels] & (labels > 0) & ~inside
+        out[denied] = DOUBTED
+    return out
 
 
 # --- the box ----------------------------------------------------------------------------------------------------------

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import nn
 
 from .cache import Arrays
 from .config import PostConfig
 from .geometry import Letterbox, resize
+from .postprocess import EIGHT
+
+SUSPECT, FADE = 0.3, 0.3
 
 
 def with_presence(network: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -42,6 +47,25 @@ def coarse_arrays(
     if presence is not None:
         arrays["presence"] = torch.sigmoid(presence.float()).mean(dim=0, keepdim=True).cpu().numpy()
     return arrays
+
+
+def settle(arrays: Arrays, post: PostConfig) -> Arrays:
+    """The arrays with those findings faded that are less sure than ``post.peak_ratio`` times the surest one.
+
+    A finding is a connected part (8 neighbours) where the probability is above SUSPECT; its surest pixel speaks for it.
+    Specks smaller than ``post.min_area`` set no bar. What fades still stands out, for a click to find.
+    """
+    prob = arrays["coarse_prob"]
+    labels, count = ndimage.label(prob > SUSPECT, EIGHT)
+    if not post.peak_ratio or count < 2:
+        return arrays
+    index = np.arange(count + 1)
+    peaks = ndimage.maximum(prob.astype(np.float32), labels, index)
+    peaks[0] = 0
+    large = np.bincount(labels.ravel(), minlength=count + 1) >= post.min_area * prob.size
+    unsure = peaks < post.peak_ratio * peaks.max(where=large, initial=0.0)
+    unsure[0] = False
+    return {**arrays, "coarse_prob": np.where(unsure[labels], prob * prob.dtype.type(FADE), prob)}
 
 
 def doubt(arrays: Arrays, post: PostConfig) -> tuple[Arrays, bool]:

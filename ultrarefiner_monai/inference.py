@@ -19,7 +19,7 @@ import torch
 from .cache import Arrays, EmbeddingCache, image_key, to_half
 from .checkpoints import System
 from .clicks import check_clicks, core_clicks, honour_clicks
-from .coarse import coarse_arrays, coarse_to_sam, doubt
+from .coarse import coarse_arrays, coarse_to_sam, doubt, settle
 from .config import to_dict
 from .geometry import Letterbox, to_prompts
 from .models.mending import mended
@@ -184,7 +184,7 @@ class Predictor:
 
         arrays = self._kept(request, "c1", compute)
         with request.clock("post"):
-            arrays, doubted = doubt(arrays, self.system.config.post)
+            arrays, doubted = doubt(settle(arrays, self.system.config.post), self.system.config.post)
             coarse = CoarseResult(arrays, self._to_image(arrays["coarse_prob"], letterbox), doubted)
         coarse.prob.setflags(write=False)
         if self.cache is not None:

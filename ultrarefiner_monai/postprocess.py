@@ -72,11 +72,9 @@ def prob_to_mask(
     """final_prob (H, W) in [0, 1] -> mask (H, W) uint8, 0 or 1.
 
     A pixel is lesion where its probability is greater than ``config.threshold``. Components that are too small
-    (``min_area``, a share of the image) or nowhere sure enough (``min_peak``; ``peak_ratio``, beside the image's surest
-    pixel) are dropped, then holes are filled.
+    (``min_area``, a share of the image) or nowhere sure enough (``min_peak``) are dropped, then holes are filled.
     foreground, background: the user's clicks as (row, column); a component with a foreground click is never dropped, a
-    hole with a background click never filled. peaks: False asks no component how sure it is (the user said there is
-    something).
+    hole with a background click never filled. peaks: False leaves ``min_peak`` out (the user said there is something).
     """
     background = list(background)
     mask = final_prob > config.threshold
@@ -88,27 +86,17 @@ def prob_to_mask(
     labels, count = ndimage.label(inside, EIGHT)
     areas = np.bincount(labels.ravel(), minlength=count + 1)
     keep = areas >= max(1.0, config.min_area * mask.size)
-    keep[0] = False
-    if peaks:
-        keep &= _sure_enough(final_prob[where], labels, keep, config)
+    if peaks and config.min_peak > config.threshold:
+        keep &= np.bincount(labels[final_prob[where] >= config.min_peak], minlength=areas.size) > 0
     for row, column in foreground:
         if mask[row, column]:
             keep[labels[row - where[0].start, column - where[1].start]] = True
+    keep[0] = False
     if not keep[1:].all():
         mask[where] = keep[labels]
     if config.fill_holes:
         mask = fill_holes(mask, background)
     return mask.astype(np.uint8)
-
-
-def _sure_enough(prob: np.ndarray, labels: np.ndarray, keep: np.ndarray, config: PostConfig) -> np.ndarray:
-    """Which labels (L,) bool reach the bars for their peak. The surest of those to ``keep`` (L,) sets the relative one."""
-    bar = config.min_peak
-    if config.peak_ratio:
-        bar = max(bar, config.peak_ratio * float(prob.max(where=keep[labels], initial=0.0)))
-    if bar <= config.threshold:
-        return np.ones_like(keep)
-    return np.bincount(labels[prob >= bar], minlength=keep.size) > 0
 
 
 def boundary_band(mask: np.ndarray, radius: float) -> np.ndarray:

@@ -30,18 +30,6 @@ def test_a_denied_component_is_doubted_a_begun_one_sure_and_the_rest_unlikely() 
     assert both[24, 24] >= SURE and np.isclose(both[8, 8], DOUBTED) and both[0, 0] <= UNLIKELY
 
 
-def test_what_was_hidden_behind_a_denied_finding_comes_up() -> None:
-    """A second finding, less sure than the first, is not shown; when the first is denied it is the surest one."""
-    prob = 0.95 * disc(11, 11, 9) + 0.7 * disc(27, 27, 3)
-    post = replace(POST, peak_ratio=0.95)
-    confirmed = mend(prob, Clicks(foreground_xy=((11, 11),)), post)
-    assert confirmed[27, 27] <= UNLIKELY and confirmed[11, 11] >= SURE
-    trimmed = mend(prob, Clicks(foreground_xy=((11, 11),), background_xy=((19, 11),)), post)
-    assert trimmed[27, 27] <= UNLIKELY and trimmed[11, 11] >= SURE and trimmed[11, 19] <= UNLIKELY
-    denied = mend(prob, Clicks(background_xy=((11, 11),)), post)
-    assert denied[27, 27] >= SURE and np.isclose(denied[11, 11], DOUBTED)
-
-
 def test_mending_happens_at_a_quarter_of_the_frame_for_items_that_have_clicks() -> None:
     prob = 0.9 * disc(8, 8, 4) + 0.3 * disc(24, 24, 3)
     places = torch.tensor([[8.0, 8.0], [24.0, 24.0]]) * 4 + 1.5

@@ -250,16 +250,6 @@ def test_calibration_keeps_lesions_and_clears_normals() -> None:
     assert replace(config, post=start.post) == start  # nothing else changes without a refiner
 
 
-def test_calibration_drops_second_findings_where_they_are_false() -> None:
-    """As sure as many a lesion, but less sure than the lesion of the same image: no bar of its own tells them apart."""
-    label, other = np.zeros((60, 60), bool), np.zeros((60, 60), bool)
-    label[10:30, 10:30], other[40:55, 40:55] = True, True
-    two = Example(np.where(label, 0.99, np.where(other, 0.92, 0.0)).astype(np.float32), None, label)
-    faint = Example(np.where(label, 0.91, 0.0).astype(np.float32), None, label)
-    config, figure = choose([two, faint], SystemConfig(coarse=COARSE))
-    assert figure == 1 and config.post.peak_ratio == 0.95
-
-
 def test_calibration_hides_what_the_presence_tells_apart() -> None:
     """Marks as strong on the normal image as on the lesions: only the presence knows. No lesion is hidden for nothing."""
     label = np.zeros((60, 60), bool)

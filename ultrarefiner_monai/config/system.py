@@ -132,9 +132,9 @@ class PostConfig:
     """From final_prob to the mask that is returned when the user gave no prompt.
 
     min_area: connected components smaller than this share of the image are dropped. min_peak: so are components in
-    which the probability nowhere reaches this value; that keeps normal images free of marks. peak_ratio: so are those that
-    nowhere reach this share of the image's highest probability: a second finding has to be nearly as sure as the first.
-    min_presence: nothing is marked where the coarse network holds it less likely than this that there is a lesion at all;
+    which the probability nowhere reaches this value; that keeps normal images free of marks. peak_ratio: findings of the
+    coarse network that nowhere reach this share of its surest one fade (``coarse.settle``), for the refiner too: a second
+    lesion has to be nearly as sure as the first. min_presence: nothing is marked where the coarse network holds it less likely than this that there is a lesion at all;
     only networks with a presence logit say so.
     """
 

@@ -1,8 +1,8 @@
 """The last step of a run: how a probability becomes a mask is chosen on the selection images, never on the fold reported.
 
 Five numbers decide whether the tool marks what is no lesion: the threshold, the probability that a component must reach
-somewhere (of itself and beside the image's surest one), the smallest component, and how likely it must be that there is a
-lesion at all. They are tried on a small grid with the predictor that serves, at the images' own size, and the checkpoint
+somewhere, how sure a finding of the coarse network must be beside its surest one, the smallest component, and how likely it
+must be that there is a lesion at all. They are tried on a small grid with the predictor that serves, at the images' own size, and the checkpoint
 that leaves the run carries the best ones. With a refiner the whole way to the automatic
 result is tried, safety net included, and besides whether the refined probability stands alone or is averaged with the
 coarse one.
@@ -57,8 +57,12 @@ def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str
     system = load_system(best, device=device)
     images = [(read_study(i.image).frame(0), read_mask(i.mask)[0] > 0) for i in items]
     cache = EmbeddingCache(_CACHE_BYTES)
-    examples = _examples(system, images, cache, device)
-    config, figure = choose(examples, system.config)
+    tried = []
+    for ratio in RATIOS:  # it decides what the refiner sees: each needs its own probabilities
+        post = replace(system.config.post, peak_ratio=ratio)
+        settled = replace(system, config=replace(system.config, post=post))
+        tried.append(choose(_examples(settled, images, cache, device), settled.config))
+    config, figure = max(tried, key=lambda found: (found[1], found[0].post.peak_ratio))
     if system.refiner is not None:
         config, figure = _with_self_clicks(system, config, figure, images, cache, device)
     stored = read_checkpoint(best)
@@ -107,15 +111,15 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
     """The post-processing (gate and safety net) for these images, and its figure.
 
     Where the coarse network says how likely a lesion is, that keeps normal images clean, and the best is taken; of equals
-    the one with the highest bars for a component's peak, then one without the safety net. Where it does not, the highest
+    the one with the highest bar for a component's peak, then one without the safety net. Where it does not, the highest
     bar of all that come within TOLERANCE of the best: the selection images hold few normal ones, so that what marks them
     is seen too rarely to weigh enough.
     """
     tolerance = TOLERANCE if all(e.presence is None for e in examples) else 0.0
     start = replace(start, post=replace(start.post, min_presence=0.0))
     posts = [
-        replace(start.post, threshold=t, min_peak=p, peak_ratio=r, min_area=a)
-        for t, p, r, a in itertools.product(THRESHOLDS, PEAKS, RATIOS, AREAS)
+        replace(start.post, threshold=t, min_peak=p, min_area=a)
+        for t, p, a in itertools.product(THRESHOLDS, PEAKS, AREAS)
     ]
     candidates = [replace(start, post=post) for post in (start.post, *posts)]
     if any(e.refined_prob is not None for e in examples):
@@ -129,12 +133,7 @@ def choose(examples: Sequence[Example], start: SystemConfig) -> tuple[SystemConf
     best = max(figure for _, figure in tried)
     close = [(c, figure) for c, figure in tried if figure >= best - tolerance]
     # The first of equals.
-
-    def strictness(found: tuple[SystemConfig, float]) -> tuple[float, float, float, bool]:
-        config, figure = found
-        return config.post.min_peak, figure, config.post.peak_ratio, not config.safety.enabled
-
-    return max(close, key=strictness)
+    return max(close, key=lambda found: (found[0].post.min_peak, found[1], not found[0].safety.enabled))
 
 
 def _with_presence(config: SystemConfig, shown: np.ndarray, examples: Sequence[Example]) -> tuple[SystemConfig, float]:
