@@ -15,7 +15,7 @@ from ultrarefiner_monai.geometry import resize
 from ultrarefiner_monai.models.moments import ValidHW
 from ultrarefiner_monai.models.prompts import derive_mask_prompt, derive_prompts
 from ultrarefiner_monai.models.roi import Roi, find_roi
-from ultrarefiner_monai.models.sam import decode, encode
+from ultrarefiner_monai.models.sam import at_least_single, decode, encode
 from ultrarefiner_monai.types import Prompts, RefinerOutput
 
 # Beyond what a mask prompt itself says ((2 p - 1) * 10), so that a click is told from a sure mask.
@@ -117,13 +117,13 @@ class Refiner(nn.Module):
         if image is None:
             raise ValueError("refiner.roi cuts the region out of the image: image (B, 1, S, S) is needed")
         with torch.autocast(coarse_prob.device.type, enabled=False):
-            roi = find_roi(coarse_prob.float(), prompts, self.config, valid_hw)
+            roi = find_roi(at_least_single(coarse_prob), prompts, self.config, valid_hw)
         return _Frame(self.embed(roi.crop(image)), roi.crop(coarse_prob), roi.valid_inside(valid_hw), roi)
 
     def _prompts(self, frame: _Frame, prompts: Prompts | None) -> Prompts:
         """The decoder's prompts, in the frame it works on; exact in mixed precision too, which has no pixel beyond 256."""
         with torch.autocast(frame.coarse_prob.device.type, enabled=False):
-            return self._exact_prompts(frame._replace(coarse_prob=frame.coarse_prob.float()), prompts)
+            return self._exact_prompts(frame._replace(coarse_prob=at_least_single(frame.coarse_prob)), prompts)
 
     def _exact_prompts(self, frame: _Frame, prompts: Prompts | None) -> Prompts:
         mask_side = 4 * frame.embedding.shape[-1]

@@ -120,8 +120,14 @@ def encode(sam: Sam, image: torch.Tensor) -> torch.Tensor:
         return sam.image_encoder(normalise(image))
 
 
+def at_least_single(x: torch.Tensor) -> torch.Tensor:
+    """``x`` in float32, or in float64 where it is that already: what mixed precision made is widened, nothing is rounded."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def decode(sam: Sam, image_embedding: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
-    """image_embedding (B, 256, E, E) and prompts in the sam frame -> mask_logits (B, 3, 4E, 4E), iou_pred (B, 3), float32.
+    """image_embedding (B, 256, E, E) and prompts in the sam frame -> mask_logits (B, 3, 4E, 4E), iou_pred (B, 3), in
+    single precision also where the networks compute in a lower one.
 
     Batched and differentiable in embedding, points, boxes and mask. One embedding may serve several prompts (B = 1
     against N). An item of the batch lacks a prompt where its labels are -1, its box has x1 < x0, or its mask_logits are
@@ -134,7 +140,7 @@ def decode(sam: Sam, image_embedding: torch.Tensor, prompts: Prompts) -> tuple[t
     sparse = sparse.expand(max(len(sparse), len(dense)), -1, -1)
     if is_plain(sam.mask_decoder):
         masks, iou_pred = predict_masks(sam.mask_decoder, image_embedding + dense, _dense_pe(sam), sparse)
-        return masks.float(), iou_pred.float()
+        return at_least_single(masks), at_least_single(iou_pred)
     # With adapters in it, segment_anything's own way. The decoder repeats its image embedding once per prompt, for many
     # prompts on one image. It only ever adds it to the dense prompt, so the batch of embeddings goes in through there, and
     # a single zero in the embedding's place.
@@ -145,7 +151,7 @@ def decode(sam: Sam, image_embedding: torch.Tensor, prompts: Prompts) -> tuple[t
         dense_prompt_embeddings=image_embedding + dense,
         multimask_output=True,
     )
-    return masks.float(), iou_pred.float()
+    return at_least_single(masks), at_least_single(iou_pred)
 
 
 def _dense_pe(sam: Sam) -> torch.Tensor:
