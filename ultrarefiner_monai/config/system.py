@@ -134,8 +134,8 @@ class PostConfig:
     min_area: connected components smaller than this share of the image are dropped. min_peak: so are components in
     which the probability nowhere reaches this value; that keeps normal images free of marks. peak_ratio: findings of the
     coarse network that nowhere reach this share of its surest one fade (``coarse.settle``), for the refiner too: a second
-    lesion has to be nearly as sure as the first. min_presence: nothing is marked where the coarse network holds it less likely than this that there is a lesion at all;
-    only networks with a presence logit say so.
+    lesion has to be nearly as sure as the first. min_presence: nothing is marked where the coarse network holds it less
+    likely than this that there is a lesion at all; only networks with a presence logit say so.
     """
 
     threshold: float = 0.5

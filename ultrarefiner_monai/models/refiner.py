@@ -75,8 +75,7 @@ class Refiner(nn.Module):
         the mask prompt stays (unless mask_logits are given too). None: all are derived. valid_hw: see ``derive_prompts``.
         """
         frame = self._frame(image_embedding, coarse_prob, prompts, image, valid_hw)
-        given = self._prompts(frame, prompts)
-        return self._output(frame, self._decode(frame, given), coarse_prob)
+        return self._output(frame, self._decode(frame, self._prompts(frame, prompts)), coarse_prob)
 
     def interactive(
         self,

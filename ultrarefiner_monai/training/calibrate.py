@@ -2,10 +2,9 @@
 
 Five numbers decide whether the tool marks what is no lesion: the threshold, the probability that a component must reach
 somewhere, how sure a finding of the coarse network must be beside its surest one, the smallest component, and how likely it
-must be that there is a lesion at all. They are tried on a small grid with the predictor that serves, at the images' own size, and the checkpoint
-that leaves the run carries the best ones. With a refiner the whole way to the automatic
-result is tried, safety net included, and besides whether the refined probability stands alone or is averaged with the
-coarse one.
+must be that there is a lesion at all. They are tried on a small grid with the predictor that serves, at the images' own
+size, and the checkpoint that leaves the run carries the best ones. With a refiner the whole way to the automatic result is
+tried, safety net included, and besides whether the refined probability stands alone or is averaged with the coarse one.
 """
 
 from __future__ import annotations
