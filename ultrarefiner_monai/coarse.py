@@ -55,9 +55,11 @@ def settle(arrays: Arrays, post: PostConfig) -> Arrays:
     A finding is a connected part (8 neighbours) where the probability is above SUSPECT; its surest pixel speaks for it.
     Specks smaller than ``post.min_area`` set no bar. What fades still stands out, for a click to find.
     """
+    if not post.peak_ratio:
+        return arrays
     prob = arrays["coarse_prob"]
     labels, count = ndimage.label(prob > SUSPECT, EIGHT)
-    if not post.peak_ratio or count < 2:
+    if count < 2:
         return arrays
     index = np.arange(count + 1)
     peaks = ndimage.maximum(prob.astype(np.float32), labels, index)
