@@ -31,8 +31,8 @@ from lib.sessions import SessionStore
 from lib.strategies import NextSample
 from lib.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.study import Limits
-from ultrarefiner_monai.data.writers import read_mask
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.journalqueue import JournalQueue
 from ultrarefiner_monai.pacs.client import Pacs

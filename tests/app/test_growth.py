@@ -16,10 +16,11 @@ import pytest
 from monailabel.endpoints.user.auth import User
 
 from ultrarefiner_monai.config import PacsConfig, ServeConfig
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.data.series import frame_order, reordered
-from ultrarefiner_monai.data.writers import read_mask, write_mask
+from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.pacs.client import SeriesInfo
 from ultrarefiner_monai.workfolder import WorkFolder, forget
 

@@ -12,8 +12,8 @@ from app_server import picture, start
 from PIL import Image
 
 from ultrarefiner_monai.cache import image_key
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.writers import read_mask
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.workfolder import forget
 

@@ -16,8 +16,8 @@ from app_server import eventually
 from PIL import Image
 
 from ultrarefiner_monai.checkpoints import load_system
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.writers import read_mask
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.types import NOTICE, Clicks

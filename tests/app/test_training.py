@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from ultrarefiner_monai.checkpoints import load_system
 from ultrarefiner_monai.cli import app
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.phantoms import make_phantom
 from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.writers import read_mask, write_mask
+from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.registry import CONFIGURED, Registry
 from ultrarefiner_monai.trainingfolder import read_json

@@ -10,10 +10,11 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import Limits, read_study
 from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.data.series import read_series, sha256_of_image, sort_instances, state_of
-from ultrarefiner_monai.data.writers import read_mask, write_mask
+from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.types import InputError
 
 H, W = 40, 60

@@ -19,10 +19,10 @@ import numpy as np
 from ultrarefiner_monai.data.corrections import Labelled, chosen_frames, training_parts
 from ultrarefiner_monai.data.datalist import SELECT_FOLD
 from ultrarefiner_monai.data.grouping import near_duplicate_groups, thumbnail
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.nrrdfile import read_nrrd_array
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.study import Limits, Study, extension
-from ultrarefiner_monai.data.writers import read_mask
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.trainingfolder import Row, TrainingFolder
 from ultrarefiner_monai.types import InputError

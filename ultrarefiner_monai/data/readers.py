@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.data.masks import read_mask
+from ultrarefiner_monai.data.niftifile import open_nifti
 from ultrarefiner_monai.data.nrrdfile import VECTOR_KINDS, nrrd_affine, read_nrrd_array, space_fields
 from ultrarefiner_monai.data.study import (
     PICTURES,
@@ -30,7 +32,7 @@ from ultrarefiner_monai.data.study import (
     to_unit,
     usable_affine,
 )
-from ultrarefiner_monai.data.writers import read_mask, write_mask
+from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.types import InputError
 
 __all__ = ["IMAGE_EXTENSIONS", "Limits", "Study", "extension", "read_mask", "read_study", "write_mask"]
@@ -168,10 +170,8 @@ def _picture_spacing(image: Any) -> tuple[float, float]:
 
 
 def _read_nifti(path: Path, limits: Limits) -> Study:
-    import nibabel
-
     warnings: list[str] = []
-    image: Any = nibabel.load(path)
+    image: Any = open_nifti(path)
     shape, data_type = tuple(int(n) for n in image.shape), image.dataobj.dtype
     colour = data_type.names is not None
     # Vectors: NIfTI puts their components on the fifth axis; 4-D only with the intent to say so.

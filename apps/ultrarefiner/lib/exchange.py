@@ -26,7 +26,8 @@ from monailabel.interfaces.exception import LabelNotFoundException
 from lib.names import check_name
 from lib.pacs import MARK, ORIGIN, STORED, PacsStudies
 from lib.routing import annotator_role
-from ultrarefiner_monai.data.writers import read_mask, write_mask
+from ultrarefiner_monai.data.masks import read_mask
+from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.pacs.client import PacsError
 from ultrarefiner_monai.pacs.inbox import Inbox

@@ -23,7 +23,7 @@ from requests_toolbelt import MultipartEncoder
 
 from lib.infers import Outline
 from lib.routing import MaybeFile, check_known, params_of, stored_upload, user_role
-from ultrarefiner_monai.data.writers import read_mask
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.types import InputError
 
 MEDIA_TYPES = {".png": "image/png", ".nii.gz": "application/gzip"}

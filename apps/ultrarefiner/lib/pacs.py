@@ -22,10 +22,11 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.datastore import StudiesFolder
 from ultrarefiner_monai.config import PacsConfig
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.series import dicom_files, frame_order, frames_in, reordered
 from ultrarefiner_monai.data.study import Limits
-from ultrarefiner_monai.data.writers import read_mask, write_mask
+from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.pacs.client import Pacs, PacsError
 from ultrarefiner_monai.pacs.mirror import Mirror, MirrorImage
 from ultrarefiner_monai.pacs.pictures import split_message

@@ -32,7 +32,7 @@ from lib.routing import (
     stored_upload,
     user_role,
 )
-from ultrarefiner_monai.data.writers import read_mask
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS
 
