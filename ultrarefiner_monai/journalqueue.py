@@ -36,6 +36,10 @@ class JournalQueue:
         """Wait until all that was queued so far is written."""
         self._pool.submit(lambda: None).result()
 
+    def close(self) -> None:
+        """Write all that is queued; nothing can be queued any more."""
+        self._pool.shutdown(wait=True)
+
     def ask(self, work: Callable[[Journal], T]) -> T:
         """Do ``work`` with the journal in its turn and return what it returns; what it raises is raised here."""
         return self._pool.submit(lambda: work(self._opened())).result()

@@ -108,7 +108,7 @@ class TrainingFolder:
 
         epoch, total_epochs, best_metric (the best selection figure), start_ts, current_time while it runs and total_time
         when it is over, eval and train with the last epoch's figures; and status (running, stopped, finished, failed), name
-        and, where there is one, error.
+        and, where there is one, error; left_out: ids of images that changed while it began.
         """
         run = self.latest_run(task)
         if run is None:
@@ -137,7 +137,16 @@ class TrainingFolder:
             "best_metric": found["best_metric"],
             "best_metric_epoch": int(best.get("epoch", 0)),
         }
-        return found | {k: state[k] for k in ("error", "figures", "start_figures") if k in state}
+        return found | {k: state[k] for k in ("error", "left_out", "figures", "start_figures") if k in state}
+
+    def note_failure(self, task: str, since: float, reason: str) -> None:
+        """Write into a task's run that was begun, or gone on with, after ``since`` why it ended, where it still calls itself
+        running: its process could not say it."""
+        run = self.latest_run(task)
+        state = read_json(run / "state.json") if run is not None else {}
+        if run is None or state.get("status") != "running" or state.get("started", 0) < since or self.is_busy():
+            return
+        write_json(run / "state.json", {**state, "status": "failed", "ended": time.time(), "error": reason})
 
     def forget(self, image_id: str) -> int:
         """Remove the copies of one image, its place in the split, and runs that were to go on with it; how many copies.
@@ -184,6 +193,12 @@ def _history(path: Path) -> list[dict[str, float]]:
     except (OSError, ValueError, TypeError):
         return []
     return [{k: v for k, v in row.items() if math.isfinite(v)} for row in rows]
+
+
+def memory_advice(reason: str, batch_size: Any = None) -> str:
+    """A sentence for users whose training was short of memory: what happened, and what to do."""
+    now = f" (it was {batch_size})" if batch_size else ""
+    return f"{reason}; choose a smaller train_batch_size{now}, or close other programs, and start it again: it goes on"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 import ultrarefiner_monai
+from lib.background import Background
 from lib.datastore import StudiesFolder
+from lib.ending import Ending
 from lib.engine import Engine
 from lib.exchange import Exchange
 from lib.infers import LesionTask, Outline, make_tasks
@@ -56,6 +58,8 @@ class UltraRefinerApp(MONAILabelApp):
             self.work.note_studies(studies)
         self.journal = JournalQueue(self.work.journal)
         self.exchange: Exchange | None = None
+        self.trainings = Background("train", self._training_failed)
+        self.batches = Background("batch_infer")
         self.served = Served(Path(app_dir), self.config, self.work)
         self.engine = Engine(self.served, self.config, self.work, self.journal)
         self.preparer = Preparer(self.engine, self.config.prepare)
@@ -85,6 +89,10 @@ class UltraRefinerApp(MONAILabelApp):
 
     def init_trainers(self) -> dict[str, Any]:
         return make_trainers(Path(self.app_dir), self.served, self.config, self.work)
+
+    def _training_failed(self, task: dict[str, Any], reason: str) -> str:
+        trainer = self._trainers.get(task["request"].get("model"))
+        return reason if trainer is None else trainer.failed(task, reason)
 
     def info(self) -> dict[str, Any]:
         info = super().info()
@@ -189,6 +197,9 @@ class UltraRefinerApp(MONAILabelApp):
             self.exchange.start()
         install_exchange(server, self)
         super().on_init_complete()
+        for tasks in (self.trainings, self.batches):
+            tasks.install()
+        Ending([self.trainings.close, self.batches.close], self.journal.close).install()
         if not settings.MONAI_LABEL_AUTH_ENABLE and not is_loopback(host_of(sys.argv)):
             logger.warning(
                 "the server listens on %s without a login: everybody in the network can read the studies and save "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from pathlib import Path
 
 import nrrd
@@ -55,6 +57,59 @@ def test_copies_are_the_pixels_and_masks_that_were_labelled(tmp_path: Path, fold
         assert item.has_lesion == (k % 5 != 4)
     split = split_fold(list(items.values()), "none")
     assert len(split.select) == prepared.select and any(i.has_lesion for i in split.select)
+
+
+def test_labels_that_go_or_are_replaced_meanwhile_end_nothing(tmp_path: Path, folder: TrainingFolder) -> None:
+    """Saved in another format: what stands now is read. Removed, or the image with it: left out, and named."""
+    pairs = labelled(tmp_path / "s", 12)
+    saved, removed, moved = pairs[2], pairs[3], pairs[6]
+    mask = np.zeros(read_study(saved.image).frame(0).shape, np.uint8)
+    mask[5:20, 7:30] = 1
+    now = Labelled(saved.image_id, saved.image, saved.label.with_name(f"{saved.image_id}.nii.gz"))
+    write_mask(now.label, mask[None], read_study(saved.image))
+    for path in (saved.label, removed.label, moved.image):
+        path.unlink()
+    standing = {p.image_id: p for p in pairs if p not in (saved, removed, moved)} | {saved.image_id: now}
+    prepared = prepare_labels(pairs, folder, lookup=standing.get)
+    assert prepared is not None and prepared.left_out == (removed.image_id, moved.image_id)
+    assert removed.image_id in str(prepared) and prepared.train + prepared.select == 10
+    np.testing.assert_array_equal(np.asarray(Image.open(folder.pair(f"{saved.image_id}@0")[1])), mask.astype(bool))
+    without = prepare_labels(pairs, folder)  # nobody can be asked
+    assert without is not None and set(without.left_out) == {p.image_id for p in (saved, removed, moved)}
+
+
+def test_labels_that_are_saved_while_they_are_read(tmp_path: Path, folder: TrainingFolder) -> None:
+    """Somebody saves all the time, now in one format and then in another: each call ends well, with whole labels."""
+    pairs = labelled(tmp_path / "s", 8)
+    busy, studies = pairs[0], {p.image_id: read_study(p.image) for p in pairs}
+    ends, current = threading.Event(), {p.image_id: p for p in pairs}
+    shapes = [np.zeros((1, *studies[busy.image_id].frame(0).shape), np.uint8) for _ in range(2)]
+    shapes[0][0, 5:20, 5:20] = shapes[1][0, 20:40, 20:50] = 1
+
+    def save() -> None:
+        for k in itertools.count():
+            if ends.is_set():
+                return
+            path = busy.label.with_name(busy.image_id + (".nii.gz", ".nrrd")[k % 2])
+            beside = path.with_name("beside" + path.name[len(busy.image_id) :])
+            write_mask(beside, shapes[k % 2], studies[busy.image_id])
+            beside.replace(path)
+            before, current[busy.image_id] = current[busy.image_id], Labelled(busy.image_id, busy.image, path)
+            if before.label != path:
+                before.label.unlink()
+
+    saver = threading.Thread(target=save)
+    saver.start()
+    try:
+        for _ in range(20):
+            prepared = prepare_labels([*current.values()], folder, lookup=current.get)
+            assert prepared is not None and set(prepared.left_out) <= {busy.image_id}
+            if not prepared.left_out:
+                kept = np.asarray(Image.open(folder.pair(f"{busy.image_id}@0")[1]))
+                assert any(np.array_equal(kept, shape[0].astype(bool)) for shape in shapes)
+    finally:
+        ends.set()
+        saver.join()
 
 
 def test_a_screens_regions_are_trained_on_as_they_are_served(tmp_path: Path, folder: TrainingFolder) -> None:

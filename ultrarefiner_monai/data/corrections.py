@@ -155,7 +155,11 @@ def read_corrections(work_dir: str | Path, studies: str | Path | None = None) ->
 def _of_image(journal: Journal, pair: Labelled) -> list[Correction]:
     found: list[Correction] = []
     stored = journal.corrections(pair.image_id)
-    sha256 = sha256_of_image(pair.image) if stored else ""
+    try:
+        sha256 = sha256_of_image(pair.image) if stored else ""
+    except OSError as error:  # it went since the list was made
+        log.warning("%s is left out: %s", pair.image_id, error.strerror)
+        return []
     for correction in stored:
         if correction.proposal_id is None:  # a label that nothing was offered for
             continue

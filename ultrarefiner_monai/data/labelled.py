@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,18 +33,28 @@ LEAST_LESIONS = 4
 SHARE = 0.2  # of the images that validate
 TRAIN_PART, LEFT_OUT = "train", "test"
 Split = dict[str, dict[str, str]]
+# From an image's id to what stands in the studies now; None: it has no final label any more.
+Lookup = Callable[[str], Labelled | None]
+_TRIES = 3  # a label that is replaced while it is read is read so often
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training can use, in images with and without a lesion; the frames of a cine count as one image."""
+    """What a training can use, in images with and without a lesion; the frames of a cine count as one image.
+
+    left_out: ids of images whose label was removed, or replaced again and again, while the labels were read.
+    """
 
     train: int
     select: int
     lesions: int
+    left_out: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.train} images to train on, {self.select} to validate, {self.lesions} of them with a lesion"
+        text = f"{self.train} images to train on, {self.select} to validate, {self.lesions} of them with a lesion"
+        if self.left_out:
+            text += f"; left out, since image or label changed meanwhile: {', '.join(self.left_out)}"
+        return text
 
 
 def prepare_labels(
@@ -53,10 +63,12 @@ def prepare_labels(
     limits: Limits | None = None,
     seconds: float | None = None,
     seed: int = 0,
+    lookup: Lookup | None = None,
 ) -> Prepared | None:
     """Bring ``folder.data`` in line with the final labels; only what is new or changed is read.
 
-    seconds: None is returned when the copying takes longer; another call goes on. Raises InputError, naming the labels,
+    lookup: asked where a file is gone or was replaced since ``labelled`` was made; then the label of now is read, or the
+    image left out. Without it the image is left out where its files are gone. seconds: None is returned when the copying takes longer; another call goes on. Raises InputError, naming the labels,
     for such that cannot be used, and when there are too few.
     """
     if not labelled:
@@ -69,20 +81,22 @@ def prepare_labels(
         (folder.data / name).mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     problems: list[str] = []
+    left_out: list[str] = []
     late = False
     for pair in labelled:
-        state = _state(pair)
-        kept = [r for r in before.get(pair.image_id, []) if r["state"] == state]
-        if kept and all(path.is_file() for row in kept for path in folder.pair(row["id"])):
-            rows += kept
-            continue
-        if end is not None and time.monotonic() > end:
+        known = before.get(pair.image_id, [])
+        if end is not None and time.monotonic() > end and not _up_to_date(pair, known, folder):
             late = True
             break
         try:
-            rows += _copy(pair, state, folder, limits or Limits())
+            found = _rows_of(pair, known, folder, limits or Limits(), lookup or _still_there(pair))
         except InputError as error:
             problems.append(f"{pair.image_id}: {error}")
+            continue
+        if found is None:
+            log.warning("%s is left out: image or label was removed or replaced while it was read", pair.image_id)
+            left_out.append(pair.image_id)
+        rows += found or []
     if late:  # keep what was copied before and is still to be looked at
         done = {row["image"] for row in rows}
         rows += [row for image, old in before.items() if image not in done for row in old]
@@ -100,7 +114,39 @@ def prepare_labels(
     if late:
         return None
     _remove_others(rows, folder)
-    return _count(rows)
+    return _count(rows, left_out)
+
+
+def _up_to_date(pair: Labelled, known: Sequence[Row], folder: TrainingFolder) -> list[Row]:
+    """The rows of copies that are still those of the pair's files; [] when it has to be copied."""
+    state = _state(pair)
+    kept = [row for row in known if row["state"] == state]
+    return kept if all(path.is_file() for row in kept for path in folder.pair(row["id"])) else []
+
+
+def _rows_of(
+    pair: Labelled, known: Sequence[Row], folder: TrainingFolder, limits: Limits, lookup: Lookup
+) -> list[Row] | None:
+    """The rows of one image, copied where that is needed; None when its label is gone, or replaced at every try.
+
+    Raises InputError for image and label that stay as they are and cannot be used.
+    """
+    now: Labelled | None = pair
+    for _ in range(_TRIES):
+        if now is None:
+            return None
+        pair, state = now, _state(now)
+        try:
+            return _up_to_date(pair, known, folder) or _copy(pair, state, folder, limits)
+        except (InputError, OSError):  # of half the old and half the new file, where they changed
+            now = lookup(pair.image_id)
+            if now == pair and state and _state(pair) == state:
+                raise
+    return None
+
+
+def _still_there(pair: Labelled) -> Lookup:
+    return lambda _: pair if _state(pair) else None
 
 
 def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) -> list[Row]:
@@ -167,10 +213,13 @@ def _patient(study: Study) -> str:
 
 
 def _state(pair: Labelled) -> str:
+    """Changes with image and label file; empty when one of them is gone."""
     parts = []
     for path in (pair.image, pair.label):
         try:
             stat = path.stat()
+        except FileNotFoundError:
+            return ""
         except OSError as error:
             raise InputError(f"{path.name} cannot be opened: {error.strerror}") from error
         parts.append(f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
@@ -271,8 +320,8 @@ def _hash(name: str, seed: int) -> float:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") / 2**64
 
 
-def _count(rows: Sequence[Row]) -> Prepared:
+def _count(rows: Sequence[Row], left_out: Sequence[str]) -> Prepared:
     parts = {row["image"]: row["fold"] for row in rows}
     lesions = {row["image"] for row in rows if row["class"] == "lesion" and row["fold"] != LEFT_OUT}
     counts = list(parts.values())
-    return Prepared(counts.count(TRAIN_PART), counts.count(SELECT_FOLD), len(lesions))
+    return Prepared(counts.count(TRAIN_PART), counts.count(SELECT_FOLD), len(lesions), tuple(left_out))

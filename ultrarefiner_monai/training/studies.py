@@ -22,14 +22,14 @@ from ultrarefiner_monai.checkpoints import load_system, read_checkpoint, save_sy
 from ultrarefiner_monai.config import TrainConfig, to_dict
 from ultrarefiner_monai.data.corrections import Labelled
 from ultrarefiner_monai.data.datalist import NO_FOLD, SELECT_FOLD, Item, read_index
-from ultrarefiner_monai.data.labelled import Prepared, prepare_labels
+from ultrarefiner_monai.data.labelled import Lookup, Prepared, prepare_labels
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.metrics import NORMAL_LIMIT, dice_of
 from ultrarefiner_monai.registry import Candidate, Registry, Start
 from ultrarefiner_monai.training.run import train
-from ultrarefiner_monai.trainingfolder import TrainingFolder, read_json, write_json
+from ultrarefiner_monai.trainingfolder import TrainingFolder, memory_advice, read_json, write_json
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder
 
@@ -48,11 +48,12 @@ def train_on_labels(
     device: str | None = None,
     resume: bool = True,
     limits: Limits | None = None,
+    lookup: Lookup | None = None,
 ) -> Candidate:
     """Train ``settings`` (whose networks and start weights are taken from ``start``) and keep the result as a candidate.
 
-    resume: go on with this task's last run where it was stopped, if labels and options are still the same. Raises
-    InputError for labels that cannot be trained on, and when a training runs already.
+    resume: go on with this task's last run where it was stopped, if labels and options are still the same.
+    lookup: as for ``prepare_labels``. Raises InputError for labels that cannot be trained on, and when a training runs already.
     """
     folder = work.training
     try:
@@ -60,7 +61,7 @@ def train_on_labels(
     except Timeout:
         raise InputError("a training runs on these studies already: wait until it ends, or stop it") from None
     with held:
-        prepared = prepare_labels(labelled, folder, limits)
+        prepared = prepare_labels(labelled, folder, limits, lookup=lookup)
         assert prepared is not None
         config = started_from(settings, start, folder, work)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -72,6 +73,7 @@ def train_on_labels(
             "started": time.time(),
             "fingerprint": _fingerprint(config, folder),
             "start": start.name,
+            **({"left_out": list(prepared.left_out)} if prepared.left_out else {}),
         }
         write_json(run / "state.json", state)
         log.info("%s: %s; starts from %s", run.name, prepared, start.name)
@@ -80,12 +82,30 @@ def train_on_labels(
             candidate, facts = _keep(run, config, start, prepared, work, device)
         except BaseException as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            write_json(run / "state.json", {**state, "status": status, "ended": time.time(), "error": str(error)})
+            write_json(
+                run / "state.json",
+                {**state, "status": status, "ended": time.time(), "error": reason_of(error, config.batch_size)},
+            )
             raise
         state |= {"status": "finished", "ended": time.time(), "version": candidate.version, **facts}
         write_json(run / "state.json", state)
         _clean(run)
     return candidate
+
+
+# How torch, its data loader and the system say that memory is short; only a part of it has an exception of its own.
+_SHORT = ("not enough memory", "out of memory", "allocate memory", "by signal: killed")
+
+
+def reason_of(error: BaseException, batch_size: Any = None) -> str:
+    """Why a training failed, in words for its user; without paths. batch_size: what it was trained with."""
+    text = str(error)
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _SHORT):
+        return memory_advice("the memory did not suffice", batch_size)
+    if isinstance(error, OSError) and error.strerror:
+        name = f": {Path(str(error.filename)).name}" if error.filename else ""
+        return f"{error.strerror}{name}"
+    return text or type(error).__name__
 
 
 def started_from(settings: TrainConfig, start: Start, folder: TrainingFolder, work: WorkFolder) -> TrainConfig:

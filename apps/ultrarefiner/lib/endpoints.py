@@ -60,6 +60,7 @@ def _routes(studies: str) -> list[tuple[str, str, Callable[..., Any]]]:
         ("POST", "/infer/wsi_v2/{model}", _refuse(404, "there are no pathology models here")),
         ("POST", "/infer/{model}", infer_routes.infer),
         ("POST", "/batch/infer/{model}", task_routes.batch_infer),
+        ("DELETE", "/batch/infer", task_routes.stop_batch),
         ("POST", "/train/", task_routes.train_all),
         ("POST", "/train/{model}", task_routes.train),
         ("DELETE", "/train/", task_routes.stop_training),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import Any
 
 import anyio
-import psutil
 from fastapi import HTTPException
 from monailabel.endpoints import batch_infer as stock_batch_infer
 from monailabel.endpoints import train as stock_train
@@ -14,11 +14,14 @@ from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
-from monailabel.utils.async_tasks.utils import processes
 
+from lib.background import Background
 from lib.names import check_name
 from lib.routing import JsonBody, admin_role, check_known
 from ultrarefiner_monai.types import InputError
+
+MOST_OPEN = 8  # trainings that run or wait
+_starting = threading.Lock()
 
 
 async def batch_infer(
@@ -57,10 +60,20 @@ async def train(
 
 def _train(model: str, params: dict[str, Any], enqueue: bool) -> Any:
     app = app_instance()
-    if processes("train") and not enqueue:
-        raise HTTPException(429, "a training is running: wait until it ends, or stop it (DELETE /train/)")
+    _refuse_more(app.trainings, enqueue)
     request = app._trainers[model].check(params, app.datastore())
-    return stock_train.run_model(model, request, False, enqueue)
+    with _starting:  # the look into the labels takes its time, and others ask meanwhile
+        _refuse_more(app.trainings, enqueue)
+        return stock_train.run_model(model, request, False, enqueue)
+
+
+def _refuse_more(trainings: Background, enqueue: bool) -> None:
+    """429 where there is a training already, or too many wait."""
+    count = len(trainings.open())
+    if count and not enqueue:
+        raise HTTPException(429, "a training is running: wait until it ends, or stop it (DELETE /train/)")
+    if count >= MOST_OPEN:
+        raise HTTPException(429, f"{count} trainings run or wait already: wait, or stop them all (DELETE /train/)")
 
 
 async def train_all(params: JsonBody = None, user: User = admin_role) -> dict[str, Any]:
@@ -84,13 +97,16 @@ async def train_all(params: JsonBody = None, user: User = admin_role) -> dict[st
 
 
 async def stop_training(user: User = admin_role) -> Any:
-    """As MONAI Label's own, with a ``result`` always: 3D Slicer's module fails on a training stopped before it said a word."""
+    """Ends the training that runs and those that wait; as MONAI Label's own, with a ``result`` always: 3D Slicer's module
+    fails on a training that was stopped before it said a word."""
+    return await anyio.to_thread.run_sync(_stop, app_instance().trainings)
 
-    def work() -> Any:
-        try:
-            stopped = stock_train.stop()
-        except (psutil.Error, IndexError):  # it ended in this very moment
-            return None
-        return stopped and {"result": ["stopped", *stopped.get("details", [])][-1], **stopped}
 
-    return await anyio.to_thread.run_sync(work)
+async def stop_batch(user: User = admin_role) -> Any:
+    """The same for batches."""
+    return await anyio.to_thread.run_sync(_stop, app_instance().batches)
+
+
+def _stop(background: Background) -> Any:
+    stopped = background.stop()
+    return stopped and {"result": ["stopped", *stopped.get("details", [])][-1], **stopped}

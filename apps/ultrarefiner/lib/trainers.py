@@ -9,24 +9,26 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
-import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import Timeout
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import MONAILabelException
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks
 
+from lib.background import FAILED, NOT_DONE, RUNNING, SHORT_OF_MEMORY, WAITING
 from lib.datastore import StudiesFolder
 from lib.served import Served, device_of
 from ultrarefiner_monai.config import ConfigError, ServeConfig, TrainConfig, load_yaml
 from ultrarefiner_monai.data.corrections import Labelled
 from ultrarefiner_monai.data.labelled import prepare_labels
 from ultrarefiner_monai.data.study import Limits
+from ultrarefiner_monai.trainingfolder import memory_advice
 from ultrarefiner_monai.types import NOTICE, InputError
 from ultrarefiner_monai.workfolder import WorkFolder
 
@@ -65,15 +67,25 @@ class LesionTraining(TrainTask):
         return self._config
 
     def stats(self) -> dict[str, Any]:
-        found, task = self.work.training.stats(self.name), _open_task()
-        if task is None or task["request"].get("model") != self.name:
+        found, task = self.work.training.stats(self.name), _last_task(self.name)
+        if task is None:
             return found
-        asked = datetime.strptime(task["start_ts"], "%Y-%m-%d %H:%M:%S").timestamp()
+        asked = _asked(task)
         if found.get("start_ts", 0) >= asked:
             return found
-        # Its process has not written anything yet: without this, 3D Slicer shows it as complete.
         epochs = int(task["request"].get("max_epochs") or self._config["max_epochs"])
-        return {"status": "starting", "epoch": 0, "total_epochs": epochs, "start_ts": int(asked), "best_metric": 0}
+        begun = {"status": "starting", "epoch": 0, "total_epochs": epochs, "start_ts": int(asked), "best_metric": 0}
+        if task["status"] == FAILED:  # before there was a run to note it in
+            return {**begun, "status": "failed", "error": task["error"]}
+        # Its process has not written anything yet: without this, 3D Slicer shows it as complete.
+        return begun
+
+    def failed(self, task: dict[str, Any], reason: str) -> str:
+        """Note why the process of a training ended, where it could not do so itself; the reason with what to do."""
+        if SHORT_OF_MEMORY in reason:
+            reason = memory_advice(reason, task["request"].get("train_batch_size"))
+        self.work.training.note_failure(self.name, _asked(task), reason)
+        return reason
 
     def check(self, params: dict[str, Any], datastore: StudiesFolder) -> dict[str, Any]:
         """The request with which to start the training. Raises InputError for what can be known before it begins."""
@@ -85,7 +97,8 @@ class LesionTraining(TrainTask):
         started_from(settings, self.served.start(), folder, self.work)
         try:
             with folder.lock().acquire(timeout=0):
-                if prepare_labels(labelled, folder, self.limits, PATIENCE_SECONDS) is None:
+                lookup = partial(label_now, datastore)
+                if prepare_labels(labelled, folder, self.limits, PATIENCE_SECONDS, lookup=lookup) is None:
                     logger.info("%s: there are many new labels; the training looks at the rest", self.name)
         except Timeout:
             logger.info("%s: another training runs; the labels are looked at when it has ended", self.name)
@@ -93,11 +106,10 @@ class LesionTraining(TrainTask):
 
     def __call__(self, request: dict[str, Any], datastore: StudiesFolder) -> dict[str, Any]:
         """Train; in MONAI Label's subprocess. An error that a user can mend ends the process with its message."""
-        from ultrarefiner_monai.training.studies import train_on_labels
+        from ultrarefiner_monai.training.studies import reason_of, train_on_labels
 
         if hasattr(os, "nice"):
             os.nice(5)  # who is served comes first
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
         try:
             options = self._options(request, strict=False)
             device = device_of(options["device"])
@@ -110,11 +122,12 @@ class LesionTraining(TrainTask):
                 device,
                 options["resume"],
                 self.limits,
+                partial(label_now, datastore),
             )
-        except (InputError, ConfigError, RuntimeError, OSError) as error:
+        except (InputError, ConfigError, RuntimeError, OSError, MemoryError) as error:
             logger.exception("%s failed", self.name)
-            print(f"{self.name} was not trained: {error}", flush=True)
-            time.sleep(1)  # MONAI Label reads the output line by line, and not at all once the process is gone
+            reason = " ".join(reason_of(error, request.get("train_batch_size")).split())
+            print(f"{self.name} {NOT_DONE}{reason}", flush=True)
             sys.exit(1)
         print(
             f"{candidate.name} is trained: see `ultrarefiner models list`, serve it with `ultrarefiner models use "
@@ -156,25 +169,37 @@ def make_trainers(app_dir: Path, served: Served, config: ServeConfig, work: Work
     }
 
 
-def _open_task() -> dict[str, Any] | None:
-    """The training that runs, as MONAI Label keeps it, or that is about to."""
-    return next((task for task in tasks("train") if task["status"] in ("SUBMITTED", "RUNNING")), None)
+def _last_task(name: str) -> dict[str, Any] | None:
+    """The last training of a name that runs, waits or failed, as MONAI Label keeps it."""
+    own = [task for task in tasks("train") if task["request"].get("model") == name]
+    return own[-1] if own and own[-1]["status"] in (WAITING, RUNNING, FAILED) else None
+
+
+def _asked(task: dict[str, Any]) -> float:
+    """When a training was asked for, in seconds since 1970."""
+    return datetime.strptime(task["start_ts"], "%Y-%m-%d %H:%M:%S").timestamp()
 
 
 def final_labels(datastore: StudiesFolder) -> list[Labelled]:
     """Images with a final label, by id; without those that a PACS cannot give at the moment. Those of a PACS as the DICOM
     files that the journal knows, not as clients get them."""
-    found = []
-    for image_id in sorted(datastore.get_labeled_images(FINAL)):
-        try:
-            image = datastore.image_path(image_id)
-        except InputError as error:
-            logger.warning("%s is left out: %s", image_id, error)
-            continue
+    return [p for i in sorted(datastore.get_labeled_images(FINAL)) if (p := _labelled(datastore, i)) is not None]
+
+
+def label_now(datastore: StudiesFolder, image_id: str) -> Labelled | None:
+    """An image and its final label as they stand in the studies at this moment; None when one of them is gone."""
+    datastore.refresh()
+    return _labelled(datastore, image_id)
+
+
+def _labelled(datastore: StudiesFolder, image_id: str) -> Labelled | None:
+    try:
+        image = datastore.image_path(image_id)
         label = datastore.get_label_uri(image_id, FINAL)  # after: a label follows the frames of its image
-        if label:
-            found.append(Labelled(image_id, image, Path(label)))
-    return found
+    except (InputError, MONAILabelException) as error:  # the image may be gone since it was listed
+        logger.warning("%s is left out: %s", image_id, getattr(error, "msg", None) or error)
+        return None
+    return Labelled(image_id, image, Path(label)) if label else None
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:
@@ -200,10 +225,3 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         kind = "a whole number" if isinstance(default, int) else "a number"
         raise InputError(f"{name} must be {kind} above 0, got {value!r:.80}")
     return type(default)(number)
-
-
-def _end_with_parent(parent: int) -> None:
-    """A server that was stopped takes its training along: nobody could see or stop it any more."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)  # every file of a run is whole at any moment

@@ -1,0 +1,65 @@
+"""SIGTERM ends the server within seconds, whatever its threads compute, and what was acknowledged is written.
+
+uvicorn waits without a limit for requests that are in work, Python for threads that compute; and uvicorn repeats the signal
+when it is done, which ends the process with all that is queued.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import FrameType
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 5.0  # requests in work are answered within, or not at all
+WRITE_SECONDS = 3.0
+
+
+class Ending:
+    """What happens at SIGTERM and SIGINT. stop: called at once, one after the other. write: writes what is queued; it may
+    take ``WRITE_SECONDS``."""
+
+    def __init__(self, stop: Sequence[Callable[[], Any]], write: Callable[[], Any]):
+        self._stop, self._write = stop, write
+        self._begun = False
+
+    def install(self) -> None:
+        """Put this before the handlers that are there; called in the main thread when uvicorn has installed its own."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, partial(self._handle, signal.getsignal(number)))
+
+    def _handle(self, before: Any, number: int, frame: FrameType | None) -> None:
+        if not self._begun:
+            self._begun = True
+            threading.Thread(target=self._end, args=(number,), name="ending", daemon=True).start()
+        server: Any = getattr(before, "__self__", None)
+        if number == signal.SIGTERM and hasattr(server, "should_exit"):
+            server.should_exit = True  # as uvicorn's own handler, but for the signal's repetition
+        elif callable(before):
+            before(number, frame)
+
+    def _end(self, number: int) -> None:
+        """Beside uvicorn's own ending; where that ends the process in time, this thread is not missed."""
+        for stop in self._stop:
+            try:
+                stop()
+            except Exception:
+                logger.exception("something could not be stopped")
+        time.sleep(GRACE_SECONDS)
+        logger.warning("not all that is in work has ended within %.0f s: the server ends without it", GRACE_SECONDS)
+        writer = threading.Thread(target=self._write, daemon=True)
+        writer.start()
+        writer.join(WRITE_SECONDS)
+        if writer.is_alive():
+            logger.error("what is queued for the journal could not be written within %.0f s", WRITE_SECONDS)
+        logging.shutdown()
+        os._exit(128 + number)
