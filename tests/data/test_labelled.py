@@ -80,11 +80,12 @@ def test_labels_that_go_or_are_replaced_meanwhile_end_nothing(tmp_path: Path, fo
 
 def test_labels_that_are_saved_while_they_are_read(tmp_path: Path, folder: TrainingFolder) -> None:
     """Somebody saves all the time, now in one format and then in another: each call ends well, with whole labels."""
-    pairs = labelled(tmp_path / "s", 8)
+    pairs = labelled(tmp_path / "s", 20)
     busy, studies = pairs[0], {p.image_id: read_study(p.image) for p in pairs}
     ends, current = threading.Event(), {p.image_id: p for p in pairs}
     shapes = [np.zeros((1, *studies[busy.image_id].frame(0).shape), np.uint8) for _ in range(2)]
     shapes[0][0, 5:20, 5:20] = shapes[1][0, 20:40, 20:50] = 1
+    write_mask(busy.label, shapes[1], studies[busy.image_id])
 
     def save() -> None:
         for k in itertools.count():
@@ -101,7 +102,7 @@ def test_labels_that_are_saved_while_they_are_read(tmp_path: Path, folder: Train
     saver = threading.Thread(target=save)
     saver.start()
     try:
-        for _ in range(20):
+        for _ in range(40):
             prepared = prepare_labels([*current.values()], folder, lookup=current.get)
             assert prepared is not None and set(prepared.left_out) <= {busy.image_id}
             if not prepared.left_out:

@@ -132,16 +132,19 @@ def _rows_of(
     Raises InputError for image and label that stay as they are and cannot be used.
     """
     now: Labelled | None = pair
+    failed: tuple[Labelled, str] | None = None
     for _ in range(_TRIES):
         if now is None:
             return None
         pair, state = now, _state(now)
         try:
             return _up_to_date(pair, known, folder) or _copy(pair, state, folder, limits)
-        except (InputError, OSError):  # of half the old and half the new file, where they changed
+        except Exception:  # whatever a reader says between the old and the new file
             now = lookup(pair.image_id)
-            if now == pair and state and _state(pair) == state:
+            # Twice: two states within one tick of the file system's clock look the same.
+            if now == pair and state and failed == (pair, state) and _state(pair) == state:
                 raise
+            failed = (pair, state)
     return None
 
 
