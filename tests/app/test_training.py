@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -221,6 +222,79 @@ def test_the_refiner_and_both_together(training_server, trainer, task):
     assert run.invoke(app, ["models", "back", *place]).exit_code == 0
     _, reply = trainer.infer("sam_refiner", "image0", dict(click))
     assert reply["version"] == first["version"]
+
+
+# --- what ends a training ---------------------------------------------------------------------------------------------
+
+
+def test_a_stop_ends_what_waits_too(training_server, trainer):
+    server = training_server
+    trainer.train_start("transunet", {**OPTIONS, "max_epochs": 100000})
+    post(server, "sam_refiner", 200, "?enqueue=true", max_epochs=1)
+    asked = requests.post(f"{server.url}/train/", json={name: OPTIONS for name in trainer.info()["trainers"]}).json()
+    assert all(found["result"] for found in asked.values())
+    for _ in range(8):
+        full = requests.post(f"{server.url}/train/transunet?enqueue=true", json=OPTIONS)
+    assert full.status_code == 429 and "run or wait" in full.json()["detail"]
+    wait(lambda: children(server))
+    stopped = trainer.train_stop()
+    assert stopped["status"] == "STOPPED" and stopped["result"]
+    end = time.monotonic() + 4
+    while time.monotonic() < end:
+        assert not [c for c in children(server) if c.status() != psutil.STATUS_ZOMBIE]
+        time.sleep(0.1)
+    statuses = {task["status"] for task in requests.get(f"{server.url}/train/?all=true").json()}
+    assert statuses <= {"STOPPED", "DONE", "ERROR"} and trainer.train_stop() is None
+    post(server, status=200, max_epochs=100000)
+    assert trainer.train_status()["status"] in ("SUBMITTED", "RUNNING"), "it can be started again"
+    trainer.train_stop()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before its first word", "in its epochs"])
+def test_a_training_that_the_system_killed_says_why(training_server, trainer, begun):
+    """SIGKILL is what the kernel does where memory is short."""
+    server = training_server
+    trainer.train_start("transunet", {**OPTIONS, "max_epochs": 100000, "resume": False})
+    [child] = wait(lambda: children(server))
+    if begun:
+        wait(lambda: trainer.info()["train_stats"]["transunet"].get("epoch", 0) >= 1)
+        epoch = trainer.info()["train_stats"]["transunet"]["epoch"]
+    child.kill()
+    wait(lambda: trainer.train_status()["status"] == "ERROR", 20)
+    task, stats = trainer.train_status(), trainer.info()["train_stats"]["transunet"]
+    for words in (task["error"], task["details"][-1], task["result"], stats["error"]):
+        assert "memory" in words and "smaller train_batch_size (it was 4)" in words
+    assert stats["status"] == "failed" and (not begun or stats["epoch"] >= epoch)
+    if begun:
+        trainer.train_start("transunet", {**OPTIONS, "max_epochs": stats["epoch"] + 1})
+        wait(lambda: trainer.train_status()["status"] in ("DONE", "ERROR"))
+        assert trainer.info()["train_stats"]["transunet"]["name"] == stats["name"], "it goes on"
+
+
+def test_a_training_that_gets_no_memory_says_why(training_server, trainer):
+    server = training_server
+    trainer.train_start("transunet", {**OPTIONS, "max_epochs": 100000, "resume": False})
+    [child] = wait(lambda: children(server))
+    wait(lambda: trainer.info()["train_stats"]["transunet"].get("epoch", 0) >= 1)
+    child.rlimit(psutil.RLIMIT_AS, (1 << 20, 1 << 20))
+    wait(lambda: trainer.train_status()["status"] == "ERROR", 60)
+    task, stats = trainer.train_status(), trainer.info()["train_stats"]["transunet"]
+    for words in (task["error"], stats["error"]):
+        assert "memory" in words and "smaller train_batch_size (it was 4)" in words, (words, server.log[-3000:])
+    assert "/" not in task["error"]
+
+
+def test_labels_saved_while_a_training_begins(training_server, trainer, tmp_path):
+    """Again and again, in one format and then in another, as *Submit Label* does beside "auto-update"."""
+    server, studies = training_server, training_server.studies
+    read_study(studies / "image6.png")
+    files = [write_label(tmp_path / f"again{suffix}", studies, 6) for suffix in (".nrrd", ".nii.gz")]
+    trainer.train_start("transunet", {**OPTIONS, "max_epochs": 1, "resume": False})
+    for k in itertools.count():
+        if trainer.train_status()["status"] not in ("SUBMITTED", "RUNNING"):
+            break
+        trainer.save_label("image6", str(files[k % 2]))
+    assert k > 5 and trainer.train_status()["status"] == "DONE", server.log[-3000:]
 
 
 def changed(one, other) -> bool:

@@ -6,9 +6,11 @@ when it is done, which ends the process with all that is queued.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +38,7 @@ class Ending:
             return
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, partial(self._handle, signal.getsignal(number)))
+        atexit.register(self._leave)
 
     def _handle(self, before: Any, number: int, frame: FrameType | None) -> None:
         if not self._begun:
@@ -46,6 +49,13 @@ class Ending:
             server.should_exit = True  # as uvicorn's own handler, but for the signal's repetition
         elif callable(before):
             before(number, frame)
+
+    def _leave(self) -> None:
+        """All threads have ended: only the interpreter is left to take apart, which takes seconds and serves nobody."""
+        if self._begun:
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(0)
 
     def _end(self, number: int) -> None:
         """Beside uvicorn's own ending; where that ends the process in time, this thread is not missed."""
