@@ -231,7 +231,7 @@ def test_a_stop_ends_what_waits_too(training_server, trainer):
     server = training_server
     trainer.train_start("transunet", {**OPTIONS, "max_epochs": 100000})
     post(server, "sam_refiner", 200, "?enqueue=true", max_epochs=1)
-    asked = requests.post(f"{server.url}/train/", json={name: OPTIONS for name in trainer.info()["trainers"]}).json()
+    asked = requests.post(f"{server.url}/train/", json=dict.fromkeys(trainer.info()["trainers"], OPTIONS)).json()
     assert all(found["result"] for found in asked.values())
     for _ in range(8):
         full = requests.post(f"{server.url}/train/transunet?enqueue=true", json=OPTIONS)
