@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from ultrarefiner_monai.data.dicomheader import element
 from ultrarefiner_monai.types import InputError
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -95,8 +96,8 @@ def not_an_image(dataset: Any) -> str | None:
     """What a DICOM object is that shows no picture of a patient ("a DICOM segmentation"), None for an image. Needs no
     more than its SOPClassUID and Modality."""
     meta = getattr(dataset, "file_meta", None) or {}
-    sop_class = str(dataset.get("SOPClassUID", "") or meta.get("MediaStorageSOPClassUID", "") or "")
-    modality = str(dataset.get("Modality", "") or "")
+    sop_class = str(element(dataset, "SOPClassUID", "") or element(meta, "MediaStorageSOPClassUID", ""))
+    modality = str(element(dataset, "Modality", ""))
     for root, kind in _OTHER_CLASSES.items():
         if sop_class == root or sop_class.startswith(f"{root}."):
             return kind
