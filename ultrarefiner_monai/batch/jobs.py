@@ -57,11 +57,11 @@ def folder_jobs(folder: Path, remembered: Path, leave_out: Sequence[Path] = ()) 
     for path, header in sorted(found.items(), key=lambda item: ("/" in item[0], item[0])):
         if "/" not in path:
             name = _stem(path) if stems[_stem(path).lower()] == 1 else path
-        elif header.uid in copies:
+        elif header.kind == IMAGE and (not header.id or header.id in copies):
             continue
         else:
-            name = header.uid or path
-        copies |= {header.uid} - {""}
+            name = header.id if header.uid else path
+        copies |= {header.id} - {""}
         if (plain := _plain(name)) != name or plain.lower() in jobs:
             name = f"{plain}-{_digest([path])[:8]}"
         jobs[name.lower()] = Job(name, path, _digest([header.size, header.time_ns]), folder / path)

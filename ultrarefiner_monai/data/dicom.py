@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.dicomfile import not_an_image, open_dicom
+from ultrarefiner_monai.data.dicomheader import drop_damaged, element, fill_in, frames_said, transfer_syntax
 from ultrarefiner_monai.data.dicompixels import frame_loader
+from ultrarefiner_monai.data.dicomvalues import Scale
 from ultrarefiner_monai.data.regions import region_spacing_mm, tissue_regions
 from ultrarefiner_monai.data.study import (
     IN_PIXELS,
@@ -30,26 +32,31 @@ from ultrarefiner_monai.data.study import (
 from ultrarefiner_monai.types import InputError
 
 
-def read_dicom(path: Path, limits: Limits, region_spacing: bool = False, decode: bool = True) -> Study:
+def read_dicom(
+    path: Path, limits: Limits, region_spacing: bool = False, decode: bool = True, scale: Scale | None = None
+) -> Study:
     """One DICOM file; frames of a cine are decoded when they are asked for. Raises InputError (see ``read_study``).
 
     region_spacing: place the grid by the pixels' known size instead of as ITK does (``series.read_series``).
     decode: also decode a single frame at once; without it a damaged one raises at ``frame``, as a cine's.
+    scale: that of a series, whose files are to agree in their greys (``dicomvalues``).
     """
     dataset = open_dicom(path)
-    modality = str(dataset.get("Modality", "") or "unknown")
+    warnings: list[str] = []
+    drop_damaged(dataset, warnings)
+    modality = str(element(dataset, "Modality", "unknown"))
     kind = not_an_image(dataset)
     if kind is not None:
         raise InputError(f"{path.name} is {kind}: expected an image")
     if "PixelData" not in dataset:
         raise InputError(f"{path.name} holds no pixels (modality {modality}), or is cut off before them")
-    missing = [k for k in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation") if k not in dataset]
-    if missing:
-        raise InputError(f"{path.name} lacks {', '.join(missing)}: its pixels cannot be decoded")
-    height, width, count = int(dataset.Rows), int(dataset.Columns), int(dataset.get("NumberOfFrames", None) or 1)
+    fill_in(path.name, dataset, warnings)
+    height, width, count = int(dataset.Rows), int(dataset.Columns), frames_said(dataset, warnings)
     limits.check(path.name, height, width, count)
-    warnings = [] if modality == "US" else [f"modality {modality}: made for breast ultrasound (US)"]
-    load = frame_loader(path.name, dataset, count)
+    transfer_syntax(path.name, dataset, warnings)
+    if modality != "US":
+        warnings.append(f"modality {modality}: made for breast ultrasound (US)")
+    load = frame_loader(path.name, dataset, count, warnings, scale)
     if count == 1 and decode:
         only = load(0)  # a damaged picture must be refused now, not at the first click
         load = _same(only)
@@ -58,7 +65,7 @@ def read_dicom(path: Path, limits: Limits, region_spacing: bool = False, decode:
     if spacing is None and len(warnings) == said:
         warnings.append(f"the file does not say how large its pixels are{IN_PIXELS}")
     geometry = _geometry(dataset, height, width, count, spacing if region_spacing else None)
-    patient = str(dataset.get("PatientID", "") or "")
+    patient = str(element(dataset, "PatientID", ""))
     regions = tissue_regions(dataset, height, width, warnings)
     kept = height * width * 4 if count == 1 and decode else len(dataset.PixelData)
     return Study(

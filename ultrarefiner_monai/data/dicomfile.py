@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import zlib
 from pathlib import Path
 from typing import Any
 
+from ultrarefiner_monai.data.dicomheader import element
 from ultrarefiner_monai.types import InputError
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 _INFLATED_BYTES = 512 << 20
 _HEADER_BYTES = 1 << 20  # of a deflated file, for its header alone
+_PIECES, _PIECE = 4, 16 << 10
+_DESCRIPTION = ("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "PhotometricInterpretation")
 _STORAGE = "1.2.840.10008.5.1.4.1.1"
 # The beginnings of SOP class UIDs; what follows them are variants of the same.
 _OTHER_CLASSES = {
@@ -87,6 +92,38 @@ def _inflated(path: Path, meta: Any, header_only: bool) -> Any:
     return dataset
 
 
+def pixel_digest(path: str | Path, whole: bool = False) -> str:
+    """A digest of a file's pixel data and their description, whatever else its header says; of the file where it holds
+    none. Without ``whole``, large pixel data count by their size and four pieces: enough to know a picture again.
+    "" where the file cannot be read.
+    """
+    import pydicom
+
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            try:
+                header = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_DESCRIPTION))
+                start = file.tell()
+                digest.update(repr([str(element(header, keyword)) for keyword in _DESCRIPTION]).encode())
+            except Exception:  # a damaged header: the file as it is
+                start = 0
+            end = file.seek(0, os.SEEK_END)
+            start = 0 if start >= end else start
+            digest.update(str(end - start).encode())
+            if whole or end - start <= _PIECES * _PIECE:
+                file.seek(start)
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            else:
+                for k in range(_PIECES):
+                    file.seek(start + (end - start - _PIECE) * k // (_PIECES - 1))
+                    digest.update(file.read(_PIECE))
+    except OSError:
+        return ""
+    return digest.hexdigest()[:32]
+
+
 def _at_pixels(tag: Any, vr: Any, length: int) -> bool:
     return tag in (0x7FE00008, 0x7FE00009, 0x7FE00010)
 
@@ -95,8 +132,8 @@ def not_an_image(dataset: Any) -> str | None:
     """What a DICOM object is that shows no picture of a patient ("a DICOM segmentation"), None for an image. Needs no
     more than its SOPClassUID and Modality."""
     meta = getattr(dataset, "file_meta", None) or {}
-    sop_class = str(dataset.get("SOPClassUID", "") or meta.get("MediaStorageSOPClassUID", "") or "")
-    modality = str(dataset.get("Modality", "") or "")
+    sop_class = str(element(dataset, "SOPClassUID", "") or element(meta, "MediaStorageSOPClassUID", ""))
+    modality = str(element(dataset, "Modality", ""))
     for root, kind in _OTHER_CLASSES.items():
         if sop_class == root or sop_class.startswith(f"{root}."):
             return kind

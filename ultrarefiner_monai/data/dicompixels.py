@@ -2,7 +2,7 @@
 
 pydicom and its plug-ins decode; what they get wrong or do not know is done here: colours of baseline JPEG, the retired
 YBR_PARTIAL, HTJ2K. Only the luminance is wanted, so YCbCr is not turned into colours where its Y can be taken.
-docs/compatibility.md lists what was tried.
+What their values mean is decided in ``dicomgrey``. docs/compatibility.md lists what was tried.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.data.dicomframes import compressed_frames, native_frames
+from ultrarefiner_monai.data.dicomgrey import Decoded, grey_loader
+from ultrarefiner_monai.data.dicomvalues import Scale, bits_holding
 from ultrarefiner_monai.data.study import luminance, to_unit
 from ultrarefiner_monai.types import InputError
 
@@ -29,6 +32,8 @@ _COMPRESSED = (
 )
 _JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
 _LOSSLESS_JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (57, 70, 80, 81))
+# How many frames are decoded to learn the range of a file's values: native ones cost nothing, the others do.
+_SAMPLES = {False: 64, True: 9}
 _PIXEL_KEYWORDS = (
     "Rows Columns SamplesPerPixel PlanarConfiguration PhotometricInterpretation BitsAllocated BitsStored HighBit "
     "PixelRepresentation RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor "
@@ -38,35 +43,34 @@ _PIXEL_KEYWORDS = (
 ).split()
 
 
-def frame_loader(name: str, dataset: Any, count: int) -> Callable[[int], np.ndarray]:
+def frame_loader(
+    name: str, dataset: Any, count: int, warnings: list[str], scale: Scale | None = None
+) -> Callable[[int], np.ndarray]:
     """index -> (H, W) float32 in [0, 1]. Keeps the file's bytes as they are; the number of frames is checked here.
 
-    Raises InputError for a transfer syntax that is not read (it names it), and for fewer frames than announced.
+    scale: one for several files whose greys must agree. Some frames are decoded to learn what their values are, where the
+    header alone does not say it. Raises InputError for a transfer syntax that is not read (it names it), and for fewer
+    frames than announced.
     """
-    from pydicom.encaps import encapsulate, generate_pixel_data_frame
-    from pydicom.uid import ImplicitVRLittleEndian
+    from pydicom.encaps import encapsulate
 
     header = {k: dataset[k] for k in _PIXEL_KEYWORDS if k in dataset}
-    window = _window(dataset)
     size = (int(dataset.Rows), int(dataset.Columns))
+    syntax = dataset.file_meta.TransferSyntaxUID
     meta = dataset.file_meta
-    syntax = meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
-    meta.TransferSyntaxUID = syntax
     compressed = _is_compressed(name, syntax)
     if compressed:
-        raw = list(generate_pixel_data_frame(dataset.PixelData, count))
-        if len(raw) < count:
-            raise InputError(f"{name} is truncated: {count} frames announced, {len(raw)} there")
-        if syntax in _JPEG and int(dataset.get("SamplesPerPixel", 1)) == 3 and int(dataset.BitsStored) <= 8:
+        raw = compressed_frames(name, dataset, syntax, count, warnings)
+        if syntax in _JPEG and int(dataset.SamplesPerPixel) == 3 and int(dataset.BitsStored) <= 8:
             return _colour_jpeg_loader(name, raw, str(dataset.PhotometricInterpretation), size)
         plain = _plain_decoder(syntax, dataset) is not None
         parts = raw if plain else [encapsulate([part]) for part in raw]
     else:
-        parts = _native_parts(name, dataset, count)
+        parts = native_frames(name, dataset, count, warnings)
     # Not the dataset itself: it holds all pixels once more.
     coding, kind = (dataset.is_little_endian, dataset.is_implicit_VR), dataset["PixelData"].VR
 
-    def load(index: int) -> np.ndarray:
+    def decode(index: int) -> Decoded:
         from pydicom import Dataset
 
         one = Dataset()
@@ -78,13 +82,13 @@ def frame_loader(name: str, dataset: Any, count: int) -> Callable[[int], np.ndar
         one["PixelData"].VR = kind
         one["PixelData"].is_undefined_length = compressed
         try:
-            return _grey(one, window, size)
+            return _decoded(one, size)
         except Exception as error:  # every decoder has its own errors
             raise InputError(
                 f"{name}: frame {index} cannot be decoded ({syntax.name}; {type(error).__name__}: {error})"
             ) from error
 
-    return load
+    return grey_loader(dataset, count, decode, warnings, scale or Scale(), _SAMPLES[compressed])
 
 
 def _is_compressed(name: str, syntax: Any) -> bool:
@@ -130,40 +134,7 @@ def _jpeg_grey(image: Any, photometric: str) -> np.ndarray:
     return components[..., 0] if ycbcr else luminance(components)
 
 
-def _native_parts(name: str, dataset: Any, count: int) -> list[bytes]:
-    samples = int(dataset.get("SamplesPerPixel", 1))
-    pixels = int(dataset.Rows) * int(dataset.Columns)
-    bits = pixels * samples * int(dataset.BitsAllocated)
-    if dataset.PhotometricInterpretation in ("YBR_FULL_422", "YBR_PARTIAL_422"):
-        bits = pixels * 16
-    if bits % 8 and count > 1:
-        raise InputError(f"{name}: frames of {bits} bits do not end on a byte; export it with 8 bits a pixel")
-    size = -(-bits // 8)
-    data = dataset.PixelData
-    if len(data) < size * count:
-        raise InputError(f"{name} is truncated: {size * count} bytes of pixels announced, {len(data)} there")
-    if count == 1:
-        return [data]
-    parts = [data[k * size : (k + 1) * size] for k in range(count)]
-    return [part + b"\0" * (len(part) % 2) for part in parts]
-
-
-def _window(dataset: Any) -> tuple[float, float, float, float] | None:
-    """(slope, intercept, centre, width) of the first window, for more than 8 bits."""
-
-    def first(keyword: str, default: float | None) -> float | None:
-        value = dataset.get(keyword, None)
-        if value is None or value == "":
-            return default
-        return float(value[0]) if isinstance(value, (list, tuple)) or hasattr(value, "append") else float(value)
-
-    centre, width = first("WindowCenter", None), first("WindowWidth", None)
-    if centre is None or width is None or not width > 1:
-        return None
-    return first("RescaleSlope", 1.0) or 1.0, first("RescaleIntercept", 0.0) or 0.0, centre, width
-
-
-def _grey(one: Any, window: tuple[float, float, float, float] | None, size: tuple[int, int]) -> np.ndarray:
+def _decoded(one: Any, size: tuple[int, int]) -> Decoded:
     named = str(one.PhotometricInterpretation)
     decode = _plain_decoder(one.file_meta.TransferSyntaxUID, one)
     if decode is not None:
@@ -176,29 +147,10 @@ def _grey(one: Any, window: tuple[float, float, float, float] | None, size: tupl
     if pixels.shape[:2] != size:
         raise ValueError(f"the stream is {pixels.shape[1]} x {pixels.shape[0]}, the header says {size[1]} x {size[0]}")
     if photometric == "PALETTE COLOR":
-        return _palette_grey(one, pixels)
-    if pixels.ndim == 3:
-        if named.startswith("YBR_PARTIAL"):  # Y from 16 to 235
-            return np.clip((pixels[..., 0].astype(np.float32) - 16) / 219, 0, 1)
-        white = 2.0 ** int(one.BitsStored) - 1
-        if photometric in ("YBR_FULL", "YBR_FULL_422"):
-            return np.clip(pixels[..., 0] / np.float32(white), 0, 1).astype(np.float32)
-        if pixels.dtype == np.uint8:
-            return to_unit(luminance(pixels))
-        return np.clip(pixels.astype(np.float64) / white @ np.array([0.299, 0.587, 0.114]), 0, 1).astype(np.float32)
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        return Decoded(_palette_grey(one, pixels), "MONOCHROME2", is_grey=True)
+    if pixels.ndim == 2 and photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise ValueError(f"photometric interpretation {photometric} is not known")
-    bits, signed = int(one.BitsStored), bool(one.PixelRepresentation)
-    if window is not None and bits > 8:
-        slope, intercept, centre, width = window
-        unit = (pixels.astype(np.float64) * slope + intercept - centre) / width + 0.5
-    elif signed:
-        low, high = float(pixels.min()), float(pixels.max())
-        unit = (pixels.astype(np.float64) - low) / max(high - low, 1.0)
-    else:
-        unit = pixels.astype(np.float32) / np.float32(2.0**bits - 1)
-    unit = np.clip(unit, 0, 1).astype(np.float32)
-    return 1 - unit if photometric == "MONOCHROME1" else unit
+    return Decoded(pixels, named if named.startswith("YBR_PARTIAL") else photometric)
 
 
 def _plain_decoder(syntax: str, dataset: Any) -> Callable[[bytes], np.ndarray] | None:
@@ -223,8 +175,8 @@ def _palette_grey(one: Any, pixels: np.ndarray) -> np.ndarray:
             for name in names:
                 setattr(one, name, np.frombuffer(one[name].value, ">u2").astype("<u2").tobytes())
     colours = apply_color_lut(pixels, one)
-    if colours.dtype != np.uint8:  # 16-bit tables; some writers put 8-bit values into them
+    if colours.dtype != np.uint8:  # 16-bit tables; some writers put values of 8 or 12 bits into them
         tables = [np.frombuffer(one[name].value, "<u2").max() for name in names if name in one]
         highest = int(max(tables)) if tables else int(colours.max())
-        colours = (colours >> 8 if highest > 255 else colours).astype(np.uint8)
-    return to_unit(luminance(colours))
+        colours = (colours >> (bits_holding(highest) - 8)).astype(np.uint8)
+    return luminance(colours)

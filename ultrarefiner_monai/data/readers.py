@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.data.emptiness import empty_warnings
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.niftifile import open_nifti
 from ultrarefiner_monai.data.nrrdfile import VECTOR_KINDS, nrrd_affine, read_nrrd_array, space_fields
@@ -56,6 +57,7 @@ def read_study(path: str | Path, limits: Limits | None = None) -> Study:
         with python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")  # decoders warn about what is checked or reported here
             study = reader(path, limits)
+            study.warnings.extend(empty_warnings(study))
     except InputError:
         raise
     except Exception as error:  # decoders raise anything from struct.error to their own classes

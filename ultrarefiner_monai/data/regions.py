@@ -75,7 +75,7 @@ def region_spacing_mm(dataset: Any, warnings: list[str]) -> tuple[float, float] 
 def _corners(region: Any) -> _Box | None:
     try:
         x0, y0, x1, y1 = (int(region.get(keyword)) for keyword in _CORNERS)
-    except (TypeError, ValueError):  # missing, or several values
+    except (TypeError, ValueError, OverflowError):  # missing, several values, infinite
         return None
     return x0, y0, x1, y1
 

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.dicom import read_dicom
-from ultrarefiner_monai.data.dicomfile import has_mark, open_dicom
+from ultrarefiner_monai.data.dicomfile import has_mark, open_dicom, pixel_digest
+from ultrarefiner_monai.data.dicomheader import element, frames_said
+from ultrarefiner_monai.data.dicomvalues import Scale
 from ultrarefiner_monai.data.study import Geometry, Limits, Study
 from ultrarefiner_monai.files import sha256_of
 from ultrarefiner_monai.types import InputError
@@ -41,19 +43,35 @@ def dicom_files(folder: str | Path) -> list[Path]:
 
 def sort_instances(files: Sequence[str | Path]) -> list[Path]:
     """The files by (InstanceNumber, SOPInstanceUID), those without a number last; a second copy of an instance is left
-    out. Raises InputError for a file without a DICOM header, and for files of more than one series."""
-    found: dict[str, tuple[tuple[float, str], Path]] = {}
+    out, a different picture under the same UID is not. Raises InputError for a file without a DICOM header, and for files
+    of more than one series."""
+    return [path for path, _ in _sorted(files)]
+
+
+def _sorted(files: Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """The files of ``sort_instances``, each with what tells it from the others: its UID, and a digest where several
+    pictures carry that."""
+    groups: dict[str, dict[str, tuple[float, Path]]] = {}
     series = set()
+    found = []
     for path in map(Path, files):
         header = _header(path)
-        uid = str(header.get("SOPInstanceUID", "") or "") or f"file {path.name}"
-        series.add(str(header.get("SeriesInstanceUID", "") or ""))
-        found.setdefault(uid, ((_number(header.get("InstanceNumber", None)), uid), path))
+        found.append((str(element(header, "SOPInstanceUID", "")) or f"file {path.name}", path, header))
+        series.add(str(element(header, "SeriesInstanceUID", "")))
+    several = {uid for uid, count in Counter(uid for uid, _, _ in found).items() if count > 1}
+    for uid, path, header in found:
+        picture = pixel_digest(path, whole=True) if uid in several else ""
+        groups.setdefault(uid, {}).setdefault(picture, (_number(element(header, "InstanceNumber")), path))
     if len(series) > 1:
         raise InputError(
             f"expected the DICOM files of one series, got those of {len(series)}: give each its own folder"
         )
-    return [path for _, path in sorted(found.values(), key=lambda item: item[0])]
+    rows = [
+        (number, f"{uid} {picture}" if len(pictures) > 1 else uid, path)
+        for uid, pictures in groups.items()
+        for picture, (number, path) in pictures.items()
+    ]
+    return [(path, name) for _, name, path in sorted(rows, key=lambda row: row[:2])]
 
 
 def read_series(files: Sequence[str | Path], limits: Limits | None = None, region_spacing: bool = False) -> Study:
@@ -68,7 +86,8 @@ def read_series(files: Sequence[str | Path], limits: Limits | None = None, regio
         raise InputError("expected the DICOM files of a series, got none")
     paths = sort_instances(files)
     try:
-        parts = [read_dicom(path, limits, region_spacing, decode=len(paths) == 1) for path in paths]
+        scale = Scale()
+        parts = [read_dicom(path, limits, region_spacing, decode=len(paths) == 1, scale=scale) for path in paths]
     except InputError:
         raise
     except Exception as error:  # a damaged header makes pydicom raise anything
@@ -123,10 +142,10 @@ def frame_order(files: Sequence[str | Path]) -> tuple[str, ...]:
     """One entry for each file in the order of ``sort_instances``: which instance it is (digest), and how many frames it
     has. A mask is of the frames that were there when it was drawn; a series may grow, in front too."""
     order = []
-    for path in sort_instances(files):
-        header = open_dicom(path, header_only=True, tags=["SOPInstanceUID", "NumberOfFrames"])
-        digest = hashlib.sha256(str(header.get("SOPInstanceUID", "") or path.name).encode()).hexdigest()[:12]
-        order.append(f"{digest}:{int(header.get('NumberOfFrames', None) or 1)}")
+    for path, name in _sorted(files):
+        header = open_dicom(path, header_only=True, tags=["NumberOfFrames"])
+        digest = hashlib.sha256(name.removeprefix("file ").encode()).hexdigest()[:12]
+        order.append(f"{digest}:{frames_said(header)}")
     return tuple(order)
 
 
