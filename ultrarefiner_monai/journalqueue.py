@@ -32,6 +32,17 @@ class JournalQueue:
         self.begun_anew = ""
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
 
+    def begin(self, expected_none: bool) -> None:
+        """The server starts: open the journal. expected_none: there was none before; else one that is missing is said."""
+
+        def open_it(_: Journal) -> None:
+            if missing and not expected_none:
+                self.begun_anew = f"the journal ({self.path.name}) was not there at the start: a new one was begun"
+                logger.error("%s", self.begun_anew)
+
+        missing = not self.path.exists()
+        self._pool.submit(self._write, open_it)
+
     def submit(self, write: Callable[[Journal], Any]) -> None:
         """Queue ``write``, which is called with the journal."""
         self._pool.submit(self._write, write)
@@ -42,7 +53,17 @@ class JournalQueue:
 
     def ask(self, work: Callable[[Journal], T]) -> T:
         """Do ``work`` with the journal in its turn and return what it returns; what it raises is raised here."""
-        return self._pool.submit(lambda: work(self._opened())).result()
+        return self._pool.submit(self._do, work).result()
+
+    def _do(self, work: Callable[[Journal], T]) -> T:
+        try:
+            return work(self._opened())
+        except sqlite3.DatabaseError as error:
+            if not _is_damaged(error):
+                raise
+            self._close()
+            _put_aside(self.path, error)
+            return work(self._opened())
 
     def _opened(self) -> Journal:
         """The journal at ``path`` now: opened anew where another file lies there, as after a disk was away."""
@@ -50,7 +71,9 @@ class JournalQueue:
         if self._journal is not None and found != self._inode:
             self._close()
             if found is None:
-                self.begun_anew = f"the journal ({self.path.name}) was removed while the server ran: a new one was begun"
+                self.begun_anew = (
+                    f"the journal ({self.path.name}) was removed while the server ran: a new one was begun"
+                )
                 logger.error("%s", self.begun_anew)
         if self._journal is None:
             self._journal = _open(self.path)
@@ -65,14 +88,7 @@ class JournalQueue:
 
     def _write(self, write: Callable[[Journal], Any]) -> None:
         try:
-            try:
-                write(self._opened())
-            except sqlite3.DatabaseError as error:
-                if not _is_damaged(error):
-                    raise
-                self._close()
-                _put_aside(self.path, error)
-                write(self._opened())
+            self._do(write)
         except Exception:  # whatever it is, the server goes on
             logger.exception("the journal %s could not be written", self.path)
 

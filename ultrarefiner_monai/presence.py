@@ -58,6 +58,7 @@ class Presence:
     """
 
     def __init__(self, studies: Path | None, work: WorkFolder, expected: str = ""):
+        self.new = not (work.root / MARK).exists()  # whether nobody ever served from this work folder
         text = _marked(work.root / MARK)
         if expected and text != expected:
             raise StudiesAway(_WORDS.format(what="work folder", why="another folder is in its place"))

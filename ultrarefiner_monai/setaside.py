@@ -7,18 +7,18 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
-_ASIDE = ".broken-"
+ASIDE = ".broken-"
 # What belongs to a SQLite file: left behind it would be taken for a part of the new one.
 _ALONG = ("-wal", "-shm")
 
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged file to NAME.broken-DATE, what SQLite keeps beside it too; where it is now."""
-    aside = path.with_name(f"{path.name}{_ASIDE}{datetime.now():%Y%m%d-%H%M%S}")
+    aside = path.with_name(f"{path.name}{ASIDE}{datetime.now():%Y%m%d-%H%M%S}")
     count = 1
     while aside.exists():
         count += 1
-        aside = path.with_name(f"{path.name}{_ASIDE}{datetime.now():%Y%m%d-%H%M%S}-{count}")
+        aside = path.with_name(f"{path.name}{ASIDE}{datetime.now():%Y%m%d-%H%M%S}-{count}")
     os.replace(path, aside)
     for end in _ALONG:
         beside = path.with_name(path.name + end)
@@ -29,5 +29,5 @@ def set_aside(path: Path) -> Path:
 
 def set_aside_files(paths: Iterable[Path]) -> list[Path]:
     """The damaged files that lie beside these, without what belongs to a SQLite file."""
-    found = [p for path in paths for p in path.parent.glob(f"{path.name}{_ASIDE}*")]
+    found = [p for path in paths for p in path.parent.glob(f"{path.name}{ASIDE}*")]
     return sorted(p for p in set(found) if not p.name.endswith(_ALONG))

@@ -56,6 +56,11 @@ class NotOffered:
             else:
                 self._unreadable[image_id] = path
 
+    def holds(self, path: str) -> bool:
+        """Whether the file at ``path`` was not offered when the folder was looked through last."""
+        with self._lock:
+            return path in self._found
+
     def counts(self) -> dict[str, int]:
         """How many files are not offered, by reason, the most frequent first."""
         with self._lock:

@@ -91,7 +91,9 @@ class StudiesFolder(StudiesIndex):
         """The file of an image as clients get it, "" when there is none."""
         if image_id not in self._datastore.objects:
             return ""
-        return str(self.image_path(image_id)) if image_id in self._nested else os.path.realpath(self.image_file(image_id))
+        return (
+            str(self.image_path(image_id)) if image_id in self._nested else os.path.realpath(self.image_file(image_id))
+        )
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         info = super().get_image_info(image_id)
@@ -171,7 +173,7 @@ class StudiesFolder(StudiesIndex):
         destination = self.label_file(image_id, label_tag, extension)
         with self._changing():
             self.require_image(image_id)
-            destination.parent.mkdir(exist_ok=True)
+            destination.parent.mkdir(parents=True, exist_ok=True)
             entry = self._datastore.objects[image_id].model_copy(deep=True)
             before = entry.labels.get(label_tag)
             if before is not None:
@@ -214,6 +216,7 @@ class StudiesFolder(StudiesIndex):
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         path = super().get_label_uri(label_id, check_name(label_tag, "tag"))
+        self.presence.check(recent=True)
         if path and leaves(path, [self._datastore_path, self.work.root]):
             raise LabelNotFoundException(f"the label of {label_id!r:.120} is a link that leaves the studies")
         return path

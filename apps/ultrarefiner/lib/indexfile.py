@@ -47,7 +47,9 @@ def read_entries(rows: dict[str, Any], extensions: tuple[str, ...]) -> dict[str,
         objects[image_id] = ImageLabelModel(image=_data(entry.image, ""), labels=labels)
     if dropped:
         shown = ", ".join(ascii(name)[:80] for name in dropped[:5])
-        logger.error("the index was edited or damaged: %d entries are no plain names and dropped: %s", len(dropped), shown)
+        logger.error(
+            "the index was edited or damaged: %d entries are no plain names and dropped: %s", len(dropped), shown
+        )
     return objects
 
 

@@ -60,6 +60,7 @@ class StudiesIndex(LocalDatastore):
         self._change_lock = FileLock(str(work.root / "change.lock"))
         self._complained: set[str] = set()
         self.not_offered = NotOffered()
+        self._pictures = tuple(e for e in (*extensions, *LABEL_EXTENSIONS) if e not in (".dcm", ".dicom"))
         mirrored = Path(studies) == work.mirror
         self.presence = Presence(None if mirrored else Path(studies), work, os.environ.get(VARIABLE, ""))
         self._pending: threading.Timer | None = None
@@ -67,8 +68,8 @@ class StudiesIndex(LocalDatastore):
         self._nested: dict[str, str] = {}  # image id -> path below the studies, of those that lie in folders
         # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
         home = home or (Path(studies) if os.access(studies, os.W_OK) else work.root)
-        self._index_file = home / "datastore_v2.json"
-        for path in (home / "labels", self._index_file):
+        self.index_file = home / "datastore_v2.json"
+        for path in (home / "labels", self.index_file):
             if leaves(path, [studies, work.root]):
                 raise InputError(
                     f"{path} is a link to a place outside the studies, which is not followed: put the files themselves "
@@ -76,10 +77,12 @@ class StudiesIndex(LocalDatastore):
                 )
         patterns = [f"*{e}" for e in dict.fromkeys((*extensions, *LABEL_EXTENSIONS))]
         self._datastore: LocalDatastoreModel
+        self._observer: Any
+        self._config_ts: Any
         super().__init__(
             studies,
             labels_dir="labels" if home == Path(studies) else str(work.root / "labels"),
-            datastore_config=str(self._index_file),
+            datastore_config=str(self.index_file),
             extensions=patterns,
             auto_reload=auto_reload,
         )
@@ -109,10 +112,12 @@ class StudiesIndex(LocalDatastore):
         with self._changing():
             before = self._datastore.objects
             objects = self._find_images(before)
+            self.presence.check()  # they may have gone just now: what is not seen is not removed
             known = self._absent()
             absent = {**known, **{i: before[i] for i in before.keys() - objects.keys()}}
             self._remember_absent(absent, known)
             labels_dir = Path(self._datastore.label_path(None))
+            labels_dir.mkdir(exist_ok=True)
             for tag in sorted(p.name for p in labels_dir.iterdir() if p.is_dir() and is_name(p.name)):
                 if self._follows(labels_dir / tag):
                     self._find_labels(tag, objects, {**absent, **before})
@@ -158,13 +163,15 @@ class StudiesIndex(LocalDatastore):
                 self._pending.start()
 
     def _on_modify_event(self, event: Any) -> None:
-        """The index was written, or a DICOM file: its header may be there only now."""
+        """The index was written, or a file that may be an image only now: a DICOM header, a picture that was empty."""
         if event.src_path == self._datastore_config_path:
             try:
                 self._init_from_datastore_file()  # nothing where we wrote it ourselves
             except OSError as error:
                 self._complain(f"the index cannot be read: {error.strerror}")
-        elif not event.is_directory and not split_name(event.src_path, (*PICTURES, *LABEL_EXTENSIONS)):
+            return
+        below = os.path.relpath(os.fsdecode(event.src_path), self._datastore_path)
+        if not event.is_directory and (not split_name(below, self._pictures) or self.not_offered.holds(below)):
             self._on_any_event(event)
 
     def _is_ours(self, path: str | bytes) -> bool:
@@ -213,7 +220,7 @@ class StudiesIndex(LocalDatastore):
                 if not parts and header is not None and header.is_dicom:
                     parts = (entry.name, "")
                 if not parts:
-                    if os.path.join(root, entry.name) not in own and not entry.name.startswith(self._index_file.name):
+                    if os.path.join(root, entry.name) not in own and not entry.name.startswith(self.index_file.name):
                         left[entry.name] = reasons.FORMAT
                 elif not is_name(entry.name):
                     left[entry.name] = reasons.NAME
@@ -367,16 +374,16 @@ class StudiesIndex(LocalDatastore):
         """Take what another process wrote: read, checked and complete before it is published in one assignment."""
         with self._mutex:
             try:
-                state = _state(os.stat(self._index_file))
+                state = _state(os.stat(self.index_file))
                 if state == self._config_ts:
                     return
-                text = self._index_file.read_text(encoding="utf-8")
+                text = self.index_file.read_text(encoding="utf-8")
                 self._datastore = read_index(text, self._datastore, self._any_extension)
                 self._config_ts = state
             except FileNotFoundError:
                 return
             except ValueError as error:
-                aside = set_aside(self._index_file)
+                aside = set_aside(self.index_file)
                 logger.error("the index was unreadable (%s); it is kept as %s and made anew", error, aside.name)
                 if self._datastore.objects:  # what is known goes on
                     self._update_datastore_file()
@@ -384,9 +391,9 @@ class StudiesIndex(LocalDatastore):
     def _update_datastore_file(self, lock: bool = True) -> None:
         with self._mutex:
             text = self._datastore.model_dump_json(exclude={"base_path"}, indent=2)
-            with replacing(self._index_file, "w") as file:
+            with replacing(self.index_file, "w") as file:
                 file.write(text)
-            self._config_ts = _state(os.stat(self._index_file))
+            self._config_ts = _state(os.stat(self.index_file))
 
 
 _WHY_BELOW = {DAMAGED: reasons.DAMAGED, FOREIGN: reasons.FORMAT, IMAGE: reasons.COPY}
