@@ -53,7 +53,7 @@ class EmbeddingCache:
     """Least recently used arrays in RAM, and below it on disk.
 
     ram_bytes, disk_bytes: upper bounds of what is kept at rest (0 keeps nothing there). disk_dir: made when first
-    written to; None: RAM only. Floating-point arrays are kept, and handed out, as fp16: the answer to a request does
+    written to, not the folder that it lies in; None: RAM only. Floating-point arrays are kept, and handed out, as fp16: the answer to a request does
     not depend on whether it was the first. Thread-safe. A disk folder shared by two processes is safe too (files are
     whole or not there), but each bounds only what it knows of.
     """
@@ -226,7 +226,7 @@ class EmbeddingCache:
         data = _encode(arrays)
         temporary = None
         try:
-            self.disk_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.disk_dir.mkdir(exist_ok=True, mode=0o700)  # never the work folder, which may be away
             handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=self.disk_dir)  # mode 0600
             with os.fdopen(handle, "wb") as file:
                 file.write(data)

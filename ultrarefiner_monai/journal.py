@@ -85,11 +85,11 @@ class StoredCorrection:
 
 
 class Journal:
-    """The journal at ``path``, made when missing. All methods may be called from any thread."""
+    """The journal at ``path``, made when missing, and the folder it lies in. All methods may be called from any thread."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(exist_ok=True)
         self._lock = threading.Lock()
         self._connection = sqlite3.connect(self.path, timeout=10, check_same_thread=False, isolation_level=None)
         self._connection.execute("PRAGMA journal_mode=WAL")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.setaside import set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -21,12 +21,27 @@ T = TypeVar("T")
 class JournalQueue:
     """Writes into a journal in the background, one after the other in the order given. A failure is logged, never raised:
     a label that a clinician saves does not depend on the journal. What is queued is written before the process ends.
+
+    begun_anew: why the journal that is written is not the one there was at the start, else empty.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._journal: Journal | None = None
+        self._inode: tuple[int, int] | None = None
+        self.begun_anew = ""
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+
+    def begin(self, expected_none: bool) -> None:
+        """The server starts: open the journal. expected_none: there was none before; else one that is missing is said."""
+
+        def open_it(_: Journal) -> None:
+            if missing and not expected_none:
+                self.begun_anew = f"the journal ({self.path.name}) was not there at the start: a new one was begun"
+                logger.error("%s", self.begun_anew)
+
+        missing = not self.path.exists()
+        self._pool.submit(self._write, open_it)
 
     def submit(self, write: Callable[[Journal], Any]) -> None:
         """Queue ``write``, which is called with the journal."""
@@ -42,16 +57,42 @@ class JournalQueue:
 
     def ask(self, work: Callable[[Journal], T]) -> T:
         """Do ``work`` with the journal in its turn and return what it returns; what it raises is raised here."""
-        return self._pool.submit(lambda: work(self._opened())).result()
+        return self._pool.submit(self._do, work).result()
+
+    def _do(self, work: Callable[[Journal], T]) -> T:
+        try:
+            return work(self._opened())
+        except sqlite3.DatabaseError as error:
+            if not _is_damaged(error):
+                raise
+            self._close()
+            _put_aside(self.path, error)
+            return work(self._opened())
 
     def _opened(self) -> Journal:
+        """The journal at ``path`` now: opened anew where another file lies there, as after a disk was away."""
+        found = _inode(self.path)
+        if self._journal is not None and found != self._inode:
+            self._close()
+            if found is None:
+                self.begun_anew = (
+                    f"the journal ({self.path.name}) was removed while the server ran: a new one was begun"
+                )
+                logger.error("%s", self.begun_anew)
         if self._journal is None:
             self._journal = _open(self.path)
+            self._inode = _inode(self.path)
         return self._journal
+
+    def _close(self) -> None:
+        if self._journal is not None:
+            with suppress(sqlite3.Error):
+                self._journal.close()
+        self._journal = None
 
     def _write(self, write: Callable[[Journal], Any]) -> None:
         try:
-            write(self._opened())
+            self._do(write)
         except Exception:  # whatever it is, the server goes on
             logger.exception("the journal %s could not be written", self.path)
 
@@ -60,10 +101,30 @@ def _open(path: Path) -> Journal:
     """Open the journal; a damaged file is moved aside for somebody to look at, and a new one begun."""
     try:
         return Journal(path)
-    except sqlite3.OperationalError:  # locked, disk full, no permission: the file itself is sound
-        raise
     except sqlite3.DatabaseError as error:
-        aside = path.with_name(f"{path.name}.broken-{int(time.time())}")
-        os.replace(path, aside)
-        logger.error("the journal was unreadable (%s); it is kept as %s and a new one begun", error, aside)
+        if not _is_damaged(error):  # locked, disk full, no permission: the file itself is sound
+            raise
+        _put_aside(path, error)
         return Journal(path)
+
+
+def _is_damaged(error: sqlite3.Error) -> bool:
+    """Whether the file is at fault ("malformed", "not a database"), not what is around it."""
+    text = str(error)
+    return isinstance(error, sqlite3.DatabaseError) and ("malformed" in text or "not a database" in text)
+
+
+def _put_aside(path: Path, error: sqlite3.Error) -> None:
+    aside = set_aside(path)
+    logger.error("the journal was unreadable (%s); it is kept as %s and a new one begun", error, aside.name)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    """Device and inode of the file; None where there is none, FileNotFoundError where its folder is not there either: a
+    journal is not begun in an empty mount point."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        path.parent.stat()
+        return None
+    return stat.st_dev, stat.st_ino

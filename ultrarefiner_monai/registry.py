@@ -2,6 +2,7 @@
 
 models/NAME.safetensors, NAME.json   a candidate: its checkpoint, and what it was trained on and reached
 models/current.json                  {"name": ..., "before": [...]}: what is served, and what was before, newest first
+models/last.json                     the same, so that it is known that current.json is gone, and what was served
 
 A training adds candidates and never moves the pointer; a person does. The pointer is written beside and renamed, so a
 running server sees either the old or the new one. ``CONFIGURED`` is what the server's option ``weights`` names.
@@ -44,10 +45,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pointer:
-    """What is served, and what was served before it, newest first."""
+    """What is served, and what was served before it, newest first. problem: why that cannot be known, else empty."""
 
     name: str = CONFIGURED
     before: tuple[str, ...] = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,14 @@ class Registry:
     def __init__(self, work: WorkFolder):
         self.folder = work.models
         self.pointer_file = self.folder / "current.json"
+        self.last_file = self.folder / "last.json"
+        self._own = (self.pointer_file, self.last_file)
 
     # --- candidates ---------------------------------------------------------------------------------------------------
 
     def candidates(self) -> list[Candidate]:
         """All candidates, oldest first."""
-        found = [self._candidate(path) for path in self.folder.glob("*.json") if path != self.pointer_file]
+        found = [self._candidate(path) for path in self.folder.glob("*.json") if path not in self._own]
         return sorted((c for c in found if c is not None), key=lambda c: (c.created, c.name))
 
     def get(self, name: str) -> Candidate:
@@ -83,7 +87,7 @@ class Registry:
 
     def _candidate(self, path: Path) -> Candidate | None:
         values = read_json(path)
-        if path == self.pointer_file or not {"version", "created", "facts"} <= values.keys():
+        if path in self._own or not {"version", "created", "facts"} <= values.keys():
             return None
         checkpoint = path.with_name(f"{path.stem}.safetensors")
         return Candidate(path.stem, checkpoint, str(values["version"]), str(values["created"]), dict(values["facts"]))
@@ -103,7 +107,7 @@ class Registry:
         facts: task, start (name and version it started from), images, figures. Raises InputError for a file that cannot
         be served.
         """
-        if not _NAME.fullmatch(name) or name in (CONFIGURED, self.pointer_file.stem):
+        if not _NAME.fullmatch(name) or name in (CONFIGURED, *(path.stem for path in self._own)):
             raise InputError(f"a model's name is letters, digits, dots, dashes and underscores, got {name!r:.80}")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.folder / f"{name}.safetensors"
@@ -128,12 +132,19 @@ class Registry:
     # --- what is served -----------------------------------------------------------------------------------------------
 
     def pointer(self) -> Pointer:
-        """What the pointer file says; CONFIGURED when there is none, or it cannot be read."""
-        values = read_json(self.pointer_file)
-        name, before = values.get("name"), values.get("before", [])
-        if not isinstance(name, str) or not isinstance(before, list):
+        """What the pointer file says; CONFIGURED when there is none, or it cannot be read: then with a problem."""
+        found = _pointer(read_json(self.pointer_file))
+        if found is not None:
+            return found
+        last = _pointer(read_json(self.last_file))
+        if not self.pointer_file.exists() and (last is None or last.name == CONFIGURED):
             return Pointer()
-        return Pointer(name, tuple(str(n) for n in before))
+        how = "is damaged" if self.pointer_file.exists() else "is gone"
+        before = f"; {last.name} was served before" if last is not None else ""
+        return Pointer(
+            problem=f"the file that says which model is served ({self.pointer_file.name}) {how}: the model that the server "
+            f"is configured with answers{before}. Choose one with `ultrarefiner models use NAME`"
+        )
 
     def state(self) -> tuple[int, ...]:
         """Changes whenever the pointer file does."""
@@ -147,7 +158,7 @@ class Registry:
         """Serve ``name`` from now on. Raises InputError when it cannot be served; then nothing changes."""
         with self._lock():
             now = self.pointer()
-            if name == now.name:
+            if name == now.name and not now.problem:
                 raise InputError(f"{name} is what is served already")
             self.require_sound(name)
             return self._point(Pointer(name, (now.name, *now.before)[:_MOST_BEFORE]))
@@ -174,9 +185,17 @@ class Registry:
         return FileLock(str(self.folder / "lock"))
 
     def _point(self, pointer: Pointer) -> Pointer:
-        with replacing(self.pointer_file, "w") as file:
-            json.dump({"name": pointer.name, "before": list(pointer.before)}, file, indent=1)
+        for path in (self.pointer_file, self.last_file):
+            with replacing(path, "w") as file:
+                json.dump({"name": pointer.name, "before": list(pointer.before)}, file, indent=1)
         return pointer
+
+
+def _pointer(values: dict[str, Any]) -> Pointer | None:
+    name, before = values.get("name"), values.get("before", [])
+    if not isinstance(name, str) or not isinstance(before, list):
+        return None
+    return Pointer(name, tuple(str(n) for n in before))
 
 
 def check(path: Path) -> str:

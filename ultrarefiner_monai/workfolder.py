@@ -1,5 +1,6 @@
 """The work folder of one studies folder: everything that the app writes, apart from the labels themselves.
 
+mark             by which the folder is known     server.lock      held by the server; server.json says who it is
 journal.sqlite   proposals and corrections        embeddings/      cached image embeddings
 versions/        labels that were replaced        sessions/, tmp/  uploaded images, for a while
 headers.json     DICOM headers, as read           nested/          links to DICOM images in folders, by id
@@ -18,6 +19,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -46,6 +48,11 @@ class WorkFolder:
         be written: read-only studies need a ``work_dir``.
         """
         root = cls._root(studies, work_dir)
+        if not work_dir and not is_address(studies) and leaves(root, [Path(studies)]):
+            raise InputError(
+                f"the work folder {root} is a link to a place outside the studies, which is not followed; to keep the work "
+                "folder there, remove the link and set work_dir to that place"
+            )
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -79,6 +86,13 @@ class WorkFolder:
         """Remember which folder is served: a work folder that lies elsewhere does not show it."""
         with replacing(self.root / "studies.txt", "w") as file:
             file.write(str(studies) if is_address(studies) else str(Path(studies).absolute()))
+
+    def make(self, folder: Path) -> Path:
+        """Make a folder inside the work folder, those above it too, but never the work folder itself: where it is gone
+        (a disk that is away), FileNotFoundError."""
+        for part in (*reversed([p for p in folder.parents if self.root in p.parents]), folder):
+            part.mkdir(mode=0o700, exist_ok=True)
+        return folder
 
     @property
     def journal(self) -> Path:
@@ -139,6 +153,13 @@ class WorkFolder:
     def forgotten(self) -> Path:
         """Written by ``forget``, one image key a line: a running server drops what it holds in memory and empties it."""
         return self.root / "forgotten"
+
+
+def leaves(path: str | Path, folders: Iterable[str | Path]) -> bool:
+    """Whether ``path``, with all links in it followed, lies in none of ``folders``. Hard links cannot be told apart."""
+    real = os.path.realpath(path)
+    roots = [os.path.realpath(folder) for folder in folders]
+    return not any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in roots)
 
 
 def is_address(studies: str | Path) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from lib.pacs import PacsStudies
 from lib.prepare import Preparer
 from lib.served import Served
 from lib.sessions import SessionStore
+from lib.startup import OnlyServer, Watch, clear, problems
 from lib.strategies import NextSample
 from lib.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
@@ -38,6 +40,7 @@ from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.journalqueue import JournalQueue
 from ultrarefiner_monai.pacs.client import Pacs
+from ultrarefiner_monai.presence import VARIABLE
 from ultrarefiner_monai.types import LABELS, NOTICE
 from ultrarefiner_monai.workfolder import WorkFolder, is_address
 
@@ -53,7 +56,9 @@ class UltraRefinerApp(MONAILabelApp):
             logging.getLogger(name).setLevel(self.config.log_level)
         # First: an address with a password in it is refused before it is written down.
         self.pacs = Pacs.of(studies, self.config.pacs) if is_address(studies) else None
-        self.work = WorkFolder.of(studies, self.config.work_dir)
+        # A process that the server started: where the work folder is gone, it does not begin another one.
+        self.work = (WorkFolder.existing if VARIABLE in os.environ else WorkFolder.of)(studies, self.config.work_dir)
+        self.watch: Watch | None = None
         if self.config.work_dir or is_address(studies):
             self.work.note_studies(studies)
         self.journal = JournalQueue(self.work.journal)
@@ -103,7 +108,15 @@ class UltraRefinerApp(MONAILabelApp):
         pacs = {"pacs": store.contact()} if isinstance(store, PacsStudies) else {}
         if self.exchange is not None:
             pacs["pacs"]["outbox"] = self.exchange.status()
-        return {**info, "train_stats": dict(stats), "serving": serving, **pacs, "notice": NOTICE}
+        return {
+            **info,
+            "train_stats": dict(stats),
+            "serving": serving,
+            **pacs,
+            "problems": problems(self),
+            "not_offered": store.not_offered.counts(),
+            "notice": NOTICE,
+        }
 
     def outline(self, model: str, path: Path, image_id: str, request: dict[str, Any] | None = None) -> Outline:
         """Run ``model`` on one image file; request: what the client sent besides."""
@@ -186,10 +199,17 @@ class UltraRefinerApp(MONAILabelApp):
         from lib.exchange import install as install_exchange
         from lib.pacs_routes import install as install_pacs
 
-        shutil.rmtree(self.work.tmp, ignore_errors=True)  # what a killed server left
-        self.served.latest()  # not in the processes that MONAI Label starts for trainings: they need no predictor
-        install(server, self)
         store = self.datastore()
+        folder = None if isinstance(store, PacsStudies) else Path(self.studies)
+        self.only = OnlyServer(folder, self.work)
+        os.environ[VARIABLE] = store.presence.text
+        shutil.rmtree(self.work.tmp, ignore_errors=True)  # what a killed server left
+        labels = store.index_file.parent / "labels"
+        clear(folder, labels, self.work)
+        self.journal.begin(store.presence.new)
+        self.served.latest()  # not in the processes that MONAI Label starts for trainings: they need no predictor
+        self.watch = Watch(store.presence, store.watch_anew, lambda: clear(folder, labels, self.work, starts=False))
+        install(server, self)
         if isinstance(store, PacsStudies):
             install_pacs(server, self)
             store.start()

@@ -21,6 +21,7 @@ from ultrarefiner_monai.data.dicomfile import has_mark, not_an_image, open_dicom
 from ultrarefiner_monai.data.dicomheader import element
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.workfolder import leaves
 
 logger = logging.getLogger(__name__)
 
@@ -52,24 +53,35 @@ class Header:
 
 
 class DicomIndex:
-    """The headers below ``root``, remembered in the file ``store``. Not thread-safe: the caller holds a lock."""
+    """The headers below ``root``, remembered in the file ``store``. Not thread-safe: the caller holds a lock.
+
+    unopened, links: paths below ``root`` that the last scan passed over, by their names, and as links that leave the
+    root, lead to a folder or nowhere.
+    """
 
     def __init__(self, root: str | Path, store: Path):
         self.root, self.store = Path(root), store
+        self.unopened: list[str] = []
+        self.links: list[str] = []
         self._known = _load(store)
         self._names = PictureNames(store.with_name(f"{store.stem}-uids.json"))
 
     def scan(self, leave_out: Collection[Path] = (), known_names: tuple[str, ...] = ()) -> dict[str, Header]:
         """path below ``root`` (parts joined by "/") -> header, for all files that are there now, sorted by path.
 
-        Hidden files and folders, links to folders and the paths ``leave_out`` are passed over, and names that end in
-        one of ``known_names`` (lower case, no DICOM) are not opened.
+        Hidden files and folders, links to folders or out of ``root`` and the paths ``leave_out`` are passed over, and
+        names that end in one of ``known_names`` (lower case, no DICOM) are not opened.
         """
         skipped = {os.path.abspath(folder) for folder in leave_out}
         names = tuple(e for e in known_names if e not in _EXTENSIONS)
         found = {}
+        self.unopened, self.links = [], []
         for entry, path in _walk(os.path.abspath(self.root), "", skipped):
+            if entry.is_symlink() and (not entry.is_file() or leaves(entry.path, [self.root])):
+                self.links.append(path)
+                continue
             if entry.name.lower().endswith(names):
+                self.unopened.append(path)
                 continue
             try:
                 stat = entry.stat()
@@ -210,7 +222,7 @@ def _walk(folder: str, below: str, skipped: set[str]) -> Iterator[tuple[os.DirEn
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(entry.path, f"{below}{entry.name}/", skipped)
-        elif entry.is_file():
+        elif entry.is_file() or entry.is_symlink():
             yield entry, below + entry.name
 
 

@@ -15,18 +15,20 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.interfaces.exception import LabelNotFoundException
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
 from lib.names import check_info, check_name, split_name
 from lib.studiesindex import StudiesIndex
 from ultrarefiner_monai.files import copy_in
+from ultrarefiner_monai.presence import StudiesAway
 from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS, WorkFolder
+from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS, WorkFolder, leaves
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +67,14 @@ class StudiesFolder(StudiesIndex):
         One in a folder below is opened and handed out through a link that is called by its id: messages, logs and clients
         repeat file names, and those of exports may hold patients' names.
         """
-        entry = self.entry(image_id)
-        path = Path(self._datastore.image_path(), self._filename(image_id, entry.image.ext)).absolute()
+        path = self.image_file(image_id)
         return self._linked(image_id, path) if image_id in self._nested else path
 
     def _linked(self, image_id: str, path: Path) -> Path:
         link = self.work.nested / f"{image_id}.dcm"
         try:
             if not link.exists() or not link.samefile(path):
-                link.parent.mkdir(parents=True, exist_ok=True)
+                self.work.make(link.parent)
                 temporary = link.with_name(f".new-{uuid.uuid4().hex}")
                 temporary.symlink_to(path)
                 os.replace(temporary, link)
@@ -88,18 +89,27 @@ class StudiesFolder(StudiesIndex):
 
     def get_image_uri(self, image_id: str) -> str:
         """The file of an image as clients get it, "" when there is none."""
-        return str(self.image_path(image_id)) if image_id in self._nested else super().get_image_uri(image_id)
+        if image_id not in self._datastore.objects:
+            return ""
+        return (
+            str(self.image_path(image_id)) if image_id in self._nested else os.path.realpath(self.image_file(image_id))
+        )
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         info = super().get_image_info(image_id)
-        return {**info, "path": self.get_image_uri(image_id)} if image_id in self._nested else info
+        if image_id in self._nested:
+            with suppress(ImageNotFoundException):  # its file is gone: it leaves the index in a moment
+                return {**info, "path": self.get_image_uri(image_id)}
+        return info
 
     def is_readable(self, image_id: str) -> bool:
         """Whether the image can be decoded; looked up once per state of the file."""
-        path = self.image_path(image_id)
         try:
+            path = self.image_path(image_id)
             stat = path.stat()
-        except OSError:
+        except StudiesAway:
+            raise
+        except (OSError, ImageNotFoundException):
             return False
         key = (str(path), stat.st_mtime_ns, stat.st_size)
         if key not in self._checked:
@@ -109,6 +119,7 @@ class StudiesFolder(StudiesIndex):
             except InputError as error:
                 logger.warning("%s is not offered: %s", image_id, error)
                 self._checked[key] = False
+        self.not_offered.opened(image_id, self._filename(image_id, self.entry(image_id).image.ext), self._checked[key])
         return self._checked[key]
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
@@ -122,7 +133,7 @@ class StudiesFolder(StudiesIndex):
         name = image_id + parts[1]
         destination = Path(self._datastore.image_path(), name)
         with self._changing():
-            if image_id in self._datastore.objects or destination.exists():
+            if image_id in self._datastore.objects or os.path.lexists(destination):
                 raise InputError(f"there is an image {image_id!r} already; choose another id or remove that one first")
             copy_in(image_filename, destination)
             info = {**(image_info or {}), "ts": int(time.time()), "name": name}
@@ -130,9 +141,13 @@ class StudiesFolder(StudiesIndex):
         return image_id
 
     def remove_image(self, image_id: str) -> None:
-        self.entry(image_id)
+        """Remove an image and its labels, which are kept as versions. Of a link the link goes, not what it leads to."""
+        tags = list(self.entry(image_id).labels)
         with self._mutex:
-            super().remove_image(image_id)
+            path = self.image_file(image_id)
+            for tag in tags:
+                self.remove_label(image_id, tag)
+            path.unlink(missing_ok=True)
             (self.work.nested / f"{image_id}.dcm").unlink(missing_ok=True)
             self.refresh()
 
@@ -157,6 +172,7 @@ class StudiesFolder(StudiesIndex):
         extension = parts[1].lower()
         destination = self.label_file(image_id, label_tag, extension)
         with self._changing():
+            self.require_image(image_id)
             destination.parent.mkdir(parents=True, exist_ok=True)
             entry = self._datastore.objects[image_id].model_copy(deep=True)
             before = entry.labels.get(label_tag)
@@ -179,7 +195,7 @@ class StudiesFolder(StudiesIndex):
         if not label.is_file():
             return
         folder = self.work.versions / tag / image_id
-        folder.mkdir(parents=True, exist_ok=True)
+        self.work.make(folder)
         extension = label.name[len(image_id) :]
         shutil.copy2(label, folder / f"{time.time_ns()}{extension}")
         for old in sorted(folder.iterdir())[:-_KEPT_VERSIONS]:
@@ -191,6 +207,7 @@ class StudiesFolder(StudiesIndex):
         label = self._datastore.label(label_id, label_tag)
         if label is None:
             raise LabelNotFoundException(f"{label_id!r} has no label {label_tag!r}")
+        self.presence.check()
         with self._mutex:
             path = self.label_file(label_id, label_tag, label.ext)
             self.keep_version(label_id, label_tag, path)
@@ -198,7 +215,11 @@ class StudiesFolder(StudiesIndex):
             self.refresh()
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
-        return super().get_label_uri(label_id, check_name(label_tag, "tag"))
+        path = super().get_label_uri(label_id, check_name(label_tag, "tag"))
+        self.presence.check(recent=True)
+        if path and leaves(path, [self._datastore_path, self.work.root]):
+            raise LabelNotFoundException(f"the label of {label_id!r:.120} is a link that leaves the studies")
+        return path
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         check_info(info, "info")
@@ -214,7 +235,8 @@ class StudiesFolder(StudiesIndex):
         labelled = self.get_labeled_images()
         if not labelled:
             raise InputError("there is no final label yet: nothing to download")
-        self.work.tmp.mkdir(parents=True, exist_ok=True)
+        self.presence.check()
+        self.work.make(self.work.tmp)
         handle, name = tempfile.mkstemp(suffix=".zip", prefix="dataset-", dir=self.work.tmp)
         with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
             for image_id in labelled[: limit_cases if limit_cases and limit_cases > 0 else None]:

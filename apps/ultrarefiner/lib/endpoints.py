@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -26,6 +29,7 @@ from lib import infer_routes, store_routes, task_routes
 from lib.guard import Guard
 from lib.page import front_page
 from lib.routing import put_first, user_role
+from lib.storage import Door, explain, saved_by
 from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -40,12 +44,15 @@ def install(server: FastAPI, app: Any) -> None:
     handlers[ImageNotFoundException] = handlers[LabelNotFoundException] = _answer(404)
     handlers[MONAILabelException] = _answer(404)
     handlers[RequestValidationError] = _invalid
+    handlers[OSError] = handlers[sqlite3.Error] = _storage
+    handlers[StarletteHTTPException] = _http
     handlers[Exception] = _failed
 
     origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
     server.user_middleware[:] = [
-        *(m for m in server.user_middleware if m.cls not in (CORSMiddleware, Guard)),
+        *(m for m in server.user_middleware if m.cls not in (CORSMiddleware, Guard, Door)),
         Middleware(Guard, limit=app.config.max_upload_mb << 20),
+        Middleware(Door, check=app.datastore().presence.check),
     ]
     if origins:
         cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
@@ -118,6 +125,22 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     found = error.errors() if isinstance(error, RequestValidationError) else []
     text = "; ".join(f"{'.'.join(map(str, e.get('loc', ())))}: {e.get('msg', '')}" for e in found)
     return JSONResponse({"detail": text or "the request is not valid"}, 422)
+
+
+async def _storage(request: Request, error: Exception) -> JSONResponse:
+    """A disk, a share or the journal failed."""
+    found = explain(error, saved_by(request.method, request.url.path))
+    if found is None:
+        return await _failed(request, error)
+    logger.error("%s %s: %s", request.method, request.url.path, error)
+    return JSONResponse({"detail": found[1]}, found[0])
+
+
+async def _http(request: Request, error: Any) -> Any:
+    """FastAPI says that a body cannot be parsed where the disk for uploads is full."""
+    if isinstance(error.__cause__, OSError) and explain(error.__cause__) is not None:
+        return await _storage(request, error.__cause__)
+    return await http_exception_handler(request, error)
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:

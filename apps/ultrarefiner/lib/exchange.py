@@ -229,7 +229,7 @@ class Exchange:
         told = {**info.to_dict(), "noticed": datetime.now().astimezone().isoformat(timespec="seconds")}
         client = info.model_name or info.manufacturer
         values = {"user": info.author, "client_id": client, ORIGIN: told, STORED: when.timestamp()}
-        self.app.work.tmp.mkdir(parents=True, exist_ok=True)
+        self.app.work.make(self.app.work.tmp)
         with tempfile.TemporaryDirectory(dir=self.app.work.tmp) as name:
             path = Path(name, f"{image_id}.nii.gz")
             write_mask(path, mask, study)

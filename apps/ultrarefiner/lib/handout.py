@@ -27,7 +27,7 @@ def hand_out(work: WorkFolder, image_id: str, path: Path, extensions: tuple[str,
     link = work.handed(image_id) / name
     try:
         if not link.exists() or not link.samefile(path):
-            link.parent.mkdir(parents=True, exist_ok=True)
+            work.make(link.parent)
             for old in link.parent.iterdir():
                 old.unlink()
             link.symlink_to(path.absolute())

@@ -52,7 +52,7 @@ class LesionTask(InferTask):
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """As MONAI Label calls a task: the path of a file that the caller removes, and the reply's params."""
         outline = self.outline(request)
-        self.engine.work.tmp.mkdir(parents=True, exist_ok=True)
+        self.engine.work.make(self.engine.work.tmp)
         handle, path = tempfile.mkstemp(suffix=outline.extension, prefix="mask-", dir=self.engine.work.tmp)
         with os.fdopen(handle, "wb") as file:
             file.write(outline.content)

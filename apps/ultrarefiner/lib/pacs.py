@@ -164,6 +164,7 @@ class PacsStudies(StudiesFolder):
     def image_path(self, image_id: str) -> Path:
         """The folder with the DICOM files of an image, fetched when they are not there. Raises as ``Mirror.open``."""
         self.entry(image_id)
+        self.presence.check(recent=True)
         try:
             folder = self.mirror.open(image_id)
         except KeyError:
@@ -172,6 +173,13 @@ class PacsStudies(StudiesFolder):
             self._follow()  # it may have turned out to be several images
         self._align(image_id, folder)
         return folder
+
+    def require_image(self, image_id: str) -> None:
+        """As in a folder: the store lists it, and its files are in the mirror, fetched where they are not."""
+        self.presence.check()
+        self.entry(image_id)
+        if not (self.mirror.folder / "images" / image_id).is_dir():
+            self.mirror.open(image_id)
 
     def client_path(self, image_id: str) -> Path:
         """The NIfTI file that clients get of an image, made when it is not there. Raises as ``image_path``."""

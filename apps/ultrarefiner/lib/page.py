@@ -27,6 +27,15 @@ def front_page(info: dict[str, Any], address: str) -> str:
     counts = info["datastore"]
     problem = info.get("pacs", {}).get("problem", "")
     away = f"<p><strong>The PACS is away:</strong> {escape(problem)}</p>" if problem else ""
+    problems = [text for text in info.get("problems", []) if text != problem]
+    told = "".join(f"<li>{escape(text)}</li>" for text in problems)
+    away += f'<div class="notice"><strong>To be looked at:</strong><ul>{told}</ul></div>' if told else ""
+    left = info.get("not_offered", {})
+    reasons = "".join(f"<li>{count} x {escape(reason)}</li>" for reason, count in left.items())
+    away += (
+        f"<p>{sum(left.values())} files in the studies are not offered (the log names them):</p><ul>{reasons}</ul>"
+        * bool(left)
+    )
     address = escape(address)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(info["name"])}</title><style>{_STYLE}</style></head><body>

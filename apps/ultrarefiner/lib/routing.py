@@ -70,7 +70,7 @@ def stored_upload(app: Any, upload: UploadFile, extensions: tuple[str, ...], def
     parts = split_name(name, extensions) or (("label", default) if default and "." not in name else None)
     if parts is None:
         raise InputError(f"expected a file ending in {', '.join(extensions)}, got {name!r:.120}")
-    app.work.tmp.mkdir(parents=True, exist_ok=True)
+    app.work.make(app.work.tmp)
     with tempfile.TemporaryDirectory(dir=app.work.tmp) as folder:
         try:
             path = Path(folder, check_name(parts[0] + parts[1].lower(), "file name"))

@@ -66,7 +66,9 @@ class Served:
         pointer = self.registry.pointer()
         # At the start anything that was served once is better than no server.
         names = [pointer.name] if present is not None else [pointer.name, *pointer.before, CONFIGURED]
-        problem = ""
+        problem = pointer.problem
+        if problem:
+            logger.error("%s", problem)
         for name in names:
             try:
                 predictor = self._predictor_of(name)

@@ -2,7 +2,8 @@
 
 What differs from MONAI Label's LocalDatastore: more extensions, in any case; two images of one stem are two entries; DICOM
 images in folders below are images too, called by their SOPInstanceUID; the index is written atomically and never changed
-under a reader; read-only studies work.
+under a reader; what an edited one says is not believed; links that leave the studies are not followed; read-only studies
+work, and where the studies are away nothing is written and the index in memory stays.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 import threading
 import time
 from collections import Counter
@@ -22,11 +24,18 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from lib.indexfile import read_entries, read_index
 from lib.names import check_name, is_name, split_name
-from ultrarefiner_monai.data.dicomindex import DAMAGED, OTHER, DicomIndex, Header, nested_images
-from ultrarefiner_monai.data.study import PICTURES
+from ultrarefiner_monai.data import notoffered as reasons
+from ultrarefiner_monai.data.dicomfile import has_mark
+from ultrarefiner_monai.data.dicomindex import DAMAGED, FOREIGN, IMAGE, OTHER, DicomIndex, Header, nested_images
+from ultrarefiner_monai.data.notoffered import NotOffered
+from ultrarefiner_monai.data.readers import IMAGE_EXTENSIONS
 from ultrarefiner_monai.files import replacing
-from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS, WorkFolder
+from ultrarefiner_monai.presence import VARIABLE, Presence, StudiesAway
+from ultrarefiner_monai.setaside import set_aside
+from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS, WorkFolder, leaves
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +59,30 @@ class StudiesIndex(LocalDatastore):
         # Around each change as a whole; MONAI Label's own lock is taken anew for each reading and writing within it.
         self._change_lock = FileLock(str(work.root / "change.lock"))
         self._complained: set[str] = set()
+        self.not_offered = NotOffered()
+        self._pictures = tuple(e for e in (*extensions, *LABEL_EXTENSIONS) if e not in (".dcm", ".dicom"))
+        mirrored = Path(studies) == work.mirror
+        self.presence = Presence(None if mirrored else Path(studies), work, os.environ.get(VARIABLE, ""))
         self._pending: threading.Timer | None = None
         self._headers = DicomIndex(studies, work.headers)
         self._nested: dict[str, str] = {}  # image id -> path below the studies, of those that lie in folders
         # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
         home = home or (Path(studies) if os.access(studies, os.W_OK) else work.root)
+        self.index_file = home / "datastore_v2.json"
+        for path in (home / "labels", self.index_file):
+            if leaves(path, [studies, work.root]):
+                raise InputError(
+                    f"{path} is a link to a place outside the studies, which is not followed: put the files themselves "
+                    "there, or set work_dir to the folder where labels are to lie and make the studies read-only"
+                )
         patterns = [f"*{e}" for e in dict.fromkeys((*extensions, *LABEL_EXTENSIONS))]
         self._datastore: LocalDatastoreModel
+        self._observer: Any
+        self._config_ts: Any
         super().__init__(
             studies,
             labels_dir="labels" if home == Path(studies) else str(work.root / "labels"),
-            datastore_config=str(home / "datastore_v2.json"),
+            datastore_config=str(self.index_file),
             extensions=patterns,
             auto_reload=auto_reload,
         )
@@ -90,12 +112,15 @@ class StudiesIndex(LocalDatastore):
         with self._changing():
             before = self._datastore.objects
             objects = self._find_images(before)
+            self.presence.check()  # they may have gone just now: what is not seen is not removed
             known = self._absent()
             absent = {**known, **{i: before[i] for i in before.keys() - objects.keys()}}
             self._remember_absent(absent, known)
             labels_dir = Path(self._datastore.label_path(None))
-            for tag in sorted(p.name for p in labels_dir.iterdir() if p.is_dir()):
-                self._find_labels(tag, objects, {**absent, **before})
+            labels_dir.mkdir(exist_ok=True)
+            for tag in sorted(p.name for p in labels_dir.iterdir() if p.is_dir() and is_name(p.name)):
+                if self._follows(labels_dir / tag):
+                    self._find_labels(tag, objects, {**absent, **before})
             if objects != before:
                 self._replace(objects)
                 self._update_datastore_file()
@@ -105,12 +130,12 @@ class StudiesIndex(LocalDatastore):
         """Entries whose image is not there just now (a PACS that lists nothing for a moment, a disk that is away): who
         made their labels, and whether they still have to be sent, is known again when it is back."""
         try:
-            rows = json.loads(self.work.absent.read_text(encoding="utf-8"))
-            return {str(i): ImageLabelModel.model_validate(entry) for i, entry in rows.items()}
+            return read_entries(dict(json.loads(self.work.absent.read_text(encoding="utf-8"))), self._any_extension)
         except FileNotFoundError:
             return {}
-        except (ValueError, AttributeError) as error:
-            logger.warning("%s is unreadable (%s): made anew", self.work.absent.name, type(error).__name__)
+        except (ValueError, TypeError, RecursionError) as error:
+            aside = set_aside(self.work.absent)
+            logger.error("%s was unreadable (%s): kept as %s", self.work.absent.name, type(error).__name__, aside.name)
             return {}
 
     def _remember_absent(self, entries: dict[str, ImageLabelModel], before: dict[str, ImageLabelModel]) -> None:
@@ -138,10 +163,15 @@ class StudiesIndex(LocalDatastore):
                 self._pending.start()
 
     def _on_modify_event(self, event: Any) -> None:
-        """The index was written, or a DICOM file: its header may be there only now."""
+        """The index was written, or a file that may be an image only now: a DICOM header, a picture that was empty."""
         if event.src_path == self._datastore_config_path:
-            super()._on_modify_event(event)
-        elif not event.is_directory and not split_name(event.src_path, (*PICTURES, *LABEL_EXTENSIONS)):
+            try:
+                self._init_from_datastore_file()  # nothing where we wrote it ourselves
+            except OSError as error:
+                self._complain(f"the index cannot be read: {error.strerror}")
+            return
+        below = os.path.relpath(os.fsdecode(event.src_path), self._datastore_path)
+        if not event.is_directory and (not split_name(below, self._pictures) or self.not_offered.holds(below)):
             self._on_any_event(event)
 
     def _is_ours(self, path: str | bytes) -> bool:
@@ -156,27 +186,48 @@ class StudiesIndex(LocalDatastore):
             self._pending = None
         try:
             self.refresh()
-        except OSError:
-            logger.exception("cannot list the studies folder")
+        except StudiesAway as error:
+            self._complain(str(error))
+        except OSError as error:
+            logger.error("cannot list the studies folder: %s", error.strerror or error)
+
+    def watch_anew(self) -> None:
+        """The studies are back after they were away: look through them, and watch this folder, not the one before."""
+        if self._auto_reload:
+            observer = type(self._observer)()
+            try:
+                observer.schedule(self._handler, recursive=True, path=self._datastore_path)
+                observer.start()
+                before, self._observer = self._observer, observer
+                before.stop()
+            except OSError as error:
+                logger.error("the studies folder cannot be watched: %s", error.strerror or error)
+        self._complained.clear()
+        self._settled()
 
     def _find_images(self, before: dict[str, ImageLabelModel]) -> dict[str, ImageLabelModel]:
         ours = (self._datastore.label_path(None), self.work.root, self._datastore_config_path)
-        headers = self._headers.scan([Path(p) for p in ours], (*PICTURES, *LABEL_EXTENSIONS))
-        files = {}
+        headers = self._headers.scan([Path(p) for p in ours], (*self.image_extensions, *LABEL_EXTENSIONS))
+        files, left = {}, self._left_below(headers)
+        own = {os.path.abspath(path) for path in ours}
+        root = os.path.abspath(self._datastore_path)
         known = {self._filename(k, v.image.ext): k for k, v in before.items()}
         with os.scandir(self._datastore.image_path()) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or not entry.is_file():
+                if entry.name.startswith(".") or entry.name in left or not entry.is_file():
                     continue
                 parts, header = split_name(entry.name, self.image_extensions), headers.get(entry.name)
-                if header is not None and header.kind == OTHER:
-                    continue
-                if not parts and (entry.name in known or (header is not None and header.is_dicom)):
+                if not parts and header is not None and header.is_dicom:
                     parts = (entry.name, "")
-                if parts and not is_name(entry.name):
-                    self._complain(f"image {entry.name!a} is left out: rename it (odd characters, or too long)")
-                elif parts:
+                if not parts:
+                    if os.path.join(root, entry.name) not in own and not entry.name.startswith(self.index_file.name):
+                        left[entry.name] = reasons.FORMAT
+                elif not is_name(entry.name):
+                    left[entry.name] = reasons.NAME
+                else:
                     files[entry.name] = parts
+                    if (reason := _useless(entry, header)) is not None:
+                        left[entry.name] = reason  # listed all the same: it may be on its way
         stems = Counter(stem for stem, _ in files.values())
         objects: dict[str, ImageLabelModel] = {}
         for name in sorted(files):
@@ -192,7 +243,20 @@ class StudiesIndex(LocalDatastore):
                 logger.info("new image %s", image_id)
             objects[image_id] = ImageLabelModel(image=image)
         self._add_nested(headers, objects, before)
+        self.not_offered.listed(left, objects)
         return objects
+
+    def _left_below(self, headers: dict[str, Header]) -> dict[str, str]:
+        """path below the studies -> why it is not offered, of what the headers tell: all in folders, DICOM at the top."""
+        nested = set(nested_images(headers).values())
+        left = dict.fromkeys((p for p in self._headers.unopened if "/" in p), reasons.FOLDER)
+        left |= dict.fromkeys(self._headers.links, reasons.LINK)
+        for path, header in headers.items():
+            if header.kind == OTHER:
+                left[path] = reasons.NO_PICTURE
+            elif "/" in path and path not in nested:
+                left[path] = _WHY_BELOW[header.kind]
+        return left
 
     def _add_nested(
         self, headers: dict[str, Header], objects: dict[str, ImageLabelModel], before: dict[str, ImageLabelModel]
@@ -204,12 +268,6 @@ class StudiesIndex(LocalDatastore):
                 image = DataModel(info={"ts": int(time.time()), "name": f"{image_id}.dcm"})
             objects[image_id] = ImageLabelModel(image=image)
         self._nested = nested
-        left_out = Counter(header.kind for path, header in headers.items())
-        if left_out[OTHER]:
-            self._complain(f"{left_out[OTHER]} DICOM file(s) hold no picture (reports, documents, ...): not offered")
-        damaged = sum(header.kind == DAMAGED and "/" in path for path, header in headers.items())
-        if damaged:
-            self._complain(f"{damaged} DICOM file(s) in folders below cannot be read: not offered")
 
     def _complain(self, message: str) -> None:
         """Once, not at every look into the folder."""
@@ -220,7 +278,9 @@ class StudiesIndex(LocalDatastore):
     def _find_labels(self, tag: str, objects: dict[str, ImageLabelModel], before: dict[str, ImageLabelModel]) -> None:
         for entry in sorted(os.scandir(self._datastore.label_path(tag)), key=lambda e: e.name):
             parts = split_name(entry.name, LABEL_EXTENSIONS)
-            if not parts or entry.name.startswith(".") or not entry.is_file():
+            if not parts or entry.name.startswith(".") or not entry.is_file() or not is_name(entry.name):
+                continue
+            if entry.is_symlink() and not self._follows(Path(entry.path)):
                 continue
             image_id, extension = parts
             if image_id not in objects and extension.lower() == ".seg.nrrd":  # the .nrrd of an image called x.seg
@@ -243,13 +303,57 @@ class StudiesIndex(LocalDatastore):
             raise ImageNotFoundException(f"there is no image {image_id!r:.120} in the studies")
         return entry
 
+    def image_file(self, image_id: str) -> Path:
+        """The file in the studies that an image is, looked at now. ImageNotFoundException where it is gone, or has
+        become a link that leaves the studies or a file that is no image; StudiesAway."""
+        entry = self.entry(image_id)
+        self.presence.check(recent=True)
+        path = Path(self._datastore.image_path(), self._filename(image_id, entry.image.ext)).absolute()
+        try:
+            is_link = stat.S_ISLNK(path.lstat().st_mode)
+            gone = is_link and not path.exists()
+        except (FileNotFoundError, NotADirectoryError):
+            gone, is_link = True, False
+        if gone:
+            self.presence.check()
+            raise ImageNotFoundException(f"the file of {image_id!r:.120} is not in the studies any more")
+        if (is_link or image_id in self._nested) and leaves(path, [self._datastore_path]):
+            raise ImageNotFoundException(f"{image_id!r:.120} is a link that leaves the studies: it is not followed")
+        if not split_name(path.name, self.image_extensions) and not has_mark(path):
+            raise ImageNotFoundException(f"{image_id!r:.120} is no image")
+        return path
+
+    def require_image(self, image_id: str) -> None:
+        """Before something of an image is saved: raises as ``image_file`` unless the image still is where it was."""
+        self.presence.check()
+        self.image_file(image_id)
+
     def label_file(self, image_id: str, tag: str, extension: str) -> Path:
-        return Path(self._datastore.label_path(check_name(tag, "tag")), image_id + extension)
+        """Where a label lies. InputError where its folder is a link that leaves studies and work folder."""
+        folder = Path(self._datastore.label_path(check_name(tag, "tag")))
+        if (folder.is_symlink() or folder.parent.is_symlink()) and not self._follows(folder):
+            raise InputError("the labels' folder is a link that leaves the studies: it is not followed")
+        return folder / (image_id + extension)
+
+    def _follows(self, path: Path) -> bool:
+        """Whether a file or folder of labels lies in the studies or the work folder, its links followed."""
+        if not path.is_symlink() and not path.parent.is_symlink():
+            return True
+        if not leaves(path, [self._datastore_path, self.work.root]):
+            return True
+        self._complain(f"{path.name!a} among the labels is a link that leaves the studies: it is not followed")
+        return False
+
+    @property
+    def _any_extension(self) -> tuple[str, ...]:
+        return (*self.image_extensions, *IMAGE_EXTENSIONS)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """One change at a time, on top of what another process (a batch) wrote into the index meanwhile."""
+        self.presence.check()  # before the lock: a lock makes the folder it lies in
         with self._mutex, self._change_lock:
+            self.presence.check()
             self._init_from_datastore_file()
             yield
 
@@ -267,18 +371,41 @@ class StudiesIndex(LocalDatastore):
             raise
 
     def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        """Take what another process wrote: read, checked and complete before it is published in one assignment."""
         with self._mutex:
             try:
-                super()._init_from_datastore_file(throw_exception=True)
+                state = _state(os.stat(self.index_file))
+                if state == self._config_ts:
+                    return
+                text = self.index_file.read_text(encoding="utf-8")
+                self._datastore = read_index(text, self._datastore, self._any_extension)
+                self._config_ts = state
+            except FileNotFoundError:
+                return
             except ValueError as error:
-                aside = f"{self._datastore_config_path}.broken-{int(time.time())}"
-                os.replace(self._datastore_config_path, aside)
-                logger.error("the index was unreadable (%s); it is kept as %s and made anew", error, aside)
+                aside = set_aside(self.index_file)
+                logger.error("the index was unreadable (%s); it is kept as %s and made anew", error, aside.name)
+                if self._datastore.objects:  # what is known goes on
+                    self._update_datastore_file()
 
     def _update_datastore_file(self, lock: bool = True) -> None:
-        with self._mutex, FileLock(self._lock_file):
-            self._ignore_event_config = True
+        with self._mutex:
             text = self._datastore.model_dump_json(exclude={"base_path"}, indent=2)
-            with replacing(self._datastore_config_path, "w") as file:
+            with replacing(self.index_file, "w") as file:
                 file.write(text)
-            self._config_ts = os.stat(self._datastore_config_path).st_mtime
+            self._config_ts = _state(os.stat(self.index_file))
+
+
+_WHY_BELOW = {DAMAGED: reasons.DAMAGED, FOREIGN: reasons.FORMAT, IMAGE: reasons.COPY}
+
+
+def _useless(entry: os.DirEntry[str], header: Header | None) -> str | None:
+    """Why a file that is listed holds no picture, as far as that shows without decoding it."""
+    if header is None:
+        return None if entry.stat().st_size else reasons.EMPTY
+    return None if header.size and header.kind != DAMAGED else reasons.DAMAGED if header.size else reasons.EMPTY
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int]:
+    """Changes whenever a file is written or replaced."""
+    return found.st_mtime_ns, found.st_ino, found.st_size
