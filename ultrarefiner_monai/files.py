@@ -43,8 +43,9 @@ def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    except BaseException:
+        _remove(part)
+        raise
 
 
 def copy_in(source: str | Path, path: str | Path) -> None:
@@ -109,7 +110,6 @@ class Undo:
 
     def copy(self, source: Path, path: Path) -> None:
         """Let the content of ``source``, which is about to be replaced, lie at the new name ``path``, too."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._folders.add(path.parent)
         self.by(lambda: path.unlink(missing_ok=True))
         if source.is_symlink():
@@ -134,10 +134,7 @@ class Undo:
     def clear(self) -> None:
         """Remove the parts."""
         for part in self._parts:
-            try:
-                part.unlink(missing_ok=True)
-            except OSError as error:  # cleared away at the next start
-                logger.warning("%s is left: %s", part.name, error.strerror)
+            _remove(part)
 
 
 @contextmanager
@@ -150,6 +147,13 @@ def all_or_nothing() -> Iterator[Undo]:
         undo.back()
         raise
     undo.clear()
+
+
+def _remove(part: Path) -> None:
+    try:
+        part.unlink(missing_ok=True)
+    except OSError as error:  # cleared away at the next start
+        logger.warning("%s is left: %s", part.name, error.strerror)
 
 
 def _second_name(path: Path, other: Path) -> None:

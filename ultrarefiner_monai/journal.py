@@ -57,6 +57,18 @@ def unpack_mask(blob: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A mask as the tables keep it. Long cines take a while: packed before the journal is locked for others."""
+
+    shape: str
+    bits: bytes
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> Packed:
+        return cls(json.dumps(mask.shape), pack_mask(mask))
+
+
+@dataclass(frozen=True)
 class StoredProposal:
     """One reply. image_hash: sha256 of the image file. cache_keys: what the embedding cache calls its frames."""
 
@@ -142,7 +154,8 @@ class Journal:
     ) -> int:
         """Keep one reply; mask: (T, H, W), non-zero inside. Returns its id."""
         values: tuple[Any, ...] = (_now(), image_id, image_hash, model, version, client, _json(prompts), _json(reply))
-        values += (json.dumps(cache_keys or []), json.dumps(mask.shape), pack_mask(mask))
+        packed = Packed.of(mask)
+        values += (json.dumps(cache_keys or []), packed.shape, packed.bits)
         with self.transaction() as connection:
             return new_id(connection.execute(f"INSERT INTO proposals VALUES (NULL{', ?' * 11})", values))
 
@@ -160,8 +173,9 @@ class Journal:
 
         One made for the same file in a session counts too: it joined the studies afterwards.
         """
+        packed = Packed.of(mask)
         with self.transaction() as connection:
-            return add_correction(connection, image_id, image_hash, mask, author=author, client=client, info=info)
+            return add_correction(connection, image_id, image_hash, packed, author=author, client=client, info=info)
 
     def proposals(self, image_id: str | None = None) -> list[StoredProposal]:
         """All proposals, or those for one image, oldest first."""
@@ -240,7 +254,7 @@ def add_correction(
     connection: sqlite3.Connection,
     image_id: str,
     image_hash: str,
-    mask: np.ndarray,
+    mask: Packed,
     *,
     author: str,
     client: str,
@@ -252,8 +266,8 @@ def add_correction(
         " ORDER BY client = ? DESC, id DESC LIMIT 1",
         (image_id, image_hash, client),
     ).fetchone()
-    values: tuple[Any, ...] = (_now(), image_id, image_hash, found[0] if found else None, author, client, _json(info))
-    values += (json.dumps(mask.shape), pack_mask(mask))
+    values = (_now(), image_id, image_hash, found[0] if found else None, author, client, _json(info))
+    values += (mask.shape, mask.bits)
     return new_id(connection.execute(f"INSERT INTO corrections VALUES (NULL{', ?' * 9})", values))
 
 

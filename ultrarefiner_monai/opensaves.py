@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.journal import Journal, add_correction, new_id
+from ultrarefiner_monai.journal import Journal, Packed, add_correction, new_id
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a save is about to do. File names only: the store knows the folders.
 
-    sha256: of the label's file. before, after: what the index holds of the label (``DataModel``), None without one.
+    sha256: of the label's file. inode: its number, where the label before holds the same bytes, else 0. before, after: what the index holds of the label (``DataModel``), None without one.
     versions: the names of the labels before, where they are kept. aside: [name of the part, name that it had].
     parts: what is needed until the end only; of the label's folder.
     """
@@ -27,6 +27,7 @@ class Plan:
     tag: str
     extension: str
     sha256: str
+    inode: int
     before: dict[str, Any] | None
     after: dict[str, Any]
     versions: list[str] = field(default_factory=list)
@@ -54,13 +55,13 @@ class OpenSave:
 
 def begin(journal: Journal, image_id: str, plan: Plan, drawn: Drawn | None) -> OpenSave:
     """Write down what is about to happen, the correction included; it is on the disk when this returns."""
+    info, packed = plan.after["info"], Packed.of(drawn.mask) if drawn is not None else None
+    author, client = author_of(info)
     with journal.transaction() as connection:
         correction = None
-        if drawn is not None:
-            info = plan.after["info"]
-            author, client = author_of(info)
+        if drawn is not None and packed is not None:
             correction = add_correction(
-                connection, image_id, drawn.image_hash, drawn.mask, author=author, client=client, info=info
+                connection, image_id, drawn.image_hash, packed, author=author, client=client, info=info
             )
         values = (image_id, json.dumps(asdict(plan), default=str), correction)
         saved = new_id(connection.execute("INSERT INTO saves VALUES (NULL, ?, ?, ?)", values))

@@ -14,6 +14,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,15 +121,26 @@ class StudiesFolder(Labels):
             with all_or_nothing() as undo:
                 undo.by(lambda: destination.unlink(missing_ok=True))
                 copy_in(image_filename, destination)
-                self._put(image_id, ImageLabelModel(image=DataModel(info=info, ext=parts[1])))
+                entry = ImageLabelModel(image=DataModel(info=info, ext=parts[1]))
+                self._put_undoable(undo, lambda: self._put(image_id, entry))
         return image_id
 
     def remove_image(self, image_id: str) -> None:
+        """Remove an image and its labels, which are kept as versions. All of it or nothing."""
         self.entry(image_id)
-        with self._mutex:
-            super().remove_image(image_id)
-            (self.work.nested / f"{image_id}.dcm").unlink(missing_ok=True)
-            self.refresh()
+        with self._changing():
+            self.repair()
+            entry = self.entry(image_id)
+            image = Path(self._datastore.image_path(), self._filename(image_id, entry.image.ext))
+            with all_or_nothing() as undo:
+                if os.path.lexists(image):  # first: where it is cut off, no image has lost its label
+                    undo.set_aside(image, undo.part(image))
+                for tag, label in entry.labels.items():
+                    self._set_aside(undo, image_id, tag, label.ext)
+                self._put_undoable(undo, lambda: self._put(image_id, None))
+                undo.sync()
+            with suppress(OSError):
+                (self.work.nested / f"{image_id}.dcm").unlink(missing_ok=True)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         check_info(info, "info")

@@ -39,7 +39,7 @@ class Labels(StudiesIndex):
     """The labels and their journal. own_info: what a label's info holds of ours; clients see it, may send it back, and
     change nothing by that."""
 
-    own_info: tuple[str, ...] = ("ts", "name")
+    own_info: tuple[str, ...] = ("ts", "name", "confirmed")
 
     def __init__(
         self,
@@ -95,10 +95,13 @@ class Labels(StudiesIndex):
                 copy_in(label_filename, staged)
                 versions = self._next_versions(image_id, label_tag, [destination, *others])
                 asides = {path: undo.part(path) for path in others}
+                sha256 = sha256_of(staged)
+                same = destination.is_file() and sha256_of(destination) == sha256
                 plan = Plan(
                     label_tag,
                     extension,
-                    sha256_of(staged),
+                    sha256,
+                    staged.stat().st_ino if same else 0,
                     before.model_dump() if before else None,
                     after.model_dump(),
                     [path.name for path in versions.values()],
@@ -107,8 +110,7 @@ class Labels(StudiesIndex):
                 )
                 save = self.journal.ask(lambda journal: opensaves.begin(journal, image_id, plan, drawn))
                 undo.by(lambda: self._drop(save))
-                for source, version in versions.items():
-                    undo.copy(source, version)
+                self._keep(undo, versions)
                 undo.keep(destination, former)
                 os.replace(staged, destination)
                 for path, part in asides.items():
@@ -145,8 +147,8 @@ class Labels(StudiesIndex):
             if self._datastore.objects.get(save.image_id) is None:
                 continue  # it may come back (a PACS that lists nothing for a moment)
             done = save.id not in self._taken_back and self._is_in_place(save)
-            logger.warning("the save of label %s of %s was cut off: %s", save.plan.tag, save.image_id,
-                           "completed" if done else "taken back")  # fmt: skip
+            outcome = "completed" if done else "taken back"
+            logger.warning("the save of label %s of %s was cut off: %s", save.plan.tag, save.image_id, outcome)
             self._settle(save, done)
             end = opensaves.finish if done else opensaves.drop
             self.journal.ask(lambda journal, end=end, save=save: end(journal, save))  # type: ignore[misc]
@@ -154,7 +156,9 @@ class Labels(StudiesIndex):
 
     def _is_in_place(self, save: OpenSave) -> bool:
         path = self.label_file(save.image_id, save.plan.tag, save.plan.extension)
-        return path.is_file() and sha256_of(path) == save.plan.sha256
+        if not path.is_file() or save.plan.inode not in (0, path.stat().st_ino):
+            return False
+        return sha256_of(path) == save.plan.sha256
 
     def _settle(self, save: OpenSave, done: bool) -> None:
         """Bring files and index to what the plan says of a save that is done, or of one that is not."""
@@ -207,6 +211,11 @@ class Labels(StudiesIndex):
         names = (self._version_name(image_id, tag, label.name[len(image_id) :], n) for n, label in enumerate(found))
         return dict(zip(found, (self._versions_of(image_id, tag) / name for name in names)))
 
+    def _keep(self, undo: Undo, versions: dict[Path, Path]) -> None:
+        for source, version in versions.items():
+            version.parent.mkdir(parents=True, exist_ok=True)
+            undo.copy(source, version)
+
     def _version_name(self, image_id: str, tag: str, extension: str, further: int = 0) -> str:
         newest = max((number for _, number, _ in self._versions(image_id, tag)), default=0)
         return f"v{newest + 1 + further:06d}{extension}"
@@ -241,15 +250,18 @@ class Labels(StudiesIndex):
             label = entry.labels.pop(label_tag, None)
             if label is None:
                 raise LabelNotFoundException(f"{label_id!r} has no label {label_tag!r}")
-            path = self.label_file(label_id, label_tag, label.ext)
             with all_or_nothing() as undo:
-                for source, version in self._next_versions(label_id, label_tag, [path]).items():
-                    undo.copy(source, version)
-                if path.exists():
-                    undo.set_aside(path, undo.part(path))
+                self._set_aside(undo, label_id, label_tag, label.ext)
                 self._put_undoable(undo, lambda: self._put(label_id, entry))
                 undo.sync()
             self._prune(label_id, label_tag)
+
+    def _set_aside(self, undo: Undo, image_id: str, tag: str, extension: str) -> None:
+        """Let a label lie with the versions only."""
+        path = self.label_file(image_id, tag, extension)
+        self._keep(undo, self._next_versions(image_id, tag, [path]))
+        if os.path.lexists(path):
+            undo.set_aside(path, undo.part(path))
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         return super().get_label_uri(label_id, check_name(label_tag, "tag"))

@@ -224,7 +224,9 @@ class PacsStudies(StudiesFolder):
             order is None or len(order) < 2 or label.name.lower().endswith(".seg.nrrd")
         ):  # that may be a part of the frames
             return label
-        found = len(read_mask(label))
+        study = read_study(folder, self.limits)
+        most = max(map(frames_in, order)) * study.height * study.width
+        found = len(read_mask(label, limits=Limits(total_pixels=most)))
         before = next((o for o in reversed(order[:-1]) if frames_in(o) == found), None)
         if before is None or found == frames_in(order[-1]):
             return label
