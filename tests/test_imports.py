@@ -21,8 +21,8 @@ HEAVY = {"matplotlib", "highdicom", "mlflow", "submitit", "tensorboard", "itk", 
 LAYERS: list[set[str]] = [
     {"types", "config", "files", "setaside", "__init__"},
     {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "cuts", "pixels", "measure"}
-    | {"coarse", "request", "download", "cache", "recent", "journal", "journalqueue", "trainingfolder", "workfolder"}
-    | {"robot", "presence"},
+    | {"coarse", "request", "download", "cache", "recent", "journal", "journalqueue", "opensaves"}
+    | {"robot", "trainingfolder", "workfolder", "presence"},
     {"models", "data", "known_weights", "weights"},
     {"checkpoints", "inference", "regions", "pacs"},
     {"registry"},

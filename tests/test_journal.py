@@ -133,7 +133,7 @@ def test_forget_says_when_there_is_no_work_folder(tmp_path):
 
 def test_a_write_that_fails_leaves_the_journal_usable(journal):
     mask = np.ones((1, 4, 4), np.uint8)
-    with pytest.raises(RuntimeError, match="interrupted"), journal._transaction() as connection:
+    with pytest.raises(RuntimeError, match="interrupted"), journal.transaction() as connection:
         connection.execute("ROLLBACK")  # as SQLite does by itself when the disk is full
         raise RuntimeError("interrupted")
     journal.record_proposal("a", "h", mask, model="m", version="v")

@@ -2,7 +2,8 @@
 
 A *proposal* is one reply of the server: mask, model version, prompts, client. A *correction* is the final label that
 was saved over it. Masks are (T, H, W) bits, packed and compressed; a T of 1 is a single image. *Prepared* are the names
-of what was cached before anybody asked, so that it can be forgotten. Several processes may use one journal at the same
+of what was cached before anybody asked, so that it can be forgotten. A *save* is a label that is being saved just now
+(``opensaves``); its correction counts when the label is in its place. Several processes may use one journal at the same
 time (WAL).
 """
 
@@ -24,7 +25,7 @@ import numpy as np
 # Among what was prepared, this is no cache key: somebody opened the image, and it was not forgotten since.
 OPENED = "-"
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had no saves; its tables are the same
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS proposals (
     id INTEGER PRIMARY KEY AUTOINCREMENT, created TEXT NOT NULL, image_id TEXT NOT NULL, image_hash TEXT NOT NULL,
@@ -38,6 +39,9 @@ CREATE TABLE IF NOT EXISTS corrections (
 CREATE INDEX IF NOT EXISTS corrections_of_image ON corrections (image_id, id);
 CREATE TABLE IF NOT EXISTS prepared (
     image_id TEXT NOT NULL, image_hash TEXT NOT NULL, cache_key TEXT NOT NULL, PRIMARY KEY (image_id, cache_key));
+CREATE TABLE IF NOT EXISTS saves (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, image_id TEXT NOT NULL, plan TEXT NOT NULL,
+    correction_id INTEGER REFERENCES corrections (id) ON DELETE SET NULL);
 """
 
 
@@ -50,6 +54,18 @@ def unpack_mask(blob: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """The uint8 mask (0/1) of ``shape`` that ``pack_mask`` was given."""
     bits = np.frombuffer(zlib.decompress(blob), np.uint8)
     return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A mask as the tables keep it. Long cines take a while: packed before the journal is locked for others."""
+
+    shape: str
+    bits: bytes
+
+    @classmethod
+    def of(cls, mask: np.ndarray) -> Packed:
+        return cls(json.dumps(mask.shape), pack_mask(mask))
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,8 @@ class Journal:
             self._connection.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All that the block does with the connection, or nothing of it; on the disk when it ends."""
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -118,7 +135,7 @@ class Journal:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def _rows(self, query: str, values: tuple = ()) -> list[tuple]:
+    def rows(self, query: str, values: tuple = ()) -> list[tuple]:
         with self._lock:
             return self._connection.execute(query, values).fetchall()
 
@@ -137,9 +154,10 @@ class Journal:
     ) -> int:
         """Keep one reply; mask: (T, H, W), non-zero inside. Returns its id."""
         values: tuple[Any, ...] = (_now(), image_id, image_hash, model, version, client, _json(prompts), _json(reply))
-        values += (json.dumps(cache_keys or []), json.dumps(mask.shape), pack_mask(mask))
-        with self._transaction() as connection:
-            return _new_id(connection.execute(f"INSERT INTO proposals VALUES (NULL{', ?' * 11})", values))
+        packed = Packed.of(mask)
+        values += (json.dumps(cache_keys or []), packed.shape, packed.bits)
+        with self.transaction() as connection:
+            return new_id(connection.execute(f"INSERT INTO proposals VALUES (NULL{', ?' * 11})", values))
 
     def record_correction(
         self,
@@ -155,56 +173,41 @@ class Journal:
 
         One made for the same file in a session counts too: it joined the studies afterwards.
         """
-        with self._transaction() as connection:
-            found = connection.execute(
-                "SELECT id FROM proposals WHERE (image_id = ? OR image_id LIKE 'session:%') AND image_hash = ?"
-                " ORDER BY client = ? DESC, id DESC LIMIT 1",
-                (image_id, image_hash, client),
-            ).fetchone()
-            values: tuple[Any, ...] = (
-                _now(),
-                image_id,
-                image_hash,
-                found[0] if found else None,
-                author,
-                client,
-                _json(info),
-            )
-            values += (json.dumps(mask.shape), pack_mask(mask))
-            return _new_id(connection.execute(f"INSERT INTO corrections VALUES (NULL{', ?' * 9})", values))
+        packed = Packed.of(mask)
+        with self.transaction() as connection:
+            return add_correction(connection, image_id, image_hash, packed, author=author, client=client, info=info)
 
     def proposals(self, image_id: str | None = None) -> list[StoredProposal]:
         """All proposals, or those for one image, oldest first."""
         where, values = _of_image(image_id)
-        return [_proposal(r) for r in self._rows(f"SELECT * FROM proposals {where} ORDER BY id", values)]
+        return [_proposal(r) for r in self.rows(f"SELECT * FROM proposals {where} ORDER BY id", values)]
 
     def proposal(self, proposal_id: int) -> StoredProposal | None:
         """One proposal, None when it was forgotten."""
-        rows = self._rows("SELECT * FROM proposals WHERE id = ?", (proposal_id,))
+        rows = self.rows("SELECT * FROM proposals WHERE id = ?", (proposal_id,))
         return _proposal(rows[0]) if rows else None
 
     def newest_proposal(self, image_id: str) -> tuple[str, str] | None:
         """(model, version) of the last proposal for this image, None where there was none."""
         query = "SELECT model, version FROM proposals WHERE image_id = ? ORDER BY id DESC LIMIT 1"
-        rows = self._rows(query, (image_id,))
+        rows = self.rows(query, (image_id,))
         return (str(rows[0][0]), str(rows[0][1])) if rows else None
 
     def corrections(self, image_id: str | None = None) -> list[StoredCorrection]:
-        """All corrections, or those of one image, oldest first."""
+        """All corrections, or those of one image, oldest first; without those whose label is not in its place yet."""
         where, values = _of_image(image_id)
-        return [
-            StoredCorrection(*(*r[:7], json.loads(r[7]), _mask(r[8], r[9])))
-            for r in self._rows(f"SELECT * FROM corrections {where} ORDER BY id", values)
-        ]
+        done = "id NOT IN (SELECT correction_id FROM saves WHERE correction_id IS NOT NULL)"
+        query = f"SELECT * FROM corrections {where + ' AND' if where else 'WHERE'} {done} ORDER BY id"
+        return [StoredCorrection(*(*r[:7], json.loads(r[7]), _mask(r[8], r[9]))) for r in self.rows(query, values)]
 
     def cache_keys(self, image_id: str) -> set[str]:
         """The embedding cache's names of all frames of this image that were ever computed."""
-        rows = self._rows("SELECT cache_keys FROM proposals WHERE image_id = ?", (image_id,))
+        rows = self.rows("SELECT cache_keys FROM proposals WHERE image_id = ?", (image_id,))
         return {key for row in rows for key in json.loads(row[0])} | self.prepared(image_id) - {OPENED}
 
     def note_prepared(self, image_id: str, image_hash: str, cache_keys: Iterable[str]) -> None:
         """Remember names in the embedding cache that no proposal knows; before they are used, so that none is missed."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             values = [(image_id, image_hash, key) for key in cache_keys]
             connection.executemany("INSERT OR REPLACE INTO prepared VALUES (?, ?, ?)", values)
 
@@ -214,10 +217,10 @@ class Journal:
 
     def prepared(self, image_id: str) -> set[str]:
         """The names that were noted for this image, none of them when it was forgotten since."""
-        return {row[0] for row in self._rows("SELECT cache_key FROM prepared WHERE image_id = ?", (image_id,))}
+        return {row[0] for row in self.rows("SELECT cache_key FROM prepared WHERE image_id = ?", (image_id,))}
 
     def drop_prepared(self, image_id: str, cache_keys: Iterable[str]) -> None:
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             values = [(image_id, key) for key in cache_keys]
             connection.executemany("DELETE FROM prepared WHERE image_id = ? AND cache_key = ?", values)
 
@@ -226,7 +229,7 @@ class Journal:
 
         The same file sent as an upload or a session, under a name of its own, is the same image: its rows go too.
         """
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             rows = connection.execute(
                 "SELECT image_hash FROM proposals WHERE image_id = ?1 "
                 "UNION SELECT image_hash FROM corrections WHERE image_id = ?1 "
@@ -235,6 +238,7 @@ class Journal:
             ).fetchall()
             elsewhere = "(image_id LIKE 'upload:%' OR image_id LIKE 'session:%') AND image_hash = ?"
             counts = []
+            connection.execute("DELETE FROM saves WHERE image_id = ?", (image_id,))
             for table in ("corrections", "proposals", "prepared"):
                 removed = connection.execute(f"DELETE FROM {table} WHERE image_id = ?", (image_id,)).rowcount
                 for row in rows:
@@ -244,6 +248,27 @@ class Journal:
         with self._lock:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return proposals, corrections
+
+
+def add_correction(
+    connection: sqlite3.Connection,
+    image_id: str,
+    image_hash: str,
+    mask: Packed,
+    *,
+    author: str,
+    client: str,
+    info: dict[str, Any] | None,
+) -> int:
+    """``Journal.record_correction`` within a transaction."""
+    found = connection.execute(
+        "SELECT id FROM proposals WHERE (image_id = ? OR image_id LIKE 'session:%') AND image_hash = ?"
+        " ORDER BY client = ? DESC, id DESC LIMIT 1",
+        (image_id, image_hash, client),
+    ).fetchone()
+    values = (_now(), image_id, image_hash, found[0] if found else None, author, client, _json(info))
+    values += (mask.shape, mask.bits)
+    return new_id(connection.execute(f"INSERT INTO corrections VALUES (NULL{', ?' * 9})", values))
 
 
 def _of_image(image_id: str | None) -> tuple[str, tuple]:
@@ -266,6 +291,6 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-def _new_id(cursor: sqlite3.Cursor) -> int:
+def new_id(cursor: sqlite3.Cursor) -> int:
     assert cursor.lastrowid is not None
     return cursor.lastrowid

@@ -1,11 +1,12 @@
-"""A journal that is written in the background, so that nobody who saves a label or asks for a mask waits for it."""
+"""A journal that is written in the background, so that nobody who asks for a mask waits for it."""
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,19 +18,27 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Entries hold whole masks. Who has one more waits a while: it is the disk that is slow, or another process's lock.
+_MOST_QUEUED = 64
+_PATIENCE_SECONDS = 30.0
+
 
 class JournalQueue:
-    """Writes into a journal in the background, one after the other in the order given. A failure is logged, never raised:
-    a label that a clinician saves does not depend on the journal. What is queued is written before the process ends.
+    """Writes into a journal in the background, one after the other in the order given. What is queued is written before
+    the process ends.
 
-    begun_anew: why the journal that is written is not the one there was at the start, else empty.
+    A failure of ``submit`` is logged and stands in ``problem`` until a write succeeds, never raised: a mask that a
+    clinician waits for does not depend on the journal. One of ``ask`` is raised: a label is saved with its correction or
+    not at all. begun_anew: why the journal that is written is not the one there was at the start, else empty.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.problem = ""
         self._journal: Journal | None = None
         self._inode: tuple[int, int] | None = None
         self.begun_anew = ""
+        self._room = threading.Semaphore(_MOST_QUEUED)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
 
     def begin(self, expected_none: bool) -> None:
@@ -44,20 +53,29 @@ class JournalQueue:
         self._pool.submit(self._write, open_it)
 
     def submit(self, write: Callable[[Journal], Any]) -> None:
-        """Queue ``write``, which is called with the journal."""
-        self._pool.submit(self._write, write)
+        """Queue ``write``, which is called with the journal. Waits while the queue is full, then leaves it out and says so."""
+        if not self._room.acquire(timeout=_PATIENCE_SECONDS):
+            self._fails("it is written too slowly, an entry is left out")
+            return
+        try:
+            self._pool.submit(self._write, write).add_done_callback(lambda _: self._room.release())
+        except BaseException:
+            self._room.release()
+            raise
 
     def flush(self) -> None:
         """Wait until all that was queued so far is written."""
         self._pool.submit(lambda: None).result()
 
     def close(self) -> None:
-        """Write all that is queued; nothing can be queued any more."""
+        """Write what is queued, then let go of the file; nothing can be queued afterwards."""
         self._pool.shutdown(wait=True)
+        self._close()
 
     def ask(self, work: Callable[[Journal], T]) -> T:
         """Do ``work`` with the journal in its turn and return what it returns; what it raises is raised here."""
-        return self._pool.submit(self._do, work).result()
+        answer: Future[T] = self._pool.submit(self._do, work)
+        return answer.result()
 
     def _do(self, work: Callable[[Journal], T]) -> T:
         try:
@@ -93,8 +111,14 @@ class JournalQueue:
     def _write(self, write: Callable[[Journal], Any]) -> None:
         try:
             self._do(write)
-        except Exception:  # whatever it is, the server goes on
-            logger.exception("the journal %s could not be written", self.path)
+            self.problem = ""
+        except Exception as error:  # whatever it is, the server goes on
+            logger.debug("the journal's entry", exc_info=error)
+            self._fails(str(error) or type(error).__name__)
+
+    def _fails(self, why: str) -> None:
+        self.problem = f"the journal could not be written: {why}"
+        logger.error("%s (%s)", self.problem, self.path)
 
 
 def _open(path: Path) -> Journal:

@@ -34,17 +34,21 @@ from lib.sessions import SessionStore
 from lib.startup import OnlyServer, Watch, clear, problems
 from lib.strategies import NextSample
 from lib.trainers import make_trainers
+from ultrarefiner_monai import opensaves
 from ultrarefiner_monai.config import serve_config
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.journalqueue import JournalQueue
+from ultrarefiner_monai.opensaves import Drawn
 from ultrarefiner_monai.pacs.client import Pacs
 from ultrarefiner_monai.presence import VARIABLE
 from ultrarefiner_monai.types import LABELS, NOTICE
 from ultrarefiner_monai.workfolder import WorkFolder, is_address
 
 logger = logging.getLogger(__name__)
+
+_SAVES_AT_ONCE = 4
 
 
 class UltraRefinerApp(MONAILabelApp):
@@ -70,6 +74,8 @@ class UltraRefinerApp(MONAILabelApp):
         self.preparer = Preparer(self.engine, self.config.prepare)
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
         self.limiter = anyio.CapacityLimiter(self.config.workers)
+        # Labels, uploads and sessions that are read and written: twenty at once cost the memory of a few.
+        self.savers = anyio.CapacityLimiter(_SAVES_AT_ONCE)
         super().__init__(
             app_dir,
             studies,
@@ -85,9 +91,13 @@ class UltraRefinerApp(MONAILabelApp):
     def init_datastore(self) -> StudiesFolder:
         if self.pacs is not None:
             limits = Limits(total_pixels=self.config.max_pixels)
-            return PacsStudies(self.pacs, self.work, self.config.pacs, self.config.extensions, self.engine.read, limits)
+            return PacsStudies(
+                self.pacs, self.work, self.config.pacs, self.config.extensions, self.engine.read, limits, self.journal
+            )
         reload = settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD
-        return StudiesFolder(self.studies, self.work, self.config.extensions, self.engine.read, reload)
+        return StudiesFolder(
+            self.studies, self.work, self.config.extensions, self.engine.read, reload, journal=self.journal
+        )
 
     def init_infers(self) -> dict[str, Any]:
         return make_tasks(self.engine)
@@ -144,23 +154,17 @@ class UltraRefinerApp(MONAILabelApp):
     # --- what the clinician saves -------------------------------------------------------------------------------------
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
-        """Called by whoever saves a final label without our route: the journal gets what lies in the studies."""
+        """Called by whoever saves a final label without our route: the journal gets what lies in the studies, soon."""
         store = self.datastore()
         path = store.get_label_uri(label_id, DefaultLabelTag.FINAL.value)
         if path:
-            mask = read_mask(path)
-            info = store.get_label_info(label_id, DefaultLabelTag.FINAL.value)
-            self.journal_label(image_id, store.image_path(image_id), mask, info)
+            image, info = store.image_path(image_id), store.get_label_info(label_id, DefaultLabelTag.FINAL.value)
 
-    def journal_label(self, image_id: str, path: Path, mask: Any, info: dict[str, Any]) -> None:
-        """Queue a final label for the journal; returns at once. path: the image (``image_path``); mask: (T, H, W)."""
+            def write(journal: Journal) -> None:
+                opened = self.engine.open(image)
+                opensaves.record(journal, image_id, Drawn(opened.sha256, read_mask(path, opened.study)), info)
 
-        def write(journal: Journal) -> None:
-            author, client = str(info.get("user") or ""), str(info.get("client_id") or "")
-            sha256 = self.engine.open(path).sha256
-            journal.record_correction(image_id, sha256, mask, author=author or client, client=client, info=info)
-
-        self.journal.submit(write)
+            self.journal.submit(write)
 
     # --- next sample, sessions ----------------------------------------------------------------------------------------
 

@@ -20,13 +20,19 @@ from ultrarefiner_monai.types import InputError
 logger = logging.getLogger(__name__)
 
 
-def read_mask(path: str | Path, study: Study | None = None, limits: Limits | None = None) -> np.ndarray:
+def read_mask(
+    path: str | Path,
+    study: Study | None = None,
+    limits: Limits | None = None,
+    confirmed: bool = False,
+    warnings: list[str] | None = None,
+) -> np.ndarray:
     """A label file -> (T, H, W) uint8, 1 where it is above 0: every value and every segment is the lesion.
 
     With ``study`` the label is brought to its frames: axes that were flipped or swapped, and the cropped extent that
     3D Slicer gives a .seg.nrrd, are undone by the two affines. A label without a usable position but of the same size
-    is taken voxel by voxel. JPEG is lossy, so there only values above 127 count. Raises InputError for files that
-    cannot be read and for sizes that do not fit.
+    is taken voxel by voxel. JPEG is lossy, so there only values above 127 count. ``warnings``, for the user, are added
+    to. Raises InputError for files that cannot be read and for sizes that do not fit.
     """
     path, limits = Path(path), limits or Limits()
     if not path.is_file():
@@ -60,6 +66,8 @@ def read_mask(path: str | Path, study: Study | None = None, limits: Limits | Non
             raise InputError(f"{path.name} is {size} voxels and does not lie on its image of {wanted}")
         if not np.allclose(affine, study.geometry.affine, atol=1e-3):
             logger.warning("%s: position unlike its image's; taken voxel by voxel", path.name)
+            if warnings is not None:
+                warnings.append("the label's position is unlike its image's: it is taken voxel by voxel")
         moved = grid
     return study.geometry.to_frames(moved)
 

@@ -29,6 +29,7 @@ from lib.routing import annotator_role
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.opensaves import Drawn
 from ultrarefiner_monai.pacs.client import PacsError
 from ultrarefiner_monai.pacs.inbox import Inbox
 from ultrarefiner_monai.pacs.outbox import Outbox
@@ -220,8 +221,7 @@ class Exchange:
 
     def _keep(self, image_id: str, mask: np.ndarray, info: SegInfo, when: datetime) -> None:
         try:
-            source = self.mirror.open(image_id)
-            study = self.app.engine.open(source).study
+            opened = self.app.engine.open(self.mirror.open(image_id))
         except PacsError:
             raise
         except InputError as error:  # its files are changing just now: no reason to refuse the segmentation for ever
@@ -232,19 +232,18 @@ class Exchange:
         self.app.work.make(self.app.work.tmp)
         with tempfile.TemporaryDirectory(dir=self.app.work.tmp) as name:
             path = Path(name, f"{image_id}.nii.gz")
-            write_mask(path, mask, study)
+            write_mask(path, mask, opened.study)
+            drawn = Drawn(opened.sha256, mask)
             with self.store.saving:
                 newest = self._stored(image_id)
                 if newest is not None and when.timestamp() < newest:
-                    self.store.keep_version(image_id, FINAL, path)
+                    self.store.keep_version(image_id, FINAL, path, drawn, values)
                     logger.info(
                         "segmentation %s of %s is older than the final label: kept beside", info.sop_uid, image_id
                     )
                 else:
-                    self.store.save_label(image_id, str(path), FINAL, values)
+                    self.store.save_label(image_id, str(path), FINAL, values, drawn)
                     logger.info("segmentation %s is the final label of %s now", info.sop_uid, image_id)
-                self.app.journal_label(image_id, source, mask, values)
-        self.app.journal.flush()
 
     def _stored(self, image_id: str) -> float | None:
         """When the final label was stored, None where there is none."""

@@ -27,6 +27,8 @@ from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.series import dicom_files, frame_order, frames_in, reordered
 from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.data.writers import write_mask
+from ultrarefiner_monai.journalqueue import JournalQueue
+from ultrarefiner_monai.opensaves import Drawn
 from ultrarefiner_monai.pacs.client import Pacs, PacsError
 from ultrarefiner_monai.pacs.mirror import Mirror, MirrorImage
 from ultrarefiner_monai.pacs.pictures import split_message
@@ -62,6 +64,7 @@ class PacsStudies(StudiesFolder):
         extensions: tuple[str, ...],
         readable: Callable[[Path], Any],
         limits: Limits | None = None,
+        journal: JournalQueue | None = None,
     ):
         self.pacs, self.config, self.limits = pacs, config, limits
         self.mirror = Mirror(pacs, work.mirror, config)
@@ -73,7 +76,9 @@ class PacsStudies(StudiesFolder):
         # Image -> the orders of its frames since the start, and the state of its folder when the last one was read.
         self._orders: dict[str, list[tuple[str, ...]]] = {}
         self._order_keys: dict[str, tuple[int, int]] = {}
-        super().__init__(str(work.mirror), work, extensions, readable, auto_reload=False, home=work.root)
+        super().__init__(
+            str(work.mirror), work, extensions, readable, auto_reload=False, home=work.root, journal=journal
+        )
 
     def name(self) -> str:
         return self.pacs.url
@@ -207,11 +212,18 @@ class PacsStudies(StudiesFolder):
 
     # --- labels of a series that grows --------------------------------------------------------------------------------
 
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+    def save_label(
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any],
+        drawn: Drawn | None = None,
+    ) -> str:
         """As in a folder; its info keeps which frames it is about."""
         order = self._order(image_id, self.mirror.folder / "images" / image_id)
         info = {**(label_info or {}), FRAMES: list(order)} if order else label_info
-        return super().save_label(image_id, label_filename, label_tag, info)
+        return super().save_label(image_id, label_filename, label_tag, info, drawn)
 
     def fitted(self, image_id: str, label: Path) -> Path:
         """A label that came from a client who was shown the series before it grew: on the frames that it has now."""
@@ -220,7 +232,9 @@ class PacsStudies(StudiesFolder):
             order is None or len(order) < 2 or label.name.lower().endswith(".seg.nrrd")
         ):  # that may be a part of the frames
             return label
-        found = len(read_mask(label))
+        study = read_study(folder, self.limits)
+        most = max(map(frames_in, order)) * study.height * study.width
+        found = len(read_mask(label, limits=Limits(total_pixels=most)))
         before = next((o for o in reversed(order[:-1]) if frames_in(o) == found), None)
         if before is None or found == frames_in(order[-1]):
             return label

@@ -33,6 +33,7 @@ from lib.routing import (
     user_role,
 )
 from ultrarefiner_monai.data.masks import read_mask
+from ultrarefiner_monai.opensaves import Drawn
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS
 
@@ -56,7 +57,7 @@ async def add_image(
             assert parts is not None  # stored_upload checked it
             return {"image": app.datastore().add_image(image or parts[0], str(path), info)}
 
-    return await anyio.to_thread.run_sync(work)
+    return await anyio.to_thread.run_sync(work, limiter=app_instance().savers)
 
 
 async def save_label(
@@ -66,33 +67,36 @@ async def save_label(
     tag: str = FINAL,
     user: User = annotator_role,
 ) -> dict[str, Any]:
-    """Save a label; a final one is journalled with the proposal that it was made from."""
-    return await anyio.to_thread.run_sync(
-        partial(_save_label, app_instance(), image, params, tag or FINAL, label, user)
-    )
+    """Save a label; a final one is journalled with the proposal that it was made from. Who gets the answer knows that
+    label, author and journal are written; who gets an error knows that nothing has changed.
+
+    params: ``confirm: true`` takes a label that marks nearly the whole picture.
+    """
+    app = app_instance()
+    # Fetched before its turn: who waits for a slow PACS keeps nobody else from saving.
+    await anyio.to_thread.run_sync(app.datastore().image_path, image)
+    work = partial(_save_label, app, image, params, tag or FINAL, label, user)
+    return await anyio.to_thread.run_sync(work, limiter=app.savers)
 
 
 def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, user: User) -> dict[str, Any]:
-    info, source = _label_info(app, params, "params", user), app.datastore().image_path(image)
-    warnings = []
+    info, store = _label_info(app, params, "params", user), app.datastore()
+    confirmed = info.pop("confirm", False)
+    if not isinstance(confirmed, bool):
+        raise InputError(f"confirm in params must be true or false, got {confirmed!r:.80}")
+    info |= {"confirmed": True} if confirmed else {}
+    opened = app.engine.open(store.image_path(image))  # no label without its image
+    warnings = list(opened.study.warnings)
     with stored_upload(app, label, LABEL_EXTENSIONS, default=".nii.gz") as path:
-        path = app.datastore().fitted(image, path)
-        try:
-            mask = read_mask(path, app.engine.open(source).study)
-        except InputError as error:
-            mask = read_mask(path)  # unreadable: refused; readable, but not made for this image: kept, and said
-            warnings.append(str(error))
-            logger.warning("label of %s: %s", image, error)
-        with app.datastore().saving:
+        path = store.fitted(image, path)
+        mask = read_mask(path, opened.study, confirmed=confirmed, warnings=warnings)
+        drawn = Drawn(opened.sha256, mask) if tag == FINAL else None
+        with store.saving:
             if app.exchange is not None and tag == FINAL:
                 info = app.exchange.mark(info)
-            label_id = app.datastore().save_label(image, str(path), tag, info)
-            if tag == FINAL:
-                app.journal_label(image, source, mask, info)
-    if tag == FINAL:
-        app.journal.flush()  # this runs in a thread of its own: who gets the answer knows that both are written
-        if app.exchange is not None:
-            app.exchange.saved(image)
+            label_id = store.save_label(image, str(path), tag, info, drawn)
+    if tag == FINAL and app.exchange is not None:
+        app.exchange.saved(image)
     return {"image": image, "label": label_id} | ({"warnings": warnings} if warnings else {})
 
 
@@ -180,7 +184,7 @@ async def create_session(
         app.preparer.open(f"session:{session_id}", lambda: Path(session.image))
         return {"session_id": session_id, "session_info": session.to_json()}
 
-    return await anyio.to_thread.run_sync(work)
+    return await anyio.to_thread.run_sync(work, limiter=app_instance().savers)
 
 
 async def next_sample(strategy: str, params: JsonBody = None, user: User = user_role) -> dict[str, Any]:

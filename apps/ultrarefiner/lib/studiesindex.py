@@ -361,9 +361,11 @@ class StudiesIndex(LocalDatastore):
         """A new model object: whoever iterates over the old one goes on undisturbed."""
         self._datastore = self._datastore.model_copy(update={"objects": objects})
 
-    def _put(self, image_id: str, entry: ImageLabelModel) -> None:
+    def _put(self, image_id: str, entry: ImageLabelModel | None) -> None:
+        """Change one entry of the index, or remove it (None), in the file and in memory."""
         before = self._datastore
-        self._replace({**before.objects, image_id: entry})
+        objects = {i: e for i, e in before.objects.items() if i != image_id or entry is not None}
+        self._replace({**objects, image_id: entry} if entry is not None else objects)
         try:
             self._update_datastore_file()
         except BaseException:
