@@ -85,7 +85,8 @@ class Labels(StudiesIndex):
             self.require_image(image_id)
             self.repair()
             entry = self.entry(image_id).model_copy(deep=True)
-            destination.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (destination.parent.parent, destination.parent):  # never the studies, which may be away
+                folder.mkdir(exist_ok=True)
             before = entry.labels.get(label_tag)
             info = {**(label_info or {}), "ts": int(time.time()), "name": destination.name}
             after = entry.labels[label_tag] = DataModel(info=info, ext=extension)
@@ -214,7 +215,7 @@ class Labels(StudiesIndex):
 
     def _keep(self, undo: Undo, versions: dict[Path, Path]) -> None:
         for source, version in versions.items():
-            version.parent.mkdir(parents=True, exist_ok=True)
+            self.work.make(version.parent)
             undo.copy(source, version)
 
     def _version_name(self, image_id: str, tag: str, extension: str, further: int = 0) -> str:
