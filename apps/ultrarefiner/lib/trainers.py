@@ -173,7 +173,8 @@ def final_labels(datastore: StudiesFolder) -> list[Labelled]:
             continue
         label = datastore.get_label_uri(image_id, FINAL)  # after: a label follows the frames of its image
         if label:
-            found.append(Labelled(image_id, image, Path(label)))
+            confirmed = datastore.get_label_info(image_id, FINAL).get("confirmed") is True
+            found.append(Labelled(image_id, image, Path(label), confirmed))
     return found
 
 
