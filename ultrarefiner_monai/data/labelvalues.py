@@ -22,6 +22,7 @@ NEAR = 32
 # masks of BUSI: JPEG of quality 5 to 95 leaves up to 1.6, resizing up to three times (anti-aliased) 1.9, a Gauss of 1
 # pixel 1.9, of 2 pixels 3.7. Probability maps lie above.
 EDGE = 2.0
+_PART = 1 << 22  # values that are rounded at once
 _LESION_WORDS = (
     "lesion",
     "mass",
@@ -55,7 +56,7 @@ def from_numbers(values: np.ndarray) -> np.ndarray:
 
 
 def whole_numbers(values: np.ndarray) -> np.ndarray:
-    """The same values, floats rounded; InputError unless they are whole and not negative."""
+    """The same values, floats as uint32; InputError unless they are whole and not negative."""
     if values.dtype.kind not in "buif":
         raise InputError(f"its label is of type {values.dtype}; expected whole numbers, 0 and one other")
     low, high = values.min(initial=0), values.max(initial=0)  # NaN passes through both
@@ -69,13 +70,18 @@ def whole_numbers(values: np.ndarray) -> np.ndarray:
         )
     if values.dtype.kind != "f":
         return values
-    rounded = np.rint(values)
-    if (np.abs(values - rounded) > 1e-3).any() or (high > 0 and rounded.max() == 0):
-        raise InputError(
-            f"its label has values that are not whole ({listed(values)}): a probability map is no label. Expected 0 and "
-            "one other, the lesion: cut it at a threshold and save it again"
-        )
-    return rounded
+    whole = np.zeros(values.shape, np.uint32)
+    axis = int(np.argmax(values.shape))
+    parts = max(values.size // _PART, 1)
+    for given, kept in zip(np.array_split(values, parts, axis), np.array_split(whole, parts, axis), strict=True):
+        rounded = np.rint(given)
+        if (np.abs(given - rounded) > 1e-3).any() or 0 < high < 0.5 or high >= 2**32:
+            raise InputError(
+                f"its label has values that are not whole ({listed(values)}): a probability map is no label. Expected 0 "
+                "and one other, the lesion: cut it at a threshold and save it again"
+            )
+        kept[...] = rounded
+    return whole
 
 
 def two_values(values: np.ndarray) -> np.ndarray | None:
@@ -162,12 +168,12 @@ def cut(levels: np.ndarray, soft: bool = False) -> np.ndarray | None:
     black, white = levels <= NEAR, levels >= 255 - NEAR
     mask: np.ndarray = levels >= 128
     between = levels.size - np.count_nonzero(black) - np.count_nonzero(white)
-    if soft:
-        return mask.astype(np.uint8) if mask.any() and between <= 0.1 * levels.size else None
-    if not (black.any() and white.any()):
+    if between > 0.1 * levels.size or not mask.any():
         return None
     length = sum(np.count_nonzero(np.diff(mask, axis=axis)) for axis in (-1, -2))
-    return mask.astype(np.uint8) if between <= EDGE * length else None
+    if not soft and not (black.any() and white.any() and between <= EDGE * length):
+        return None
+    return mask.astype(np.uint8)
 
 
 def from_fractions(values: np.ndarray, largest: int, warnings: list[str]) -> np.ndarray:

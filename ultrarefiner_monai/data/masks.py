@@ -24,9 +24,9 @@ from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
 
-# Bytes that a voxel of a NRRD label may take, in all its layers: 3D Slicer keeps segments that overlap in layers.
-MOST_LAYERS = 16
-LEAST_VALUES = 1 << 16  # of 8 bytes: tiny images
+# What a NRRD label may unpack to for each voxel of its image: 3D Slicer keeps segments that overlap in layers. And for
+# tiny images.
+MOST_BYTES, LEAST_BYTES = 16, 1 << 20
 
 
 def read_mask(
@@ -194,21 +194,16 @@ def _nifti_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.nda
 
 
 def _nrrd_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
-    import nrrd
-
-    with path.open("rb") as file:
-        header = dict(nrrd.read_header(file))
-    sizes = [int(n) for n in header["sizes"]]
-    kinds = [str(k) for k in header.get("kinds", [])]
-    layer = next((a for a, kind in enumerate(kinds[: len(sizes)]) if kind in ("list", "vector")), None)
-    if layer is None and len(sizes) == 4 and sizes[-1] > 1:
-        layer = 0
-    shape = _grid3([n for a, n in enumerate(sizes) if a != layer], path)
-    _require_inside(path, shape, study)
-    if study is not None:  # MOST_LAYERS bytes a voxel: layers of a segmentation, or one of a wider type
-        most = int(np.prod(study.shape, dtype=object)) * MOST_LAYERS // 8
-        limits = replace(limits, total_pixels=min(limits.total_pixels, max(most, LEAST_VALUES)))
+    if study is not None:
+        most = max(int(np.prod(study.shape, dtype=object)) * MOST_BYTES, LEAST_BYTES)
+        limits = replace(limits, total_pixels=min(limits.total_pixels, most // 8))
     values, header = read_nrrd_array(path, limits)
+    kinds = [str(k) for k in header.get("kinds", [])]
+    layer = next((a for a, kind in enumerate(kinds[: values.ndim]) if kind in ("list", "vector")), None)
+    if layer is None and values.ndim == 4 and values.shape[-1] > 1:
+        layer = 0
+    shape = _grid3([n for a, n in enumerate(values.shape) if a != layer], path)
+    _require_inside(path, shape, study)
     affine = nrrd_affine(header, layer, values.ndim - (layer is not None))
     layers = np.moveaxis(values, layer, 0) if layer is not None else values[None]
     with _naming(path.name):
