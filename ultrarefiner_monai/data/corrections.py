@@ -52,11 +52,13 @@ class Correction:
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image of the studies folder with its final label."""
+    """An image of the studies folder with its final label. confirmed: who saved it meant that it marks nearly all of a
+    frame (``read_mask``)."""
 
     image_id: str
     image: Path
     label: Path
+    confirmed: bool = False
 
 
 def item_id(image_id: str, frame: int, region: int | None = None) -> str:
@@ -117,12 +119,17 @@ def final_labels(work_dir: str | Path, studies: str | Path | None = None) -> lis
             image_id,
             image,
             home / "labels" / "final" / f"{image_id}{label['ext']}",
+            _is_confirmed(label.get("info")),
         )
         if pair.image.exists() and pair.label.is_file():
             found.append(pair)
         else:
             log.warning("%s is left out: its image or label file is gone", image_id)
     return found
+
+
+def _is_confirmed(info: object) -> bool:
+    return isinstance(info, dict) and info.get("confirmed") is True
 
 
 def _studies_of(work: Path) -> Path:

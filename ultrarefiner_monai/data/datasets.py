@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,21 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.grouping import assign_folds, near_duplicate_groups, thumbnail
+from ultrarefiner_monai.data.labelvalues import MOST_MARKED
+from ultrarefiner_monai.data.rawpictures import read_image, read_label
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
 
 log = logging.getLogger(__name__)
 COLUMNS = "id dataset class patient group fold width height n_masks lesion_fraction spacing_mm".split()
+SKIPPED = ("file", "reason")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class Raw:
-    """One image of a raw dataset. coloured: the mask is RGB, green benign and red malignant. patient, category: or ""."""
+    """One image of a raw dataset. coloured: the mask is RGB, green benign and red malignant. patient, category: or "".
+    problem: why it cannot be taken."""
 
     name: str
     image: Path
@@ -34,16 +38,31 @@ class Raw:
     patient: str = ""
     category: str = ""
     coloured: bool = False
+    problem: str = ""
+
+    @property
+    def id(self) -> str:
+        """What it is called in the clean folder."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.name).strip("._") or "image"
 
 
 @dataclass
 class Summary:
-    """What ``prepare`` did: images written, blank masks left out, groups of near-duplicates, images of each fold."""
+    """What ``prepare`` did: images written, blank masks left out, groups of near-duplicates, images of each fold.
+
+    skipped: (file, reason) of the bad ones. warnings: for each, the names of the images that it is about.
+    """
 
     written: int = 0
     blank_left_out: list[str] = field(default_factory=list)
     duplicate_groups: int = 0
     folds: dict[str, int] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+
+    def warn(self, warning: str, name: str) -> None:
+        log.warning("%s: %s", name, warning)
+        self.warnings.setdefault(warning, []).append(name)
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -57,8 +76,13 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _busi(root: Path) -> Iterator[Raw]:
-    for category in ("benign", "malignant", "normal"):
-        files = _pictures(root / category)
+    folders = [root / category for category in ("benign", "malignant", "normal")]
+    there = [folder for folder in folders if folder.is_dir()] or folders
+    for folder in folders:
+        if folder not in there:
+            log.warning("%s is not there: are its images missing?", folder)
+    for folder in there:
+        category, files = folder.name, _pictures(folder)
         images = [p for p in files if not re.search(r"_mask(_\d+)?$", p.stem)]
         for image in images:
             masks = [p for p in files if re.fullmatch(re.escape(image.stem) + r"_mask(_\d+)?", p.stem)]
@@ -76,7 +100,8 @@ def _busbra(root: Path) -> Iterator[Raw]:
     for image in _pictures(root / "Images"):
         row = rows.get(image.stem)
         if row is None:
-            raise InputError(f"{table} has no row for {image.stem}")
+            yield Raw(image.stem, image, (), problem=f"{table} has no row for {image.stem}")
+            continue
         mask = root / "Masks" / f"mask_{image.stem.removeprefix('bus_')}{image.suffix}"
         yield Raw(image.stem, image, (mask,), patient=row.get("Case", ""), category=row.get("Pathology", ""))
 
@@ -109,12 +134,16 @@ LAYOUTS: dict[str, Callable[[Path], Iterator[Raw]]] = {
 # --- preparing --------------------------------------------------------------------------------------------------------
 
 
-def prepare(dataset: str, raw_dir: str | Path, out: str | Path, seed: int = 0, keep_blank: bool = False) -> Summary:
+def prepare(
+    dataset: str, raw_dir: str | Path, out: str | Path, seed: int = 0, keep_blank: bool = False, skip_bad: bool = False
+) -> Summary:
     """Write a clean folder from a raw dataset.
 
-    Several masks of an image are joined by OR, a mask's pixel counts above 127. Images that the dataset itself calls
-    normal stay in; other blank masks are counted and left out unless ``keep_blank``. Groups (patient where known, and
-    near-duplicates always) go whole into "test" (20 %) or folds 0 to 4, seeded and independent of the listing's order.
+    Several masks of an image are joined by OR; what a mask's values mean: ``labelvalues``, with soft edges cut in the
+    middle. Images that the dataset itself calls normal stay in; other blank masks are counted and left out unless
+    ``keep_blank``. Groups (patient where known, and near-duplicates always) go whole into "test" (20 %) or folds 0 to 4,
+    seeded and independent of the listing's order. skip_bad: what cannot be read is left out and listed in skipped.csv;
+    else it ends in InputError.
     """
     if dataset not in LAYOUTS:
         raise InputError(f"unknown dataset {dataset!r}; known: {', '.join(LAYOUTS)}")
@@ -130,53 +159,65 @@ def prepare(dataset: str, raw_dir: str | Path, out: str | Path, seed: int = 0, k
     summary, rows, thumbnails = Summary(), [], []
     ids: set[str] = set()  # in small letters: some file systems know no others
     for raw in sorted(LAYOUTS[dataset](raw_dir), key=lambda r: r.name):
-        row = _write_pair(raw, dataset, out, keep_blank)
+        try:
+            if raw.id.lower() in ids:
+                raise InputError(f"{raw.image}: another image has the id {raw.id} too; rename one of them")
+            row = _write_pair(raw, dataset, out, keep_blank, summary)
+        except InputError as error:
+            if not skip_bad:
+                raise InputError(f"{error}. Mend or remove it, or leave such images out with --skip-bad") from error
+            log.warning("left out: %s", error)
+            summary.skipped.append((raw.image.relative_to(raw_dir).as_posix(), str(error)))
+            continue
         if row is None:
             summary.blank_left_out.append(raw.name)
             continue
-        if row["id"].lower() in ids:
-            raise InputError(f"{raw.image}: another image has the id {row['id']} too; rename one of them")
         ids.add(row["id"].lower())
         thumbnails.append(row.pop("thumbnail"))
         rows.append(row)
+    if summary.skipped:
+        _write_table(out / "skipped.csv", [dict(zip(SKIPPED, pair, strict=True)) for pair in summary.skipped], SKIPPED)
     if not rows:
-        raise InputError(f"no images found in {raw_dir} with the layout of {dataset}")
+        bad = f"; {len(summary.skipped)} cannot be read, see {out / 'skipped.csv'}" if summary.skipped else ""
+        raise InputError(f"no images found in {raw_dir} with the layout of {dataset}{bad}")
     groups = near_duplicate_groups(np.stack(thumbnails), [r["patient"] for r in rows])
     names = [rows[g]["id"] for g in groups]  # a group is named after its first image
     folds = assign_folds(names, [r["class"] for r in rows], seed)
     for row, group, fold in zip(rows, names, folds, strict=True):
         row.update(group=group, fold=fold)
-    _write_index(out / "index.csv", rows)
+    _write_table(out / "index.csv", rows, COLUMNS)
     summary.written = len(rows)
     summary.duplicate_groups = sum(names.count(g) > 1 for g in set(names))
     summary.folds = {f: folds.count(f) for f in sorted(set(folds))}
     return summary
 
 
-def _write_pair(raw: Raw, dataset: str, out: Path, keep_blank: bool) -> dict[str, Any] | None:
+def _write_pair(raw: Raw, dataset: str, out: Path, keep_blank: bool, summary: Summary) -> dict[str, Any] | None:
+    """Its row of the index, None where it is left out as blank. InputError where it is bad: then nothing is written."""
     from PIL import Image
 
-    pixels = _read(raw.image)
+    if raw.problem:
+        raise InputError(raw.problem)
+    warnings: list[str] = []
+    pixels = read_image(raw.image, warnings)
     mask, category = np.zeros(pixels.shape[:2], bool), raw.category
     if not raw.masks and category != "normal" and not keep_blank:
         log.warning("%s has no mask: left out", raw.image.name)
         return None
     for path in raw.masks:
-        values = _read(path)
-        if values.shape[:2] != mask.shape:
-            raise InputError(
-                f"{path} is {values.shape[1]} x {values.shape[0]} pixels, its image {mask.shape[1]} x {mask.shape[0]}"
-            )
-        if raw.coloured:
-            category = category or _colour_category(values)
-        mask |= (values if values.ndim == 2 else values.max(axis=2)) > 127
+        marked, said = read_label(path, mask.shape, raw.coloured, warnings)  # type: ignore[arg-type]
+        mask |= marked
+        category = category or said
+    if mask.mean() > MOST_MARKED:
+        warnings.append(f"the mask marks more than {MOST_MARKED:.0%} of the picture: is it inverted?")
+    for warning in dict.fromkeys(warnings):
+        summary.warn(warning, raw.name)
     if not mask.any() and category != "normal" and not keep_blank:
         return None
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", raw.name).strip("._") or "image"
-    Image.fromarray(pixels).save(out / "images" / f"{name}.png")
-    Image.fromarray(mask).save(out / "masks" / f"{name}.png")
+    Image.fromarray(pixels).save(out / "images" / f"{raw.id}.png")
+    Image.fromarray(mask).save(out / "masks" / f"{raw.id}.png")
     return {
-        "id": name,
+        "id": raw.id,
         "dataset": dataset,
         "class": category,
         "patient": raw.patient and f"{dataset}:{raw.patient}",
@@ -189,29 +230,8 @@ def _write_pair(raw: Raw, dataset: str, out: Path, keep_blank: bool) -> dict[str
     }
 
 
-def _read(path: Path) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8; three equal channels become one. Raises InputError when it cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
-    same = (pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all()
-    return pixels[..., 0].copy() if same else pixels
-
-
-def _colour_category(values: np.ndarray) -> str:
-    """BUS-UCLM's masks: green benign, red malignant, black normal."""
-    if values.ndim == 2:  # no colour in it: black, or marked without saying as what
-        return "" if (values > 127).any() else "normal"
-    green, red = int((values[..., 1] > 127).sum()), int((values[..., 0] > 127).sum())
-    return "normal" if green == red == 0 else ("malignant" if red > green else "benign")
-
-
-def _write_index(path: Path, rows: list[dict[str, Any]]) -> None:
+def _write_table(path: Path, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
     with replacing(path, "w") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

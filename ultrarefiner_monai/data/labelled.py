@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,9 +19,8 @@ from ultrarefiner_monai.data.corrections import Labelled, chosen_frames, trainin
 from ultrarefiner_monai.data.datalist import SELECT_FOLD
 from ultrarefiner_monai.data.grouping import near_duplicate_groups, thumbnail
 from ultrarefiner_monai.data.masks import read_mask
-from ultrarefiner_monai.data.nrrdfile import read_nrrd_array
 from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.study import Limits, Study, extension
+from ultrarefiner_monai.data.study import Limits, Study
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.trainingfolder import Row, TrainingFolder
 from ultrarefiner_monai.types import InputError
@@ -91,7 +89,7 @@ def prepare_labels(
         try:
             found = _rows_of(pair, known, folder, limits or Limits(), lookup or _still_there(pair))
         except InputError as error:
-            problems.append(f"{pair.image_id}: {error}")
+            problems.append(f"{pair.image_id}: {str(error).removeprefix(f'{pair.label.name}: ')}")
             continue
         if found is None:
             log.warning("%s is left out: image or label was removed or replaced while it was read", pair.image_id)
@@ -157,8 +155,7 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
     from PIL import Image
 
     study = read_study(pair.image, limits)
-    _check_values(pair.label, limits)
-    mask = read_mask(pair.label, study, limits)
+    mask = read_mask(pair.label, study, limits, pair.confirmed)
     if _state(pair) != state:
         raise InputError("image or label changed while it was read; try again")
     parts = [(k, *part) for k in chosen_frames(mask) for part in training_parts(pair.image_id, study, k, mask[k])]
@@ -186,28 +183,6 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
             }
         )
     return rows
-
-
-def _check_values(label: Path, limits: Limits) -> None:
-    """InputError for a label with several values: which of them is the lesion?"""
-    suffix = extension(label)
-    if suffix in (".nrrd", ".seg.nrrd"):
-        values, _ = read_nrrd_array(label, limits)
-    elif suffix in (".nii", ".nii.gz"):
-        import nibabel
-
-        values = np.asanyarray(nibabel.load(label).dataobj)  # type: ignore[attr-defined]
-    else:
-        from PIL import Image
-
-        with Image.open(label) as image:
-            values = np.asarray(image)
-        values = values[..., :3] if values.ndim == 3 else values
-    found = np.unique(values)
-    found = found[found != 0]
-    if len(found) > 1:
-        names = ", ".join(f"{v:g}" for v in found[:5])
-        raise InputError(f"its label has several values ({names}); expected 0 and one other, the lesion")
 
 
 def _patient(study: Study) -> str:

@@ -5,11 +5,16 @@ BMP and JPEG, as clients and annotation tools save them. Written in ``writers``.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.data.labelpictures import LABEL_PICTURES, from_picture
+from ultrarefiner_monai.data.labelvalues import check_share, from_numbers, from_segments
 from ultrarefiner_monai.data.niftifile import open_nifti
 from ultrarefiner_monai.data.nrrdfile import nrrd_affine, read_nrrd_array
 from ultrarefiner_monai.data.placing import onto
@@ -19,6 +24,10 @@ from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
 
+# What a NRRD label may unpack to for each voxel of its image: 3D Slicer keeps segments that overlap in layers. And for
+# tiny images.
+MOST_BYTES, LEAST_BYTES = 16, 1 << 20
+
 
 def read_mask(
     path: str | Path,
@@ -27,33 +36,49 @@ def read_mask(
     confirmed: bool = False,
     warnings: list[str] | None = None,
 ) -> np.ndarray:
-    """A label file -> (T, H, W) uint8, 1 where it is above 0: every value and every segment is the lesion.
+    """A label file -> (T, H, W) uint8, 1 inside of the lesion; what its values and colours mean: ``labelvalues``.
 
     With ``study`` the label is brought to its frames: axes that were flipped or swapped, and the cropped extent that
     3D Slicer gives a .seg.nrrd, are undone by the two affines. A label without a usable position but of the same size
-    is taken voxel by voxel. JPEG is lossy, so there only values above 127 count. ``warnings``, for the user, are added
-    to. Raises InputError for files that cannot be read and for sizes that do not fit.
+    is taken voxel by voxel. The image's own grid is then the limit: a larger label is refused before it is unpacked,
+    and so is one that marks nearly all of a frame, unless it is ``confirmed``. warnings: gets what the user should know.
+    Raises InputError for files that cannot be read, for values that are no label, and for sizes that do not fit.
     """
-    path, limits = Path(path), limits or Limits()
+    path, limits, said = Path(path), limits or Limits(), [] if warnings is None else warnings
     if not path.is_file():
         raise InputError(f"{path.name}: no such file")
+    known = len(said)
+    mask = _read(path, study, limits, said)
+    for warning in said[known:]:
+        logger.warning("%s: %s", path.name, warning)
+    if study is not None:
+        with _naming(path.name):
+            check_share(mask, confirmed)
+    return mask
+
+
+def decoder_words(error: Exception, path: Path) -> str:
+    """A decoder's own words for a message, without the folders of the server."""
+    words = str(error).replace(str(path), path.name).replace(str(path.resolve()), path.name)
+    return type(error).__name__ if str(path.parent.resolve()) in words else f"{type(error).__name__}: {words}"
+
+
+def _read(path: Path, study: Study | None, limits: Limits, warnings: list[str]) -> np.ndarray:
     suffix = extension(path)
     try:
         if suffix in PICTURES:
-            frames = _picture_mask(path, limits)
-            _require_size(path, frames.shape, study)
-            return frames
+            return _picture_mask(path, study, limits, warnings)
         if suffix in (".nii", ".nii.gz"):
-            grid, affine = _nifti_mask(path, limits)
+            grid, affine = _nifti_mask(path, study, limits)
         elif suffix in (".nrrd", ".seg.nrrd"):
-            grid, affine = _nrrd_mask(path, limits)
+            grid, affine = _nrrd_mask(path, study, limits)
         else:
             raise InputError(f"{path.name}: expected a label as {' '.join(MASK_EXTENSIONS)}, got {suffix or 'none'}")
     except InputError:
         raise
     except Exception as error:
         raise InputError(
-            f"{path.name} cannot be read as a label: damaged or truncated ({type(error).__name__}: {error})"
+            f"{path.name} cannot be read as a label: damaged or truncated ({decoder_words(error, path)})"
         ) from error
     if study is None:
         return Geometry(grid.shape, affine, frame_axes(grid.shape)).to_frames(grid)  # type: ignore[arg-type]
@@ -62,64 +87,131 @@ def read_mask(
     moved = onto(grid, affine, study.geometry)
     if moved is None:
         if grid.shape != study.geometry.grid:
-            size, wanted = (" x ".join(map(str, s)) for s in (grid.shape, study.geometry.grid))
+            size, wanted = (_times(s) for s in (grid.shape, study.geometry.grid))
             raise InputError(f"{path.name} is {size} voxels and does not lie on its image of {wanted}")
         if not np.allclose(affine, study.geometry.affine, atol=1e-3):
-            logger.warning("%s: position unlike its image's; taken voxel by voxel", path.name)
-            if warnings is not None:
-                warnings.append("the label's position is unlike its image's: it is taken voxel by voxel")
+            warnings.append("position unlike its image's; taken voxel by voxel")
         moved = grid
     return study.geometry.to_frames(moved)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Puts a file's name in front of what is said about its label."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _picture_mask(path: Path, study: Study | None, limits: Limits, warnings: list[str]) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        image = Image.open(path, formats=LABEL_PICTURES)
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path.name} is larger than the limit: {error}") from error
+    with image:
+        limits.check(path.name, image.height, image.width)
+        most = limits.total_pixels // (image.height * image.width) if study is None else study.n_frames
+        sizes = _page_sizes(image, most + 1)
+        for width, height in sizes:
+            _require_size(path, (len(sizes), height, width), study)
+            if study is None and (width, height) != sizes[0]:
+                raise InputError(f"{path.name} has pages of several sizes; expected one size, its image's")
+        limits.check(path.name, *sizes[0][::-1], len(sizes))
+        masks = np.zeros((len(sizes), sizes[0][1], sizes[0][0]), np.uint8)
+        said: list[str] = []
+        for index in range(len(sizes)):
+            if len(sizes) > 1:
+                image.seek(index)
+            with _naming(path.name if len(sizes) == 1 else f"{path.name}, page {index + 1}"):
+                masks[index] = from_picture(image, said)
+    warnings += sorted(set(said))
+    return masks
+
+
+def _page_sizes(image: Any, most: int) -> list[tuple[int, int]]:
+    """(width, height) of a TIFF's pages, of the first ``most``; nothing is decoded, and the first is the current one."""
+    sizes = [image.size]
+    while image.format == "TIFF" and len(sizes) < most:
+        try:
+            image.seek(len(sizes))
+        except EOFError:
+            break
+        sizes.append(image.size)
+    if len(sizes) > 1:
+        image.seek(0)
+    return sizes
 
 
 def _require_size(path: Path, shape: tuple[int, ...], study: Study | None) -> None:
     if study is not None and shape != study.shape:
         (t, h, w), (st, sh, sw) = shape, study.shape
-        raise InputError(f"{path.name} is {w} x {h} with {t} frame(s), its image is {sw} x {sh} with {st}")
+        many = f"more than {st}" if t > st else str(t)
+        raise InputError(f"{path.name} is {w} x {h} with {many} frame(s), its image is {sw} x {sh} with {st}")
 
 
-def _picture_mask(path: Path, limits: Limits) -> np.ndarray:
-    from PIL import Image, ImageSequence
-
-    with Image.open(path, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
-        count = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
-        limits.check(path.name, image.height, image.width, count)
-        threshold = 127 if image.format == "JPEG" else 0
-        pages = []
-        for page in ImageSequence.Iterator(image):
-            values = np.asarray(page)  # a palette's indices are its labels
-            if page.mode in ("LA", "RGBA"):
-                values = values[..., :-1]
-            pages.append((values.max(axis=-1) if values.ndim == 3 else values) > threshold)
-            if len(pages) == count:
-                break
-    return np.stack(pages).astype(np.uint8)
+# --- grids ------------------------------------------------------------------------------------------------------------
 
 
-def _grid3(values: np.ndarray, path: Path) -> np.ndarray:
-    long = [n for n in values.shape[2:] if n > 1]
-    if values.ndim < 2 or len(long) > 1:
-        raise InputError(f"{path.name}: expected a label of 2 or 3 axes, got {values.shape}")
-    return values.reshape(*values.shape[:2], long[0] if long else 1)
+def _require_inside(path: Path, shape: Sequence[int], study: Study | None) -> None:
+    """InputError where the label is longer than its image in an axis, in whichever order it has them."""
+    if study is None:
+        return
+    sizes, most = ([n for n in sorted(s, reverse=True) if n > 1] for s in (shape, study.geometry.grid))
+    if len(sizes) > len(most) or any(n > m for n, m in zip(sizes, most, strict=False)):
+        raise InputError(
+            f"{path.name} is {_times(shape)} voxels, its image {_times(study.geometry.grid)}: a label lies within its "
+            "image. Save it on the image's grid"
+        )
 
 
-def _nifti_mask(path: Path, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+def _grid3(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
+    long = [n for n in shape[2:] if n > 1]
+    if len(shape) < 2 or len(long) > 1 or min(shape) < 1:
+        raise InputError(f"{path.name}: expected a label of 2 or 3 axes, got {tuple(shape)}")
+    return (int(shape[0]), int(shape[1]), int(long[0]) if long else 1)
+
+
+def _nifti_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
     image: Any = open_nifti(path)
-    if image.dataobj.dtype.kind not in "uif":
+    if image.dataobj.dtype.kind not in "uif" or image.dataobj.dtype.itemsize > 8:
         raise InputError(f"{path.name}: expected numbers, got {image.dataobj.dtype}")
-    if int(np.prod(image.shape, dtype=object)) > limits.total_pixels:
+    shape = _grid3(image.shape, path)
+    _require_inside(path, shape, study)
+    if int(np.prod(shape, dtype=object)) > limits.total_pixels:
         raise InputError(f"{path.name}: {image.shape} is more than the limit of {limits.total_pixels} voxels")
-    grid = _grid3(np.asanyarray(image.dataobj), path)
-    return (grid > 0).astype(np.uint8), np.asarray(image.affine, float)
+    with _naming(path.name):
+        return from_numbers(np.asanyarray(image.dataobj).reshape(shape)), np.asarray(image.affine, float)
 
 
-def _nrrd_mask(path: Path, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+def _nrrd_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+    if study is not None:
+        most = max(int(np.prod(study.shape, dtype=object)) * MOST_BYTES, LEAST_BYTES)
+        limits = replace(limits, total_pixels=min(limits.total_pixels, most // 8))
     values, header = read_nrrd_array(path, limits)
     kinds = [str(k) for k in header.get("kinds", [])]
-    layer = next((a for a, kind in enumerate(kinds) if kind in ("list", "vector")), None)
+    layer = next((a for a, kind in enumerate(kinds[: values.ndim]) if kind in ("list", "vector")), None)
     if layer is None and values.ndim == 4 and values.shape[-1] > 1:
         layer = 0
+    shape = _grid3([n for a, n in enumerate(values.shape) if a != layer], path)
+    _require_inside(path, shape, study)
     affine = nrrd_affine(header, layer, values.ndim - (layer is not None))
-    if layer is not None:
-        values = values.max(axis=layer)
-    return (_grid3(values, path) > 0).astype(np.uint8), affine
+    layers = np.moveaxis(values, layer, 0) if layer is not None else values[None]
+    with _naming(path.name):
+        if extension(path) == ".seg.nrrd" or any(str(key).startswith("Segment0_") for key in header):
+            return from_segments(layers, header).reshape(shape), affine
+        if len(layers) > 1:
+            raise InputError(
+                f"its label has {len(layers)} components a voxel; expected one number, 0 or the lesion's. Save it as a "
+                "labelmap, or as .seg.nrrd"
+            )
+        return from_numbers(layers[0]).reshape(shape), affine

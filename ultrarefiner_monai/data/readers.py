@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.emptiness import empty_warnings
-from ultrarefiner_monai.data.masks import read_mask
+from ultrarefiner_monai.data.masks import decoder_words, read_mask
 from ultrarefiner_monai.data.niftifile import open_nifti
 from ultrarefiner_monai.data.nrrdfile import VECTOR_KINDS, nrrd_affine, read_nrrd_array, space_fields
 from ultrarefiner_monai.data.study import (
@@ -63,7 +63,7 @@ def read_study(path: str | Path, limits: Limits | None = None) -> Study:
     except Exception as error:  # decoders raise anything from struct.error to their own classes
         raise InputError(
             f"{path.name} cannot be read as an image: it is damaged, truncated or not what its name says "
-            f"({type(error).__name__}: {error})"
+            f"({decoder_words(error, path)})"
         ) from error
     for warning in study.warnings:
         logger.warning("%s: %s", path.name, warning)

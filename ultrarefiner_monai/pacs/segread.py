@@ -6,6 +6,7 @@ counts that is a lesion or a mass, or that its viewer did not specify: OHIF and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -14,26 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.data.labelvalues import check_share, from_fractions, kind_of_name
 from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.pacs.seg import MANUFACTURER, MODEL_NAME
 from ultrarefiner_monai.pacs.source import Source, read_source
 from ultrarefiner_monai.types import InputError
 
-_LESION_WORDS = (
-    "lesion",
-    "mass",
-    "tumor",
-    "tumour",
-    "neoplasm",
-    "nodule",
-    "cyst",
-    "carcinoma",
-    "cancer",
-    "fibroadenoma",
-)
-# Codes and words of viewers' defaults: nothing is said.
+logger = logging.getLogger(__name__)
+
+# Codes of viewers' defaults: nothing is said.
 _UNSPECIFIED_CODES = ("85756007", "T-D0050", "49755003", "M-01000", "123037004", "T-D0010")
-_UNSPECIFIED_WORDS = ("", "tissue", "segment", "segmentation", "roi", "region", "annotation", "unknown", "label")
 
 
 @dataclass(frozen=True)
@@ -176,25 +167,47 @@ def read_seg(
 ) -> np.ndarray:
     """(T, H, W) uint8, 1 inside a lesion, on the frames of ``files`` (one after the other, as the image has them).
 
-    BINARY, FRACTIONAL (at least half) and LABELMAP. elsewhere: SOPInstanceUIDs that belong to other images; frames
-    drawn on those are left out. Raises InputError for a SEG of another size, without references, resampled, about
-    something else than a lesion, damaged, or drawn on frames that no longer exist.
+    BINARY, FRACTIONAL (from a half on, where they are an outline and no probabilities: ``labelvalues``) and LABELMAP.
+    elsewhere: SOPInstanceUIDs that belong to other images; frames drawn on those are left out. Raises InputError for a
+    SEG of another size, without references, resampled, about something else than a lesion, damaged, drawn on frames that
+    no longer exist, or that marks nearly all of a frame; not the last for our own, which somebody confirmed.
     """
     source = read_source(files)
-    seg_info(dataset)
+    info = seg_info(dataset)
     chosen = _lesion_segments(dataset)
     placed = _placed(dataset, source, elsewhere)
     mask = np.zeros(source.shape, bool)
     if any(index is not None and segment in (*chosen, 0) for index, segment in placed):
-        values, largest = _pixels(dataset, len(placed), source.shape[1:], limits or Limits())
-        for value, (index, segment) in zip(values, placed, strict=True):
-            if index is None:
-                continue
-            if segment == 0:
-                mask[index] |= np.isin(value, sorted(chosen))
-            elif segment in chosen:
-                mask[index] |= value * 2 >= largest
-    return mask.astype(np.uint8)
+        values = _pixels(dataset, len(placed), source.shape[1:], limits or Limits())
+        counted = [k for k, (index, segment) in enumerate(placed) if index is not None and segment in (*chosen, 0)]
+        if str(dataset.SegmentationType) == "LABELMAP":
+            inside = np.isin(values[counted], sorted(chosen))
+        else:
+            inside = _outlines(dataset, values[counted])
+        for k, marked in zip(counted, inside, strict=True):
+            mask[placed[k][0]] |= marked.astype(bool)
+    found = mask.astype(np.uint8)
+    try:
+        check_share(found, confirmed=info.ours)
+    except InputError as error:
+        raise InputError(f"the SEG: {error}") from error
+    return found
+
+
+def _outlines(dataset: Any, values: np.ndarray) -> np.ndarray:
+    """Frames of a BINARY or FRACTIONAL SEG (N, H, W) -> uint8, 1 inside."""
+    fractional = str(dataset.SegmentationType) == "FRACTIONAL"
+    largest = int(dataset.get("MaximumFractionalValue", None) or 255) if fractional else 1
+    if int(values.max(initial=0)) == 1:  # viewers that cannot pack bits call a mask of 0 and 1 a fraction of 255
+        largest = 1
+    warnings: list[str] = []
+    try:
+        mask = from_fractions(values, largest, warnings)
+    except InputError as error:
+        raise InputError(f"the SEG: {error}") from error
+    for warning in warnings:
+        logger.warning("SEG %s: %s", dataset.get("SOPInstanceUID", ""), warning)
+    return mask
 
 
 def _lesion_segments(dataset: Any) -> set[int]:
@@ -205,9 +218,9 @@ def _lesion_segments(dataset: Any) -> set[int]:
         kind = (segment.get("SegmentedPropertyTypeCodeSequence", None) or [{}])[0]
         value, meaning = str(kind.get("CodeValue", "") or ""), str(kind.get("CodeMeaning", "") or "").lower()
         names.append(f"{label!r:.40} ({meaning or 'no type'})")
-        if any(word in f"{meaning} {label.lower()}" for word in _LESION_WORDS):
+        if "lesion" in (kind_of_name(meaning), kind_of_name(label)):
             lesions.add(number)
-        elif value in _UNSPECIFIED_CODES or meaning.rstrip(" 0123456789") in _UNSPECIFIED_WORDS:
+        elif value in _UNSPECIFIED_CODES or kind_of_name(meaning) == "unsaid":
             unspecified.add(number)
     if not lesions | unspecified:
         raise InputError(f"none of the SEG's segments is a lesion or a mass: {', '.join(names)}")
@@ -257,8 +270,8 @@ def _placed(dataset: Any, source: Source, elsewhere: Collection[str]) -> list[tu
     return out
 
 
-def _pixels(dataset: Any, count: int, size: tuple[int, ...], limits: Limits) -> tuple[np.ndarray, int]:
-    """(frames, H, W) and the value that stands for certainty."""
+def _pixels(dataset: Any, count: int, size: tuple[int, ...], limits: Limits) -> np.ndarray:
+    """(frames, H, W), as stored."""
     height, width = int(dataset.get("Rows", 0)), int(dataset.get("Columns", 0))
     if (height, width) != tuple(size):
         raise InputError(f"the SEG is {width} x {height} pixels, its frames are {size[1]} x {size[0]}")
@@ -267,10 +280,6 @@ def _pixels(dataset: Any, count: int, size: tuple[int, ...], limits: Limits) -> 
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise InputError(f"a SEG of type {kind or 'unknown'}: expected BINARY, FRACTIONAL or LABELMAP")
     try:
-        values = dataset.pixel_array.reshape(count, height, width)
+        return dataset.pixel_array.reshape(count, height, width)
     except Exception as error:  # decoders raise anything
         raise InputError(f"the SEG's pixels cannot be decoded ({type(error).__name__}: {error})") from error
-    largest = int(dataset.get("MaximumFractionalValue", None) or 255) if kind == "FRACTIONAL" else 1
-    if int(values.max(initial=0)) == 1:  # viewers that cannot pack bits call a mask of 0 and 1 a fraction of 255
-        largest = 1
-    return values, largest

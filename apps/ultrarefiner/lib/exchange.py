@@ -105,7 +105,7 @@ class Exchange:
         files = self.mirror.files(image_id)
         with self.store.saving:  # outline and author of one label, not of two
             path, info = self._label(image_id, tag)
-            mask = read_mask(path, study)
+            mask = read_mask(path, study, confirmed=info.get("confirmed") is True)
         options = self._origin(image_id, tag, info)
         seg = make_seg(mask, files, **options)
         report = make_sr(mask, files, seg, **options) if sr else None

@@ -81,7 +81,7 @@ def _dicom_seg(app: Any, model: str, path: Path, outline: Outline) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, f"mask{outline.extension}")
         file.write_bytes(outline.content)
-        mask = read_mask(file, app.engine.open(path).study)
+        mask = read_mask(file, app.engine.open(path).study, confirmed=True)  # our own
     files = sort_instances(dicom_files(path)) if path.is_dir() else [path]
     seg = make_seg(mask, files, model, str(outline.reply["version"]))
     buffer = io.BytesIO()

@@ -292,7 +292,7 @@ class PacsStudies(StudiesFolder):
         study = read_study(folder, self.limits)
         grid = (study.width, study.height, frames_in(before))
         drawn_on = replace(study, n_frames=grid[2], geometry=replace(study.geometry, shape=grid))
-        mask, whole = reordered(read_mask(label, drawn_on), before, now)
+        mask, whole = reordered(read_mask(label, drawn_on, confirmed=True), before, now)
         write_mask(path, mask, study)
         return whole
 

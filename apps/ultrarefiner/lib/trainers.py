@@ -196,10 +196,11 @@ def _labelled(datastore: StudiesFolder, image_id: str) -> Labelled | None:
     try:
         image = datastore.image_path(image_id)
         label = datastore.get_label_uri(image_id, FINAL)  # after: a label follows the frames of its image
+        confirmed = bool(label) and datastore.get_label_info(image_id, FINAL).get("confirmed") is True
     except (InputError, MONAILabelException) as error:  # the image may be gone since it was listed
         logger.warning("%s is left out: %s", image_id, getattr(error, "msg", None) or error)
         return None
-    return Labelled(image_id, image, Path(label)) if label else None
+    return Labelled(image_id, image, Path(label), confirmed) if label else None
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:

@@ -1,0 +1,89 @@
+"""Pictures and masks of raw datasets, as ``prepare`` takes them: the grey levels that serving sees, masks as labels mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultrarefiner_monai.data.labelpictures import LABEL_PICTURES, from_picture
+from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.study import Limits
+from ultrarefiner_monai.types import InputError
+
+EXIF_TURN = "an EXIF orientation is not applied, as in serving"
+
+
+def read_image(path: Path, warnings: list[str]) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8; three equal channels become one. Raises InputError when it cannot be read.
+
+    Pixels of 8 bits stay as they are. Wider ones are scaled as in serving (``readers``, ``study.to_unit``).
+    """
+    with _opened(path) as image:
+        if int(image.getexif().get(0x0112) or 1) != 1:
+            warnings.append(EXIF_TURN)
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            study = read_study(path)
+            warnings += [w for w in study.warnings if "EXIF" not in w]
+            return np.rint(study.frame(0) * 255).astype(np.uint8)
+        pixels = _decoded(image, path)
+    return np.ascontiguousarray(pixels[..., 0]) if _is_grey(pixels) else pixels
+
+
+def read_label(path: Path, size: tuple[int, int], coloured: bool, warnings: list[str]) -> tuple[np.ndarray, str]:
+    """(mask (H, W) bool, what its colours say: benign, malignant, normal or "") of a mask's file.
+
+    size: (H, W) of its image, compared before anything is decoded. Edges and noise between black and white are cut in
+    the middle with a warning, up to a tenth of the pixels. coloured: green benign, red malignant. Raises InputError.
+    """
+    with _opened(path) as image:
+        if image.size != size[::-1]:
+            raise InputError(f"{path} is {image.width} x {image.height} pixels, its image {size[1]} x {size[0]}")
+        try:
+            mask = from_picture(image, warnings, soft=True, coloured=coloured).astype(bool)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        except Exception as error:
+            raise _unreadable(path, error) from error
+        return mask, _category(_decoded(image, path), mask) if coloured else ""
+
+
+def _opened(path: Path) -> Any:
+    """The file, not yet decoded, as a picture of one page."""
+    from PIL import Image
+
+    try:
+        image: Any = Image.open(path, formats=LABEL_PICTURES)
+        Limits().check(path.name, image.height, image.width)
+        if image.format == "TIFF" and int(getattr(image, "n_frames", 1)) > 1:
+            raise InputError(f"{path} has {image.n_frames} pages; expected one picture")
+        return image
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise anything
+        raise _unreadable(path, error) from error
+
+
+def _decoded(image: Any, path: Path) -> np.ndarray:
+    try:
+        return np.asarray(image.convert("RGB"))
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} cannot be read as an image: {error}")
+
+
+def _is_grey(pixels: np.ndarray) -> bool:
+    return bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
+
+
+def _category(pixels: np.ndarray, mask: np.ndarray) -> str:
+    """BUS-UCLM's masks: green benign, red malignant, black normal; other colours do not say as what they mark."""
+    if not mask.any():
+        return "normal"
+    red, green = pixels[..., 0][mask], pixels[..., 1][mask]
+    counts = int((green > red).sum()), int((red > green).sum())
+    return "" if counts == (0, 0) else ("malignant" if counts[1] > counts[0] else "benign")
