@@ -106,7 +106,7 @@ def _routes(studies: str) -> list[tuple[str, str, Callable[..., Any]]]:
         ("POST", "/infer/{model}", infer_routes.infer),
         ("POST", "/batch/infer/{model}", task_routes.batch_infer),
         ("GET", "/batch/infer", task_routes.batch_status),
-        ("DELETE", "/batch/infer", task_routes.stop_batch),
+        ("GET", "/train/", task_routes.train_status),
         ("POST", "/train/", task_routes.train_all),
         ("POST", "/train/{model}", task_routes.train),
         ("DELETE", "/train/", task_routes.stop_training),

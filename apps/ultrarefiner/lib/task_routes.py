@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -40,35 +41,31 @@ async def batch_infer(
     check_known(model, app_instance()._infers, "model")
     params = checked(params, BATCH, "a batch")
     check_name(params.get("label_tag") or DefaultLabelTag.FINAL.value, "label_tag")
-    # MONAI Label shares batches out to several GPUs, and divides by zero where there is none.
     if isinstance(params.get("images"), list):
         known = set(await anyio.to_thread.run_sync(app_instance().datastore().list_images))
         if unknown := [i for i in params["images"] if i not in known]:
             raise ImageNotFoundException(f"there are no images {', '.join(map(repr, unknown[:5]))[:300]}")
+    # MONAI Label shares batches out to several GPUs, and divides by zero where there is none.
     params |= {"multi_gpu": False, "max_workers": 1}
     return await anyio.to_thread.run_sync(partial(stock_batch_infer.run, model, images, params, run_sync))
 
 
 async def batch_status(all: bool = False, check_if_running: bool = False, user: User = user_role) -> Any:
     """As MONAI Label's own, without paths of the server."""
+    return await _status(stock_batch_infer.status, all, check_if_running)
 
+
+async def train_status(all: bool = False, check_if_running: bool = False, user: User = user_role) -> Any:
+    """As MONAI Label's own, without paths of the server."""
+    return await _status(stock_train.status, all, check_if_running)
+
+
+async def _status(status: Callable[[bool, bool], Any], all: bool, check_if_running: bool) -> Any:
     def work() -> Any:
         try:
-            return public_values(stock_batch_infer.status(all, check_if_running))
+            return public_values(status(all, check_if_running))
         except IndexError as error:  # it ended in this very moment
-            raise HTTPException(404, "no batch is running") from error
-
-    return await anyio.to_thread.run_sync(work)
-
-
-async def stop_batch(user: User = admin_role) -> Any:
-    """As MONAI Label's own."""
-
-    def work() -> Any:
-        try:
-            return public_values(stock_batch_infer.stop())
-        except (psutil.Error, IndexError):  # it ended in this very moment
-            return None
+            raise HTTPException(404, "nothing is running") from error
 
     return await anyio.to_thread.run_sync(work)
 
