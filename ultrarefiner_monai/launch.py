@@ -111,7 +111,11 @@ def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) 
     work.mkdir(exist_ok=True)
     studies, url = choose_studies(studies, root), server_url(host, port)
     if not host.startswith(LOOPBACK):
-        print(f"WARNING: {host} can be reached from other machines and there is no login by default: docs/serving.md")
+        print(
+            f"{host} can be reached from other machines. Unless a login is configured, or --conf open_to_network true is "
+            "given, they need the token\nthat is printed below, as the password with any user name "
+            "(docs/it/security.md)."
+        )
     print(f"Starting {url} for {studies} (research use only, not a medical device) ...", flush=True)
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", studies]
     command += ["--host", host, "--port", str(port), *more]

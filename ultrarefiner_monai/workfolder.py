@@ -8,6 +8,7 @@ training/        prepared labels, split, runs     models/          what the runs
 handed/          links to images, for 3D Slicer
 mirror/          images fetched from a PACS       labels/          of studies that cannot be written, and of a PACS
 exchange/        what is sent to a PACS, and what came from it
+token            what other machines need to come in
 """
 
 from __future__ import annotations
@@ -136,6 +137,10 @@ class WorkFolder:
     @property
     def mirror(self) -> Path:
         return self.root / "mirror"
+
+    @property
+    def token(self) -> Path:
+        return self.root / "token"
 
     def handed(self, image_id: str) -> Path:
         """Where a link to this image lies, by itself."""

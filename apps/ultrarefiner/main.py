@@ -5,7 +5,7 @@ Research use only. Not a medical device.
 
 from __future__ import annotations
 
-import ipaddress
+import contextlib
 import logging
 import os
 import shutil
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from fastapi import FastAPI
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
@@ -27,6 +28,7 @@ from lib.engine import Engine
 from lib.exchange import Exchange
 from lib.infers import LesionTask, Outline, make_tasks
 from lib.names import check_name
+from lib.origins import is_loopback
 from lib.pacs import PacsStudies
 from lib.prepare import Preparer
 from lib.served import Served
@@ -49,6 +51,16 @@ from ultrarefiner_monai.workfolder import WorkFolder, is_address
 logger = logging.getLogger(__name__)
 
 _SAVES_AT_ONCE = 4
+
+
+_ASKS_FOR_TOKEN = """
+This machine can use the server at once. Others need this TOKEN, as the password with any user name:
+
+    {token}
+
+It stays the same; it is kept in {file}. Another way: a login, or --host 127.0.0.1 behind a proxy that has one, or
+--conf open_to_network true for a network in which everybody may see the studies (docs/it/security.md).
+"""
 
 
 class UltraRefinerApp(MONAILabelApp):
@@ -224,27 +236,34 @@ class UltraRefinerApp(MONAILabelApp):
         for tasks in (self.trainings, self.batches):
             tasks.install()
         Ending([self.trainings.close, self.batches.close], self.journal.close).install()
-        if not settings.MONAI_LABEL_AUTH_ENABLE and not is_loopback(host_of(sys.argv)):
-            logger.warning(
-                "the server listens on %s without a login: everybody in the network can read the studies and save "
-                "labels; start it with --host 127.0.0.1, or configure a login",
-                host_of(sys.argv),
-            )
+        self._close_doors(server)
         logger.info("ready: %s; work folder %s. %s", self.studies, self.work.root, NOTICE)
+
+    def _close_doors(self, server: FastAPI) -> None:
+        """Decide who may come in from where, and say so once."""
+        from lib.access import kept_token
+        from lib.endpoints import close_doors
+
+        host, login = host_of(sys.argv), settings.MONAI_LABEL_AUTH_ENABLE
+        token = ""
+        if not is_loopback(host) and not login:
+            if self.config.open_to_network:
+                logger.warning(
+                    "open_to_network: everybody who reaches this machine (%s) can read the studies and save labels",
+                    host,
+                )
+            else:
+                token = kept_token(self.work.token)
+                # Not to the log, which clients can read.
+                print(_ASKS_FOR_TOKEN.format(token=token, file=self.work.token), flush=True)
+        close_doors(server, self, host, token, login)
 
 
 def host_of(arguments: list[str]) -> str:
-    """The host that MONAI Label's command line was given; its default is every interface."""
-    for flag, value in zip(arguments, [*arguments[1:], ""]):
-        if flag in ("--host", "-i"):
-            return value
-        if flag.startswith("--host="):
-            return flag.removeprefix("--host=")
+    """The host that the server listens on, as MONAI Label itself reads its command line; every interface by default."""
+    from monailabel.main import Main
+
+    if "start_server" in arguments:
+        with contextlib.suppress(SystemExit):
+            return str(Main().args_parser().parse_known_args(arguments[1:])[0].host)
     return "0.0.0.0"
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -173,11 +173,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(studies: Path, checkpoint: Path, folder: Path, **conf: object) -> Server:
-    """`monailabel start_server` as a user types it, with --conf for each of ``conf``; returns when it answers."""
+def start(studies: Path, checkpoint: Path, folder: Path, host: str = "127.0.0.1", **conf: object) -> Server:
+    """`monailabel start_server` as a user types it, with --conf for each of ``conf``; returns when it answers.
+
+    host: an address that 127.0.0.1 is one of.
+    """
     port = free_port()
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", str(studies)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--conf", "weights", str(checkpoint)]
+    command += ["--host", host, "--port", str(port), "--conf", "weights", str(checkpoint)]
     for name, value in {"threads": 1, **conf}.items():
         command += ["--conf", name, str(value)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))

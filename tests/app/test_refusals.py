@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import json
+import tempfile
 import time
+import zipfile
+from pathlib import Path
 from urllib.parse import quote, urlparse
 
 import numpy as np
 import pytest
 import requests
+from app_server import ROOT
 from PIL import Image
 
 pytestmark = pytest.mark.server
@@ -23,6 +28,24 @@ def alive_and_untouched(server):
     yield
     assert requests.get(f"{server.url}/info/").status_code == 200
     assert sorted(p.name for p in server.studies.parent.iterdir()) == before
+
+
+@pytest.fixture(autouse=True)
+def no_path_is_told(server, monkeypatch):
+    """Whatever these tests ask: no reply says where the server keeps things. (A next sample does, to this machine.)"""
+    send = requests.Session.send
+    kept = [str(server.studies.parent), str(ROOT), str(Path.home()) + "/", tempfile.gettempdir() + "/"]
+    kept.append(str(Path(requests.__file__).parents[1]))
+
+    def watched(session, request, **options):
+        answer = send(session, request, **options)
+        if "/activelearning/" not in request.url and "zip" not in answer.headers.get("content-type", ""):
+            said = str(answer.headers) + answer.text
+            for place in kept:
+                assert place not in said, f"{request.method} {request.url} tells {place}"
+        return answer
+
+    monkeypatch.setattr(requests.Session, "send", watched)
 
 
 def refused(answer: requests.Response, *words: str) -> str:
@@ -160,10 +183,9 @@ def test_paths_in_addresses_lead_nowhere(server, path):
 def test_params_cannot_choose_another_image(server):
     for image in ("/etc/passwd", "photo", ["grey"]):
         refused(infer(server, params={"image": image}), "params")
-    # Keys of that kind are the server's own; what the client sends under them changes nothing.
-    plain = infer(server, output="json").json()
-    other = infer(server, params={"image_id": "x", "model": "transunet", "image_path": "/etc/passwd"}, output="json")
-    assert other.json()["model"] == "ultrarefiner" and other.json()["area"] == plain["area"]
+    for name in ("image_id", "model", "image_path", "device", "bundle_path"):
+        refused(infer(server, params={name: "x"}), name, "known: foreground")
+    assert infer(server, params={"image": "grey"}, output="json").status_code == 200
 
 
 def test_batches_cannot_write_under_a_path(server):
@@ -172,6 +194,118 @@ def test_batches_cannot_write_under_a_path(server):
     refused(requests.post(url, json={"images": ["/etc/passwd"]}))
     refused(requests.post(url, json={"images": 5}), "images")
     refused(requests.post(url, json=[1]))
+
+
+def test_a_zip_in_a_picture_never_becomes_a_module(server, tmp_path):
+    """MONAI Label puts ``bundle_path`` on the path of a process that imports: a zip at the end of a PNG is a module."""
+    code = f"open({str(tmp_path / 'ran')!r}, 'w').close()"
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("sitecustomize.py", code)
+    content = (server.studies / "grey.png").read_bytes() + archive.getvalue()
+    put = requests.put(f"{server.url}/datastore/image?image=module", files={"file": ("module.png", content)})
+    try:
+        for extra in (
+            {"bundle_path": str(server.studies / "module.png")},
+            {"gpus": 5},
+            {"gpus": "0"},
+            {"max_workers": 9},
+        ):
+            (name,) = extra
+            refused(
+                requests.post(f"{server.url}/batch/infer/transunet", json={"images": ["grey"], **extra}), name, "known:"
+            )
+        assert requests.get(f"{server.url}/batch/infer").status_code == 404  # nothing was begun
+        assert not (tmp_path / "ran").exists()
+    finally:
+        if put.ok:
+            requests.delete(f"{server.url}/datastore/image?id=module").raise_for_status()
+    refused(requests.post(f"{server.url}/batch/infer/transunet", json={"images": ["nobody"]}), "nobody")
+
+
+def test_names_in_the_address_that_are_not_known(server):
+    """A slip of the pen must not save under the tag that is the default."""
+    files = {"label": ("l.png", (server.studies / "grey.png").read_bytes())}
+    refused(requests.put(f"{server.url}/datastore/label?image=grey&tagg=draft", files=files), "tagg", "tag")
+    refused(requests.get(f"{server.url}/info/?x=1"), "x")
+    assert requests.get(f"{server.url}/ohif/viewer?StudyInstanceUIDs=1.2").status_code == 200
+
+
+def test_next_samples_and_sessions_take_what_is_known(server):
+    first = f"{server.url}/activelearning/first"
+    refused(requests.post(first, json={"path": "/etc"}), "path", "client_id")
+    for client in ("\ud800", "a\nb", 7, "x" * 300):
+        refused(requests.post(first, data=json.dumps({"client_id": client})))
+        refused(infer(server, params={"client_id": client}))
+    assert requests.post(first, json={"client_id": None}).status_code == 200
+
+
+@pytest.mark.parametrize("lines", ["9" * 400, "0", "-1", "10001", "x", "1e9", ""])
+def test_the_log_comes_in_pieces(server, lines):
+    refused(requests.get(f"{server.url}/logs/?lines={lines}"))
+    answer = requests.get(f"{server.url}/logs/?lines=10000&text=true")
+    assert answer.status_code == 200 and 0 < len(answer.content) <= 1 << 20
+    page = requests.get(f"{server.url}/logs/?lines=5")
+    assert page.headers["content-type"].startswith("text/html") and "http" not in page.text.split("<pre>")[0]
+    refused(requests.get(f"{server.url}/logs/?refresh={'9' * 400}"))
+
+
+@pytest.mark.parametrize(
+    "path", [".", "./", "assets", "assets/", "assets/.", "", "%ED%A0%80", "a" * 3000, "%0A", "a/" * 200]
+)
+def test_the_viewer_opens_no_folder(server, path):
+    connection = http.client.HTTPConnection(urlparse(server.url).netloc)
+    connection.request("GET", f"/ohif/{path}")
+    answer = connection.getresponse()
+    assert answer.status < 500 and (answer.status != 200 or b"<!doctype html>" in answer.read()[:40].lower())
+    for mounted in ("", ".", "ohif", "ohif/", "a" * 3000, "%ED%A0%80"):
+        assert 400 <= requests.get(f"{server.url}/static/{mounted}").status_code < 500
+
+
+def test_what_is_told_holds_no_paths(server):
+    """The fixture looks into each reply."""
+    image = {"files": ("a.png", (server.studies / "grey.png").read_bytes())}
+    session = requests.put(f"{server.url}/session/", files=image).json()
+    assert session["session_info"]["image"] == "a.png"
+    requests.post(f"{server.url}/batch/infer/transunet?run_sync=true", json={"images": ["grey"], "label_tag": "told"})
+    requests.post(f"{server.url}/batch/infer/transunet", json={"images": ["broken.png"], "label_tag": "told"})
+    for path in [
+        "/",
+        "/info/",
+        "/datastore/",
+        "/datastore/?output=all",
+        "/datastore/image/info?image=grey",
+        "/datastore/label/info?label=grey&tag=told",
+        f"/session/{session['session_id']}",
+        "/batch/infer",
+        "/batch/infer?all=true",
+        "/train/",
+        "/logs/?lines=10000&text=true",
+        "/openapi.json",
+        "/model/info/transunet",
+        "/docs",
+    ]:
+        assert requests.get(server.url + path).status_code < 500
+    requests.delete(f"{server.url}/session/{session['session_id']}").raise_for_status()
+    requests.delete(f"{server.url}/batch/infer")
+
+
+def test_doors_of_the_real_server(server):
+    address = f"{server.url}/datastore/image?id=grey"
+    for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Origin": "null"}):
+        for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
+            refused(requests.request(method, address, headers=headers))
+    form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": "http://evil.example"}
+    for path in ("/train/", "/train/transunet", "/batch/infer/transunet", "/activelearning/first", "/reload"):
+        refused(requests.post(server.url + path, headers=form, data="x=1"), "cors_origins")
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "eA==",
+    }
+    assert requests.get(f"{server.url}/nothing", headers=upgrade).status_code in (400, 403, 404)
+    assert (server.studies / "grey.png").is_file()
 
 
 def test_uploads_that_are_no_images(server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,8 +78,13 @@ class ServeConfig:
         ".tiff",
         ".bmp",
     )
-    # Web pages of other origins that may call the server; none by default. MONAI_LABEL_CORS_ORIGINS has the last word.
+    # Web pages of other origins that may call the server (https://HOST); none by default. MONAI_LABEL_CORS_ORIGINS has the
+    # last word.
     cors_origins: tuple[str, ...] = ()
+    # Names of this server besides localhost and its addresses: those of a reverse proxy, this machine's in the network.
+    allowed_hosts: tuple[str, ...] = ()
+    # Let other machines in without a login and without the token that is printed at the start.
+    open_to_network: bool = False
     # Requests that compute at the same time, and CPU threads of each (0: all that the process may use).
     workers: int = 4
     threads: int = 0
@@ -91,6 +97,16 @@ class ServeConfig:
             not_negative=("ram_cache_mb", "disk_cache_mb", "threads"),
             at_least_one=("max_upload_mb", "max_pixels", "workers"),
         )
+        for origin in self.cors_origins:
+            require(
+                bool(re.fullmatch(r"https?://[^/\s*@]+", origin)),
+                f"cors_origins: expected origins such as https://pacs.example, got {origin!r}",
+            )
+        for host in self.allowed_hosts:
+            require(
+                bool(re.fullmatch(r"[A-Za-z0-9._-]+|[0-9a-fA-F:]+", host)),
+                f"allowed_hosts: expected names or addresses without http:// and without a port, got {host!r}",
+            )
         require(bool(self.weights), "weights must name the checkpoint to serve")
         require(
             bool(self.extensions) and all(e.startswith(".") and "/" not in e for e in self.extensions),

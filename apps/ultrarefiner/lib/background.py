@@ -104,11 +104,9 @@ class Background:
         self._end(task, _reason(code, list(task["details"])) if code else "")
 
     def _start(self, task: Task) -> subprocess.Popen[str]:
-        request = {**task["request"]}
+        # MONAI Label makes PYTHONPATH of the one and CUDA_VISIBLE_DEVICES of the other: no request has a say in that.
+        request = {key: value for key, value in task["request"].items() if key not in ("bundle_path", "gpus")}
         environment = dict(os.environ)
-        gpus = request.pop("gpus", None) or "all"
-        if gpus != "all":
-            environment["CUDA_VISIBLE_DEVICES"] = str(gpus)
         if self.method == "train":
             environment["MONAI_LABEL_DATASTORE_AUTO_RELOAD"] = "false"
         command = [sys.executable, str(_CHILD), str(os.getpid()), "-m", self.method]

@@ -1,22 +1,25 @@
 """What the server adds or repairs: which routes stand before MONAI Label's own, and how errors are answered.
 
 MONAI Label runs inference in its event loop and answers bad input with 500. All its other routes stay as they are, behind
-``lib.guard``.
+``lib.origins``, ``lib.access`` and ``lib.guard``. docs/it/security.md lists every route.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
+import socket
 import sqlite3
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute, iter_route_contexts
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
@@ -24,9 +27,13 @@ from monailabel.interfaces.utils.app import app_instance
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import compile_path
 
-from lib import infer_routes, store_routes, task_routes
-from lib.guard import Guard
+from lib import access, infer_routes, store_routes, task_routes, view_routes
+from lib.access import Access
+from lib.guard import Guard, Query
+from lib.messages import hide, public, public_values
+from lib.origins import Origins
 from lib.page import front_page
 from lib.routing import put_first, user_role
 from lib.storage import Door, explain, saved_by
@@ -35,9 +42,14 @@ from ultrarefiner_monai.types import InputError
 logger = logging.getLogger(__name__)
 
 
+# Addresses whose query is somebody else's: of a viewer's pages, of DICOMweb.
+_FREE = ("/ohif/", "/proxy/")
+
+
 def install(server: FastAPI, app: Any) -> None:
-    """Put the app's routes before MONAI Label's, the guard before everything, and limit CORS to what is configured."""
+    """Put the app's routes before MONAI Label's, and let errors be answered in words without paths."""
     put_first(server, _routes(app.studies))
+    hide(app.app_dir, app.work.root, tempfile.gettempdir(), Path.home(), *([] if app.pacs else [app.studies]))
     handlers = server.exception_handlers
     handlers[InputError] = _answer(400)
     handlers[json.JSONDecodeError] = _answer(400)
@@ -45,33 +57,65 @@ def install(server: FastAPI, app: Any) -> None:
     handlers[MONAILabelException] = _answer(404)
     handlers[RequestValidationError] = _invalid
     handlers[OSError] = handlers[sqlite3.Error] = _storage
-    handlers[StarletteHTTPException] = _http
+    handlers[StarletteHTTPException] = _refused
     handlers[Exception] = _failed
 
+
+def close_doors(server: FastAPI, app: Any, host: str, token: str, login: bool) -> None:
+    """Put in front of all routes, once they are there: who may ask under which name, and what may come in.
+
+    host: what the server listens on; token: what others than this machine have to bring; login: whether MONAI Label's
+    own decides instead. Web pages of other origins are only those that are configured: MONAI Label's default is all.
+    """
+    if not login:
+        put_first(server, access.routes(token))
     origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
-    server.user_middleware[:] = [
-        *(m for m in server.user_middleware if m.cls not in (CORSMiddleware, Guard, Door)),
-        Middleware(Guard, limit=app.config.max_upload_mb << 20),
-        Middleware(Door, check=app.datastore().presence.check),
+    name = socket.gethostname()
+    front = [
+        Middleware(
+            Origins, hosts=[host, *app.config.allowed_hosts], origins=origins, machine=[name, name.partition(".")[0]]
+        )
     ]
     if origins:
-        cors = Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-        server.user_middleware.insert(0, cors)
+        front.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
+    if not login and not app.config.open_to_network:
+        front.append(Middleware(Access, token=token, prefix=settings.MONAI_LABEL_API_STR))
+    front.append(Middleware(Guard, limit=app.config.max_upload_mb << 20, queries=tuple(_queries(server))))
+    front.append(Middleware(Door, check=app.datastore().presence.check))
+    ours = (CORSMiddleware, Origins, Access, Guard, Door)
+    server.user_middleware[:] = [*front, *(m for m in server.user_middleware if m.cls not in ours)]
     server.middleware_stack = server.build_middleware_stack()
+
+
+def _queries(server: FastAPI) -> Iterator[Query]:
+    """What each route takes in its address, in the order in which they are asked."""
+    for context in iter_route_contexts(server.routes):
+        route = context.original_route
+        if isinstance(route, APIRoute) and not route.path.startswith(_FREE) and route.path != "/":
+            names = tuple(field.alias for field in route.dependant.query_params)
+            yield Query(frozenset(context.methods or ()), compile_path(context.path or "")[0], names)
 
 
 def _routes(studies: str) -> list[tuple[str, str, Callable[..., Any]]]:
     routes: list[tuple[str, str, Callable[..., Any]]] = [
         ("GET", "/", _front),
+        *view_routes.routes(),
+        *(
+            (method, "/docs", _refuse(404, "that page needs scripts of other servers: /openapi.json has all it says"))
+            for method in ("GET", "HEAD")
+        ),
         ("POST", "/infer/wsi/{model}", _refuse(404, "there are no pathology models here")),
         ("POST", "/infer/wsi_v2/{model}", _refuse(404, "there are no pathology models here")),
         ("POST", "/infer/{model}", infer_routes.infer),
         ("POST", "/batch/infer/{model}", task_routes.batch_infer),
         ("DELETE", "/batch/infer", task_routes.stop_batch),
+        ("GET", "/batch/infer", task_routes.batch_status),
+        ("GET", "/train/", task_routes.train_status),
         ("POST", "/train/", task_routes.train_all),
         ("POST", "/train/{model}", task_routes.train),
         ("DELETE", "/train/", task_routes.stop_training),
         ("POST", "/scoring/{method}", _refuse(404, "there are no scoring methods")),
+        *((method, "/scoring/", _refuse(404, "there are no scoring methods")) for method in ("GET", "POST", "DELETE")),
         ("PUT", "/datastore/", store_routes.add_image),
         ("PUT", "/datastore/image", store_routes.add_image),
         ("PUT", "/datastore/label", store_routes.save_label),
@@ -86,6 +130,8 @@ def _routes(studies: str) -> list[tuple[str, str, Callable[..., Any]]]:
         ("GET", "/datastore/dataset", store_routes.download_dataset),
         ("PUT", "/session/", store_routes.create_session),
         ("POST", "/activelearning/{strategy}", store_routes.next_sample),
+        ("GET", "/model/{model}", _refuse(404, "models are not handed out: `ultrarefiner models list` shows them")),
+        ("GET", "/model/info/{model}", _refuse(404, "/info/ says which model answers")),
         ("PUT", "/model/{model}", _refuse(403, "models are chosen with `ultrarefiner models use`, not uploaded")),
         ("DELETE", "/model/{model}", _refuse(403, "models are chosen with `ultrarefiner models use`, not removed")),
         ("POST", "/reload", _refuse(403, "restart the server instead")),
@@ -95,13 +141,11 @@ def _routes(studies: str) -> list[tuple[str, str, Callable[..., Any]]]:
             routes.append(
                 (method, "/proxy/dicom/{path:path}", _refuse(404, "the studies are a folder, not a DICOMweb store"))
             )
-    if not shutil.which("nvidia-smi"):
-        routes.append(("GET", "/logs/gpu", _refuse(404, "there is no nvidia-smi on this machine")))
     return routes
 
 
 async def _front(request: Request, user: User = user_role) -> HTMLResponse:
-    return HTMLResponse(front_page(app_instance().info(), str(request.base_url).rstrip("/")))
+    return HTMLResponse(front_page(public_values(app_instance().info()), str(request.base_url).rstrip("/")))
 
 
 def _refuse(status: int, message: str) -> Callable[[], Any]:
@@ -115,7 +159,7 @@ def _refuse(status: int, message: str) -> Callable[[], Any]:
 
 def _answer(status: int) -> Callable[[Request, Exception], Any]:
     async def handler(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": str(getattr(error, "msg", None) or error)}, status)
+        return JSONResponse({"detail": public(str(getattr(error, "msg", None) or error))}, status)
 
     return handler
 
@@ -124,7 +168,15 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     """FastAPI's own refusals in a sentence, without echoing what came."""
     found = error.errors() if isinstance(error, RequestValidationError) else []
     text = "; ".join(f"{'.'.join(map(str, e.get('loc', ())))}: {e.get('msg', '')}" for e in found)
-    return JSONResponse({"detail": text or "the request is not valid"}, 422)
+    return JSONResponse({"detail": public(text) or "the request is not valid"}, 422)
+
+
+async def _refused(request: Request, error: Any) -> Any:
+    """An HTTPException of whoever raised it. FastAPI says that a body cannot be parsed where the disk for uploads is full."""
+    if isinstance(error.__cause__, OSError) and explain(error.__cause__) is not None:
+        return await _storage(request, error.__cause__)
+    error.detail = public_values(error.detail)
+    return await http_exception_handler(request, error)
 
 
 async def _storage(request: Request, error: Exception) -> JSONResponse:
@@ -134,13 +186,6 @@ async def _storage(request: Request, error: Exception) -> JSONResponse:
         return await _failed(request, error)
     logger.error("%s %s: %s", request.method, request.url.path, error)
     return JSONResponse({"detail": found[1]}, found[0])
-
-
-async def _http(request: Request, error: Any) -> Any:
-    """FastAPI says that a body cannot be parsed where the disk for uploads is full."""
-    if isinstance(error.__cause__, OSError) and explain(error.__cause__) is not None:
-        return await _storage(request, error.__cause__)
-    return await http_exception_handler(request, error)
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:

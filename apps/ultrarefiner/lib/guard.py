@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -11,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.names import check_name
+from lib.parameters import check_names
 from ultrarefiner_monai.types import InputError
 
 _NAMES = ("image", "label", "id", "tag")
@@ -21,11 +24,21 @@ _DRAIN_BYTES = 1 << 30
 _TEXT_BYTES = 4 << 20
 
 
-class Guard:
-    """ASGI middleware. limit: bytes of a request's body, counted while they arrive, never held in memory."""
+@dataclass(frozen=True)
+class Query:
+    """What one route takes in its address."""
 
-    def __init__(self, app: ASGIApp, limit: int):
-        self.app, self.limit = app, limit
+    methods: frozenset[str]
+    path: re.Pattern[str]
+    names: tuple[str, ...]
+
+
+class Guard:
+    """ASGI middleware. limit: bytes of a request's body, counted while they arrive, never held in memory. queries: what the
+    routes take, in their order; the first that fits counts, and where none does anything may come."""
+
+    def __init__(self, app: ASGIApp, limit: int, queries: Sequence[Query] = ()):
+        self.app, self.limit, self.queries = app, limit, queries
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,6 +46,7 @@ class Guard:
             return
         try:
             check_target(scope["path"], scope.get("query_string", b""))
+            self._check_query(scope)
         except InputError as error:
             await JSONResponse({"detail": str(error)}, 400)(scope, receive, send)
             return
@@ -47,6 +61,14 @@ class Guard:
             await JSONResponse({"detail": body.message}, 413)(scope, receive, send)
             return
         await self.app(scope, body, send)
+
+    def _check_query(self, scope: Scope) -> None:
+        """A name that is not known may be a slip of the pen (``tagg=draft``): nothing is done under a wrong tag."""
+        text = scope.get("query_string", b"")
+        fits = (q for q in self.queries if scope["method"] in q.methods and q.path.match(scope["path"]))
+        if text and (query := next(fits, None)):
+            names = [name for name, _ in parse_qsl(text.decode("latin-1"), keep_blank_values=True)]
+            check_names(names, query.names, scope["path"])
 
 
 def check_target(path: str, query: bytes) -> None:

@@ -22,6 +22,7 @@ from monailabel.interfaces.utils.app import app_instance
 from requests_toolbelt import MultipartEncoder
 
 from lib.infers import Outline
+from lib.parameters import INFER, checked
 from lib.routing import MaybeFile, check_known, params_of, stored_upload, user_role
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.types import InputError
@@ -64,6 +65,7 @@ def _infer(
     request = params_of(params)
     if "image" in request and request["image"] != image:
         raise InputError("params must not name another image: the image is what the address says")
+    request = checked(request, INFER, "params")
     if frame:
         request["frame"] = frame
     with _image_file(app, stored, session_id, file) as (path, image_id):

@@ -16,8 +16,10 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints.user.auth import User
 
+from lib.messages import public, public_values
 from lib.pacs import PacsStudies
 from lib.routing import annotator_role, put_first, user_role
+from lib.view_routes import listed
 from ultrarefiner_monai.pacs.client import PacsError
 
 # What DICOMweb has below its root. Others are none of a viewer's business: Orthanc reaches other servers from there.
@@ -38,14 +40,16 @@ def install(server: FastAPI, app: Any) -> None:
 
     async def info(user: User = user_role) -> Any:
         await anyio.to_thread.run_sync(store.fresh)
-        return await anyio.to_thread.run_sync(app.info)
+        return public_values(await anyio.to_thread.run_sync(app.info))
 
-    async def list_images(output: stock_datastore.ResultType | None = None, user: User = user_role) -> Any:
+    async def list_images(
+        request: Request, output: stock_datastore.ResultType | None = None, user: User = user_role
+    ) -> Any:
         def work() -> Any:
             store.fresh()
             return stock_datastore.datastore(output)
 
-        return await anyio.to_thread.run_sync(work)
+        return listed(request, output, await anyio.to_thread.run_sync(work))
 
     async def read(request: Request, path: str, user: User = user_role) -> Response:
         answer = await _proxy(request, path)
@@ -101,7 +105,7 @@ def shown_image(path: str, images: Container[str]) -> str | None:
 async def _failed(request: Request, error: Exception) -> Response:
     """The store's own 404 is one; whatever else it is that failed, it is not the client's request."""
     status = 404 if getattr(error, "status", None) == 404 else 503 if getattr(error, "transient", True) else 502
-    return JSONResponse({"detail": str(error)}, status)
+    return JSONResponse({"detail": public(str(error))}, status)
 
 
 def _pieces(answer: requests.Response) -> Iterator[bytes]:

@@ -57,6 +57,5 @@ or beside it (background); or draw a ROI box. Then <em>Submit Label</em>.</li>
 <table><tr><th>name</th><th>type</th><th>what it does</th><th>version</th></tr>{rows}</table>
 <h2>For programs</h2>
 <p><a href="/info/">/info/</a> and <a href="/openapi.json">/openapi.json</a> describe the interface;
-<a href="/datastore/">/datastore/</a> the studies; <a href="/logs/?text=true">/logs/</a> the log.
-<a href="/docs">/docs</a> is a readable form that loads scripts from the web and stays empty without it.</p>
+<a href="/datastore/">/datastore/</a> the studies; <a href="/logs/">/logs/</a> the log.</p>
 </body></html>"""

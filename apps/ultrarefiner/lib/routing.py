@@ -14,12 +14,17 @@ from fastapi import Body, Depends, FastAPI, File, HTTPException, UploadFile
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 
+from lib.access import visitor
 from lib.names import check_name, split_name
+from lib.parameters import check_whole
 from ultrarefiner_monai.types import InputError
 
 OneFile = Annotated[UploadFile, File()]
 MaybeFile = Annotated[UploadFile | None, File()]
 JsonBody = Annotated[dict | None, Body()]
+
+# What is kept with a label or an image stays in the index and in memory for good; a thousand points take 40 kB.
+_PARAMS_CHARS = 256 << 10
 
 user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 admin_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
@@ -30,7 +35,7 @@ def put_first(server: FastAPI, routes: Sequence[tuple[str, str, Callable[..., An
     """Let (method, path, endpoint) answer before the routes that are there; paths are below MONAI Label's prefix."""
     before = len(server.router.routes)
     for method, path, endpoint in routes:
-        prefix = "" if path in ("/", "/reload") else settings.MONAI_LABEL_API_STR
+        prefix = "" if path in ("/", "/docs", "/reload") else settings.MONAI_LABEL_API_STR
         server.add_api_route(prefix + path, endpoint, methods=[method], include_in_schema=False, response_model=None)
     added = server.router.routes[before:]
     server.router.routes[:] = [*added, *server.router.routes[:before]]
@@ -43,19 +48,23 @@ def check_known(name: str, names: Collection[str], what: str) -> None:
 
 
 def params_of(text: str, what: str = "params") -> dict[str, Any]:
-    """A JSON object from a form field; InputError for anything else."""
+    """A JSON object from a form field, of at most 256 kB; InputError for anything else."""
+    if len(text) > _PARAMS_CHARS:
+        raise InputError(f"{what} must be at most {_PARAMS_CHARS >> 10} kB of text, got {len(text) >> 10} kB")
     try:
         value = json.loads(text) if text and text.strip() else {}
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{what} must be a JSON object {{...}}, got {type(value).__name__}")
+    check_whole(value, what)
     return value
 
 
 def author(user: User) -> dict[str, str]:
-    """Who it is, where there is a login; without one MONAI Label calls everybody admin."""
-    return {"user": user.username} if settings.MONAI_LABEL_AUTH_ENABLE and user.username else {}
+    """Who it is: by the login, or by the name that came with the token; without both MONAI Label calls everybody admin."""
+    name = user.username if settings.MONAI_LABEL_AUTH_ENABLE else visitor.get()
+    return {"user": name} if name else {}
 
 
 def basename(upload: UploadFile) -> str:

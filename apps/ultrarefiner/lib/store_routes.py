@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
-from fastapi import File, Form, HTTPException, UploadFile
+from fastapi import File, Form, HTTPException, Request, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints.user.auth import User
@@ -19,8 +19,11 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import file_checksum
 from starlette.background import BackgroundTask
 
+from lib.access import is_local
 from lib.handout import hand_out
+from lib.messages import public_values
 from lib.names import split_name
+from lib.parameters import NEXT_SAMPLE, checked
 from lib.routing import (
     JsonBody,
     OneFile,
@@ -182,26 +185,33 @@ async def create_session(
             app.engine.read(path)
             session_id, session = app.sessions().add_session(str(path), expiry)
         app.preparer.open(f"session:{session_id}", lambda: Path(session.image))
-        return {"session_id": session_id, "session_info": session.to_json()}
+        return {"session_id": session_id, "session_info": public_values(session.to_json())}
 
     return await anyio.to_thread.run_sync(work, limiter=app_instance().savers)
 
 
-async def next_sample(strategy: str, params: JsonBody = None, user: User = user_role) -> dict[str, Any]:
-    """The next image to label; remembered, so that it does not come back at once when it is skipped."""
+async def next_sample(
+    strategy: str, request: Request, params: JsonBody = None, user: User = user_role
+) -> dict[str, Any]:
+    """The next image to label; remembered, so that it does not come back at once when it is skipped. Its ``path`` is for
+    a client on the server's own machine, which opens the file itself; others fetch the image."""
+    params = checked(params, NEXT_SAMPLE, "a next sample")
 
     def work() -> dict[str, Any]:
         app = app_instance()
-        result = app.next_sample({**(params or {}), "strategy": strategy})
+        result = app.next_sample({**params, "strategy": strategy})
         if not result:
             return {}
         image_id, store = result["id"], app.datastore()
-        client = str((params or {}).get("client_id") or user.username or "")
+        client = str(params.get("client_id") or user.username or "")
         offers = store.get_image_info(image_id).get("strategy")
         offers = offers if isinstance(offers, dict) else {}  # clients may write what they like into the info
         store.update_image_info(image_id, {"strategy": {**offers, strategy: {"ts": time.time(), "client_id": client}}})
         file = Path(store.get_image_uri(image_id))
         handed = hand_out(app.work, image_id, file, app.config.extensions) if file.is_file() else {}
-        return {**store.get_image_info(image_id), **result, **handed}
+        reply = {**store.get_image_info(image_id), **result, **handed}
+        if handed_out := request.scope.get("state", {}).get("handed_out"):
+            handed_out(image_id)
+        return public_values(reply) | {"path": reply["path"] if is_local(request.scope) else ""}
 
     return await anyio.to_thread.run_sync(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,12 +13,15 @@ from monailabel.endpoints import batch_infer as stock_batch_infer
 from monailabel.endpoints import train as stock_train
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
 
 from lib.background import Background
+from lib.messages import public_values
 from lib.names import check_name
-from lib.routing import JsonBody, admin_role, check_known
+from lib.parameters import BATCH, checked
+from lib.routing import JsonBody, admin_role, check_known, user_role
 from ultrarefiner_monai.types import InputError
 
 MOST_OPEN = 8  # trainings that run or wait
@@ -33,15 +37,35 @@ async def batch_infer(
 ) -> Any:
     """As MONAI Label's own, once it is sure that the model exists and nothing is written under another name."""
     check_known(model, app_instance()._infers, "model")
-    # MONAI Label shares batches out to several GPUs, and divides by zero where there is none.
-    params = {**(params or {}), "multi_gpu": False, "max_workers": 1}
+    params = checked(params, BATCH, "a batch")
     check_name(params.get("label_tag") or DefaultLabelTag.FINAL.value, "label_tag")
-    chosen = params.get("images", [])
-    if chosen not in [t.value for t in BatchInferImageType] and not (
-        isinstance(chosen, list) and all(isinstance(i, str) for i in chosen)
-    ):
-        raise InputError(f"images must be all, labeled, unlabeled or a list of ids, got {chosen!r:.80}")
+    if isinstance(params.get("images"), list):
+        known = set(await anyio.to_thread.run_sync(app_instance().datastore().list_images))
+        if unknown := [i for i in params["images"] if i not in known]:
+            raise ImageNotFoundException(f"there are no images {', '.join(map(repr, unknown[:5]))[:300]}")
+    # MONAI Label shares batches out to several GPUs, and divides by zero where there is none.
+    params |= {"multi_gpu": False, "max_workers": 1}
     return await anyio.to_thread.run_sync(partial(stock_batch_infer.run, model, images, params, run_sync))
+
+
+async def batch_status(all: bool = False, check_if_running: bool = False, user: User = user_role) -> Any:
+    """As MONAI Label's own, without paths of the server."""
+    return await _status(stock_batch_infer.status, all, check_if_running)
+
+
+async def train_status(all: bool = False, check_if_running: bool = False, user: User = user_role) -> Any:
+    """As MONAI Label's own, without paths of the server."""
+    return await _status(stock_train.status, all, check_if_running)
+
+
+async def _status(status: Callable[[bool, bool], Any], all: bool, check_if_running: bool) -> Any:
+    def work() -> Any:
+        try:
+            return public_values(status(all, check_if_running))
+        except IndexError as error:  # it ended in this very moment
+            raise HTTPException(404, "nothing is running") from error
+
+    return await anyio.to_thread.run_sync(work)
 
 
 async def train(
