@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.data.niftifile import open_nifti
+from ultrarefiner_monai.data.niftifile import nifti_affine, open_nifti
 from ultrarefiner_monai.data.nrrdfile import nrrd_affine, read_nrrd_array
 from ultrarefiner_monai.data.placing import onto
 from ultrarefiner_monai.data.study import PICTURES, Geometry, Limits, Study, extension, frame_axes
@@ -53,14 +53,12 @@ def read_mask(path: str | Path, study: Study | None = None, limits: Limits | Non
         return Geometry(grid.shape, affine, frame_axes(grid.shape)).to_frames(grid)  # type: ignore[arg-type]
     if grid.size == 1 and not grid.any():
         return np.zeros(study.shape, np.uint8)  # 3D Slicer's way to write a segmentation without a voxel
-    moved = onto(grid, affine, study.geometry)
+    moved, warning = onto(grid, affine, study.geometry)
     if moved is None:
-        if grid.shape != study.geometry.grid:
-            size, wanted = (" x ".join(map(str, s)) for s in (grid.shape, study.geometry.grid))
-            raise InputError(f"{path.name} is {size} voxels and does not lie on its image of {wanted}")
-        if not np.allclose(affine, study.geometry.affine, atol=1e-3):
-            logger.warning("%s: position unlike its image's; taken voxel by voxel", path.name)
-        moved = grid
+        size, wanted = (" x ".join(map(str, s)) for s in (grid.shape, study.geometry.grid))
+        raise InputError(f"{path.name} is {size} voxels and does not lie on its image of {wanted}")
+    if warning:
+        logger.warning("%s: %s", path.name, warning)
     return study.geometry.to_frames(moved)
 
 
@@ -96,13 +94,13 @@ def _grid3(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _nifti_mask(path: Path, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
-    image: Any = open_nifti(path)
+    image: Any = open_nifti(path, limits)
     if image.dataobj.dtype.kind not in "uif":
         raise InputError(f"{path.name}: expected numbers, got {image.dataobj.dtype}")
     if int(np.prod(image.shape, dtype=object)) > limits.total_pixels:
         raise InputError(f"{path.name}: {image.shape} is more than the limit of {limits.total_pixels} voxels")
     grid = _grid3(np.asanyarray(image.dataobj), path)
-    return (grid > 0).astype(np.uint8), np.asarray(image.affine, float)
+    return (grid > 0).astype(np.uint8), nifti_affine(image)
 
 
 def _nrrd_mask(path: Path, limits: Limits) -> tuple[np.ndarray, np.ndarray]:

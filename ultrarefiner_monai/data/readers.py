@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.masks import read_mask
-from ultrarefiner_monai.data.niftifile import open_nifti
+from ultrarefiner_monai.data.niftifile import nifti_affine, nifti_space, nifti_views, open_nifti
 from ultrarefiner_monai.data.nrrdfile import VECTOR_KINDS, nrrd_affine, read_nrrd_array, space_fields
 from ultrarefiner_monai.data.study import (
     PICTURES,
@@ -171,7 +171,7 @@ def _picture_spacing(image: Any) -> tuple[float, float]:
 
 def _read_nifti(path: Path, limits: Limits) -> Study:
     warnings: list[str] = []
-    image: Any = open_nifti(path)
+    image: Any = open_nifti(path, limits)
     shape, data_type = tuple(int(n) for n in image.shape), image.dataobj.dtype
     colour = data_type.names is not None
     # Vectors: NIfTI puts their components on the fifth axis; 4-D only with the intent to say so.
@@ -189,9 +189,9 @@ def _read_nifti(path: Path, limits: Limits) -> Study:
     values = values.reshape(*grid, *values.shape[-1:]) if (colour or components) else values.reshape(grid)
     if values.ndim == 4:
         values = _to_gray(values[..., :3], warnings)
-    geometry = Geometry(spatial, usable_affine(image.affine, warnings), axes)
-    unit = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
-    return _volume(path, "nifti", values, geometry, warnings, unit)
+    affine = usable_affine(nifti_affine(image), warnings)
+    geometry = Geometry(spatial, affine, axes, nifti_space=nifti_space(image, spatial), views=nifti_views(image))
+    return _volume(path, "nifti", values, geometry, warnings)
 
 
 def _grid_of(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -215,16 +215,14 @@ def _to_gray(rgb: np.ndarray, warnings: list[str]) -> np.ndarray:
     return to_unit(rgb, warnings) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def _volume(
-    path: Path, kind: str, values: np.ndarray, geometry: Geometry, warnings: list[str], unit_mm: float = 1.0
-) -> Study:
+def _volume(path: Path, kind: str, values: np.ndarray, geometry: Geometry, warnings: list[str]) -> Study:
     """``values``: (I, J, K)."""
     if values.dtype.kind not in "uifb":
         raise InputError(f"{path.name}: expected numbers, got {values.dtype}")
     frames = geometry.to_frames(values)
     if frames.dtype != np.uint8:
         frames = to_unit(frames, warnings)
-    steps = np.linalg.norm(geometry.affine[:3, :3], axis=0) * unit_mm
+    steps = np.linalg.norm(geometry.affine[:3, :3], axis=0)
     spacing = None
     if np.allclose(steps[list(geometry.axes[:2])], 1, atol=1e-6):
         warnings.append("a spacing of exactly 1 mm is what files without one carry: sizes are given in pixels")
@@ -243,7 +241,9 @@ def _read_nrrd(path: Path, limits: Limits) -> Study:
     kinds = [str(k) for k in header.get("kinds", [])]
     channel = next((a for a, kind in enumerate(kinds) if kind in VECTOR_KINDS), None)
     if channel is None and values.ndim == 4 and values.shape[0] in (3, 4):
-        channel = 0  # 3D Slicer's colour volumes, written by programs that leave the kinds out
+        along = np.asarray(header.get("space directions", [[np.nan]]), float)
+        if not np.isfinite(along[0]).all():
+            channel = 0  # 3D Slicer's colour volumes, written by programs that leave the kinds out
     if channel is not None:
         if values.shape[channel] not in (1, 3, 4):
             raise InputError(f"{path.name}: expected grey or RGB pixels, got {values.shape[channel]} components")

@@ -31,7 +31,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_mask(path: str | Path, mask: np.ndarray, study: Study, compress: bool = True) -> None:
     """Write ``mask`` (T, H, W), or (H, W) of a single frame, 0 and 1 only, for a client that shows ``study``.
 
-    The format follows the extension. NIfTI keeps shape and affine of a NIfTI study, NRRD those of a NRRD study;
+    The format follows the extension. NIfTI keeps shape and position of a NIfTI study, NRRD those of a NRRD study;
     what has no axes of its own comes as (W, H, T) with LPS directions. ``compress`` is about .nrrd. Raises InputError
     for another extension or a .png of several frames, ValueError for a mask that does not fit the study.
     """
@@ -76,10 +76,14 @@ def _nifti(grid: np.ndarray, study: Study, gz: bool) -> bytes:
 
     geometry = study.geometry
     values = grid.reshape(geometry.shape) if study.kind == "nifti" else grid
-    image: Any = nibabel.Nifti1Image(values, geometry.affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(geometry.affine, code=1)
-    image.set_qform(geometry.affine, code=1)
+    image: Any = nibabel.Nifti1Image(values, None if geometry.nifti_space else geometry.affine)
+    if geometry.nifti_space:
+        for field, value in geometry.nifti_space.items():
+            image.header[field] = value
+    else:  # a sform of code 1 at right angles is what ITK takes
+        image.header.set_xyzt_units("mm")
+        image.set_sform(geometry.affine, code=1)
+        image.set_qform(geometry.affine, code=1)
     content = image.to_bytes()
     return gzip.compress(content, 6, mtime=0) if gz else content
 
