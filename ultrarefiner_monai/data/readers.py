@@ -18,6 +18,7 @@ import numpy as np
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.niftifile import nifti_affine, nifti_space, nifti_views, open_nifti
 from ultrarefiner_monai.data.nrrdfile import VECTOR_KINDS, nrrd_affine, read_nrrd_array, space_fields
+from ultrarefiner_monai.data.picturefile import open_picture, picture_spacing
 from ultrarefiner_monai.data.study import (
     PICTURES,
     Geometry,
@@ -41,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 # What the server may offer, in lower case; the case of a file's name does not matter.
 IMAGE_EXTENSIONS = (*PICTURES, ".nii", ".nii.gz", ".nrrd", ".dcm", ".dicom")
-_PIL_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 
 
 def read_study(path: str | Path, limits: Limits | None = None) -> Study:
@@ -104,36 +104,27 @@ def _read_folder(path: Path, limits: Limits) -> Study:
 
 
 def _read_picture(path: Path, limits: Limits) -> Study:
-    from PIL import Image
-
     warnings: list[str] = []
-    try:
-        image = Image.open(path, formats=_PIL_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path.name} is larger than the limit: {error}") from error
-    with image:
-        width, height = image.size
-        count = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
-        limits.check(path.name, height, width, count)
-        if int(image.getexif().get(0x0112) or 1) != 1:
+    with open_picture(path, limits) as picture:
+        image = picture.image
+        (width, height), count = image.size, len(picture.pages)
+        if image.format == "TIFF":
+            if any(flip != (slice(None), slice(None)) for flip in picture.flips):
+                warnings.append("the orientation of the TIFF turns its pixels around, as in 3D Slicer")
+        elif int(image.getexif().get(0x0112) or 1) != 1:
             warnings.append(
                 "the EXIF orientation is not applied, as in 3D Slicer: the grid is that of the stored pixels"
             )
-        pages = []
-        for index in range(count):
-            if count > 1:
-                image.seek(index)
-            if image.size == (width, height):
-                pages.append(_picture_pixels(image))
-        spacing_xy = _picture_spacing(image)
+        pages = [_picture_pixels(page)[flip] for page, flip in picture.frames() if page.size == (width, height)]
+        kind = (image.format or "").lower()
+        spacing_xy, spacing = picture_spacing(path, picture, warnings)
     if len(pages) < count:
         warnings.append(f"{count - len(pages)} page(s) of another size than the first are left out")
     frames = np.stack(pages)
     if frames.dtype != np.uint8:
         frames = to_unit(frames, warnings)
-    kind = {"JPEG": "jpeg"}.get(image.format or "", (image.format or "").lower())
     geometry = flat_geometry(height, width, len(pages), spacing_xy)
-    return Study(path, kind, height, width, len(pages), geometry, stored_frames(frames), None, "", warnings)
+    return Study(path, kind, height, width, len(pages), geometry, stored_frames(frames), spacing, "", warnings)
 
 
 def _picture_pixels(image: Any) -> np.ndarray:
@@ -145,25 +136,6 @@ def _picture_pixels(image: Any) -> np.ndarray:
     if image.mode == "LA":
         return np.asarray(image)[..., 0]
     return luminance(np.asarray(image if image.mode == "RGB" else image.convert("RGBA"))[..., :3])
-
-
-def _picture_spacing(image: Any) -> tuple[float, float]:
-    """(x, y) spacing that ITK gives to the picture: JPEG and TIFF densities count, those of PNG and BMP do not.
-
-    It is the print resolution, not a measure of the breast, so it places the mask and is no ``spacing_mm``.
-    """
-    if image.format == "JPEG":
-        unit, density = image.info.get("jfif_unit", 0), image.info.get("jfif_density", (0, 0))
-        millimetres = {1: 25.4, 2: 10.0}.get(unit, 0.0)
-    elif image.format == "TIFF":
-        image.seek(0)
-        density = (image.tag_v2.get(282, 0), image.tag_v2.get(283, 0))
-        millimetres = {2: 25.4, 3: 10.0}.get(image.tag_v2.get(296, 1), 0.0)
-    else:
-        return (1.0, 1.0)
-    if millimetres and all(float(d) > 0 for d in density):
-        return (millimetres / float(density[0]), millimetres / float(density[1]))
-    return (1.0, 1.0)
 
 
 # --- NIfTI ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.nrrdfile import nrrd_value
-from ultrarefiner_monai.data.study import RAS_FROM_LPS, Study, extension
+from ultrarefiner_monai.data.picturefile import with_png_scale
+from ultrarefiner_monai.data.study import RAS_FROM_LPS, Study, extension, flat_geometry
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import LABEL_NAME, InputError
 
@@ -68,7 +69,11 @@ def _png(mask: np.ndarray, study: Study) -> bytes:
         raise InputError(f"{study.path.name} has {study.n_frames} frames: ask for .nrrd or .nii.gz instead of .png")
     buffer = io.BytesIO()
     Image.fromarray(mask[0]).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    x, y = (-float(study.geometry.affine[axis, axis]) for axis in (0, 1))
+    like_a_picture = np.allclose(study.geometry.affine, flat_geometry(1, 1, 1, (x, y)).affine) and min(x, y) > 0
+    if not like_a_picture or (x, y) == (1.0, 1.0):
+        return buffer.getvalue()  # a PNG has no place for directions and origin
+    return with_png_scale(buffer.getvalue(), x, y)
 
 
 def _nifti(grid: np.ndarray, study: Study, gz: bool) -> bytes:
