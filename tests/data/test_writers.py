@@ -133,7 +133,8 @@ def test_physical_places_agree_between_formats(tmp_path: Path) -> None:
         if values.ndim == 3:
             position = np.argwhere(values)[0] @ np.asarray(header["space directions"]) + header["space origin"]
             ras = position if header["space"].startswith("right") else LPS[:3, :3] @ position
-            np.testing.assert_allclose(ras, (image.affine @ index)[:3], atol=1e-4)
+            axes = min(len(image.shape), 3)  # ITK puts flat NIfTI files at depth 0, nibabel where the matrix says
+            np.testing.assert_allclose(ras[:axes], (image.affine @ index)[:axes], atol=1e-4)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,8 +2,8 @@
 
 Spacing, for measuring: the tissue region of SequenceOfUltrasoundRegions (PS3.3 C.8.5.5), then PixelSpacing,
 ImagerPixelSpacing, the shared functional groups. Geometry, for placing: what ITK's reader (so 3D Slicer) gives the same
-file. It knows PixelSpacing but **not** the ultrasound regions, and takes 1 mm where the former is missing; a mask that
-carried the regions' spacing would lie shrunken in the corner of the picture.
+file (``dicomframe``). It does **not** know the ultrasound regions; a mask that carried their spacing would lie shrunken
+in the corner of the picture.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.dicomfile import not_an_image, open_dicom
+from ultrarefiner_monai.data.dicomframe import itk_affine
 from ultrarefiner_monai.data.dicomheader import drop_damaged, element, fill_in, frames_said, transfer_syntax
 from ultrarefiner_monai.data.dicompixels import frame_loader
 from ultrarefiner_monai.data.dicomvalues import Scale
 from ultrarefiner_monai.data.regions import region_spacing_mm, tissue_regions
 from ultrarefiner_monai.data.study import (
     IN_PIXELS,
-    RAS_FROM_LPS,
     Geometry,
     Limits,
     Study,
-    flat_geometry,
     plausible_spacing,
 )
 from ultrarefiner_monai.types import InputError
@@ -115,22 +114,5 @@ def _pair(dataset: Any, keyword: str) -> tuple[Any, Any] | None:
 
 
 def _geometry(dataset: Any, height: int, width: int, count: int, known: tuple[float, float] | None = None) -> Geometry:
-    """ITK's view of the file: PixelSpacing or 1 mm; patient position where it is there; frames 1 mm apart. A ``known``
-    (row, column) spacing stands instead of PixelSpacing."""
-    try:
-        row, column = map(float, _pair(dataset, "PixelSpacing") or (1.0, 1.0))
-    except ValueError:
-        row = column = 1.0
-    if not (row > 0 and column > 0 and np.isfinite([row, column]).all()):
-        row = column = 1.0
-    row, column = known or (row, column)
-    orientation, position = dataset.get("ImageOrientationPatient", None), dataset.get("ImagePositionPatient", None)
-    if not orientation or not position or len(orientation) != 6 or len(position) != 3:
-        return flat_geometry(height, width, count, (column, row))
-    right, down = np.array(orientation[:3], float), np.array(orientation[3:], float)
-    local = np.eye(4)
-    local[:3, 0], local[:3, 1], local[:3, 2] = right * column, down * row, np.cross(right, down)
-    local[:3, 3] = np.array(position, float)
-    if abs(np.linalg.det(local[:3, :3])) < 1e-9:
-        return flat_geometry(height, width, count, (column, row))
-    return Geometry((width, height, count), RAS_FROM_LPS @ local)
+    """ITK's view of the file (``dicomframe``). A ``known`` (row, column) spacing stands instead of the file's."""
+    return Geometry((width, height, count), itk_affine(dataset, count, known))

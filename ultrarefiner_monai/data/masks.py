@@ -15,7 +15,7 @@ import numpy as np
 
 from ultrarefiner_monai.data.labelpictures import LABEL_PICTURES, from_picture
 from ultrarefiner_monai.data.labelvalues import check_share, from_numbers, from_segments
-from ultrarefiner_monai.data.niftifile import open_nifti
+from ultrarefiner_monai.data.niftifile import nifti_affine, open_nifti
 from ultrarefiner_monai.data.nrrdfile import nrrd_affine, read_nrrd_array
 from ultrarefiner_monai.data.placing import onto
 from ultrarefiner_monai.data.study import PICTURES, Geometry, Limits, Study, extension, frame_axes
@@ -84,14 +84,12 @@ def _read(path: Path, study: Study | None, limits: Limits, warnings: list[str]) 
         return Geometry(grid.shape, affine, frame_axes(grid.shape)).to_frames(grid)  # type: ignore[arg-type]
     if grid.size == 1 and not grid.any():
         return np.zeros(study.shape, np.uint8)  # 3D Slicer's way to write a segmentation without a voxel
-    moved = onto(grid, affine, study.geometry)
+    moved, warning = onto(grid, affine, study.geometry)
     if moved is None:
-        if grid.shape != study.geometry.grid:
-            size, wanted = (_times(s) for s in (grid.shape, study.geometry.grid))
-            raise InputError(f"{path.name} is {size} voxels and does not lie on its image of {wanted}")
-        if not np.allclose(affine, study.geometry.affine, atol=1e-3):
-            warnings.append("position unlike its image's; taken voxel by voxel")
-        moved = grid
+        size, wanted = (_times(s) for s in (grid.shape, study.geometry.grid))
+        raise InputError(f"{path.name} is {size} voxels and does not lie on its image of {wanted}")
+    if warning:
+        warnings.append(warning)
     return study.geometry.to_frames(moved)
 
 
@@ -182,7 +180,7 @@ def _grid3(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
 
 
 def _nifti_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
-    image: Any = open_nifti(path)
+    image: Any = open_nifti(path, limits)
     if image.dataobj.dtype.kind not in "uif" or image.dataobj.dtype.itemsize > 8:
         raise InputError(f"{path.name}: expected numbers, got {image.dataobj.dtype}")
     shape = _grid3(image.shape, path)
@@ -190,7 +188,7 @@ def _nifti_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.nda
     if int(np.prod(shape, dtype=object)) > limits.total_pixels:
         raise InputError(f"{path.name}: {image.shape} is more than the limit of {limits.total_pixels} voxels")
     with _naming(path.name):
-        return from_numbers(np.asanyarray(image.dataobj).reshape(shape)), np.asarray(image.affine, float)
+        return from_numbers(np.asanyarray(image.dataobj).reshape(shape)), nifti_affine(image)
 
 
 def _nrrd_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray]:

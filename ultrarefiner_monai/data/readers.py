@@ -17,8 +17,9 @@ import numpy as np
 
 from ultrarefiner_monai.data.emptiness import empty_warnings
 from ultrarefiner_monai.data.masks import decoder_words, read_mask
-from ultrarefiner_monai.data.niftifile import open_nifti
+from ultrarefiner_monai.data.niftifile import nifti_affine, nifti_space, nifti_views, open_nifti
 from ultrarefiner_monai.data.nrrdfile import VECTOR_KINDS, nrrd_affine, read_nrrd_array, space_fields
+from ultrarefiner_monai.data.picturefile import open_picture, picture_spacing
 from ultrarefiner_monai.data.study import (
     PICTURES,
     Geometry,
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 # What the server may offer, in lower case; the case of a file's name does not matter.
 IMAGE_EXTENSIONS = (*PICTURES, ".nii", ".nii.gz", ".nrrd", ".dcm", ".dicom")
-_PIL_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 
 
 def read_study(path: str | Path, limits: Limits | None = None) -> Study:
@@ -106,36 +106,27 @@ def _read_folder(path: Path, limits: Limits) -> Study:
 
 
 def _read_picture(path: Path, limits: Limits) -> Study:
-    from PIL import Image
-
     warnings: list[str] = []
-    try:
-        image = Image.open(path, formats=_PIL_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path.name} is larger than the limit: {error}") from error
-    with image:
-        width, height = image.size
-        count = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
-        limits.check(path.name, height, width, count)
-        if int(image.getexif().get(0x0112) or 1) != 1:
+    with open_picture(path, limits) as picture:
+        image = picture.image
+        (width, height), count = image.size, len(picture.pages)
+        if image.format == "TIFF":
+            if any(flip != (slice(None), slice(None)) for flip in picture.flips):
+                warnings.append("the orientation of the TIFF turns its pixels around, as in 3D Slicer")
+        elif int(image.getexif().get(0x0112) or 1) != 1:
             warnings.append(
                 "the EXIF orientation is not applied, as in 3D Slicer: the grid is that of the stored pixels"
             )
-        pages = []
-        for index in range(count):
-            if count > 1:
-                image.seek(index)
-            if image.size == (width, height):
-                pages.append(_picture_pixels(image))
-        spacing_xy = _picture_spacing(image)
+        pages = [_picture_pixels(page)[flip] for page, flip in picture.frames() if page.size == (width, height)]
+        kind = (image.format or "").lower()
+        spacing_xy, spacing = picture_spacing(path, picture, warnings)
     if len(pages) < count:
         warnings.append(f"{count - len(pages)} page(s) of another size than the first are left out")
     frames = np.stack(pages)
     if frames.dtype != np.uint8:
         frames = to_unit(frames, warnings)
-    kind = {"JPEG": "jpeg"}.get(image.format or "", (image.format or "").lower())
     geometry = flat_geometry(height, width, len(pages), spacing_xy)
-    return Study(path, kind, height, width, len(pages), geometry, stored_frames(frames), None, "", warnings)
+    return Study(path, kind, height, width, len(pages), geometry, stored_frames(frames), spacing, "", warnings)
 
 
 def _picture_pixels(image: Any) -> np.ndarray:
@@ -149,31 +140,12 @@ def _picture_pixels(image: Any) -> np.ndarray:
     return luminance(np.asarray(image if image.mode == "RGB" else image.convert("RGBA"))[..., :3])
 
 
-def _picture_spacing(image: Any) -> tuple[float, float]:
-    """(x, y) spacing that ITK gives to the picture: JPEG and TIFF densities count, those of PNG and BMP do not.
-
-    It is the print resolution, not a measure of the breast, so it places the mask and is no ``spacing_mm``.
-    """
-    if image.format == "JPEG":
-        unit, density = image.info.get("jfif_unit", 0), image.info.get("jfif_density", (0, 0))
-        millimetres = {1: 25.4, 2: 10.0}.get(unit, 0.0)
-    elif image.format == "TIFF":
-        image.seek(0)
-        density = (image.tag_v2.get(282, 0), image.tag_v2.get(283, 0))
-        millimetres = {2: 25.4, 3: 10.0}.get(image.tag_v2.get(296, 1), 0.0)
-    else:
-        return (1.0, 1.0)
-    if millimetres and all(float(d) > 0 for d in density):
-        return (millimetres / float(density[0]), millimetres / float(density[1]))
-    return (1.0, 1.0)
-
-
 # --- NIfTI ------------------------------------------------------------------------------------------------------------
 
 
 def _read_nifti(path: Path, limits: Limits) -> Study:
     warnings: list[str] = []
-    image: Any = open_nifti(path)
+    image: Any = open_nifti(path, limits)
     shape, data_type = tuple(int(n) for n in image.shape), image.dataobj.dtype
     colour = data_type.names is not None
     # Vectors: NIfTI puts their components on the fifth axis; 4-D only with the intent to say so.
@@ -191,9 +163,9 @@ def _read_nifti(path: Path, limits: Limits) -> Study:
     values = values.reshape(*grid, *values.shape[-1:]) if (colour or components) else values.reshape(grid)
     if values.ndim == 4:
         values = _to_gray(values[..., :3], warnings)
-    geometry = Geometry(spatial, usable_affine(image.affine, warnings), axes)
-    unit = {"meter": 1000.0, "micron": 0.001}.get(image.header.get_xyzt_units()[0], 1.0)
-    return _volume(path, "nifti", values, geometry, warnings, unit)
+    affine = usable_affine(nifti_affine(image), warnings)
+    geometry = Geometry(spatial, affine, axes, nifti_space=nifti_space(image, spatial), views=nifti_views(image))
+    return _volume(path, "nifti", values, geometry, warnings)
 
 
 def _grid_of(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -217,16 +189,14 @@ def _to_gray(rgb: np.ndarray, warnings: list[str]) -> np.ndarray:
     return to_unit(rgb, warnings) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def _volume(
-    path: Path, kind: str, values: np.ndarray, geometry: Geometry, warnings: list[str], unit_mm: float = 1.0
-) -> Study:
+def _volume(path: Path, kind: str, values: np.ndarray, geometry: Geometry, warnings: list[str]) -> Study:
     """``values``: (I, J, K)."""
     if values.dtype.kind not in "uifb":
         raise InputError(f"{path.name}: expected numbers, got {values.dtype}")
     frames = geometry.to_frames(values)
     if frames.dtype != np.uint8:
         frames = to_unit(frames, warnings)
-    steps = np.linalg.norm(geometry.affine[:3, :3], axis=0) * unit_mm
+    steps = np.linalg.norm(geometry.affine[:3, :3], axis=0)
     spacing = None
     if np.allclose(steps[list(geometry.axes[:2])], 1, atol=1e-6):
         warnings.append("a spacing of exactly 1 mm is what files without one carry: sizes are given in pixels")
@@ -245,7 +215,9 @@ def _read_nrrd(path: Path, limits: Limits) -> Study:
     kinds = [str(k) for k in header.get("kinds", [])]
     channel = next((a for a, kind in enumerate(kinds) if kind in VECTOR_KINDS), None)
     if channel is None and values.ndim == 4 and values.shape[0] in (3, 4):
-        channel = 0  # 3D Slicer's colour volumes, written by programs that leave the kinds out
+        along = np.asarray(header.get("space directions", [[np.nan]]), float)
+        if not np.isfinite(along[0]).all():
+            channel = 0  # 3D Slicer's colour volumes, written by programs that leave the kinds out
     if channel is not None:
         if values.shape[channel] not in (1, 3, 4):
             raise InputError(f"{path.name}: expected grey or RGB pixels, got {values.shape[channel]} components")

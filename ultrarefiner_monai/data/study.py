@@ -63,13 +63,17 @@ class Geometry:
 
     shape: the grid as the file has it, without colour (2 to 5 axes, extra ones of length 1).
     axes: which grid axis is the column, the row and the frame. affine: (4, 4) RAS from grid index, mm.
-    nrrd_space: fields of an NRRD header to hand back unchanged, or None.
+    The affine is ITK's reading of the file (3D Slicer shows it so). nrrd_space, nifti_space: fields of a NRRD or NIfTI
+    header to hand back unchanged, or None. views: what other programs make of the same file, where its header allows
+    several readings.
     """
 
     shape: tuple[int, ...]
     affine: np.ndarray
     axes: tuple[int, int, int] = (0, 1, 2)
     nrrd_space: dict | None = None
+    nifti_space: dict | None = None
+    views: tuple[np.ndarray, ...] = ()
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.nrrdfile import nrrd_value
-from ultrarefiner_monai.data.study import RAS_FROM_LPS, Study, extension
+from ultrarefiner_monai.data.picturefile import with_png_scale
+from ultrarefiner_monai.data.study import RAS_FROM_LPS, Study, extension, flat_geometry
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import LABEL_NAME, InputError
 
@@ -31,7 +32,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_mask(path: str | Path, mask: np.ndarray, study: Study, compress: bool = True) -> None:
     """Write ``mask`` (T, H, W), or (H, W) of a single frame, 0 and 1 only, for a client that shows ``study``.
 
-    The format follows the extension. NIfTI keeps shape and affine of a NIfTI study, NRRD those of a NRRD study;
+    The format follows the extension. NIfTI keeps shape and position of a NIfTI study, NRRD those of a NRRD study;
     what has no axes of its own comes as (W, H, T) with LPS directions. ``compress`` is about .nrrd. Raises InputError
     for another extension or a .png of several frames, ValueError for a mask that does not fit the study.
     """
@@ -68,7 +69,11 @@ def _png(mask: np.ndarray, study: Study) -> bytes:
         raise InputError(f"{study.path.name} has {study.n_frames} frames: ask for .nrrd or .nii.gz instead of .png")
     buffer = io.BytesIO()
     Image.fromarray(mask[0]).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    x, y = (-float(study.geometry.affine[axis, axis]) for axis in (0, 1))
+    like_a_picture = np.allclose(study.geometry.affine, flat_geometry(1, 1, 1, (x, y)).affine) and min(x, y) > 0
+    if not like_a_picture or (x, y) == (1.0, 1.0):
+        return buffer.getvalue()  # a PNG has no place for directions and origin
+    return with_png_scale(buffer.getvalue(), x, y)
 
 
 def _nifti(grid: np.ndarray, study: Study, gz: bool) -> bytes:
@@ -76,10 +81,14 @@ def _nifti(grid: np.ndarray, study: Study, gz: bool) -> bytes:
 
     geometry = study.geometry
     values = grid.reshape(geometry.shape) if study.kind == "nifti" else grid
-    image: Any = nibabel.Nifti1Image(values, geometry.affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(geometry.affine, code=1)
-    image.set_qform(geometry.affine, code=1)
+    image: Any = nibabel.Nifti1Image(values, None if geometry.nifti_space else geometry.affine)
+    if geometry.nifti_space:
+        for field, value in geometry.nifti_space.items():
+            image.header[field] = value
+    else:  # a sform of code 1 at right angles is what ITK takes
+        image.header.set_xyzt_units("mm")
+        image.set_sform(geometry.affine, code=1)
+        image.set_qform(geometry.affine, code=1)
     content = image.to_bytes()
     return gzip.compress(content, 6, mtime=0) if gz else content
 
