@@ -2,7 +2,7 @@
 
 Spacing, for measuring: the tissue region of SequenceOfUltrasoundRegions (PS3.3 C.8.5.5), then PixelSpacing,
 ImagerPixelSpacing, the shared functional groups. Geometry, for placing: what ITK's reader (so 3D Slicer) gives the same
-file (``dicomframe``). It does **not** know the ultrasound regions; a mask that carried their spacing would lie shrunken
+file (``dicomgeometry``). It does **not** know the ultrasound regions; a mask that carried their spacing would lie shrunken
 in the corner of the picture.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.dicomfile import not_an_image, open_dicom
-from ultrarefiner_monai.data.dicomframe import itk_affine
+from ultrarefiner_monai.data.dicomgeometry import itk_affine
 from ultrarefiner_monai.data.dicomheader import drop_damaged, element, fill_in, frames_said, transfer_syntax
 from ultrarefiner_monai.data.dicompixels import frame_loader
 from ultrarefiner_monai.data.dicomvalues import Scale
@@ -114,5 +114,5 @@ def _pair(dataset: Any, keyword: str) -> tuple[Any, Any] | None:
 
 
 def _geometry(dataset: Any, height: int, width: int, count: int, known: tuple[float, float] | None = None) -> Geometry:
-    """ITK's view of the file (``dicomframe``). A ``known`` (row, column) spacing stands instead of the file's."""
+    """ITK's view of the file (``dicomgeometry``). A ``known`` (row, column) spacing stands instead of the file's."""
     return Geometry((width, height, count), itk_affine(dataset, count, known))
