@@ -76,6 +76,15 @@ class ServeConfig:
         ".tif",
         ".tiff",
         ".bmp",
+        ".gif",
+        ".webp",
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".avi",
+        ".mkv",
+        ".webm",
+        ".wmv",
     )
     # Web pages of other origins that may call the server; none by default. MONAI_LABEL_CORS_ORIGINS has the last word.
     cors_origins: tuple[str, ...] = ()

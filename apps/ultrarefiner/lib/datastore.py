@@ -22,6 +22,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import LabelNotFoundException
 
+from lib.clientframes import ClientFrames, is_moving
 from lib.names import check_info, check_name, split_name
 from lib.studiesindex import StudiesIndex
 from ultrarefiner_monai.files import copy_in
@@ -52,6 +53,7 @@ class StudiesFolder(StudiesIndex):
     ):
         """home: where index and labels lie; by default the studies themselves, if they can be written."""
         self._readable = readable
+        self._frames = ClientFrames(work, readable)
         self._checked: dict[tuple, bool] = {}
         # Around a final label and its entry in the journal: of two who save at once, the same one is the newest in both.
         self.saving = threading.Lock()
@@ -83,12 +85,15 @@ class StudiesFolder(StudiesIndex):
         return link
 
     def client_path(self, image_id: str) -> Path:
-        """The file that clients get of an image. Raises as ``image_path``."""
-        return self.image_path(image_id)
+        """The file that clients get of an image; of a moving picture, a NIfTI of its frames. Raises as ``image_path``, and
+        InputError for a moving picture that cannot be decoded."""
+        path = self.image_path(image_id)
+        return self._frames.path(image_id, path) if is_moving(path) else path
 
     def get_image_uri(self, image_id: str) -> str:
         """The file of an image as clients get it, "" when there is none."""
-        return str(self.image_path(image_id)) if image_id in self._nested else super().get_image_uri(image_id)
+        path = super().get_image_uri(image_id)
+        return str(self.client_path(image_id)) if image_id in self._nested or (path and is_moving(path)) else path
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         info = super().get_image_info(image_id)
@@ -134,6 +139,7 @@ class StudiesFolder(StudiesIndex):
         with self._mutex:
             super().remove_image(image_id)
             (self.work.nested / f"{image_id}.dcm").unlink(missing_ok=True)
+            self._frames.remove(image_id)
             self.refresh()
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
