@@ -25,7 +25,7 @@ MOVING = {
     ".webp": "webp",
     **dict.fromkeys((".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv"), "video"),
 }
-_KEPT_BYTES = 128 << 20
+_KEPT_BYTES = 256 << 20
 
 
 def read_moving(path: Path, limits: Limits) -> Study:

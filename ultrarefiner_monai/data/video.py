@@ -35,7 +35,6 @@ _CODECS = {
 _SECONDS = 180.0  # for all frames of one file
 _MOST_DAMAGED = 1000  # pieces
 _MOST_SAMPLES = 5_000_000  # pictures and pieces of sound in the index of an MP4 file
-_SHORT = 0.05  # of its length may be missing of a video before it is said
 _JPEG_RANGE, _MPEG_RANGE = 2, 1
 
 
@@ -64,6 +63,11 @@ class Video:
             if context.name not in _CODECS:
                 raise InputError(
                     f"{self.path.name}: video coded as {context.name} is not read; export it as H.264 or MJPEG"
+                )
+            if not (context.width and context.height):
+                raise InputError(
+                    f"{self.path.name}: the size of its pictures cannot be found, or is more than the limit of "
+                    f"{self.limits.frame_pixels} pixels a frame"
                 )
             announced = max(0, int(stream.frames or 0))
             self._seconds, self._step = _seconds(container, stream), 1 / float(stream.average_rate or 25)
@@ -152,7 +156,7 @@ class Video:
         elif not self._announced:
             step = self._end / (count - 1) if count > 1 else self._step
             seconds = self._end + step  # the last frame lasts as long as the others
-            if self._seconds > seconds + max(_SHORT * self._seconds, 1.5 * step):
+            if self._seconds > seconds + 0.6 * step:
                 self.warnings.append(
                     f"the video announces {self._seconds:.1f} s, {seconds:.1f} s ({count} frames) can be decoded: those are "
                     "used"
