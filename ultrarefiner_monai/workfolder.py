@@ -5,7 +5,7 @@ journal.sqlite   proposals and corrections        embeddings/      cached image 
 versions/        labels that were replaced        sessions/, tmp/  uploaded images, for a while
 headers.json     DICOM headers, as read           nested/          links to DICOM images in folders, by id
 training/        prepared labels, split, runs     models/          what the runs made, and which of them is served
-handed/          links to images, for 3D Slicer
+handed/          links to images, for 3D Slicer    frames/          NIfTI files of moving pictures, for clients
 mirror/          images fetched from a PACS       labels/          of studies that cannot be written, and of a PACS
 exchange/        what is sent to a PACS, and what came from it
 token            what other machines need to come in
@@ -146,6 +146,10 @@ class WorkFolder:
         """Where a link to this image lies, by itself."""
         return self.root / "handed" / hashlib.sha256(image_id.encode()).hexdigest()[:16]
 
+    def frames(self, image_id: str) -> Path:
+        """Where the NIfTI of a moving picture lies that clients get."""
+        return self.root / "frames" / hashlib.sha256(image_id.encode()).hexdigest()[:16]
+
     @property
     def training(self) -> TrainingFolder:
         return TrainingFolder(self.root / "training")
@@ -217,7 +221,8 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
     finally:
         journal.close()
     report.embeddings = _forget_embeddings(folder, keys)
-    shutil.rmtree(folder.handed(image_id), ignore_errors=True)
+    for place in (folder.handed(image_id), folder.frames(image_id)):
+        shutil.rmtree(place, ignore_errors=True)
     report.mirrored = _forget_mirrored(folder.mirror, image_id)
     if labels:
         report.labels = _remove_labels(Path(studies), folder, image_id) + _remove_waiting(folder.exchange, image_id)

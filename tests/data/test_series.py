@@ -13,7 +13,14 @@ from pydicom.uid import ExplicitVRLittleEndian
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import Limits, read_study
 from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.data.series import read_series, sha256_of_image, sort_instances, state_of
+from ultrarefiner_monai.data.series import (
+    frame_order,
+    frames_in,
+    read_series,
+    sha256_of_image,
+    sort_instances,
+    state_of,
+)
 from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.types import InputError
 
@@ -53,6 +60,32 @@ def test_frames_follow_the_instance_numbers_not_the_names(tmp_path: Path) -> Non
     assert sort_instances(files) == [files[1], files[2], files[0]]
     twice = written(tmp_path / "copy.dcm", seed=2, instance=2)
     assert len(sort_instances([*files, twice])) == 3
+
+
+def test_different_pictures_with_one_uid_are_frames_of_their_own(tmp_path: Path) -> None:
+    for k in range(3):
+        written(tmp_path / f"{k}", seed=k, instance=1)
+    written(tmp_path / "copy", seed=0, instance=1, PatientName="OTHER")
+    study, order = read_study(tmp_path), frame_order(sorted(tmp_path.iterdir()))
+    assert study.n_frames == frames_in(order) == len(set(order)) == 3
+    found = {grey(study.frame(k)).tobytes() for k in range(3)}
+    assert found == {picture(k).tobytes() for k in range(3)}
+    (tmp_path / "copy").unlink()
+    (tmp_path / "0").rename(tmp_path / "9")
+    assert frame_order(sorted(tmp_path.iterdir())) == order
+
+
+def test_frames_are_counted_as_they_are_read(tmp_path: Path) -> None:
+    for k, said in enumerate((None, 0, 3)):
+        content = dicom_bytes(np.stack([picture(n) for n in range(5)]), 1, 0.1, instance=k + 1)
+        dataset = pydicom.dcmread(io.BytesIO(content))
+        dataset.NumberOfFrames = said
+        if said is None:
+            del dataset.NumberOfFrames
+        dataset.save_as(tmp_path / f"{k}")
+    study = read_study(tmp_path)
+    assert study.n_frames == frames_in(frame_order(sorted(tmp_path.iterdir()))) == 5
+    assert sum("pixels for 5 frames" in w for w in study.warnings) == 3
 
 
 def test_a_cine_among_single_frames(tmp_path: Path) -> None:

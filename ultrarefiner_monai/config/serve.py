@@ -77,6 +77,15 @@ class ServeConfig:
         ".tif",
         ".tiff",
         ".bmp",
+        ".gif",
+        ".webp",
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".avi",
+        ".mkv",
+        ".webm",
+        ".wmv",
     )
     # Web pages of other origins that may call the server (https://HOST); none by default. MONAI_LABEL_CORS_ORIGINS has the
     # last word.

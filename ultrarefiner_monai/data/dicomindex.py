@@ -152,7 +152,11 @@ class PictureNames:
             top = {pictures[path] for path in paths if "/" not in path}
             nested = [path for path in paths if "/" in path]
             if nested and (uid not in owners or self._overwritten(nested, pictures, owners[uid], named)):
-                owners[uid] = pictures[next((p for p in nested if p in named), nested[0])]
+                other = {
+                    p for p in nested if p in before and before[p].id not in ("", uid)
+                }  # they have an id of their own
+                free = [p for p in nested if p in named] or [p for p in nested if p not in other]
+                owners[uid] = pictures[free[0]] if free else ""
             for path in nested:
                 picture = pictures[path]
                 name = uid if picture == owners[uid] else f"{uid}-{picture[:8]}"

@@ -1,4 +1,5 @@
-"""Image files -> ``Study``: PNG, JPEG, TIFF, BMP, NIfTI and NRRD here, DICOM in ``dicom``; masks in ``writers``.
+"""Image files -> ``Study``: PNG, JPEG, TIFF, BMP, NIfTI and NRRD here, DICOM in ``dicom``, GIF, WebP and videos in
+``moving``; masks in ``writers``.
 
 Whatever cannot be read ends in ``InputError`` with the file's name, never in a decoder's own exception. Pixels are used
 as they are stored: an EXIF orientation is **not** applied, since 3D Slicer and ITK do not apply it either and the mask
@@ -17,6 +18,7 @@ import numpy as np
 
 from ultrarefiner_monai.data.emptiness import empty_warnings
 from ultrarefiner_monai.data.masks import decoder_words, read_mask
+from ultrarefiner_monai.data.moving import MOVING, read_moving
 from ultrarefiner_monai.data.niftifile import nifti_affine, nifti_space, nifti_views, open_nifti
 from ultrarefiner_monai.data.nrrdfile import VECTOR_KINDS, nrrd_affine, read_nrrd_array, space_fields
 from ultrarefiner_monai.data.picturefile import open_picture, picture_spacing
@@ -42,14 +44,15 @@ __all__ = ["IMAGE_EXTENSIONS", "Limits", "Study", "extension", "read_mask", "rea
 logger = logging.getLogger(__name__)
 
 # What the server may offer, in lower case; the case of a file's name does not matter.
-IMAGE_EXTENSIONS = (*PICTURES, ".nii", ".nii.gz", ".nrrd", ".dcm", ".dicom")
+IMAGE_EXTENSIONS = (*PICTURES, *MOVING, ".nii", ".nii.gz", ".nrrd", ".dcm", ".dicom")
 
 
 def read_study(path: str | Path, limits: Limits | None = None) -> Study:
     """Read one image file. Raises InputError when it is missing, unknown, damaged, truncated or too large.
 
     A folder is read as the DICOM files of one series in it, on a grid with the pixels' known size (``series``).
-    A DICOM cine's frames are decoded on demand, and a damaged one then raises at ``frame``; the rest is decoded here.
+    The frames of a DICOM cine and of a moving picture are decoded on demand, and a damaged one then raises at ``frame``;
+    the rest is decoded here.
     """
     path, limits = Path(path), limits or Limits()
     reader = _reader_of(path)
@@ -80,6 +83,8 @@ def _reader_of(path: Path) -> Callable[[Path, Limits], Study]:
     suffix = extension(path)
     if suffix in PICTURES:
         return _read_picture
+    if suffix in MOVING:
+        return read_moving
     if suffix in (".nii", ".nii.gz"):
         return _read_nifti
     if suffix in (".nrrd", ".seg.nrrd"):
@@ -116,6 +121,10 @@ def _read_picture(path: Path, limits: Limits) -> Study:
         elif int(image.getexif().get(0x0112) or 1) != 1:
             warnings.append(
                 "the EXIF orientation is not applied, as in 3D Slicer: the grid is that of the stored pixels"
+            )
+        if image.format == "PNG" and int(getattr(image, "n_frames", 1)) > 1:
+            warnings.append(
+                "an animated PNG: its first picture alone is read, as 3D Slicer shows it; export GIF or MP4"
             )
         pages = [_picture_pixels(page)[flip] for page, flip in picture.frames() if page.size == (width, height)]
         kind = (image.format or "").lower()

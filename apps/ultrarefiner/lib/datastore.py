@@ -22,6 +22,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
+from lib.clientframes import ClientFrames, is_moving
 from lib.labels import Labels
 from lib.names import check_info, check_name, split_name
 from ultrarefiner_monai.files import all_or_nothing, copy_in
@@ -48,6 +49,7 @@ class StudiesFolder(Labels):
     ):
         """home: where index and labels lie; by default the studies themselves, if they can be written."""
         self._readable = readable
+        self._frames = ClientFrames(work, readable)
         self._checked: dict[tuple, bool] = {}
         super().__init__(studies, work, extensions, auto_reload, home, journal)
 
@@ -76,16 +78,19 @@ class StudiesFolder(Labels):
         return link
 
     def client_path(self, image_id: str) -> Path:
-        """The file that clients get of an image. Raises as ``image_path``."""
-        return self.image_path(image_id)
+        """The file that clients get of an image; of a moving picture, a NIfTI of its frames. Raises as ``image_path``, and
+        InputError for a moving picture that cannot be decoded."""
+        path = self.image_path(image_id)
+        return self._frames.path(image_id, path) if is_moving(path) else path
 
     def get_image_uri(self, image_id: str) -> str:
         """The file of an image as clients get it, "" when there is none."""
         if image_id not in self._datastore.objects:
             return ""
-        return (
-            str(self.image_path(image_id)) if image_id in self._nested else os.path.realpath(self.image_file(image_id))
-        )
+        path = self.image_file(image_id)
+        if image_id in self._nested or is_moving(str(path)):
+            return str(self.client_path(image_id))
+        return os.path.realpath(path)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         info = super().get_image_info(image_id)
@@ -151,6 +156,7 @@ class StudiesFolder(Labels):
                 undo.sync()
             with suppress(OSError):
                 (self.work.nested / f"{image_id}.dcm").unlink(missing_ok=True)
+                self._frames.remove(image_id)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         check_info(info, "info")
