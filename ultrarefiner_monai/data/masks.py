@@ -49,11 +49,11 @@ def read_mask(
         raise InputError(f"{path.name}: no such file")
     known = len(said)
     mask = _read(path, study, limits, said)
-    for warning in said[known:]:
-        logger.warning("%s: %s", path.name, warning)
     if study is not None:
         with _naming(path.name):
-            check_share(mask, confirmed)
+            check_share(mask, confirmed, said)
+    for warning in said[known:]:
+        logger.warning("%s: %s", path.name, warning)
     return mask
 
 
