@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ultrarefiner_monai.data.masks import read_mask
+from ultrarefiner_monai.data.masks import make_plain, read_mask
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.study import Study
 from ultrarefiner_monai.data.writers import write_mask
@@ -95,6 +95,21 @@ def test_transparency_of_one_grey(study: Study, tmp_path: Path) -> None:
     """tRNS of a grey PNG: that grey is what one sees through."""
     Image.fromarray(MASK + np.uint8(7)).save(tmp_path / "l.png", transparency=7)
     np.testing.assert_array_equal(read_mask(tmp_path / "l.png", study)[0], MASK)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_plain_label_is_the_same_to_every_reader(name: str, study: Study, tmp_path: Path) -> None:
+    """Clients show a label by its pixels: palettes and transparency are written anew, the others left as they came."""
+    path = tmp_path / "l.png"
+    SAME[name].save(path)
+    before = path.read_bytes()
+    make_plain(path, read_mask(path, study), study)
+    pixels = np.asarray(Image.open(path))
+    np.testing.assert_array_equal(pixels > 0, LESION)
+    assert pixels.ndim == 2 and Image.open(path).mode != "P"
+    np.testing.assert_array_equal(read_mask(path, study)[0], MASK)
+    if name in ("one bit", "coded 1", "coded 128", "white", "16 bits, 1", "16 bits, white"):
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("soft", ["PNG edges", "alpha edges", "noise"])

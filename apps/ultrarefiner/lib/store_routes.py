@@ -32,7 +32,7 @@ from lib.routing import (
     stored_upload,
     user_role,
 )
-from ultrarefiner_monai.data.masks import read_mask
+from ultrarefiner_monai.data.masks import make_plain, read_mask
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS
 
@@ -78,7 +78,9 @@ def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, 
     with stored_upload(app, label, LABEL_EXTENSIONS, default=".nii.gz") as path:
         path = app.datastore().fitted(image, path)
         try:
-            mask = read_mask(path, app.engine.open(source).study)
+            study = app.engine.open(source).study
+            mask = read_mask(path, study)
+            make_plain(path, mask, study)
         except InputError as error:
             mask = read_mask(path)  # unreadable: refused; readable, but not made for this image: kept, and said
             warnings.append(str(error))
