@@ -95,6 +95,15 @@ def test_a_work_folder_elsewhere_needs_the_studies_named(studies: Path, tmp_path
     assert [p.image_id for p in final_labels(work, studies)] == ["a", "b", "c"]
 
 
+def test_a_confirmed_label_is_one_in_training(studies: Path) -> None:
+    """Who saved it said that it is meant to mark nearly everything; other values of an index say nothing."""
+    index = json.loads((studies / "datastore_v2.json").read_text())
+    for name, info in zip("abc", ({"confirmed": True}, {"confirmed": "yes"}, ["confirmed"])):
+        index["objects"][name]["labels"]["final"]["info"] = info
+    (studies / "datastore_v2.json").write_text(json.dumps(index))
+    assert [p.confirmed for p in final_labels(studies / ".ultrarefiner")] == [True, False, False]
+
+
 def test_few_frames_stand_for_a_cine() -> None:
     assert chosen_frames(mask_of(frames=1)) == [0]
     assert chosen_frames(mask_of(5, frames=40)) == [5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import nrrd
@@ -189,6 +190,22 @@ def test_labels_that_cannot_be_trained_on_are_named(tmp_path: Path, folder: Trai
     for words in ("image 00: its label has several values (1, 2)", "image 01: ", "image 03: "):
         assert words in str(error.value)
     assert not folder.split_file.exists()
+
+
+def test_what_the_door_refuses_is_refused_in_training_too(tmp_path: Path, folder: TrainingFolder) -> None:
+    """Labels that lie in the studies from before, or were put there by hand; one that is confirmed is taken."""
+    pairs = labelled(tmp_path / "s", 8)
+    nearly = np.ones((1, 48, 60), np.uint8)
+    write_mask(pairs[0].label, nearly, read_study(pairs[0].image))
+    probabilities = np.full((61, 48, 1), 0.2, np.float32)
+    nrrd.write(str(pairs[1].label), probabilities)
+    with pytest.raises(InputError, match="2 final label") as error:
+        prepare_labels(pairs, folder)
+    assert "image 00: its label marks 100 % of the picture: is it inverted?" in str(error.value)
+    assert "image 01: its label has values that are not whole (0.2)" in str(error.value)
+    write_mask(pairs[1].label, np.zeros((1, 48, 61), np.uint8), read_study(pairs[1].image))
+    assert prepare_labels([replace(pairs[0], confirmed=True), *pairs[1:]], folder) is not None
+    assert np.asarray(Image.open(folder.pair("image 00@0")[1])).all()
 
 
 def test_one_patient_cannot_validate_itself(tmp_path: Path, folder: TrainingFolder) -> None:

@@ -207,6 +207,37 @@ def test_any_viewers_seg(tmp_path: Path) -> None:
         read_seg(ds, files)
 
 
+def fractional(values: np.ndarray, files: list[Path], largest: int = 255) -> Any:
+    """A viewer's SEG of fractions (T, H, W)."""
+    ds = viewers_seg(np.ones_like(values), files)
+    ds.SegmentationType, ds.MaximumFractionalValue, ds.SegmentationFractionalType = "FRACTIONAL", largest, "PROBABILITY"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
+    ds.PixelData = values.tobytes() + b"\0" * (values.size % 2)
+    return ds
+
+
+def test_fractions_are_an_outline_or_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = stills(tmp_path)
+    y, x = np.mgrid[:61, :83]
+    edge = np.stack([15 + k - np.hypot(y - 30, x - 40) for k in range(3)])
+    soft = np.rint(255 * np.clip(edge + 0.5, 0, 1)).astype(np.uint8)
+    assert np.array_equal(read_seg(fractional(soft, files), files), soft >= 128)
+    assert "cut at the half" in caplog.text
+    map_of = np.rint(255 / (1 + np.exp(-edge / 3))).astype(np.uint8)
+    for values in (map_of, np.where(edge > 0, 60, 0).astype(np.uint8)):
+        with pytest.raises(InputError, match="the SEG: its fractions .* a probability map is no label"):
+            read_seg(fractional(values, files), files)
+
+
+def test_a_seg_that_marks_nearly_everything_is_refused_unless_it_is_ours(tmp_path: Path) -> None:
+    files = cine(tmp_path)
+    mask = lesions(5)
+    mask[2] = 1
+    with pytest.raises(InputError, match="the SEG: its label marks 100 % of frame 2: is it inverted"):
+        read_seg(viewers_seg(mask, files), files)
+    assert np.array_equal(read_seg(make_seg(mask, files, "x", "1"), files), mask)
+
+
 @pytest.mark.parametrize("options", [(), ("--segmentationType", "labelmap"), ("--compress", "deflate")])
 def test_what_dcmqi_writes(tmp_path: Path, options: tuple[str, ...]) -> None:
     """3D Slicer writes its SEGs with it. It needs frames with a place in the patient."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.grouping import assign_folds, near_duplicate_groups, thumbnail
-from ultrarefiner_monai.data.labelvalues import MOST_MARKED
+from ultrarefiner_monai.data.labelvalues import MOST_MARKED, check_share
 from ultrarefiner_monai.data.rawpictures import read_image, read_label
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
@@ -209,7 +209,8 @@ def _write_pair(raw: Raw, dataset: str, out: Path, keep_blank: bool, summary: Su
         mask |= marked
         category = category or said
     if mask.mean() > MOST_MARKED:
-        warnings.append(f"the mask marks more than {MOST_MARKED:.0%} of the picture: is it inverted?")
+        warnings.append(f"the mask marks more than {100 * MOST_MARKED:.0f} % of the picture: is it inverted?")
+    check_share(mask[None], mask.mean() > MOST_MARKED, warnings)
     for warning in dict.fromkeys(warnings):
         summary.warn(warning, raw.name)
     if not mask.any() and category != "normal" and not keep_blank:

@@ -106,14 +106,14 @@ def _several(colours: np.ndarray) -> str:
     codes = _codes(colours)
     found = np.unique(codes)
     if colours.ndim == 2:
-        what = f"{len(found)} grey values ({listed(found)})"
+        what = f"holds the values {listed(found)}"
     else:
-        what = f"{len(found)} colours ({', '.join(f'#{c:06x}' for c in found[:4])}{', ...' if len(found) > 4 else ''})"
+        what = f"holds {len(found)} colours ({', '.join(f'#{c:06x}' for c in found[:4])}{', ...' if len(found) > 4 else ''})"
     if len(found) == 2:
-        return f"its label has {what}, none of them black: which is the lesion? Paint all but the lesion black, and save it again"
+        return f"its label {what}, none of them black: which is the lesion? Paint the rest black, and save it again"
     return (
-        f"its label has {what}; expected black and one other, the lesion: a probability map, a picture or several labels "
-        "are no label. Keep one label, without soft edges, and save it again as PNG"
+        f"its label {what}; expected 0 and one other (black and one colour), the lesion: a probability map, a picture or "
+        "several labels are no label. Keep one label, without soft edges, and save it again as PNG"
     )
 
 

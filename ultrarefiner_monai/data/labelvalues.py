@@ -182,7 +182,7 @@ def from_fractions(values: np.ndarray, largest: int, warnings: list[str]) -> np.
     Two values, one on each side of the half, are a mask; more are cut there, with a warning, where they are one but for
     its edges (``cut``). Raises InputError for other fractions: probabilities.
     """
-    low, high = int(values.min(initial=largest)), int(values.max(initial=0))
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     if high == 0:
         return np.zeros(values.shape, np.uint8)
     mask: np.ndarray = values >= (largest + 1) // 2
@@ -199,15 +199,25 @@ def from_fractions(values: np.ndarray, largest: int, warnings: list[str]) -> np.
     return mask.astype(np.uint8)
 
 
-def check_share(mask: np.ndarray, confirmed: bool = False) -> None:
-    """InputError where a frame of (T, H, W) is marked nearly all over, unless somebody confirmed that it is meant."""
+def check_share(mask: np.ndarray, confirmed: bool = False, warnings: list[str] | None = None) -> None:
+    """InputError where a frame of (T, H, W) is marked nearly all over, unless somebody confirmed that it is meant.
+
+    A frame that is marked at all four corners, and more than half, gets a warning: a lesion hardly does that.
+    """
     if confirmed:
         return
     shares = mask.mean(axis=(-2, -1), dtype=float)
+    corners = mask[:, [0, 0, -1, -1], [0, -1, 0, -1]].all(axis=-1) & (shares > 0.5)
     worst = int(np.argmax(shares))
     if shares[worst] > MOST_MARKED:
-        where = "the picture" if len(shares) == 1 else f"frame {worst}"
         raise InputError(
-            f"its label marks {100 * shares[worst]:.3g} % of {where}: is it inverted? Expected the lesion alone: invert it "
-            'and save it again. If it is meant, send it with "confirm": true in its params'
+            f"its label marks {100 * shares[worst]:.3g} % of {_frame(worst, shares)}: is it inverted? Expected the lesion "
+            'alone: invert it and save it again. If it is meant, send it with "confirm": true in its params'
         )
+    if corners.any() and warnings is not None:
+        where = _frame(int(np.argmax(corners)), shares)
+        warnings.append(f"the label marks all four corners of {where}: is it inverted?")
+
+
+def _frame(index: int, frames: np.ndarray) -> str:
+    return "the picture" if len(frames) == 1 else f"frame {index}"

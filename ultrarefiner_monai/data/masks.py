@@ -19,7 +19,7 @@ from ultrarefiner_monai.data.niftifile import nifti_affine, open_nifti
 from ultrarefiner_monai.data.nrrdfile import nrrd_affine, read_nrrd_array
 from ultrarefiner_monai.data.placing import onto
 from ultrarefiner_monai.data.study import PICTURES, Geometry, Limits, Study, extension, frame_axes
-from ultrarefiner_monai.data.writers import MASK_EXTENSIONS
+from ultrarefiner_monai.data.writers import MASK_EXTENSIONS, write_mask
 from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -49,11 +49,11 @@ def read_mask(
         raise InputError(f"{path.name}: no such file")
     known = len(said)
     mask = _read(path, study, limits, said)
-    for warning in said[known:]:
-        logger.warning("%s: %s", path.name, warning)
     if study is not None:
         with _naming(path.name):
-            check_share(mask, confirmed)
+            check_share(mask, confirmed, said)
+    for warning in said[known:]:
+        logger.warning("%s: %s", path.name, warning)
     return mask
 
 
@@ -134,6 +134,23 @@ def _picture_mask(path: Path, study: Study | None, limits: Limits, warnings: lis
                 masks[index] = from_picture(image, said)
     warnings += sorted(set(said))
     return masks
+
+
+def make_plain(path: str | Path, mask: np.ndarray, study: Study) -> None:
+    """Write a PNG label anew as 0 and 1 where its pixels are not the mask (palette, transparency, colours, soft edges).
+
+    Clients show a label by its pixels: 3D Slicer would show such a palette inverted, and transparency not at all. mask:
+    what ``read_mask`` made of it, (1, H, W).
+    """
+    from PIL import Image
+
+    if extension(path) != ".png":
+        return
+    with Image.open(path) as image:
+        clear = "transparency" in image.info or image.mode not in ("1", "L", "I", "I;16")
+        pixels = None if clear else np.asarray(image)
+    if pixels is None or not np.array_equal(pixels > 0, mask[0] > 0):
+        write_mask(path, mask, study)
 
 
 def _page_sizes(image: Any, most: int) -> list[tuple[int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ def read_image(path: Path, warnings: list[str]) -> np.ndarray:
             study = read_study(path)
             warnings += [w for w in study.warnings if "EXIF" not in w]
             return np.rint(study.frame(0) * 255).astype(np.uint8)
-        pixels = _decoded(image, path)
+        pixels = np.asarray(image.convert("RGB"))
     return np.ascontiguousarray(pixels[..., 0]) if _is_grey(pixels) else pixels
 
 
@@ -44,36 +46,24 @@ def read_label(path: Path, size: tuple[int, int], coloured: bool, warnings: list
             mask = from_picture(image, warnings, soft=True, coloured=coloured).astype(bool)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        except Exception as error:
-            raise _unreadable(path, error) from error
-        return mask, _category(_decoded(image, path), mask) if coloured else ""
+        return mask, _category(np.asarray(image.convert("RGB")), mask) if coloured else ""
 
 
-def _opened(path: Path) -> Any:
-    """The file, not yet decoded, as a picture of one page."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file, not yet decoded, as a picture of one page; what goes wrong with it is an InputError."""
     from PIL import Image
 
     try:
-        image: Any = Image.open(path, formats=LABEL_PICTURES)
-        Limits().check(path.name, image.height, image.width)
-        if image.format == "TIFF" and int(getattr(image, "n_frames", 1)) > 1:
-            raise InputError(f"{path} has {image.n_frames} pages; expected one picture")
-        return image
+        with Image.open(path, formats=LABEL_PICTURES) as image:
+            Limits().check(path.name, image.height, image.width)
+            if image.format == "TIFF" and int(getattr(image, "n_frames", 1)) > 1:
+                raise InputError(f"{path} has several pages; expected one picture")
+            yield image
     except InputError:
         raise
-    except Exception as error:  # decoders raise anything
-        raise _unreadable(path, error) from error
-
-
-def _decoded(image: Any, path: Path) -> np.ndarray:
-    try:
-        return np.asarray(image.convert("RGB"))
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be read as an image: {error}")
+    except Exception as error:  # decoders raise anything, also from what reads metadata
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
 
 
 def _is_grey(pixels: np.ndarray) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ultrarefiner_monai.data.datalist import Item, Split
+from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.types import InputError
 
 SHOWN = 5
@@ -19,7 +19,7 @@ def check_data(split: Split) -> None:
     """Look at every image and label of ``split``; about two milliseconds each.
 
     Raises InputError that names the first faults and how many there are: an unreadable file, a mask of another size than
-    its image, a label with several values, a label that is empty although the index promises a lesion (or the reverse),
+    its image, a label that is none by its values (``labelvalues``), a label that is empty although the index promises a lesion (or the reverse),
     a reported fold without a lesion.
     """
     if split.report and not any(item.has_lesion for item in split.report):
@@ -35,18 +35,16 @@ def check_data(split: Split) -> None:
 
 def _faults(item: Item) -> Iterator[str]:
     try:
-        size = _size(item.image)
-        label_size, values = _label(item.mask)
+        size, label_size = _size(item.image), _size(item.mask)
+        marked = bool(read_mask(item.mask).any())
     except (InputError, OSError, SyntaxError, ValueError) as error:  # Pillow's for a damaged PNG is a SyntaxError
-        yield f"{item.id}: its image or label cannot be read ({error})"
+        words = str(error).removeprefix(f"{item.mask.name}: ")
+        meaning = words.startswith("its label")
+        yield f"{item.id}: {words if meaning else f'its image or label cannot be read ({words})'}"
         return
     if size != label_size:
         yield f"{item.id}: its label is {label_size[0]} x {label_size[1]} pixels, its image {size[0]} x {size[1]}"
-    lesions = [v for v in values if v > 0]
-    if len(lesions) > 1:
-        shown = ", ".join(f"{v:g}" for v in values[:6])
-        yield f"{item.id}: its label holds the values {shown}; expected 0 and one value for the lesion"
-    elif bool(lesions) != item.has_lesion:
+    if marked != item.has_lesion:
         said = "a lesion, but its label is empty" if item.has_lesion else "no lesion, but its label marks one"
         yield f"{item.id}: index.csv says it shows {said}"
 
@@ -60,14 +58,6 @@ def _size(path: Path) -> tuple[int, int]:
     except UnidentifiedImageError as error:
         raise InputError(f"{path.name} is not a picture") from error
     return size
-
-
-def _label(path: Path) -> tuple[tuple[int, int], list[float]]:
-    """((width, height), the values that occur, rising)."""
-    with Image.open(path) as picture:
-        if picture.mode in ("1", "L"):
-            return picture.size, [float(v) for v, n in enumerate(picture.convert("L").histogram()) if n]
-        return picture.size, [float(v) for v in np.unique(np.asarray(picture))]
 
 
 def check_held_out(name: str, meta: Mapping[str, Any], data: str, fold: str | int) -> None:

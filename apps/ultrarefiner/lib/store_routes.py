@@ -35,7 +35,7 @@ from lib.routing import (
     stored_upload,
     user_role,
 )
-from ultrarefiner_monai.data.masks import read_mask
+from ultrarefiner_monai.data.masks import make_plain, read_mask
 from ultrarefiner_monai.opensaves import Drawn
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS
@@ -93,6 +93,7 @@ def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, 
     with stored_upload(app, label, LABEL_EXTENSIONS, default=".nii.gz") as path:
         path = store.fitted(image, path)
         mask = read_mask(path, opened.study, confirmed=confirmed, warnings=warnings)
+        make_plain(path, mask, opened.study)
         drawn = Drawn(opened.sha256, mask) if tag == FINAL else None
         with store.saving:
             if app.exchange is not None and tag == FINAL:
