@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ultrarefiner_monai import journalqueue, opensaves
 from ultrarefiner_monai.journal import Journal, pack_mask, unpack_mask
 from ultrarefiner_monai.journalqueue import JournalQueue
 from ultrarefiner_monai.types import InputError
@@ -170,3 +174,71 @@ def test_who_asks_the_queue_gets_the_answer_or_the_error(tmp_path):
     assert queue.ask(lambda journal: len(journal.proposals("a"))) == 1
     with pytest.raises(ZeroDivisionError):
         queue.ask(lambda journal: 1 / 0)
+
+
+def test_a_journal_of_the_former_schema_is_read_and_goes_on(tmp_path):
+    """Years of work."""
+    path = tmp_path / "journal.sqlite"
+    old = sqlite3.connect(path)
+    old.executescript(
+        """
+        CREATE TABLE proposals (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, created TEXT NOT NULL, image_id TEXT NOT NULL, image_hash TEXT NOT NULL,
+            model TEXT NOT NULL, version TEXT NOT NULL, client TEXT NOT NULL, prompts TEXT NOT NULL, reply TEXT NOT NULL,
+            cache_keys TEXT NOT NULL, shape TEXT NOT NULL, mask BLOB NOT NULL);
+        CREATE TABLE corrections (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, created TEXT NOT NULL, image_id TEXT NOT NULL, image_hash TEXT NOT NULL,
+            proposal_id INTEGER REFERENCES proposals (id) ON DELETE SET NULL, author TEXT NOT NULL, client TEXT NOT NULL,
+            info TEXT NOT NULL, shape TEXT NOT NULL, mask BLOB NOT NULL);
+        CREATE TABLE prepared (
+            image_id TEXT NOT NULL, image_hash TEXT NOT NULL, cache_key TEXT NOT NULL, PRIMARY KEY (image_id, cache_key));
+        PRAGMA user_version=1;
+        """
+    )
+    mask = mask_of(3)
+    row = ("t", "a", "h", None, "dr", "c", "{}", json.dumps(mask.shape), pack_mask(mask))
+    old.execute("INSERT INTO corrections VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    old.commit()
+    old.close()
+    journal = Journal(path)
+    (kept,) = journal.corrections()
+    assert kept.author == "dr" and np.array_equal(kept.mask, mask)
+    journal.record_correction("a", "h", mask_of(4), author="other")
+    assert [c.author for c in Journal(path).corrections("a")] == ["dr", "other"]
+
+
+def test_a_correction_counts_when_its_save_is_done(journal):
+    plan = opensaves.Plan("final", ".png", "0", 0, None, {"info": {"client_id": "c"}, "ext": ".png"})
+    done, dropped = (opensaves.begin(journal, "a", plan, opensaves.Drawn("h", mask_of(n))) for n in range(2))
+    draft = opensaves.begin(journal, "a", plan, None)
+    assert journal.corrections() == [] == journal.corrections("a")
+    assert opensaves.found(Journal(journal.path)) == [done, dropped, draft]
+    opensaves.finish(journal, done)
+    opensaves.drop(journal, dropped)
+    opensaves.finish(journal, draft)
+    (kept,) = journal.corrections("a")
+    assert (kept.id, kept.author, kept.client) == (done.correction_id, "c", "c")
+    assert np.array_equal(kept.mask, mask_of(0)) and opensaves.found(journal) == []
+
+
+def test_the_queue_says_what_fails_until_it_works_again(tmp_path, caplog):
+    queue = JournalQueue(tmp_path / "journal.sqlite")
+    queue.submit(lambda journal: journal.rows("SELECT nothing FROM proposals"))
+    queue.flush()
+    assert "no such column" in queue.problem and queue.problem in caplog.text
+    queue.submit(propose)
+    queue.flush()
+    assert queue.problem == ""
+
+
+def test_a_queue_that_is_full_says_so_and_what_is_queued_is_written_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(journalqueue, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(journalqueue, "_MOST_QUEUED", 3)
+    queue, free = JournalQueue(tmp_path / "journal.sqlite"), threading.Event()
+    queue.submit(lambda journal: free.wait())
+    for n in range(4):
+        queue.submit(lambda journal, n=n: propose(journal, seed=n))
+    assert "left out" in queue.problem
+    free.set()
+    queue.close()
+    assert [p.cache_keys for p in Journal(tmp_path / "journal.sqlite").proposals()] == [["k0"], ["k1"]]

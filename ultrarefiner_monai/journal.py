@@ -123,9 +123,10 @@ class Journal:
             self._connection.close()
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All that the block does with the connection, or nothing of it; on the disk when it ends."""
+    def transaction(self, at_once: bool = True) -> Iterator[sqlite3.Connection]:
+        """All that the block does with the connection, or nothing of it. at_once: it survives a power cut when it ends."""
         with self._lock:
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if at_once else 'NORMAL'}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection

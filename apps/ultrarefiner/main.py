@@ -174,7 +174,8 @@ class UltraRefinerApp(MONAILabelApp):
 
             def write(journal: Journal) -> None:
                 opened = self.engine.open(image)
-                opensaves.record(journal, image_id, Drawn(opened.sha256, read_mask(path, opened.study)), info)
+                mask = read_mask(path, opened.study, confirmed=info.get("confirmed") is True)
+                opensaves.record(journal, image_id, Drawn(opened.sha256, mask), info)
 
             self.journal.submit(write)
 

@@ -81,3 +81,20 @@ def steps(at: int, how: str = "once") -> Iterator[Steps]:
         mock.patch.object(sqlite3, "connect", lambda *v, **o: Connection(connect(*v, **o), count)),
     ):
         yield count
+
+
+def forked(work: Callable[[], Any]) -> int:
+    """Do ``work`` in a process of its own; its id. No journal may be open: SQLite must not be forked."""
+    process = os.fork()
+    if process == 0:
+        signal.alarm(120)  # never left behind
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return process
+
+
+def ended(process: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])

@@ -8,7 +8,6 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pytest
 import requests
 from app_server import start
 from clinic import CHANGES, Clinic, change, label_at, mask_of, prepared
-from faults import steps
+from faults import ended, forked, steps
 
 from ultrarefiner_monai.journal import Journal
 
@@ -25,25 +24,8 @@ ROUNDS = 20
 KEEPS_TWICE = {"removing": ("versions",), "removing the image": ("versions", "labels"), "beside": ("versions",)}
 
 
-def forked(work: Callable[[], Any]) -> int:
-    """Do ``work`` in a process of its own; its id."""
-    process = os.fork()
-    if process == 0:
-        signal.alarm(120)  # never left behind
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    return process
-
-
 def _below(folders: tuple[str, ...], state: dict[str, Any]) -> dict[str, bytes]:
     return {name: content for name, content in state.items() if set(Path(name).parts[:-1]) & set(folders)}
-
-
-def ended(process: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def cases() -> list[Any]:

@@ -18,6 +18,7 @@ from PIL import Image
 from ultrarefiner_monai.checkpoints import load_system
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.types import NOTICE, Clicks
@@ -318,12 +319,47 @@ def test_two_files_of_one_stem_are_two_images(client, server, tmp_path):
     assert "final" in objects[image_id]["labels"] and not objects[id_of(client, "same.png")]["labels"]
 
 
-def test_a_label_of_another_size_is_kept_and_said(client, server, tmp_path):
+def put_label(server, image: str, path: Path, tag: str = "draft", **params) -> requests.Response:
+    files = {"label": (path.name, path.read_bytes())}
+    url = f"{server.url}/datastore/label?image={image}&tag={tag}"
+    return requests.put(url, files=files, data={"params": json.dumps(params)})
+
+
+def test_a_label_of_another_size_is_refused(client, server, tmp_path):
     label = tmp_path / "other.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.ones((7, 5, 1), np.uint8), np.eye(4)), label)
-    reply = client.save_label("photo2", str(label), tag="draft")
-    assert "7 x 5" in reply["warnings"][0]
-    assert (server.studies / "labels" / "draft" / "photo2.nii.gz").read_bytes() == label.read_bytes()
+    for tag in ("draft", "final"):
+        answer = put_label(server, "photo2", label, tag)
+        assert answer.status_code == 400 and "7 x 5" in answer.json()["detail"]
+    assert client.datastore()["objects"]["photo2"]["labels"] == {}
+    assert not list((server.studies / ".ultrarefiner" / "versions").rglob("photo2"))
+
+
+def test_a_label_of_an_image_that_cannot_be_read_is_refused(client, server, tmp_path):
+    label = tmp_path / "label.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.eye(130, 96, dtype=np.uint8)[..., None], np.eye(4)), label)
+    for image in UNREADABLE:
+        image_id = id_of(client, image)
+        answer = put_label(server, image_id, label)
+        assert answer.status_code == 400 and answer.json()["detail"], answer.text
+        assert client.datastore()["objects"][image_id]["labels"] == {}
+
+
+def test_what_is_odd_about_an_image_is_said_to_who_saves_its_label(client, server, tmp_path):
+    study = read_study(server.studies / "rgb.dcm")
+    write_mask(tmp_path / "label.nrrd", np.zeros(study.shape, np.uint8), study)
+    answer = put_label(server, id_of(client, "rgb.dcm"), tmp_path / "label.nrrd")
+    assert answer.status_code == 200 and answer.json()["warnings"] == study.warnings and study.warnings
+
+
+def test_a_label_of_nearly_the_whole_picture_says_that_it_was_meant(client, server, tmp_path):
+    study = read_study(server.studies / "grey.png")
+    write_mask(tmp_path / "label.nrrd", np.ones(study.shape, np.uint8), study)
+    assert put_label(server, "grey", tmp_path / "label.nrrd", confirm="yes").status_code == 400
+    answer = put_label(server, "grey", tmp_path / "label.nrrd", confirm=True, confirmed=False)
+    assert answer.status_code == 200, answer.text
+    info = client.datastore()["objects"]["grey"]["labels"]["draft"]["info"]
+    assert info["confirmed"] is True and "confirm" not in info
 
 
 # --- sessions, uploads ------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -111,7 +112,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(training_serve
     assert "image3: its label has several values (1, 2)" in post(server)
     stored.write_bytes(content)
     nrrd.write(str(tmp_path / "size.nrrd"), np.ones((160, 140, 1), np.uint8))
-    trainer.save_label("image4", str(tmp_path / "size.nrrd"))
+    shutil.copyfile(tmp_path / "size.nrrd", studies / "labels" / "final" / "image4.nrrd")  # saving it is refused
+    wait(lambda: "final" in trainer.datastore()["objects"]["image4"]["labels"], 30)
     assert "image4" in post(server) and not children(server)
     for n in range(4, 10):
         trainer.save_label(f"image{n}", str(write_label(tmp_path / f"l{n}.nrrd", studies, n)))
