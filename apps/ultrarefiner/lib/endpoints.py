@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import requests
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
@@ -56,6 +57,7 @@ def install(server: FastAPI, app: Any) -> None:
     handlers[MONAILabelException] = _answer(404)
     handlers[RequestValidationError] = _invalid
     handlers[StarletteHTTPException] = _refused
+    handlers[requests.RequestException] = _away
     handlers[Exception] = _failed
 
 
@@ -65,8 +67,7 @@ def close_doors(server: FastAPI, app: Any, host: str, token: str, login: bool) -
     host: what the server listens on; token: what others than this machine have to bring; login: whether MONAI Label's
     own decides instead. Web pages of other origins are only those that are configured: MONAI Label's default is all.
     """
-    if not login:
-        put_first(server, access.routes(token))
+    put_first(server, access.login_routes() if login else access.routes(token))
     origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
     name = socket.gethostname()
     front = [
@@ -171,6 +172,12 @@ async def _refused(request: Request, error: Any) -> Any:
     """An HTTPException of whoever raised it."""
     error.detail = public_values(error.detail)
     return await http_exception_handler(request, error)
+
+
+async def _away(request: Request, error: Exception) -> JSONResponse:
+    """Whom this server asks itself: the login. (A PACS has errors of its own.)"""
+    logger.error("%s %s: %s", request.method, request.url.path, error)
+    return JSONResponse({"detail": f"the login server does not answer ({type(error).__name__}): try again"}, 503)
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
