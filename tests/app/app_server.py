@@ -173,18 +173,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start(studies: Path, checkpoint: Path, folder: Path, host: str = "127.0.0.1", **conf: object) -> Server:
+def start(
+    studies: Path, checkpoint: Path, folder: Path, host: str = "127.0.0.1", path: str = "/info/", **conf: object
+) -> Server:
     """`monailabel start_server` as a user types it, with --conf for each of ``conf``; returns when it answers.
 
-    host: an address that 127.0.0.1 is one of.
+    host: an address that 127.0.0.1 is one of; path: what is asked to know it.
     """
     port = free_port()
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", str(studies)]
     command += ["--host", host, "--port", str(port), "--conf", "weights", str(checkpoint)]
     for name, value in {"threads": 1, **conf}.items():
         command += ["--conf", name, str(value)]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "1"}
     log_file = folder / f"server-{port}.log"
     with log_file.open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
@@ -195,7 +197,7 @@ def start(studies: Path, checkpoint: Path, folder: Path, host: str = "127.0.0.1"
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with {process.returncode}:\n{server.log[-4000:]}")
         try:
-            with direct.open(f"{server.url}/info/", timeout=5) as answer:
+            with direct.open(server.url + path, timeout=5) as answer:
                 if answer.status == 200:
                     return server
         except OSError:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
 import socket
 import stat
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 import requests
@@ -333,3 +337,80 @@ def test_a_server_on_every_interface(network: tuple[Server, str], tmp_path: Path
     assert requests.get(f"{server.url}/datastore/?output=train").json()[0]["image"] == str(
         (server.studies / f"{sample['id']}.png").resolve()
     )
+
+
+# --- a login ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def realm():
+    """Where MONAI Label asks for its login: a realm as Keycloak answers for one, with a user for each role."""
+    import jwt
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    public_key = base64.b64encode(key.public_key().public_bytes(*form)).decode()
+
+    class Realm(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(200, {"public_key": public_key, "token_endpoint": f"{address}/token"})
+
+        def do_POST(self) -> None:
+            sent = parse_qs(self.rfile.read(int(self.headers["content-length"])).decode())
+            name = sent["username"][0]
+            if sent.get("password") != ["right"]:
+                self.answer(401, {"error": "invalid_grant"})
+                return
+            claims = {"preferred_username": name, "realm_access": {"roles": [f"monailabel-{name}"]}}
+            self.answer(200, {"access_token": jwt.encode(claims, key, "RS256"), "token_type": "bearer"})
+
+        def answer(self, status: int, content: dict) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(content).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Realm) as served:
+        address = f"http://127.0.0.1:{served.server_port}"
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield address
+        served.shutdown()
+
+
+@pytest.fixture
+def with_login(tmp_path: Path, checkpoint: Path, realm: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MONAI_LABEL_AUTH_ENABLE", "true")
+    monkeypatch.setenv("MONAI_LABEL_AUTH_REALM_URI", realm)
+    (tmp_path / "studies").mkdir()
+    running = start(tmp_path / "studies", checkpoint, tmp_path, host="0.0.0.0", path="/openapi.json")
+    yield running
+    running.stop()
+
+
+@pytest.mark.server
+def test_a_login_takes_the_tokens_place(with_login: Server):
+    from monailabel.client import MONAILabelClient
+
+    server = with_login
+    assert not (server.studies / ".ultrarefiner" / "token").exists() and "TOKEN" not in server.log
+    assert requests.get(f"{server.url}/info/").status_code == 401
+    client = MONAILabelClient(server.url)
+    assert client.auth_enabled()
+    wrong = requests.post(f"{server.url}/auth/token", data={"username": "user", "password": "wrong"})
+    assert wrong.status_code == 401 and "does not know" in wrong.json()["detail"]
+
+    def status(name: str, method: str, path: str) -> int:
+        token = client.auth_token(name, "right")["access_token"]
+        return requests.request(method, server.url + path, headers={"Authorization": f"Bearer {token}"}).status_code
+
+    assert status("user", "GET", "/info/") == 200
+    assert status("annotator", "GET", "/datastore/dataset") == 400  # let in: there is no label yet
+    assert status("admin", "GET", "/logs/") == 200
+    for name in ("user", "annotator"):
+        for method, path in [("GET", "/logs/"), ("POST", "/train/transunet"), ("DELETE", "/datastore/image?id=x")]:
+            assert status(name, method, path) == 403
+    assert requests.get(f"{server.url}/info/", headers={"Host": "evil.example"}).status_code == 421

@@ -7,6 +7,7 @@ MONAILabelClient do it. The name that is given becomes the author of labels.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -19,16 +20,22 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import parse_qs
 
-from fastapi import Form, HTTPException, Request
+import anyio
+import jwt
+import requests
+from fastapi import Depends, Form, HTTPException, Request
+from fastapi.security import OAuth2PasswordRequestForm
 from filelock import FileLock
 from monailabel.config import settings
+from monailabel.endpoints import login as stock_login
+from monailabel.endpoints.user import auth as stock_auth
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lib.origins import header, is_loopback
+from lib.origins import header, is_loopback, route_path
 from lib.parameters import TEXT
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
@@ -39,6 +46,8 @@ logger = logging.getLogger(__name__)
 visitor: ContextVar[str] = ContextVar("visitor", default="")
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32,}")
+# Signed with a private key: a public one is no secret.
+_ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"]
 _LOGIN = ("/auth/", "/auth/token")
 _TICKET_SECONDS = 600.0
 _MOST_TICKETS = 1000
@@ -80,19 +89,19 @@ class Access:
             return
         name = name_with(self.token, scope)
         known = name is not None or _needs_none(scope, self.token)
-        if not known and scope["path"] not in self.open and not self._has_ticket(scope):
+        if not known and route_path(scope) not in self.open and not self._has_ticket(scope):
             headers = {"WWW-Authenticate": 'Basic realm="UltraRefiner", charset="UTF-8"'}
             await JSONResponse({"detail": _WORDS}, 401, headers)(scope, receive, send)
             return
         visitor.set(name or "")
-        if name is not None and scope["path"].startswith(self.sample):
+        if name is not None and route_path(scope).startswith(self.sample):
             scope.setdefault("state", {})["handed_out"] = lambda image: self.tickets.give(_host(scope, "client"), image)
         await self.app(scope, receive, send)
 
     def _has_ticket(self, scope: Scope) -> bool:
         """3D Slicer fetches the image of its next sample without its login: for a while, the address that was just offered
         an image gets this one."""
-        if scope["path"] != self.image or scope["method"] != "GET":
+        if route_path(scope) != self.image or scope["method"] != "GET":
             return False
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("image", [])
         return len(asked) == 1 and self.tickets.valid(_host(scope, "client"), asked[0])
@@ -164,6 +173,46 @@ def routes(token: str) -> list[tuple[str, str, Callable[..., Any]]]:
         return {"username": visitor.get(), "email": None, "name": visitor.get(), "roles": []}
 
     return [("GET", "/auth/", asked_for), ("POST", "/auth/token", log_in), ("GET", "/auth/token/valid", valid)]
+
+
+def login_routes() -> list[tuple[str, str, Callable[..., Any]]]:
+    """MONAI Label's own login with Keycloak, which blocked all others while it asks there and answered 500 to a slip."""
+
+    def ask(form: OAuth2PasswordRequestForm) -> Any:
+        try:
+            return asyncio.run(stock_login.access_token(form))
+        except requests.HTTPError as error:
+            status = error.response.status_code if error.response is not None else 500
+            if status < 500:
+                raise HTTPException(401, "the login does not know this user with this password") from error
+            raise
+
+    async def log_in(form: Annotated[OAuth2PasswordRequestForm, Depends()]) -> Any:
+        return await anyio.to_thread.run_sync(ask, form)
+
+    stock_auth.from_token = user_of
+    return [("POST", "/auth/token", log_in)]
+
+
+def user_of(token: str) -> stock_auth.User:
+    """Whose token of Keycloak it is. In place of MONAI Label's, which names no algorithms: PyJWT 2 then refuses all.
+
+    Raises jwt.InvalidTokenError for what is no token of this realm, or names nobody.
+    """
+    key = stock_auth.get_public_key(settings.MONAI_LABEL_AUTH_REALM_URI)
+    claims = jwt.decode(token, key, algorithms=_ALGORITHMS, options={"verify_aud": False})
+    name = claims.get(settings.MONAI_LABEL_AUTH_TOKEN_USERNAME)
+    if not isinstance(name, str) or not name:
+        raise jwt.InvalidTokenError("the token names no user")
+    roles: Any = claims
+    for part in settings.MONAI_LABEL_AUTH_TOKEN_ROLES.split("#"):
+        roles = roles.get(part) if isinstance(roles, dict) else None
+    texts = {k: v for k in ("email", "name") if isinstance(v := claims.get(_claim(k)), str)}
+    return stock_auth.User(username=name, roles=[str(r) for r in roles] if isinstance(roles, list) else [], **texts)
+
+
+def _claim(name: str) -> str:
+    return str(getattr(settings, f"MONAI_LABEL_AUTH_TOKEN_{name.upper()}"))
 
 
 def _same(given: str, token: str) -> bool:

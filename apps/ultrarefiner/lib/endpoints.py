@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import requests
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
@@ -58,6 +59,7 @@ def install(server: FastAPI, app: Any) -> None:
     handlers[RequestValidationError] = _invalid
     handlers[OSError] = handlers[sqlite3.Error] = _storage
     handlers[StarletteHTTPException] = _refused
+    handlers[requests.RequestException] = _away
     handlers[Exception] = _failed
 
 
@@ -67,8 +69,7 @@ def close_doors(server: FastAPI, app: Any, host: str, token: str, login: bool) -
     host: what the server listens on; token: what others than this machine have to bring; login: whether MONAI Label's
     own decides instead. Web pages of other origins are only those that are configured: MONAI Label's default is all.
     """
-    if not login:
-        put_first(server, access.routes(token))
+    put_first(server, access.login_routes() if login else access.routes(token))
     origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
     name = socket.gethostname()
     front = [
@@ -186,6 +187,12 @@ async def _storage(request: Request, error: Exception) -> JSONResponse:
         return await _failed(request, error)
     logger.error("%s %s: %s", request.method, request.url.path, error)
     return JSONResponse({"detail": found[1]}, found[0])
+
+
+async def _away(request: Request, error: Exception) -> JSONResponse:
+    """Whom this server asks itself: the login. (A PACS has errors of its own.)"""
+    logger.error("%s %s: %s", request.method, request.url.path, error)
+    return JSONResponse({"detail": f"the login server does not answer ({type(error).__name__}): try again"}, 503)
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:

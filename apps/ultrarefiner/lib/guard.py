@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.names import check_name
+from lib.origins import route_path
 from lib.parameters import check_names
 from ultrarefiner_monai.types import InputError
 
@@ -45,7 +46,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         try:
-            check_target(scope["path"], scope.get("query_string", b""))
+            check_target(route_path(scope), scope.get("query_string", b""))
             self._check_query(scope)
         except InputError as error:
             await JSONResponse({"detail": str(error)}, 400)(scope, receive, send)
@@ -64,11 +65,11 @@ class Guard:
 
     def _check_query(self, scope: Scope) -> None:
         """A name that is not known may be a slip of the pen (``tagg=draft``): nothing is done under a wrong tag."""
-        text = scope.get("query_string", b"")
-        fits = (q for q in self.queries if scope["method"] in q.methods and q.path.match(scope["path"]))
+        text, path = scope.get("query_string", b""), route_path(scope)
+        fits = (q for q in self.queries if scope["method"] in q.methods and q.path.match(path))
         if text and (query := next(fits, None)):
             names = [name for name, _ in parse_qsl(text.decode("latin-1"), keep_blank_values=True)]
-            check_names(names, query.names, scope["path"])
+            check_names(names, query.names, path)
 
 
 def check_target(path: str, query: bytes) -> None:

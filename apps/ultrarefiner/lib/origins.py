@@ -89,6 +89,13 @@ class Origins:
         return 403, "a page of another site may not use this server: open its address in the browser yourself"
 
 
+def route_path(scope: Scope) -> str:
+    """The path as routes know it: without ``--root_path``, below which a proxy may show the server."""
+    root = scope.get("root_path", "").rstrip("/")
+    path: str = scope["path"]
+    return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
 def header(scope: Scope, name: bytes) -> list[str]:
     """All values of a header (``name`` in small letters)."""
     return [value.decode("latin-1").strip() for key, value in scope["headers"] if key == name]
