@@ -25,7 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 from lib import infer_routes, store_routes, task_routes
 from lib.guard import Guard
 from lib.page import front_page
-from lib.routing import put_first, user_role
+from lib.routing import describe, put_first, user_role
 from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 def install(server: FastAPI, app: Any) -> None:
     """Put the app's routes before MONAI Label's, the guard before everything, and limit CORS to what is configured."""
     put_first(server, _routes(app.studies))
+    describe(server)
     handlers = server.exception_handlers
     handlers[InputError] = _answer(400)
     handlers[json.JSONDecodeError] = _answer(400)
@@ -103,6 +104,7 @@ def _refuse(status: int, message: str) -> Callable[[], Any]:
     async def route() -> None:
         raise HTTPException(status, message)
 
+    route.refuses = True  # type: ignore[attr-defined]
     return route
 
 
