@@ -267,7 +267,7 @@ def add_correction(
         " ORDER BY client = ? DESC, id DESC LIMIT 1",
         (image_id, image_hash, client),
     ).fetchone()
-    values = (_now(), image_id, image_hash, found[0] if found else None, author, client, _json(info))
+    values: tuple[Any, ...] = (_now(), image_id, image_hash, found[0] if found else None, author, client, _json(info))
     values += (mask.shape, mask.bits)
     return new_id(connection.execute(f"INSERT INTO corrections VALUES (NULL{', ?' * 9})", values))
 

@@ -155,6 +155,7 @@ def _refuse(status: int, message: str) -> Callable[[], Any]:
     async def route() -> None:
         raise HTTPException(status, message)
 
+    route.refuses = True  # type: ignore[attr-defined]
     return route
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Body, Depends, FastAPI, File, HTTPException, UploadFile
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 
@@ -36,9 +38,31 @@ def put_first(server: FastAPI, routes: Sequence[tuple[str, str, Callable[..., An
     before = len(server.router.routes)
     for method, path, endpoint in routes:
         prefix = "" if path in ("/", "/docs", "/reload") else settings.MONAI_LABEL_API_STR
-        server.add_api_route(prefix + path, endpoint, methods=[method], include_in_schema=False, response_model=None)
+        told = not getattr(endpoint, "refuses", False)  # one that only says that there is nothing here
+        server.add_api_route(prefix + path, endpoint, methods=[method], include_in_schema=told, response_model=None)
     added = server.router.routes[before:]
     server.router.routes[:] = [*added, *server.router.routes[:before]]
+
+
+def describe(server: FastAPI) -> None:
+    """Let /openapi.json tell of the routes that answer. Of two with one address FastAPI shows the latter, which never does."""
+
+    def openapi() -> dict[str, Any]:
+        if server.openapi_schema is None:
+            routes = server.routes[::-1]
+            schema = get_openapi(
+                title=server.title, version=server.version, openapi_version=server.openapi_version, routes=routes
+            )
+            for route in routes:
+                if isinstance(route, APIRoute) and not route.include_in_schema:
+                    for method in route.methods or ():
+                        schema["paths"].get(route.path_format, {}).pop(method.lower(), None)
+            schema["paths"] = {path: operations for path, operations in schema["paths"].items() if operations}
+            server.openapi_schema = schema
+        return server.openapi_schema
+
+    server.openapi_schema = None
+    server.openapi = openapi  # type: ignore[method-assign]
 
 
 def check_known(name: str, names: Collection[str], what: str) -> None:
