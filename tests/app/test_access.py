@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse
 
 from lib.access import Access, kept_token, visitor
 from lib.messages import hide, public, public_values
-from lib.origins import Origins, is_loopback
+from lib.origins import Origins, is_loopback, route_path
 
 TOKEN = "t" * 43
 LOCAL, OTHER = ("127.0.0.1", 5000), ("10.1.2.3", 5000)
@@ -154,6 +154,31 @@ def test_loopback(address):
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.1", "::ffff:10.0.0.1", "127.0.0.1.x", "", "localhost.x"])
 def test_no_loopback(address):
     assert not is_loopback(address)
+
+
+def test_where_a_proxy_shows_the_server_below_a_path():
+    scope = {"type": "http", "root_path": "/us/", "path": "/us/auth/"}
+    assert route_path(scope) == "/auth/" and route_path({"path": "/us/auth/"}) == "/us/auth/"
+    assert route_path(scope | {"path": "/usual"}) == "/usual"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "host"),
+    [
+        ([], "0.0.0.0"),
+        (["--host", "127.0.0.1"], "127.0.0.1"),
+        (["--host=10.0.0.1"], "10.0.0.1"),
+        (["-i", "::1"], "::1"),
+        (["-i127.0.0.1"], "127.0.0.1"),
+        (["--host", "127.0.0.1", "--hos", "0.0.0.0"], "0.0.0.0"),  # argparse takes short forms, and the last one
+        (["--host"], "0.0.0.0"),
+    ],
+)
+def test_the_host_is_read_as_monai_label_reads_it(arguments, host):
+    from main import host_of
+
+    assert host_of(["main.py", "start_server", "--app", "a", "--studies", "s", *arguments]) == host
+    assert host_of(["uvicorn", "monailabel.app:app", *arguments]) == "0.0.0.0"
 
 
 # --- the token --------------------------------------------------------------------------------------------------------

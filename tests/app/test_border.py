@@ -377,6 +377,13 @@ def test_shipped_config_is_valid_and_conf_overrides_it():
         ({"workers": "two"}, "workers.*whole number.*two"),
         ({"workers": "0"}, "workers must be at least 1"),
         ({"device": "tpu"}, "device"),
+        ({"cors_origins": "*"}, "cors_origins.*https://"),
+        ({"cors_origins": "viewer.example"}, "cors_origins.*https://"),
+        ({"cors_origins": "https://viewer.example/path"}, "cors_origins.*https://"),
+        ({"allowed_hosts": "http://us.example"}, "allowed_hosts.*without http://"),
+        ({"allowed_hosts": "us.example:8000"}, "allowed_hosts.*without a port"),
+        ({"allowed_hosts": "*"}, "allowed_hosts"),
+        ({"open_to_network": "yes"}, "open_to_network.*true or false"),
     ],
 )
 def test_conf_that_cannot_be_used(conf, message):

@@ -92,9 +92,11 @@ def _queries(server: FastAPI) -> Iterator[Query]:
     """What each route takes in its address, in the order in which they are asked."""
     for context in iter_route_contexts(server.routes):
         route = context.original_route
-        if isinstance(route, APIRoute) and not route.path.startswith(_FREE) and route.path != "/":
+        path = str(context.path)
+        free = path == "/" or path.removeprefix(settings.MONAI_LABEL_API_STR).startswith(_FREE)
+        if isinstance(route, APIRoute) and not free:
             names = tuple(field.alias for field in route.dependant.query_params)
-            yield Query(frozenset(context.methods or ()), compile_path(context.path or "")[0], names)
+            yield Query(frozenset(context.methods or ()), compile_path(path)[0], names)
 
 
 def _routes(studies: str) -> list[tuple[str, str, Callable[..., Any]]]:
