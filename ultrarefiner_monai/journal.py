@@ -114,7 +114,9 @@ class Journal:
         self._connection.execute("PRAGMA secure_delete=ON")
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if found > SCHEMA_VERSION:
-            raise RuntimeError(f"{self.path} was written by a newer version (schema {found}, known {SCHEMA_VERSION})")
+            raise RuntimeError(
+                f"{self.path.name} was written by a newer version (schema {found}, known {SCHEMA_VERSION})"
+            )
         self._connection.executescript(_SCHEMA)
         self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
@@ -267,7 +269,7 @@ def add_correction(
         " ORDER BY client = ? DESC, id DESC LIMIT 1",
         (image_id, image_hash, client),
     ).fetchone()
-    values = (_now(), image_id, image_hash, found[0] if found else None, author, client, _json(info))
+    values: tuple[Any, ...] = (_now(), image_id, image_hash, found[0] if found else None, author, client, _json(info))
     values += (mask.shape, mask.bits)
     return new_id(connection.execute(f"INSERT INTO corrections VALUES (NULL{', ?' * 9})", values))
 
