@@ -223,7 +223,7 @@ def test_a_correction_counts_when_its_save_is_done(journal):
 
 def test_the_queue_says_what_fails_until_it_works_again(tmp_path, caplog):
     queue = JournalQueue(tmp_path / "journal.sqlite")
-    queue.submit(lambda journal: journal.rows("SELECT nothing FROM proposals"))
+    queue.submit(lambda journal: journal.rows("SELECT colour FROM proposals"))
     queue.flush()
     assert "no such column" in queue.problem and queue.problem in caplog.text
     queue.submit(propose)

@@ -114,7 +114,9 @@ class Journal:
         self._connection.execute("PRAGMA secure_delete=ON")
         found = self._connection.execute("PRAGMA user_version").fetchone()[0]
         if found > SCHEMA_VERSION:
-            raise RuntimeError(f"{self.path} was written by a newer version (schema {found}, known {SCHEMA_VERSION})")
+            raise RuntimeError(
+                f"{self.path.name} was written by a newer version (schema {found}, known {SCHEMA_VERSION})"
+            )
         self._connection.executescript(_SCHEMA)
         self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 

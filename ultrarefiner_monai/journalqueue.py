@@ -114,7 +114,9 @@ class JournalQueue:
             self.problem = ""
         except Exception as error:  # whatever it is, the server goes on
             logger.debug("the journal's entry", exc_info=error)
-            self._fails(str(error) or type(error).__name__)
+            # Clients see it: no path of the server.
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            self._fails(why or type(error).__name__)
 
     def _fails(self, why: str) -> None:
         self.problem = f"the journal could not be written: {why}"

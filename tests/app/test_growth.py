@@ -6,10 +6,12 @@ import asyncio
 import io
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
@@ -22,6 +24,7 @@ from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.data.series import frame_order, reordered
 from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.pacs.client import SeriesInfo
+from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder, forget
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner"))
@@ -123,6 +126,21 @@ def test_a_client_that_still_shows_the_series_as_it_was(desk: Desk) -> None:
     assert path != shown and desk.final() == [0, 15]
     fresh = desk.drawn(0)
     assert desk.store.fitted(SERIES, fresh) == fresh
+
+
+def test_a_large_label_of_a_series_that_grew_is_refused_before_it_is_unpacked(desk: Desk) -> None:
+    for held in ({"1.3.2": (2, 1)}, {"1.3.1": (1, 1), "1.3.2": (2, 1)}):
+        desk.hold(held)
+        desk.store.image_path(SERIES)
+    label = desk.folder / "large.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3000, 3000, 1)), np.eye(4)), label)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError):
+            desk.store.fitted(SERIES, label)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_nothing_about_a_label_is_lost_while_the_store_lists_nothing(desk: Desk) -> None:

@@ -81,6 +81,7 @@ class Labels(StudiesIndex):
             raise InputError(f"a label must end in one of {', '.join(LABEL_EXTENSIONS)} (lossless), got {name}")
         extension = parts[1].lower()
         destination = self.label_file(image_id, label_tag, extension)
+        self.journal.flush()  # before the lock: others need not wait for what is queued
         with self._changing():
             self.require_image(image_id)
             self.repair()

@@ -76,9 +76,7 @@ class PacsStudies(StudiesFolder):
         # Image -> the orders of its frames since the start, and the state of its folder when the last one was read.
         self._orders: dict[str, list[tuple[str, ...]]] = {}
         self._order_keys: dict[str, tuple[int, int]] = {}
-        super().__init__(
-            str(work.mirror), work, extensions, readable, auto_reload=False, home=work.root, journal=journal
-        )
+        super().__init__(str(work.mirror), work, extensions, readable, False, home=work.root, journal=journal)
 
     def name(self) -> str:
         return self.pacs.url
@@ -146,13 +144,8 @@ class PacsStudies(StudiesFolder):
 
     def contact(self) -> dict[str, Any]:
         """For /info/: how the store does."""
-        asked = int(self.mirror.asked) or None
-        return {
-            "url": self.pacs.url,
-            "reachable": not self.mirror.problem,
-            "problem": self.mirror.problem,
-            "asked": asked,
-        }
+        asked, problem = int(self.mirror.asked) or None, self.mirror.problem
+        return {"url": self.pacs.url, "reachable": not problem, "problem": problem, "asked": asked}
 
     # --- images -------------------------------------------------------------------------------------------------------
 
@@ -228,11 +221,10 @@ class PacsStudies(StudiesFolder):
     def fitted(self, image_id: str, label: Path) -> Path:
         """A label that came from a client who was shown the series before it grew: on the frames that it has now."""
         order, folder = self._orders.get(image_id), self.mirror.folder / "images" / image_id
-        if (
-            order is None or len(order) < 2 or label.name.lower().endswith(".seg.nrrd")
-        ):  # that may be a part of the frames
+        may_be_a_part = label.name.lower().endswith(".seg.nrrd")
+        if order is None or len(order) < 2 or may_be_a_part:
             return label
-        study = read_study(folder, self.limits)
+        study = read_study(folder, self.limits)  # its grid is the limit for what comes
         most = max(map(frames_in, order)) * study.height * study.width
         found = len(read_mask(label, limits=Limits(total_pixels=most)))
         before = next((o for o in reversed(order[:-1]) if frames_in(o) == found), None)
