@@ -29,15 +29,14 @@ class NotOffered:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._found: dict[str, str] = {}  # path below the studies -> reason
-        self._unreadable: dict[str, str] = {}  # image id -> path below the studies
+        self._unreadable: set[str] = set()  # paths of images that are listed
         self._lines = 0
 
     def listed(self, found: Mapping[str, str], images: Iterable[str] = ()) -> None:
-        """The folder was looked through: path -> reason of all that is not offered; images: the ids of those that are."""
+        """The folder was looked through: path -> reason of all that is not offered; images: paths of those listed."""
         with self._lock:
             new = {path: reason for path, reason in found.items() if self._found.get(path) != reason}
-            known = set(images)
-            self._unreadable = {i: path for i, path in self._unreadable.items() if i in known}
+            self._unreadable &= set(images)
             self._found = dict(found)
             room = max(0, _MOST_LINES - self._lines)
             self._lines += min(len(new), room)
@@ -48,13 +47,10 @@ class NotOffered:
             counts = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
             logger.warning("%d more files are not offered: %s", len(new) - room, counts)
 
-    def opened(self, image_id: str, path: str, readable: bool) -> None:
-        """Somebody wanted to read an image that is listed; path below the studies."""
+    def opened(self, path: str, readable: bool) -> None:
+        """Somebody wanted to read an image that is listed."""
         with self._lock:
-            if readable:
-                self._unreadable.pop(image_id, None)
-            else:
-                self._unreadable[image_id] = path
+            (self._unreadable.discard if readable else self._unreadable.add)(path)
 
     def holds(self, path: str) -> bool:
         """Whether the file at ``path`` was not offered when the folder was looked through last."""
@@ -64,7 +60,7 @@ class NotOffered:
     def counts(self) -> dict[str, int]:
         """How many files are not offered, by reason, the most frequent first."""
         with self._lock:
-            unread = set(self._unreadable.values()) - set(self._found)
+            unread = self._unreadable - self._found.keys()
             found = Counter(self._found.values()) + Counter({DAMAGED: len(unread)})
         return dict(found.most_common())
 

@@ -116,7 +116,7 @@ class StudiesFolder(Labels):
             except InputError as error:
                 logger.warning("%s is not offered: %s", image_id, error)
                 self._checked[key] = False
-        self.not_offered.opened(image_id, self._filename(image_id, self.entry(image_id).image.ext), self._checked[key])
+        self.not_offered.opened(self._filename(image_id, self.entry(image_id).image.ext), self._checked[key])
         return self._checked[key]
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:

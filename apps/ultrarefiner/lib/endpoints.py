@@ -52,7 +52,7 @@ def install(server: FastAPI, app: Any) -> None:
     put_first(server, _routes(app.studies))
     hide(app.app_dir, app.work.root, tempfile.gettempdir(), Path.home(), *([] if app.pacs else [app.studies]))
     handlers = server.exception_handlers
-    handlers[InputError] = _answer(400)
+    handlers[InputError] = _wrong
     handlers[json.JSONDecodeError] = _answer(400)
     handlers[ImageNotFoundException] = handlers[LabelNotFoundException] = _answer(404)
     handlers[MONAILabelException] = _answer(404)
@@ -190,6 +190,13 @@ async def _storage(request: Request, error: Exception) -> JSONResponse:
         return await _failed(request, error)
     logger.error("%s %s: %s", request.method, request.url.path, error)
     return JSONResponse({"detail": found[1]}, found[0])
+
+
+async def _wrong(request: Request, error: Exception) -> JSONResponse:
+    """Bad input; or a good file that a disk or a share does not give just now: readers cannot tell it from a bad one."""
+    if explain(error.__cause__) is not None and isinstance(error.__cause__, Exception):
+        return await _storage(request, error.__cause__)
+    return await _answer(400)(request, error)
 
 
 async def _away(request: Request, error: Exception) -> JSONResponse:

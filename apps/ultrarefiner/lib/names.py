@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from ultrarefiner_monai.types import InputError
@@ -42,9 +43,15 @@ def check_info(value: Any, what: str, depth: int = 0) -> None:
         check_info(part, what, depth + 1)
 
 
+@lru_cache(16)
+def _longest_first(extensions: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(extensions, key=len, reverse=True))
+
+
 def split_name(filename: str, extensions: Iterable[str]) -> tuple[str, str] | None:
     """(stem, extension as written) when the name ends in one of ``extensions``, in any case; the longest one counts."""
-    for extension in sorted(extensions, key=len, reverse=True):
-        if filename.lower().endswith(extension) and len(filename) > len(extension):
+    lower = filename.lower()
+    for extension in _longest_first(tuple(extensions)):
+        if lower.endswith(extension) and len(filename) > len(extension):
             return filename[: -len(extension)], filename[-len(extension) :]
     return None

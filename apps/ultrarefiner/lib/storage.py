@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 FULL, AWAY = 507, 503
 _FULL = "The disk of the server is full."
-_READ_ONLY = "The server may not write to its disk (it is read-only, or a permission is missing)."
+_READ_ONLY = "The server cannot write to its disk: it is read-only."
+_FORBIDDEN = "The server is not allowed to use a file or folder of its disk (a permission is missing)."
 _BROKEN = "The disk or network share of the server does not answer as it should."
 _BUSY = "Another program holds the server's files just now."
 _MANY = "The server has too many files open just now."
@@ -31,7 +32,8 @@ _GONE = "A file of the server that was there a moment ago is gone."
 
 _BY_ERRNO: dict[int, tuple[int, str]] = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (FULL, _FULL)),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), (AWAY, _READ_ONLY)),
+    errno.EROFS: (AWAY, _READ_ONLY),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), (AWAY, _FORBIDDEN)),
     **dict.fromkeys(
         (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
         + (errno.EREMOTEIO, errno.ENODEV, errno.ENXIO),
@@ -44,7 +46,7 @@ _BY_ERRNO: dict[int, tuple[int, str]] = {
 _BY_TEXT = (  # SQLite's own words; its codes are known from Python 3.11 on only
     ("full", FULL, _FULL),
     ("readonly", AWAY, _READ_ONLY),
-    ("unable to open", AWAY, _READ_ONLY),
+    ("unable to open", AWAY, _FORBIDDEN),
     ("locked", AWAY, _BUSY),
     ("malformed", AWAY, _JOURNAL),
     ("not a database", AWAY, _JOURNAL),

@@ -25,11 +25,9 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.indexfile import read_entries, read_index
+from lib.listing import Listing
 from lib.names import check_name, is_name, split_name
-from ultrarefiner_monai.data import notoffered as reasons
 from ultrarefiner_monai.data.dicomfile import has_mark
-from ultrarefiner_monai.data.dicomindex import DAMAGED, FOREIGN, IMAGE, OTHER, DicomIndex, Header, nested_images
-from ultrarefiner_monai.data.notoffered import NotOffered
 from ultrarefiner_monai.data.readers import IMAGE_EXTENSIONS
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.presence import VARIABLE, Presence, StudiesAway
@@ -59,12 +57,12 @@ class StudiesIndex(LocalDatastore):
         # Around each change as a whole; MONAI Label's own lock is taken anew for each reading and writing within it.
         self._change_lock = FileLock(str(work.root / "change.lock"))
         self._complained: set[str] = set()
-        self.not_offered = NotOffered()
+        self._listing = Listing(studies, work.headers, extensions)
+        self.not_offered = self._listing.not_offered
         self._pictures = tuple(e for e in (*extensions, *LABEL_EXTENSIONS) if e not in (".dcm", ".dicom"))
         mirrored = Path(studies) == work.mirror
         self.presence = Presence(None if mirrored else Path(studies), work, os.environ.get(VARIABLE, ""))
         self._pending: threading.Timer | None = None
-        self._headers = DicomIndex(studies, work.headers)
         self._nested: dict[str, str] = {}  # image id -> path below the studies, of those that lie in folders
         # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
         home = home or (Path(studies) if os.access(studies, os.W_OK) else work.root)
@@ -206,28 +204,9 @@ class StudiesIndex(LocalDatastore):
         self._settled()
 
     def _find_images(self, before: dict[str, ImageLabelModel]) -> dict[str, ImageLabelModel]:
-        ours = (self._datastore.label_path(None), self.work.root, self._datastore_config_path)
-        headers = self._headers.scan([Path(p) for p in ours], (*self.image_extensions, *LABEL_EXTENSIONS))
-        files, left = {}, self._left_below(headers)
-        own = {os.path.abspath(path) for path in ours}
-        root = os.path.abspath(self._datastore_path)
+        found = self._listing.look([Path(self._datastore.label_path(None)), self.work.root, self.index_file])
+        files = found.files
         known = {self._filename(k, v.image.ext): k for k, v in before.items()}
-        with os.scandir(self._datastore.image_path()) as entries:
-            for entry in entries:
-                if entry.name.startswith(".") or entry.name in left or not entry.is_file():
-                    continue
-                parts, header = split_name(entry.name, self.image_extensions), headers.get(entry.name)
-                if not parts and header is not None and header.is_dicom:
-                    parts = (entry.name, "")
-                if not parts:
-                    if os.path.join(root, entry.name) not in own and not entry.name.startswith(self.index_file.name):
-                        left[entry.name] = reasons.FORMAT
-                elif not is_name(entry.name):
-                    left[entry.name] = reasons.NAME
-                else:
-                    files[entry.name] = parts
-                    if (reason := _useless(entry, header)) is not None:
-                        left[entry.name] = reason  # listed all the same: it may be on its way
         stems = Counter(stem for stem, _ in files.values())
         objects: dict[str, ImageLabelModel] = {}
         for name in sorted(files):
@@ -242,32 +221,13 @@ class StudiesIndex(LocalDatastore):
                 image = DataModel(info=info, ext=extension if alone else "")
                 logger.info("new image %s", image_id)
             objects[image_id] = ImageLabelModel(image=image)
-        self._add_nested(headers, objects, before)
-        self.not_offered.listed(left, objects)
-        return objects
-
-    def _left_below(self, headers: dict[str, Header]) -> dict[str, str]:
-        """path below the studies -> why it is not offered, of what the headers tell: all in folders, DICOM at the top."""
-        nested = set(nested_images(headers).values())
-        left = dict.fromkeys((p for p in self._headers.unopened if "/" in p), reasons.FOLDER)
-        left |= dict.fromkeys(self._headers.links, reasons.LINK)
-        for path, header in headers.items():
-            if header.kind == OTHER:
-                left[path] = reasons.NO_PICTURE
-            elif "/" in path and path not in nested:
-                left[path] = _WHY_BELOW[header.kind]
-        return left
-
-    def _add_nested(
-        self, headers: dict[str, Header], objects: dict[str, ImageLabelModel], before: dict[str, ImageLabelModel]
-    ) -> None:
-        nested = {i: path for i, path in nested_images(headers).items() if i not in objects}
-        for image_id in nested:
+        self._nested = {i: path for i, path in found.nested.items() if i not in objects}
+        for image_id in self._nested:
             image = before[image_id].image if image_id in before else None
             if image is None or image.ext:
                 image = DataModel(info={"ts": int(time.time()), "name": f"{image_id}.dcm"})
             objects[image_id] = ImageLabelModel(image=image)
-        self._nested = nested
+        return objects
 
     def _complain(self, message: str) -> None:
         """Once, not at every look into the folder."""
@@ -308,20 +268,25 @@ class StudiesIndex(LocalDatastore):
         become a link that leaves the studies or a file that is no image; StudiesAway."""
         entry = self.entry(image_id)
         self.presence.check(recent=True)
-        path = Path(self._datastore.image_path(), self._filename(image_id, entry.image.ext)).absolute()
+        name = self._filename(image_id, entry.image.ext)
+        path = os.path.join(os.path.abspath(self._datastore_path), name)
         try:
-            is_link = stat.S_ISLNK(path.lstat().st_mode)
-            gone = is_link and not path.exists()
+            is_link = any(stat.S_ISLNK(os.lstat(part).st_mode) for part in _steps(path, name.count("/")))
+            gone = is_link and not os.path.exists(path)
         except (FileNotFoundError, NotADirectoryError):
             gone, is_link = True, False
         if gone:
             self.presence.check()
             raise ImageNotFoundException(f"the file of {image_id!r:.120} is not in the studies any more")
-        if (is_link or image_id in self._nested) and leaves(path, [self._datastore_path]):
+        if is_link and leaves(path, [self._datastore_path]):
             raise ImageNotFoundException(f"{image_id!r:.120} is a link that leaves the studies: it is not followed")
-        if not split_name(path.name, self.image_extensions) and not has_mark(path):
+        if (
+            not entry.image.ext
+            and not split_name(os.path.basename(path), self.image_extensions)
+            and not has_mark(Path(path))
+        ):
             raise ImageNotFoundException(f"{image_id!r:.120} is no image")
-        return path
+        return Path(path)
 
     def require_image(self, image_id: str) -> None:
         """Before something of an image is saved: raises as ``image_file`` unless the image still is where it was."""
@@ -398,14 +363,12 @@ class StudiesIndex(LocalDatastore):
             self._config_ts = _state(os.stat(self.index_file))
 
 
-_WHY_BELOW = {DAMAGED: reasons.DAMAGED, FOREIGN: reasons.FORMAT, IMAGE: reasons.COPY}
-
-
-def _useless(entry: os.DirEntry[str], header: Header | None) -> str | None:
-    """Why a file that is listed holds no picture, as far as that shows without decoding it."""
-    if header is None:
-        return None if entry.stat().st_size else reasons.EMPTY
-    return None if header.size and header.kind != DAMAGED else reasons.DAMAGED if header.size else reasons.EMPTY
+def _steps(path: str, folders: int) -> Iterator[str]:
+    """``path`` and so many folders above it."""
+    yield path
+    for _ in range(folders):
+        path = os.path.dirname(path)
+        yield path
 
 
 def _state(found: os.stat_result) -> tuple[int, int, int]:
