@@ -151,7 +151,7 @@ def _group_depth(dataset: Any) -> float | None:
     if len(frames) == 1:
         for group in _items(dataset, "SharedFunctionalGroupsSequence")[:1]:
             for item in _items(group, "PixelMeasuresSequence")[:1]:
-                return next(iter(_numbers(item, "SpacingBetweenSlices")), None)
+                return next(iter(_numbers(item, "SpacingBetweenSlices")), 1.0)
         return None
     right, down = np.reshape(_cosines(dataset, _GROUPS), (2, 3))
     positions = []

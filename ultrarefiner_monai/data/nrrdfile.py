@@ -48,7 +48,7 @@ _FIELDS = {
     *("type", "dimension", "sizes", "encoding", "endian", "line skip", "byte skip", "data file", "kinds", "labels"),
     *("units", "thicknesses", "measurement frame", "block size", "content", "min", "max", "old min", "old max"),
 }
-_MAX_HEADER = 2**22  # bytes; a .seg.nrrd describes its segments there
+_MAX_HEADER, _MAX_LINES = 2**20, 20_000  # bytes and lines; a .seg.nrrd describes its segments there
 _MAX_SKIP = 2**20  # bytes of a foreign header before the pixels
 _MAX_AXES = 16  # NRRD_DIM_MAX of Teem, which reads NRRD for ITK
 # What a byte of a packed file can unpack to, and what may stand around that: RFC 1951; bzip2 has blocks of 900 kB.
@@ -99,12 +99,14 @@ def _read_header(path: Path, file: IO[bytes]) -> dict:
     import nrrd
 
     lines: list[str] = []
-    size = 0
+    size = count = 0
     while True:
         line = file.readline(_MAX_HEADER - size + 1)
-        size += len(line)
-        if size > _MAX_HEADER:
-            raise InputError(f"{path.name}: its NRRD header does not end within {_MAX_HEADER} bytes: it is damaged")
+        size, count = size + len(line), count + 1
+        if size > _MAX_HEADER or count > _MAX_LINES:
+            raise InputError(
+                f"{path.name}: its NRRD header does not end within {_MAX_HEADER} bytes and {_MAX_LINES} lines: it is damaged"
+            )
         text = line.decode("ascii", "ignore").rstrip()
         if not text:
             break

@@ -70,7 +70,8 @@ def _png(mask: np.ndarray, study: Study) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(mask[0]).save(buffer, "PNG", optimize=True)
     x, y = (-float(study.geometry.affine[axis, axis]) for axis in (0, 1))
-    like_a_picture = np.allclose(study.geometry.affine, flat_geometry(1, 1, 1, (x, y)).affine) and min(x, y) > 0
+    in_plane = np.delete(study.geometry.affine - flat_geometry(1, 1, 1, (x, y)).affine, 2, axis=1)
+    like_a_picture = min(x, y) > 0 and not np.any(np.abs(in_plane) > 1e-3 * min(x, y))
     if not like_a_picture or (x, y) == (1.0, 1.0):
         return buffer.getvalue()  # a PNG has no place for directions and origin
     return with_png_scale(buffer.getvalue(), x, y)

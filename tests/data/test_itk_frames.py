@@ -1,0 +1,189 @@
+"""ITK is the judge: 3D Slicer shows image and reply as ITK reads them, and sends labels back on ITK's grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from itk_files import FILES, PLAIN, W, nifti, png
+
+from ultrarefiner_monai.data.readers import read_mask, read_study, write_mask
+from ultrarefiner_monai.data.study import RAS_FROM_LPS, Study
+
+sitk = pytest.importorskip("SimpleITK")
+sitk.ProcessObject.SetGlobalWarningDisplay(False)
+
+
+def in_space(image: Any) -> Any:
+    """Three axes, as 3D Slicer reads every file; of colours the first."""
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        image = sitk.VectorIndexSelectionCast(image, 0)
+    return sitk.JoinSeries(image, 0.0, 1.0) if image.GetDimension() == 2 else image
+
+
+def lesion(image: Any) -> Any:
+    """1 where ITK sees the lesion, on its grid."""
+    top = float(sitk.GetArrayViewFromImage(image).max())
+    return image > top / 2
+
+
+def dice(a: Any, b: Any) -> float:
+    x, y = (sitk.GetArrayFromImage(image) > 0 for image in (a, b))
+    return 2 * float((x & y).sum()) / float(x.sum() + y.sum())
+
+
+def overlaid(reply: Any, image: Any) -> Any:
+    """The reply as it is shown over the image: by the two files' own positions."""
+    return sitk.Resample(reply, image, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor, 0)
+
+
+def outlined(study: Study) -> np.ndarray:
+    frames = study.frames
+    return (frames > frames.max() / 2).astype(np.uint8)
+
+
+@pytest.fixture(params=sorted(FILES))
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Study, Any]:
+    """(the study, ITK's image) of each file."""
+    suffix, write = FILES[request.param]
+    path = tmp_path / f"image{suffix}"
+    write(path)
+    return read_study(path), in_space(sitk.ReadImage(str(path)))
+
+
+def test_a_reply_lies_on_its_image_and_a_label_comes_back(
+    opened: tuple[Study, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study, image = opened
+    truth, mask = lesion(image), outlined(study)
+    assert 100 < mask.sum() < mask.size / 4
+    for suffix in (".nrrd", ".seg.nrrd", ".nii.gz"):
+        write_mask(tmp_path / f"reply{suffix}", mask, study)
+        reply = in_space(sitk.ReadImage(str(tmp_path / f"reply{suffix}")))
+        assert dice(overlaid(reply, image), truth) == 1, suffix
+        np.testing.assert_array_equal(read_mask(tmp_path / f"reply{suffix}", study), mask)
+    caplog.clear()
+    shape = sitk.LabelShapeStatisticsImageFilter()
+    shape.Execute(truth)
+    box = shape.GetBoundingBox(1)
+    for name, label in (
+        ("label.nrrd", truth),
+        ("label.nii.gz", truth),
+        ("cut.seg.nrrd", sitk.RegionOfInterest(truth, box[3:], box[:3])),
+    ):
+        sitk.WriteImage(label, str(tmp_path / name))
+        np.testing.assert_array_equal(read_mask(tmp_path / name, study), mask, err_msg=name)
+    assert not [record for record in caplog.records if "voxel by voxel" in record.message or "moved" in record.message]
+
+
+def test_a_click_is_on_the_voxel_that_the_client_shows(opened: tuple[Study, Any]) -> None:
+    study, image = opened
+    seen = sitk.GetArrayFromImage(lesion(image)).T  # [i, j, k]
+    assert seen.shape == study.geometry.grid
+    ours = outlined(study)
+    for ijk in np.random.default_rng(0).integers(0, seen.shape, (60, 3)):
+        frame, x, y = study.geometry.to_frame_xy(ijk)
+        assert ours[frame, int(y), int(x)] == seen[tuple(ijk)]
+        place = image.TransformIndexToPhysicalPoint([int(n) for n in ijk])
+        np.testing.assert_allclose((RAS_FROM_LPS @ study.geometry.affine @ [*ijk, 1])[:3], place, rtol=1e-4, atol=1e-4)
+
+
+def test_sizes_follow_the_frame_or_are_pixels_with_the_reason(opened: tuple[Study, Any]) -> None:
+    study, image = opened
+    if study.kind == "dicom":  # measured by the ultrasound regions, which ITK does not know
+        return
+    column, row, _ = study.geometry.axes
+    shown = (image.GetSpacing()[row], image.GetSpacing()[column])
+    if study.spacing_mm is not None:
+        np.testing.assert_allclose(study.spacing_mm, shown, rtol=1e-5)
+    elif not np.allclose(shown, 1) and not np.allclose(shown, 25.4 / 72):  # 72 dpi is what every JPEG says
+        assert any("in pixels" in text for text in study.warnings)
+
+
+def test_a_png_reply_has_the_size_of_its_picture(tmp_path: Path) -> None:
+    for name in ("png", "png scale", "png 16", "jpeg inch", "tiff cm", "bmp", "us", "nifti no codes"):
+        suffix, write = FILES[name]
+        write(tmp_path / f"image{suffix}")
+        study = read_study(tmp_path / f"image{suffix}")
+        image = in_space(sitk.ReadImage(str(study.path)))
+        write_mask(tmp_path / "reply.png", outlined(study), study)
+        reply = in_space(sitk.ReadImage(str(tmp_path / "reply.png")))
+        assert dice(overlaid(reply, image), lesion(image)) == 1, name
+        np.testing.assert_array_equal(read_mask(tmp_path / "reply.png", study), outlined(study))
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith("nifti") and "vector" not in n])
+def test_a_label_in_another_programs_frame_is_taken_voxel_by_voxel(name: str, tmp_path: Path) -> None:
+    """A tool that reads the image with nibabel saves its label with nibabel's position, not with ITK's."""
+    import nibabel
+
+    FILES[name][1](tmp_path / "image.nii")
+    study = read_study(tmp_path / "image.nii")
+    image: Any = nibabel.load(tmp_path / "image.nii")
+    mask = outlined(study)
+    values = study.geometry.to_grid(mask).reshape(image.shape)
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), tmp_path / "label.nii.gz")
+    np.testing.assert_array_equal(read_mask(tmp_path / "label.nii.gz", study), mask)
+    nibabel.save(nibabel.Nifti1Image(values, image.affine, image.header), tmp_path / "label.nii.gz")
+    np.testing.assert_array_equal(read_mask(tmp_path / "label.nii.gz", study), mask)
+
+
+def test_where_a_label_of_the_images_size_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Identity says nothing; whole voxels are what the header says; half a voxel cannot be meant."""
+    nifti("xy1", sform=PLAIN, codes=(0, 1))(tmp_path / "image.nii")
+    study = read_study(tmp_path / "image.nii")
+    image = sitk.ReadImage(str(study.path))
+    truth, mask = lesion(image), outlined(study)
+
+    def taken(spacing: float = 1.0, voxels: float = 0.0, plain: bool = False) -> np.ndarray:
+        label = sitk.Image(truth)
+        if plain:
+            label = sitk.GetImageFromArray(sitk.GetArrayFromImage(truth))
+        else:
+            label.SetSpacing([spacing * s for s in truth.GetSpacing()])
+            label.SetOrigin(truth.TransformContinuousIndexToPhysicalPoint([voxels, 0.0, 0.0]))
+        sitk.WriteImage(label, str(tmp_path / "label.nrrd"))
+        caplog.clear()
+        return read_mask(tmp_path / "label.nrrd", study)
+
+    np.testing.assert_array_equal(taken(plain=True), mask)
+    assert "voxel by voxel" in caplog.text
+    np.testing.assert_array_equal(taken(voxels=2), np.roll(mask, 2, 2))
+    assert "moved" in caplog.text
+    np.testing.assert_array_equal(taken(voxels=0.1), mask)
+    assert not caplog.text
+    for wrong in ({"voxels": 0.5}, {"spacing": 1.5}, {"voxels": 2.0 * W}):
+        np.testing.assert_array_equal(taken(**wrong), mask)
+        assert "voxel by voxel" in caplog.text
+
+
+def test_a_label_larger_than_its_image_is_refused(tmp_path: Path) -> None:
+    from ultrarefiner_monai.types import InputError
+
+    png()(tmp_path / "image.png")
+    study = read_study(tmp_path / "image.png")
+    truth = lesion(in_space(sitk.ReadImage(str(study.path))))
+    for axis in range(3):
+        more = [0, 0, 0]
+        more[axis] = 1
+        sitk.WriteImage(sitk.ConstantPad(truth, [0, 0, 0], more), str(tmp_path / "label.nrrd"))
+        with pytest.raises(InputError, match="does not lie on its image"):
+            read_mask(tmp_path / "label.nrrd", study)
+
+
+def test_what_the_pacs_client_is_handed_lies_where_the_study_says(tmp_path: Path) -> None:
+    from ultrarefiner_monai.data.series import read_series
+    from ultrarefiner_monai.pacs.mirror import _write_nifti
+
+    for name in ("us", "us cine", "class 6.1 x 3", "captures"):
+        FILES[name][1](tmp_path / "a.dcm")
+        study = read_series([tmp_path / "a.dcm"], region_spacing=True)
+        with (tmp_path / "image.nii.gz").open("wb") as file:
+            _write_nifti(file, study)
+        image = in_space(sitk.ReadImage(str(tmp_path / "image.nii.gz")))
+        write_mask(tmp_path / "reply.nrrd", outlined(study), study)
+        assert dice(overlaid(sitk.ReadImage(str(tmp_path / "reply.nrrd")), image), lesion(image)) == 1
+        sitk.WriteImage(lesion(image), str(tmp_path / "label.nii.gz"))
+        np.testing.assert_array_equal(read_mask(tmp_path / "label.nii.gz", study), outlined(study))
