@@ -78,9 +78,8 @@ def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, 
     with stored_upload(app, label, LABEL_EXTENSIONS, default=".nii.gz") as path:
         path = app.datastore().fitted(image, path)
         try:
-            study = app.engine.open(source).study
-            mask = read_mask(path, study)
-            make_plain(path, mask, study)
+            mask = read_mask(path, app.engine.open(source).study)
+            make_plain(path, mask)
         except InputError as error:
             mask = read_mask(path)  # unreadable: refused; readable, but not made for this image: kept, and said
             warnings.append(str(error))
