@@ -97,16 +97,22 @@ def test_transparency_of_one_grey(study: Study, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "l.png", study)[0], MASK)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
 @pytest.mark.parametrize("name", SAME)
-def test_a_plain_label_is_the_same_to_every_reader(name: str, study: Study, tmp_path: Path) -> None:
+def test_a_plain_label_is_the_same_to_every_reader(name: str, suffix: str, study: Study, tmp_path: Path) -> None:
     """Clients show a label by its pixels: palettes and transparency are written anew, the others left as they came."""
-    path = tmp_path / "l.png"
+    path = tmp_path / f"l{suffix}"
+    if suffix != ".png" and (SAME[name].mode not in ("L", "RGB", "1", "P") or "transparency" in SAME[name].info):
+        return
     SAME[name].save(path)
     before = path.read_bytes()
-    make_plain(path, read_mask(path, study), study)
-    pixels = np.asarray(Image.open(path))
+    make_plain(path, read_mask(path, study))
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
+        assert (
+            image.mode in ("1", "L", "I;16") and image.format == {".png": "PNG", ".tif": "TIFF", ".bmp": "BMP"}[suffix]
+        )
     np.testing.assert_array_equal(pixels > 0, LESION)
-    assert pixels.ndim == 2 and Image.open(path).mode != "P"
     np.testing.assert_array_equal(read_mask(path, study)[0], MASK)
     if name in ("one bit", "coded 1", "coded 128", "white", "16 bits, 1", "16 bits, white"):
         assert path.read_bytes() == before
@@ -266,6 +272,25 @@ def test_grids_that_are_no_label(suffix: str, study: Study, tmp_path: Path) -> N
     assert read_mask(path, study, confirmed=True).mean() > 0.9
 
 
+def test_a_segmentation_says_which_values_are_segments(study: Study, tmp_path: Path) -> None:
+    """3D Slicer's fields name them; without any, 1 and 2 are two labels, whatever the file is called."""
+    grid, two = MASK.T.copy()[..., None], MASK.T.copy()[..., None]
+    two[:9, :9] = 2
+    fields = {"Segment0_LabelValue": "1", "Segment0_Name": "Segment_1"}
+    fields |= {"Segment1_LabelValue": "2", "Segment1_Name": "Segment_2"}
+    for name in ("l.nrrd", "l.seg.nrrd"):
+        nrrd.write(str(tmp_path / name), two, {"custom": "x"})
+        with pytest.raises(InputError, match=r"several values \(1, 2\)"):
+            read_mask(tmp_path / name, study)
+        nrrd.write(str(tmp_path / name), two, fields)
+        assert read_mask(tmp_path / name, study).sum() == MASK.sum() + 81
+        nrrd.write(str(tmp_path / name), two, {**fields, "Segment1_Name": "shadow"})
+        with pytest.raises(InputError, match="several segments"):
+            read_mask(tmp_path / name, study)
+        nrrd.write(str(tmp_path / name), grid, {**fields, "Segment1_Name": "shadow"})
+        np.testing.assert_array_equal(read_mask(tmp_path / name, study)[0], MASK)
+
+
 def test_an_intercept_counts(study: Study, tmp_path: Path) -> None:
     """scl_slope and scl_inter: stored -1 and 0 are 0 and 1."""
     image = nibabel.Nifti1Image(MASK.T.astype(np.int16) - 1, np.eye(4))
@@ -363,6 +388,11 @@ def test_pages_of_a_cine(tmp_path: Path) -> None:
     study = read_study(tmp_path / "cine.tif")
     pages = [Image.fromarray(np.roll(WHITE, k)) for k in range(3)]
     pages[0].save(tmp_path / "l.tif", save_all=True, append_images=pages[1:])
+    np.testing.assert_array_equal(read_mask(tmp_path / "l.tif", study), [np.roll(MASK, k) for k in range(3)])
+    pages[1] = pages[1].convert("P")
+    pages[1].putpalette([0, 0, 0] + [9] * 762 + [255, 0, 0])
+    pages[0].save(tmp_path / "l.tif", save_all=True, append_images=pages[1:])
+    make_plain(tmp_path / "l.tif", read_mask(tmp_path / "l.tif", study))
     np.testing.assert_array_equal(read_mask(tmp_path / "l.tif", study), [np.roll(MASK, k) for k in range(3)])
     pages[2] = Image.fromarray(np.full((H, W), 255, np.uint8))
     pages[0].save(tmp_path / "l.tif", save_all=True, append_images=pages[1:])

@@ -75,8 +75,11 @@ def _codes(colours: np.ndarray) -> np.ndarray:
     """One number for each colour, 0 for black."""
     if colours.ndim == 2:
         return colours
-    r, g, b = (colours[..., c].astype(np.uint32) for c in range(3))
-    return r << 16 | g << 8 | b
+    codes = colours[..., 0].astype(np.uint32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= colours[..., channel]
+    return codes
 
 
 def _of_colours(colours: np.ndarray, lossy: bool, soft: bool, warnings: list[str]) -> np.ndarray:

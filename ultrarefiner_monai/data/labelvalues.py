@@ -114,6 +114,11 @@ def kind_of_name(name: str) -> str:
     return "unsaid" if name.strip().rstrip(" 0123456789_-") in _UNSAID_WORDS else "other"
 
 
+def has_segments(header: Mapping[str, Any]) -> bool:
+    """Whether a NRRD header describes segments. Where it does not, several values are several labels (``from_numbers``)."""
+    return any(key.startswith("Segment") and key.endswith("_LabelValue") for key in map(str, header))
+
+
 def from_segments(layers: np.ndarray, header: Mapping[str, Any]) -> np.ndarray:
     """Layers (L, ...) of a .seg.nrrd -> (...) uint8, 1 inside of any segment.
 

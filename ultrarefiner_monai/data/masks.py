@@ -4,6 +4,7 @@ BMP and JPEG, as clients and annotation tools save them. Written in ``writers``.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.labelpictures import LABEL_PICTURES, from_picture
-from ultrarefiner_monai.data.labelvalues import check_share, from_numbers, from_segments
+from ultrarefiner_monai.data.labelvalues import check_share, from_numbers, from_segments, has_segments
 from ultrarefiner_monai.data.niftifile import nifti_affine, open_nifti
 from ultrarefiner_monai.data.nrrdfile import nrrd_affine, read_nrrd_array
 from ultrarefiner_monai.data.placing import onto
 from ultrarefiner_monai.data.study import PICTURES, Geometry, Limits, Study, extension, frame_axes
-from ultrarefiner_monai.data.writers import MASK_EXTENSIONS, write_mask
+from ultrarefiner_monai.data.writers import MASK_EXTENSIONS, write_bytes
 from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -136,21 +137,38 @@ def _picture_mask(path: Path, study: Study | None, limits: Limits, warnings: lis
     return masks
 
 
-def make_plain(path: str | Path, mask: np.ndarray, study: Study) -> None:
-    """Write a PNG label anew as 0 and 1 where its pixels are not the mask (palette, transparency, colours, soft edges).
+def make_plain(path: str | Path, mask: np.ndarray) -> None:
+    """Write a picture that is a label anew as 0 and 1 where its pixels are not the mask (palette, transparency, colours,
+    soft edges).
 
     Clients show a label by its pixels: 3D Slicer would show such a palette inverted, and transparency not at all. mask:
-    what ``read_mask`` made of it, (1, H, W).
+    what ``read_mask`` made of it, (T, H, W). Other files, and those that are plain, stay as they are.
     """
     from PIL import Image
 
-    if extension(path) != ".png":
+    if extension(path) not in PICTURES:
         return
-    with Image.open(path) as image:
-        clear = "transparency" in image.info or image.mode not in ("1", "L", "I", "I;16")
-        pixels = None if clear else np.asarray(image)
-    if pixels is None or not np.array_equal(pixels > 0, mask[0] > 0):
-        write_mask(path, mask, study)
+    with Image.open(path, formats=LABEL_PICTURES) as image:
+        kind, plain = image.format, True
+        for index, page in enumerate(mask):
+            if len(mask) > 1:
+                image.seek(index)
+            plain = plain and _is_plain(image, page)
+    if not plain:
+        pages = [Image.fromarray(page) for page in mask]
+        many: dict[str, Any] = {"save_all": True, "append_images": pages[1:]} if len(pages) > 1 else {}
+        content = io.BytesIO()
+        pages[0].save(content, kind, **many)
+        write_bytes(path, content.getvalue())
+
+
+def _is_plain(image: Any, mask: np.ndarray) -> bool:
+    """Whether whoever takes the stored numbers of a page finds the mask (H, W) above 0."""
+    if "transparency" in image.info or image.mode not in ("1", "L", "I", "I;16", "I;16B", "F"):
+        return False
+    if getattr(image, "tag_v2", {}).get(262) == 0:  # white is 0, in Pillow's eyes and not in ITK's
+        return False
+    return np.array_equal(np.asarray(image) > 0, mask > 0)
 
 
 def _page_sizes(image: Any, most: int) -> list[tuple[int, int]]:
@@ -222,7 +240,7 @@ def _nrrd_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndar
     affine = nrrd_affine(header, layer, values.ndim - (layer is not None))
     layers = np.moveaxis(values, layer, 0) if layer is not None else values[None]
     with _naming(path.name):
-        if extension(path) == ".seg.nrrd" or any(str(key).startswith("Segment0_") for key in header):
+        if has_segments(header) or (layer is not None and extension(path) == ".seg.nrrd"):
             return from_segments(layers, header).reshape(shape), affine
         if len(layers) > 1:
             raise InputError(

@@ -194,8 +194,10 @@ async def _storage(request: Request, error: Exception) -> JSONResponse:
 
 async def _wrong(request: Request, error: Exception) -> JSONResponse:
     """Bad input; or a good file that a disk or a share does not give just now: readers cannot tell it from a bad one."""
-    if explain(error.__cause__) is not None and isinstance(error.__cause__, Exception):
-        return await _storage(request, error.__cause__)
+    cause = error.__cause__
+    # Decoders have errors with the system's numbers too (PyAV): those tell of the file, not of a disk.
+    if isinstance(cause, OSError) and type(cause).__module__ == "builtins" and explain(cause) is not None:
+        return await _storage(request, cause)
     return await _answer(400)(request, error)
 
 
