@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ultrarefiner_monai"
 CORE = sorted(PACKAGE.rglob("*.py"))
 # Imported inside the functions that use them: they cost seconds, or are not needed on a serving machine.
-HEAVY = {"matplotlib", "highdicom", "mlflow", "submitit", "tensorboard", "itk", "skimage", "pandas", "sklearn"}
+HEAVY = {"matplotlib", "highdicom", "mlflow", "submitit", "tensorboard", "itk", "skimage", "pandas", "sklearn", "av"}
 
 # Layers from the ground up; a module may import from its own layer and the ones below. models and data are one floor
 # but do not know each other.

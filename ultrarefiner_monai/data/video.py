@@ -190,8 +190,9 @@ def grey_of(frame: Any) -> np.ndarray:
         return np.ascontiguousarray(values)
     unit = 1 << (bits - 8)
     black, white = (0, (256 * unit) - 1) if full else (16 * unit, 235 * unit)
-    grey = (values.astype(np.float32) - black) * np.float32(255 / (white - black))
-    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    codes = np.arange(256 * unit, dtype=np.float32)
+    table = np.clip(np.rint((codes - black) * np.float32(255 / (white - black))), 0, 255).astype(np.uint8)
+    return table[np.minimum(values, len(table) - 1)]
 
 
 def _seconds(container: Any, stream: Any) -> float:
