@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import sys
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -273,3 +274,20 @@ def _multipart(rng: Rng, field: str) -> tuple[list[tuple[str, str]], bytes]:
     told = mark.decode() if rng.random() < 0.9 else _text(rng)
     told = "".join(c for c in told if 32 <= ord(c) < 127)
     return [("Content-Type", f"multipart/form-data; boundary={told}")], body
+
+
+def main() -> None:
+    """python -m tests.fuzz.hostile URL FIRST COUNT: a longer campaign against a running server that may be spoilt."""
+    url, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    for number in range(first, first + count):
+        request = make(number)
+        try:
+            status = send(url, request)
+        except TimeoutError:
+            status = 599
+        if status >= 500:
+            print(f"{number}: {status} for {request}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
