@@ -11,6 +11,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -96,14 +97,15 @@ def _first(name: str, content: bytes) -> list[bytes]:
             found.append(head[:-1] + line + b"\n\n" + body)
         found.append(re.sub(rb"sizes: .*", b"sizes: 20000 20000 20000", head) + body)
         found.append(re.sub(rb"sizes: .*", b"sizes: 1000000000000000000 1 1", head) + body)
-        found.append(head + gzip.compress(b"\0" * 80_000_000, 1))
+        found.append(head + _bomb())
     if name.endswith((".nii", ".nii.gz")):
         inner = gzip.decompress(content) if name.endswith(".gz") else content
         sizes = [
             struct.pack("<4h", 3, *three) for three in ((20000, 20000, 1), (32767, 32767, 32767), (-1, 5, 5), (0, 0, 0))
         ]
-        for changed in [inner[:40] + size + inner[48:] for size in sizes] + [inner + b"\0" * 80_000_000]:
-            found.append(gzip.compress(changed, 1) if name.endswith(".gz") else changed[:1_000_000])
+        changed = [inner[:40] + size + inner[48:] for size in sizes]
+        found += [gzip.compress(c, 1, mtime=0) if name.endswith(".gz") else c for c in changed]
+        found.append(content + _bomb())
     if name.endswith(".png"):
         (kind, header), *rest = _chunks(content)
         for side in (20000, 2**31 - 1, 0):
@@ -260,9 +262,9 @@ def nrrd_unpacked(rng: Rng, content: bytes) -> bytes:
     if b"gzip" not in head:
         return head + cut(rng, body)
     if rng.random() < 0.3:
-        return head + gzip.compress(b"\0" * 50_000_000, 1)
+        return head + _bomb()
     try:
-        return head + gzip.compress(flip(rng, gzip.decompress(body)), 1)
+        return head + gzip.compress(flip(rng, gzip.decompress(body)), 1, mtime=0)
     except (OSError, EOFError, zlib.error):
         return head + cut(rng, body)
 
@@ -296,7 +298,7 @@ def zipped(change: Mutation) -> Mutation:
 
     def of_packed(rng: Rng, content: bytes) -> bytes:
         try:
-            return gzip.compress(change(rng, gzip.decompress(content)), 1)
+            return gzip.compress(change(rng, gzip.decompress(content)), 1, mtime=0)
         except (OSError, EOFError, zlib.error):
             return change(rng, content)
 
@@ -357,6 +359,12 @@ def jpeg_segment(rng: Rng, content: bytes) -> bytes:
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
+
+
+@cache
+def _bomb() -> bytes:
+    """What unpacks to a thousand times its size."""
+    return gzip.compress(b"\0" * 50_000_000, 1, mtime=0)
 
 
 def _place(rng: Rng, content: bytes) -> int:

@@ -56,7 +56,7 @@ def images() -> dict[str, bytes]:
             name, lambda path, v=values: nibabel.save(nibabel.Nifti1Image(v, np.diag([0.1, 0.1, 1, 1])), path)
         )
     space = {"space": "left-posterior-superior", "space directions": np.diag([0.1, 0.1, 1]), "space origin": [1, 2, 3]}
-    for name, encoding in (("raw.nrrd", "raw"), ("packed.nrrd", "gzip"), ("text.nrrd", "ascii")):
+    for name, encoding in (("raw.nrrd", "raw"), ("packed.nrrd", "gzip")):
         header = {**space, "encoding": encoding}
         found[name] = _written(name, lambda path, h=header: nrrd.write(str(path), volume, h))
     return found | _coded() | _moving(grey)
