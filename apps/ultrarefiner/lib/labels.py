@@ -12,7 +12,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,25 +92,12 @@ class Labels(StudiesIndex):
             info = {**(label_info or {}), "ts": int(time.time()), "name": destination.name}
             after = entry.labels[label_tag] = DataModel(info=info, ext=extension)
             others = [self.label_file(image_id, label_tag, before.ext)] if before and before.ext != extension else []
-            others = [path for path in others if path.exists()]
             with all_or_nothing() as undo:
                 staged, former = undo.part(destination), undo.part(destination)
                 copy_in(label_filename, staged)
-                versions = self._next_versions(image_id, label_tag, [destination, *others])
-                asides = {path: undo.part(path) for path in others}
-                sha256 = sha256_of(staged)
-                same = destination.is_file() and sha256_of(destination) == sha256
-                plan = Plan(
-                    label_tag,
-                    extension,
-                    sha256,
-                    staged.stat().st_ino if same else 0,
-                    before.model_dump() if before else None,
-                    after.model_dump(),
-                    [path.name for path in versions.values()],
-                    [[part.name, path.name] for path, part in asides.items()],
-                    [staged.name, former.name],
-                )
+                asides = {path: undo.part(path) for path in others if path.exists()}
+                versions = self._next_versions(image_id, label_tag, [destination, *asides])
+                plan = _plan(label_tag, before, after, staged, destination, former, versions.values(), asides)
                 save = self.journal.ask(lambda journal: opensaves.begin(journal, image_id, plan, drawn))
                 undo.by(lambda: self._drop(save))
                 self._keep(undo, versions)
@@ -282,3 +269,28 @@ class Labels(StudiesIndex):
                 raise LabelNotFoundException(f"{label_id!r} has no label {label_tag!r:.120}")
             entry.labels[label_tag].info.update(info)
             self._put(label_id, entry)
+
+
+def _plan(
+    tag: str,
+    before: DataModel | None,
+    after: DataModel,
+    staged: Path,
+    destination: Path,
+    former: Path,
+    versions: Iterable[Path],
+    asides: dict[Path, Path],
+) -> Plan:
+    sha256 = sha256_of(staged)
+    same = destination.is_file() and sha256_of(destination) == sha256
+    return Plan(
+        tag,
+        after.ext,
+        sha256,
+        inode=staged.stat().st_ino if same else 0,
+        before=before.model_dump() if before else None,
+        after=after.model_dump(),
+        versions=[path.name for path in versions],
+        aside=[[part.name, path.name] for path, part in asides.items()],
+        parts=[staged.name, former.name],
+    )
