@@ -242,3 +242,45 @@ def test_a_queue_that_is_full_says_so_and_what_is_queued_is_written_at_the_end(t
     free.set()
     queue.close()
     assert [p.cache_keys for p in Journal(tmp_path / "journal.sqlite").proposals()] == [["k0"], ["k1"]]
+
+
+def test_a_journal_that_is_damaged_while_it_is_used_is_set_aside(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    queue = JournalQueue(path)
+    for n in range(50):
+        queue.submit(lambda journal, n=n: journal.record_correction(f"a{n}", "h", np.ones((1, 40, 40))))
+    queue.ask(lambda journal: journal._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    queue = JournalQueue(path)  # one that has no good pages in memory; opening it shows nothing yet
+    queue.submit(lambda journal: journal.record_correction("after", "h", np.ones((1, 4, 4))))
+    queue.flush()
+    assert [c.image_id for c in queue.ask(lambda journal: journal.corrections())] == ["after"]
+    aside = [p for p in tmp_path.glob("journal.sqlite.broken-*") if not p.name.endswith(("-wal", "-shm"))]
+    assert len(aside) == 1 and aside[0].stat().st_size > 4096
+
+
+def test_a_journal_that_is_gone_is_begun_anew_and_said(tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    queue = JournalQueue(work / "journal.sqlite")
+    queue.begin(True)
+    queue.flush()
+    assert queue.begun_anew == ""
+    for path in work.iterdir():
+        path.unlink()
+    queue.submit(lambda journal: journal.record_correction("a", "h", np.ones((1, 4, 4))))
+    queue.flush()
+    assert "removed" in queue.begun_anew and len(queue.ask(lambda journal: journal.corrections())) == 1
+    for path in work.iterdir():
+        path.unlink()
+    again = JournalQueue(work / "journal.sqlite")
+    again.begin(False)
+    again.flush()
+    assert "not there at the start" in again.begun_anew
+
+    work.rename(tmp_path / "elsewhere")  # a disk that is away: nothing is begun in its place
+    queue.submit(lambda journal: journal.record_correction("b", "h", np.ones((1, 4, 4))))
+    queue.flush()
+    assert not work.exists()

@@ -101,6 +101,24 @@ def test_names_are_never_given_twice(registry: Registry) -> None:
     assert registry.free_name("sam_refiner") == "sam_refiner-1"
 
 
+@pytest.mark.parametrize("content", ["{ half of it", "[]", '{"name": 5}', "\0" * 40, None])
+def test_a_pointer_that_is_damaged_or_gone_is_said(registry: Registry, content: str | None) -> None:
+    registry.use("transunet-1")
+    registry.pointer_file.unlink() if content is None else registry.pointer_file.write_text(content)
+    found = registry.pointer()
+    assert (
+        found.name == CONFIGURED and "transunet-1 was served before" in found.problem and "models use" in found.problem
+    )
+    registry.use("transunet-1")  # somebody chose: all is well again
+    assert registry.pointer().problem == "" and registry.pointer().name == "transunet-1"
+
+
+def test_no_pointer_is_no_problem_where_nobody_chose(registry: Registry) -> None:
+    assert registry.pointer().problem == ""
+    registry.pointer_file.write_text("{")
+    assert "is damaged" in registry.pointer().problem
+
+
 def test_commands(registry: Registry, tmp_path: Path) -> None:
     run, studies = CliRunner(), ["--studies", str(tmp_path)]
     assert "back" in run.invoke(app, ["models", "use", "transunet-2", *studies], catch_exceptions=False).output

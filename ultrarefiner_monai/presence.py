@@ -75,6 +75,7 @@ class Presence:
         """What is away and why, in words for /info/; empty while all is there."""
         for known in self._known:
             if why := known.missing():
+                self._checked = 0.0
                 return _WORDS.format(what=known.what, why=why)
         self._checked = time.monotonic()
         return ""

@@ -255,7 +255,7 @@ class Labels(StudiesIndex):
 
     def get_label_uri(self, label_id: str, label_tag: str) -> str:
         path = super().get_label_uri(label_id, check_name(label_tag, "tag"))
-        self.presence.check(recent=True)
+        self.presence.check(recent=os.path.exists(path))
         if path and leaves(path, [self._datastore_path, self.work.root]):
             raise LabelNotFoundException(f"the label of {label_id!r:.120} is a link that leaves the studies")
         return path

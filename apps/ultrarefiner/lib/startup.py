@@ -41,7 +41,9 @@ _AGAIN_SECONDS = 120.0
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")
 # In the work folder all is ours: checkpoints, cached embeddings, links, forget notes, session and mirror folders half written.
 _OURS = re.compile(r"\..*\.part|.*\.safetensors.{8}\.part|\.tmp-.*|\.new-.*|forgotten-\d+|meta\.\d+-\d+")
-_OUR_FOLDERS = re.compile(r"\.part-.*|segs-.*|tmp[a-z0-9_]{8}")
+# Of folders only hidden ones are known by their names alone: in versions/ they are called as images are.
+_OUR_FOLDERS = re.compile(r"\.part-.*")
+_IN_ROOT, _IN_EXCHANGE = re.compile("tmp[a-z0-9_]{8}"), re.compile("segs-.*")
 
 
 # --- one server -------------------------------------------------------------------------------------------------------
@@ -147,6 +149,8 @@ def _left(studies: Path | None, labels: Path, work: WorkFolder, starts: bool) ->
         inside = Path(folder)
         if starts:
             gone = [name for name in folders if _OUR_FOLDERS.fullmatch(name)]
+            known = {work.root: _IN_ROOT, work.exchange: _IN_EXCHANGE}.get(inside)
+            gone += [name for name in folders if known is not None and known.fullmatch(name)]
             if inside == work.sessions:
                 gone += [name for name in folders if not (inside / name / "meta.info").exists()]
             folders[:] = [name for name in folders if name not in gone]

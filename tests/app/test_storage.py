@@ -1,0 +1,188 @@
+"""What a disk, a share or the journal does wrong is said in words, with a status that tells whose fault it is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import resource
+import sqlite3
+from pathlib import Path
+
+import app_server  # noqa: F401 (puts the app on the path)
+import pytest
+from fastapi import FastAPI, HTTPException
+from fastapi.testclient import TestClient
+from filelock import Timeout
+
+from lib.endpoints import _http, _refused, _storage
+from lib.storage import AWAY, FULL, LABEL, Door, explain, saved_by
+from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.presence import StudiesAway
+from ultrarefiner_monai.types import InputError
+
+SECRET = "/srv/secret/place"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [
+        ("ENOSPC", FULL, "full"),
+        ("EDQUOT", FULL, "full"),
+        ("EROFS", AWAY, "read-only"),
+        ("EACCES", AWAY, "permission"),
+        ("EPERM", AWAY, "permission"),
+        ("EIO", AWAY, "does not answer"),
+        ("ESTALE", AWAY, "does not answer"),
+        ("EMFILE", AWAY, "too many files"),
+        ("ENOENT", AWAY, "gone"),
+    ],
+)
+def test_words_for_what_a_disk_does(number, status, words):
+    error = OSError(getattr(errno, number), "its own words", SECRET)
+    found = explain(error, LABEL)
+    assert found is not None and found[0] == status and words in found[1] and SECRET not in found[1]
+    assert "Your outline is not saved. Keep 3D Slicer open, tell your IT, then press Submit Label again." in found[1]
+    reading = explain(error)
+    assert reading is not None and "not saved" not in reading[1] and "IT" in reading[1]
+
+
+@pytest.mark.parametrize("error", [OSError("image file is truncated"), OSError(errno.EINVAL, "x"), ValueError(), None])
+def test_other_errors_are_not_explained(error):
+    assert explain(error) is None
+
+
+def test_a_lock_that_is_held():
+    found = explain(Timeout(SECRET))
+    assert found is not None and found[0] == AWAY and SECRET not in found[1]
+
+
+def _locked(path: Path) -> None:
+    first = sqlite3.connect(path, isolation_level=None)
+    first.execute("BEGIN EXCLUSIVE")
+    sqlite3.connect(path, timeout=0).execute("CREATE TABLE x (y)")
+
+
+def _foreign(path: Path) -> None:
+    path.write_bytes(b"no database at all, but long enough to be looked at" * 100)
+    Journal(path)
+
+
+def _read_only(path: Path) -> None:
+    sqlite3.connect(path).execute("CREATE TABLE x (y)")
+    sqlite3.connect(f"file:{path}?mode=ro", uri=True).execute("CREATE TABLE z (y)")
+
+
+def _no_folder(path: Path) -> None:
+    sqlite3.connect(path / "nothing" / "here")
+
+
+def _full(path: Path) -> None:
+    database = sqlite3.connect(path)
+    database.execute("CREATE TABLE x (y)")
+    database.execute("PRAGMA max_page_count = 2")
+    database.execute("INSERT INTO x VALUES (?)", (b"x" * 100_000,))
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "words"),
+    [
+        (_locked, AWAY, "Another program"),
+        (_foreign, AWAY, "journal.*damaged"),
+        (_read_only, AWAY, "read-only"),
+        (_no_folder, AWAY, "permission"),
+        (_full, FULL, "disk of the server is full"),
+    ],
+)
+def test_words_for_what_sqlite_does(tmp_path, fail, status, words):
+    with pytest.raises(sqlite3.Error) as raised:
+        fail(tmp_path / "journal.sqlite")
+    found = explain(raised.value, LABEL)
+    assert found is not None and found[0] == status and re.search(words, found[1])
+    assert str(tmp_path) not in found[1]
+
+
+def make_server(work, check=lambda: None) -> TestClient:
+    server = FastAPI()
+    server.exception_handlers.update(
+        {OSError: _storage, sqlite3.Error: _storage, InputError: _refused, HTTPException: _http}
+    )
+    server.add_middleware(Door, check=check)
+    for path in ("/datastore/label", "/datastore/image", "/auth/token"):
+        server.add_api_route(path, work, methods=["GET", "PUT", "POST"])
+    return TestClient(server, raise_server_exceptions=False)
+
+
+def test_a_process_that_may_write_no_more_bytes_answers_507(tmp_path):
+    """The error that the kernel gives, not one that we make."""
+    target = tmp_path / "label"
+    target.write_bytes(b"before")
+
+    def write() -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            with replacing(target) as file:
+                file.write(b"x" * 100_000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    answer = make_server(write).put("/datastore/label")
+    assert answer.status_code == 507 and "Your outline is not saved" in answer.json()["detail"]
+    assert os.listdir(tmp_path) == ["label"] and target.read_bytes() == b"before"
+
+
+def test_a_good_image_on_a_bad_disk_is_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(app_server.encoded(app_server.Image.fromarray(app_server.picture(1)), "PNG"))
+    damaged = tmp_path / "b.png"
+    damaged.write_bytes(path.read_bytes()[:300])
+    assert make_server(lambda: read_study(damaged).frame(0)).get("/datastore/image").status_code == 400
+
+    def bad(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(app_server.Image, "open", bad)
+    answer = make_server(lambda: read_study(path)).get("/datastore/image")
+    assert answer.status_code == 503 and "damaged" not in answer.text and str(tmp_path) not in answer.text
+
+
+def test_no_room_for_the_upload_itself_is_not_called_a_bad_body():
+    def fail() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise HTTPException(400, "There was an error parsing the body") from error
+
+    assert make_server(fail).put("/datastore/label").status_code == 507
+    assert (
+        make_server(lambda: (_ for _ in ()).throw(HTTPException(418, "x"))).put("/datastore/label").status_code == 418
+    )
+
+
+def test_the_door_lets_nothing_in_that_could_save_while_the_studies_are_away():
+    came: list[int] = []
+
+    def away() -> None:
+        raise StudiesAway("the folder with the studies is away (it is not there)")
+
+    server = make_server(lambda: came.append(1), away)
+    answer = server.put("/datastore/label", files={"label": b"x" * 3_000_000})
+    assert answer.status_code == 503 and "is away" in answer.text and "Keep 3D Slicer open" in answer.text
+    assert server.post("/datastore/image", json={}).status_code == 503 and not came
+    assert server.get("/datastore/image").status_code == 200 and server.post("/auth/token").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("/datastore/label", LABEL),
+        ("/datastore/", "The image"),
+        ("/session/", "The image"),
+        ("/datastore/label/info", "The information"),
+    ],
+)
+def test_what_was_to_be_saved(path, what):
+    assert saved_by("PUT", path) == what and saved_by("GET", path) == ""
