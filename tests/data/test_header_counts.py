@@ -24,13 +24,13 @@ from ultrarefiner_monai.types import InputError
 
 MB = 2**20
 SMALL = Limits(total_pixels=100_000)
-SECONDS = 2.0  # a reader that follows such a count needs minutes, or never ends
+SECONDS = 5.0  # of one core; a reader that follows such a count needs minutes, or never ends
 
 
-def refused(path: Path, read: Callable[[Path], Any], match: str = "") -> None:
+def refused(path: Path, read: Callable[[Path], Any], match: str = ".") -> None:
     """InputError with the file's name, soon and in little memory."""
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with pytest.raises(InputError, match=match) as error:
             read(path)
@@ -38,7 +38,7 @@ def refused(path: Path, read: Callable[[Path], Any], match: str = "") -> None:
     finally:
         tracemalloc.stop()
     assert path.name in str(error.value) and str(path.parent) not in str(error.value)
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert peak < 8 * MB, f"{peak / MB:.0f} MB"
 
 
@@ -91,7 +91,16 @@ def test_nrrd_that_unpacks_to_more(tmp_path: Path, pack: Callable[[bytes], bytes
         tracemalloc.stop()
     (tmp_path / "a.nrrd").write_bytes(head.replace(b"sizes: 4 3", b"sizes: 40000 40000") + pack(bytes(1000)))
     refused(tmp_path / "a.nrrd", read, "limit")
-    refused(tmp_path / "a.nrrd", lambda p: read_nrrd_array(p), "truncated")
+    if name == "gzip":
+        refused(tmp_path / "a.nrrd", lambda p: read_nrrd_array(p), "truncated")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "bzip2"])
+def test_an_empty_label_packs_as_small_as_can_be(tmp_path: Path, encoding: str) -> None:
+    pack = gzip.compress if encoding == "gzip" else bz2.compress
+    head = f"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 6000 7500\nencoding: {encoding}\n\n"
+    (tmp_path / "a.nrrd").write_bytes(head.encode() + pack(bytes(45_000_000)))
+    assert not read_nrrd_array(tmp_path / "a.nrrd")[0].any()
 
 
 def test_nrrd_skips_that_are_meant(tmp_path: Path) -> None:
@@ -191,7 +200,7 @@ def test_tiff_pages(tmp_path: Path) -> None:
     assert read_study(path).n_frames == 3
     path.write_bytes(tiff_bytes(3, loop=True))
     assert read_study(path).n_frames == 3
-    path.write_bytes(tiff_bytes(200_000))
+    path.write_bytes(tiff_bytes(10_500))
     refused(path, lambda p: read_study(p), "pages")
     path.write_bytes(tiff_bytes(9000))
     refused(path, lambda p: read_study(p, Limits(total_pixels=12 * 8000)), "limit")

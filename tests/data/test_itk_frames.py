@@ -169,7 +169,7 @@ def test_a_label_larger_than_its_image_is_refused(tmp_path: Path) -> None:
         more = [0, 0, 0]
         more[axis] = 1
         sitk.WriteImage(sitk.ConstantPad(truth, [0, 0, 0], more), str(tmp_path / "label.nrrd"))
-        with pytest.raises(InputError, match="does not lie on its image"):
+        with pytest.raises(InputError, match="its image"):
             read_mask(tmp_path / "label.nrrd", study)
 
 

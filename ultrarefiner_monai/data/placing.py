@@ -12,7 +12,7 @@ from ultrarefiner_monai.data.study import Geometry
 
 # A label may lie this far off the image's voxel centres (in voxels); beyond it, nobody can say which voxel is meant.
 _OFF_CENTRE = 0.25
-UNLIKE = "the label's position is unlike its image's and says nothing: it is taken voxel by voxel"
+UNLIKE = "the label's position is unlike its image's: it is taken voxel by voxel, for it has the image's size"
 SHIFTED = "the label has the size of its image but another position: it is moved to where its header says"
 # One line of indices into the label for each axis of the image's grid, and the label's axis that it runs along.
 _Plan = tuple[list[int], list[np.ndarray]]
