@@ -375,10 +375,10 @@ def test_a_large_label_is_refused_before_it_is_unpacked(kind: str, study: Study,
 def test_a_label_longer_than_its_image_in_any_axis_is_refused(study: Study, tmp_path: Path) -> None:
     for shape in ((W + 1, H, 1), (H, W + 1), (W, H, 2), (1, H + 1, W), (W + 1, 1, 1)):
         nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), tmp_path / "l.nii")
-        with pytest.raises(InputError, match=f"its image {W} x {H} x 1: a label lies within its image"):
+        with pytest.raises(InputError, match=f"does not lie on its image of {W} x {H} x 1: it is longer"):
             read_mask(tmp_path / "l.nii", study)
     Image.fromarray(WHITE).save(tmp_path / "l.tif", save_all=True, append_images=[Image.fromarray(WHITE)])
-    with pytest.raises(InputError, match="with more than 1 frame"):
+    with pytest.raises(InputError, match=r"with (more than 1|2) frame"):
         read_mask(tmp_path / "l.tif", study)
 
 

@@ -202,8 +202,8 @@ def _require_inside(path: Path, shape: Sequence[int], study: Study | None) -> No
     sizes, most = ([n for n in sorted(s, reverse=True) if n > 1] for s in (shape, study.geometry.grid))
     if len(sizes) > len(most) or any(n > m for n, m in zip(sizes, most, strict=False)):
         raise InputError(
-            f"{path.name} is {_times(shape)} voxels, its image {_times(study.geometry.grid)}: a label lies within its "
-            "image. Save it on the image's grid"
+            f"{path.name} is {_times(shape)} voxels and does not lie on its image of {_times(study.geometry.grid)}: it is "
+            "longer. Save it on the image's grid"
         )
 
 
