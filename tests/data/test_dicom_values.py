@@ -285,6 +285,14 @@ def test_what_has_an_obvious_default_may_be_missing(tmp_path: Path, keyword: str
     assert says(study, keyword) == (keyword != "HighBit")  # nothing depends on that one
 
 
+def test_flags_that_mean_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.dcm", card(), "RGB")
+    whole = read_study(path)
+    study = read_study(edited(path, PixelRepresentation=7, PlanarConfiguration=9, BitsStored=0))
+    np.testing.assert_array_equal(study.frame(), whole.frame())
+    assert says(study, "PixelRepresentation is 7", "PlanarConfiguration is 9", "BitsStored is 0")
+
+
 def test_planes_modality_and_coding_may_be_missing(tmp_path: Path) -> None:
     whole = read_study(written(tmp_path / "a.dcm", card(), "RGB"))
     study = read_study(edited(tmp_path / "a.dcm", "PlanarConfiguration", "Modality"))
