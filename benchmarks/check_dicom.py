@@ -40,6 +40,25 @@ before it was coded, in grey levels of 255, the 99th percentile. 12 bits in 8 co
 MIDDLE = """
 HTJ2K needs the UIDs of DICOM 2023 and is decoded by OpenJPEG. YBR_PARTIAL_420 occurs in video only, which is refused.
 
+## Values, frames, headers
+
+| What the file says | What is done |
+| --- | --- |
+| More than 8 bits, a window | the first window that makes sense, linear or sigmoid; one that would show nearly nothing is not used, with a warning |
+| More than 8 bits, a VOI look-up table and no window | the table |
+| More than 8 bits, neither | white is the largest value of 8, 10, 12, 14 or 16 bits, the fewest that hold the values; with a warning where that is not BitsStored. One scale for all frames of a file and for all files of a series; colours alike |
+| Values beyond BitsStored | scaled alike, with a warning; bits of an overlay above those stored are taken out |
+| Signed values without a window | from the smallest to the largest, with a warning |
+| A picture that is nearly black, white or one grey | read with a warning, in every format |
+| NumberOfFrames smaller than what the pixels hold, or missing | as many frames as it says (one), as ITK and 3D Slicer show, with a warning |
+| NumberOfFrames larger than what the pixels hold | refused as truncated |
+| NumberOfFrames 0, negative or no number | one frame, with a warning |
+| An offset table that does not fit the fragments | not used: frames are told by the beginnings of their streams |
+| SamplesPerPixel, PhotometricInterpretation, BitsStored, PixelRepresentation, PlanarConfiguration, TransferSyntaxUID or Modality missing | read with the obvious default, with a warning |
+| Rows, Columns or BitsAllocated missing | refused, it names them |
+| A damaged element that is not needed (decimal comma, wrong VR, broken sequence of a given length) | read without it, with a warning where it would have counted |
+| Different pictures with one SOPInstanceUID | each is offered: the first under the UID, the others under the UID and a digest, for good |
+
 ## Ultrasound regions, spacing, series
 
 | What the file says | What is done |
@@ -55,6 +74,23 @@ HTJ2K needs the UIDs of DICOM 2023 and is decoded by OpenJPEG. YBR_PARTIAL_420 o
 | Instances of several sizes in a series | refused as a series, the sizes are named; each instance can be asked for by itself |
 | Segmentation, report, key object, presentation state, PDF, waveform, radiotherapy object, DICOMDIR | never offered as an image |
 | Deflated files | inflated up to 512 MB, refused beyond |
+
+## Moving pictures
+
+Read as cines: GIF and animated WebP; with the extra `video` (`pip install 'ultrarefiner_monai[video]'`) MP4, M4V, MOV, AVI,
+MKV, WebM and WMV. 3D Slicer opens none of them, so its clients are handed a NIfTI of the frames, and masks lie on that grid.
+
+| What the file says | What is done |
+| --- | --- |
+| Codec | H.264, HEVC, AV1, VP8, VP9, MPEG-1, -2, -4, MS-MPEG-4, WMV, VC-1, MJPEG, JPEG 2000, PNG, DV, raw, HuffYUV, FFV1, Ut Video, RLE, Cinepak; others are refused |
+| Colours | Y of YCbCr, brought from 16-235 to 0-255 where the video says so or nothing; RGB by ITU-R 601-2 |
+| Frames of a GIF | composed as viewers show them, black where transparent |
+| Number of frames | those that can be decoded; a warning where the file announces more, or frames are damaged |
+| Rate, rotation, pixels that are not square | not applied; the latter two with a warning |
+| Pixel size | unknown: sizes are given in pixels |
+| Playlists, links to other files | never followed: the container is the one that the extension says |
+| Animated PNG | its first picture alone, with a warning |
+| Without the extra `video` | not offered; the log says what to install |
 
 ## pydicom's test files
 

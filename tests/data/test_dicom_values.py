@@ -285,6 +285,14 @@ def test_what_has_an_obvious_default_may_be_missing(tmp_path: Path, keyword: str
     assert says(study, keyword) == (keyword != "HighBit")  # nothing depends on that one
 
 
+def test_flags_that_mean_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.dcm", card(), "RGB")
+    whole = read_study(path)
+    study = read_study(edited(path, PixelRepresentation=7, PlanarConfiguration=9, BitsStored=0))
+    np.testing.assert_array_equal(study.frame(), whole.frame())
+    assert says(study, "PixelRepresentation is 7", "PlanarConfiguration is 9", "BitsStored is 0")
+
+
 def test_planes_modality_and_coding_may_be_missing(tmp_path: Path) -> None:
     whole = read_study(written(tmp_path / "a.dcm", card(), "RGB"))
     study = read_study(edited(tmp_path / "a.dcm", "PlanarConfiguration", "Modality"))
@@ -384,6 +392,24 @@ def test_a_broken_sequence_refuses_nothing(tmp_path: Path, tag: tuple[int, int],
     path = written(tmp_path / "a.dcm", GREY)
     insert(path, tag, "SQ", JUNK[junk])
     np.testing.assert_array_equal(np.rint(read_study(path).frame() * 255), GREY)
+
+
+@pytest.mark.parametrize(
+    "inside", [b"text, no items!!", b"\xfe\xff\x00\xe0\x10\0\0\0" + b"\x08\0\x60\0??" + b"\xff" * 10]
+)
+def test_a_broken_sequence_without_a_length_is_passed_over(tmp_path: Path, inside: bytes) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(dicom_bytes(GREY[None], 1, 0.08))
+    dataset = pydicom.dcmread(path)
+    dataset["SequenceOfUltrasoundRegions"].is_undefined_length = True
+    dataset.save_as(path)
+    whole, content = read_study(path), path.read_bytes()
+    broken = struct.pack("<HH2sHI", 0x0009, 0x1010, b"SQ", 0, 0xFFFFFFFF) + inside
+    at = content.index(struct.pack("<HH2s", 0x10, 0x10, b"PN"))
+    path.write_bytes(content[:at] + broken + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0) + content[at:])
+    study = read_study(path)
+    np.testing.assert_array_equal(study.frame(), whole.frame())
+    assert study.spacing_mm == whole.spacing_mm and study.patient == whole.patient
 
 
 def test_regions_with_a_damaged_value_give_way_to_the_others(tmp_path: Path) -> None:

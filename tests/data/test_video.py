@@ -271,6 +271,17 @@ def test_what_the_header_says_of_its_length_is_not_believed(tmp_path: Path) -> N
         assert study.n_frames == T and any("announces" in w for w in study.warnings) == (count > T)
 
 
+def test_a_rotation_is_not_applied_and_said(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mp4", *CODINGS[0][1:4])
+    upright, content = read_study(path), path.read_bytes()
+    at = content.index(b"tkhd") + 44  # the matrix of a track's header
+    matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:at] + matrix + content[at + 36 :])
+    study = read_study(path)
+    np.testing.assert_array_equal(study.frames, upright.frames)
+    assert not upright.warnings and any("rotation" in w for w in study.warnings)
+
+
 def test_frames_of_another_size_are_left_out_with_a_warning(tmp_path: Path) -> None:
     small, large = (film(tmp_path / f"{k}.mkv", "mjpeg", "yuvj420p", {}, COLOUR[:3, :n]) for k, n in ((0, 48), (1, H)))
     with av.open(str(tmp_path / "both.mkv"), "w") as out:

@@ -41,7 +41,8 @@ def read_dicom(
     scale: that of a series, whose files are to agree in their greys (``dicomvalues``).
     """
     dataset = open_dicom(path)
-    warnings: list[str] = []
+    passed_over = getattr(dataset, "passed_over", ())
+    warnings = [f"the sequence {tag} is broken: it is not used" for tag in passed_over]
     drop_damaged(dataset, warnings)
     modality = str(element(dataset, "Modality", "unknown"))
     kind = not_an_image(dataset)

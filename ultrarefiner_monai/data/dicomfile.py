@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +70,64 @@ def open_dicom(path: Path, header_only: bool = False, tags: list[str] | None = N
         if "Rows" not in dataset and "SOPClassUID" not in dataset:
             raise InputError(f"{path.name} is not a DICOM file") from None
         return dataset
-    if meta.get("TransferSyntaxUID") == DEFLATED:
+    if element(meta, "TransferSyntaxUID") == DEFLATED:
         return _inflated(path, meta, header_only)
-    return pydicom.dcmread(path, **options)
+    try:
+        return pydicom.dcmread(path, **options)
+    except Exception:
+        found = _read_around(path, meta, header_only)
+        if found is None:
+            raise
+        return found
+
+
+def _read_around(path: Path, meta: Any, header_only: bool) -> Any | None:
+    """A file that pydicom gives up, without its broken sequences of no given length; ``passed_over`` of the dataset names
+    them. None where that is not what is wrong with it."""
+    from pydicom import Dataset
+    from pydicom.filereader import read_dataset
+    from pydicom.fileutil import read_undefined_length_value
+    from pydicom.tag import SequenceDelimiterTag, Tag
+    from pydicom.uid import UID
+
+    length, syntax = element(meta, "FileMetaInformationGroupLength"), UID(str(element(meta, "TransferSyntaxUID", "")))
+    if length is None or not syntax.is_transfer_syntax:
+        return None
+    implicit, little = syntax.is_implicit_VR, syntax.is_little_endian
+    dataset: Any = Dataset()
+    dataset.passed_over = []
+    try:
+        with path.open("rb") as file:
+            file.seek(132 + 12 + int(length))
+            while True:
+                dataset.update(read_dataset(file, implicit, little, stop_when=_at_open_end))
+                start, head = file.tell(), file.read(4)
+                if len(head) < 4:
+                    break
+                tag = Tag(*struct.unpack("<HH" if little else ">HH", head))
+                file.seek(start)
+                if tag >= 0x7FE00008:
+                    if not header_only:
+                        dataset.update(read_dataset(file, implicit, little))
+                    break
+                try:
+                    dataset.update(read_dataset(file, implicit, little, stop_when=partial(_is_other, tag)))
+                except Exception:  # this is the one
+                    dataset.passed_over.append(tag)
+                    file.seek(start + (8 if implicit else 12))
+                    read_undefined_length_value(file, little, SequenceDelimiterTag)
+    except Exception:
+        return None
+    dataset.file_meta, dataset.is_little_endian, dataset.is_implicit_VR = meta, little, implicit
+    return dataset
+
+
+def _at_open_end(tag: Any, vr: Any, length: int) -> bool:
+    return length == 0xFFFFFFFF or tag >= 0x7FE00008
+
+
+def _is_other(wanted: Any, tag: Any, vr: Any, length: int) -> bool:
+    return tag != wanted
 
 
 def _inflated(path: Path, meta: Any, header_only: bool) -> Any:

@@ -25,6 +25,7 @@ _VALUES = (
 _COUNTS = {"ImageOrientationPatient": 6, "ImagePositionPatient": 3}
 _NESTED_LEVELS = 8
 _COLOUR = ("RGB", "YBR", "HSV", "ARGB", "CMYK")
+_FLAGS = ("PixelRepresentation", "PlanarConfiguration")
 _ASKED = ("Rows", "Columns", "BitsAllocated")
 
 
@@ -128,7 +129,10 @@ def fill_in(name: str, dataset: Any, warnings: list[str]) -> None:
         defaults["PlanarConfiguration"] = 0
     for keyword, value in defaults.items():
         there = photometric if keyword == "PhotometricInterpretation" else whole_number(dataset, keyword)
-        if there is None or there == "":
+        if keyword in _FLAGS and there not in (None, 0, 1):
+            warnings.append(f"{keyword} is {there}, which means nothing: it is taken as {value}")
+            setattr(dataset, keyword, value)
+        elif there is None or there == "":
             setattr(dataset, keyword, value)
             if not (compressed and keyword == "PlanarConfiguration"):  # the stream says that by itself
                 warnings.append(f"the file lacks {keyword}: it is taken as {value}")
