@@ -41,10 +41,10 @@ def through(server, first: int, count: int) -> list[str]:
     pictures, outlines = list(images().items()), list(labels().items())
 
     def send(k: int) -> str:
-        number = first + k // 60  # each kind of file in its turn; the first numbers are the worst
         door = k % 3
-        name, content = (outlines if door == 2 else pictures)[k % len(outlines if door == 2 else pictures)]
-        file = (name, mutate(name, content, number % 12 if first == 0 else number))
+        files = outlines if door == 2 else pictures
+        name, content = files[k // 3 % len(files)]
+        file = (name, mutate(name, content, first + k // 3 % 11))  # the first numbers are the worst
         url, field = (
             ("/infer/ultrarefiner", "file"),
             ("/session/", "files"),
