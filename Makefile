@@ -20,6 +20,7 @@ export STUDIES HOST PORT PYTHON
 
 VENV := .venv
 BIN := $(VENV)/bin
+comma := ,
 # The CUDA extension of sam2 (a dependency of monailabel that is not used here) is not worth a compiler.
 export SAM2_BUILD_CUDA := 0
 
@@ -58,7 +59,7 @@ define install
 endef
 
 $(VENV)/.serve: setup.cfg | $(VENV)/.python
-	$(call install,train)
+	$(call install,train$(comma)video)
 	touch $@
 
 # The test extra holds all that serving needs, so it satisfies both stamps.

@@ -15,13 +15,12 @@ from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from filelock import Timeout
 
-from lib.endpoints import _http, _refused, _storage
+from lib.endpoints import error_handlers
 from lib.storage import AWAY, FULL, LABEL, Door, explain, saved_by
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.presence import StudiesAway
-from ultrarefiner_monai.types import InputError
 
 SECRET = "/srv/secret/place"
 
@@ -106,9 +105,7 @@ def test_words_for_what_sqlite_does(tmp_path, fail, status, words):
 
 def make_server(work, check=lambda: None) -> TestClient:
     server = FastAPI()
-    server.exception_handlers.update(
-        {OSError: _storage, sqlite3.Error: _storage, InputError: _refused, HTTPException: _http}
-    )
+    server.exception_handlers.update(error_handlers())
     server.add_middleware(Door, check=check)
     for path in ("/datastore/label", "/datastore/image", "/auth/token"):
         server.add_api_route(path, work, methods=["GET", "PUT", "POST"])

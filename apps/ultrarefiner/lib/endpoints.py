@@ -51,16 +51,24 @@ def install(server: FastAPI, app: Any) -> None:
     """Put the app's routes before MONAI Label's, and let errors be answered in words without paths."""
     put_first(server, _routes(app.studies))
     hide(app.app_dir, app.work.root, tempfile.gettempdir(), Path.home(), *([] if app.pacs else [app.studies]))
-    handlers = server.exception_handlers
-    handlers[InputError] = _wrong
-    handlers[json.JSONDecodeError] = _answer(400)
-    handlers[ImageNotFoundException] = handlers[LabelNotFoundException] = _answer(404)
-    handlers[MONAILabelException] = _answer(404)
-    handlers[RequestValidationError] = _invalid
-    handlers[OSError] = handlers[sqlite3.Error] = _storage
-    handlers[StarletteHTTPException] = _refused
-    handlers[requests.RequestException] = _away
-    handlers[Exception] = _failed
+    server.exception_handlers.update(error_handlers())
+
+
+def error_handlers() -> dict[Any, Callable[..., Any]]:
+    """How each kind of error is answered."""
+    return {
+        InputError: _wrong,
+        json.JSONDecodeError: _answer(400),
+        ImageNotFoundException: _answer(404),
+        LabelNotFoundException: _answer(404),
+        MONAILabelException: _answer(404),
+        RequestValidationError: _invalid,
+        OSError: _storage,
+        sqlite3.Error: _storage,
+        StarletteHTTPException: _refused,
+        requests.RequestException: _away,
+        Exception: _failed,
+    }
 
 
 def close_doors(server: FastAPI, app: Any, host: str, token: str, login: bool) -> None:
