@@ -14,7 +14,6 @@ from ultrarefiner_monai.data.labelvalues import NEAR, cut, from_numbers, listed,
 from ultrarefiner_monai.data.study import luminance
 from ultrarefiner_monai.types import InputError
 
-LABEL_PICTURES = ("PNG", "JPEG", "TIFF", "BMP")
 LOSSY = "its label is of a lossy picture, or has soft edges: the grey levels are cut in the middle"
 
 

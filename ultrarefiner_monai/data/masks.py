@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.data.labelpictures import LABEL_PICTURES, from_picture
+from ultrarefiner_monai.data.labelpictures import from_picture
 from ultrarefiner_monai.data.labelvalues import check_share, from_numbers, from_segments, has_segments
 from ultrarefiner_monai.data.niftifile import nifti_affine, open_nifti
 from ultrarefiner_monai.data.nrrdfile import nrrd_affine, read_nrrd_array
+from ultrarefiner_monai.data.picturefile import open_picture
 from ultrarefiner_monai.data.placing import onto
 from ultrarefiner_monai.data.study import PICTURES, Geometry, Limits, Study, extension, frame_axes
 from ultrarefiner_monai.data.writers import MASK_EXTENSIONS, write_bytes
@@ -111,28 +112,20 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def _picture_mask(path: Path, study: Study | None, limits: Limits, warnings: list[str]) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        image = Image.open(path, formats=LABEL_PICTURES)
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path.name} is larger than the limit: {error}") from error
-    with image:
-        limits.check(path.name, image.height, image.width)
-        most = limits.total_pixels // (image.height * image.width) if study is None else study.n_frames
-        sizes = _page_sizes(image, most + 1)
+    with open_picture(path, limits) as picture:
+        count = len(picture.pages)
+        if study is not None and count > study.n_frames:
+            _require_size(path, (count, picture.image.height, picture.image.width), study)
+        sizes = [page.size for page, _ in picture.frames()]  # nothing is decoded
         for width, height in sizes:
-            _require_size(path, (len(sizes), height, width), study)
-            if study is None and (width, height) != sizes[0]:
+            _require_size(path, (count, height, width), study)
+            if (width, height) != sizes[0]:
                 raise InputError(f"{path.name} has pages of several sizes; expected one size, its image's")
-        limits.check(path.name, *sizes[0][::-1], len(sizes))
-        masks = np.zeros((len(sizes), sizes[0][1], sizes[0][0]), np.uint8)
+        masks = np.zeros((count, sizes[0][1], sizes[0][0]), np.uint8)
         said: list[str] = []
-        for index in range(len(sizes)):
-            if len(sizes) > 1:
-                image.seek(index)
-            with _naming(path.name if len(sizes) == 1 else f"{path.name}, page {index + 1}"):
-                masks[index] = from_picture(image, said)
+        for index, (page, flip) in enumerate(picture.frames()):
+            with _naming(path.name if count == 1 else f"{path.name}, page {index + 1}"):
+                masks[index] = from_picture(page, said)[flip]
     warnings += sorted(set(said))
     return masks
 
@@ -148,12 +141,9 @@ def make_plain(path: str | Path, mask: np.ndarray) -> None:
 
     if extension(path) not in PICTURES:
         return
-    with Image.open(path, formats=LABEL_PICTURES) as image:
-        kind, plain = image.format, True
-        for index, page in enumerate(mask):
-            if len(mask) > 1:
-                image.seek(index)
-            plain = plain and _is_plain(image, page)
+    with open_picture(Path(path)) as picture:
+        kind = picture.image.format
+        plain = all(_is_plain(page, shown[flip]) for (page, flip), shown in zip(picture.frames(), mask, strict=True))
     if not plain:
         pages = [Image.fromarray(page) for page in mask]
         many: dict[str, Any] = {"save_all": True, "append_images": pages[1:]} if len(pages) > 1 else {}
@@ -171,25 +161,10 @@ def _is_plain(image: Any, mask: np.ndarray) -> bool:
     return np.array_equal(np.asarray(image) > 0, mask > 0)
 
 
-def _page_sizes(image: Any, most: int) -> list[tuple[int, int]]:
-    """(width, height) of a TIFF's pages, of the first ``most``; nothing is decoded, and the first is the current one."""
-    sizes = [image.size]
-    while image.format == "TIFF" and len(sizes) < most:
-        try:
-            image.seek(len(sizes))
-        except EOFError:
-            break
-        sizes.append(image.size)
-    if len(sizes) > 1:
-        image.seek(0)
-    return sizes
-
-
 def _require_size(path: Path, shape: tuple[int, ...], study: Study | None) -> None:
     if study is not None and shape != study.shape:
         (t, h, w), (st, sh, sw) = shape, study.shape
-        many = f"more than {st}" if t > st else str(t)
-        raise InputError(f"{path.name} is {w} x {h} with {many} frame(s), its image is {sw} x {sh} with {st}")
+        raise InputError(f"{path.name} is {w} x {h} with {t} frame(s), its image is {sw} x {sh} with {st}")
 
 
 # --- grids ------------------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.data.labelpictures import LABEL_PICTURES, from_picture
+from ultrarefiner_monai.data.labelpictures import from_picture
+from ultrarefiner_monai.data.picturefile import Flip, open_picture
 from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.types import InputError
 
 EXIF_TURN = "an EXIF orientation is not applied, as in serving"
@@ -22,14 +22,14 @@ def read_image(path: Path, warnings: list[str]) -> np.ndarray:
 
     Pixels of 8 bits stay as they are. Wider ones are scaled as in serving (``readers``, ``study.to_unit``).
     """
-    with _opened(path) as image:
+    with _opened(path) as (image, flip):
         if int(image.getexif().get(0x0112) or 1) != 1:
             warnings.append(EXIF_TURN)
         if image.mode in ("I", "F") or image.mode.startswith("I;16"):
             study = read_study(path)
             warnings += [w for w in study.warnings if "EXIF" not in w]
             return np.rint(study.frame(0) * 255).astype(np.uint8)
-        pixels = np.asarray(image.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB"))[flip]
     return np.ascontiguousarray(pixels[..., 0]) if _is_grey(pixels) else pixels
 
 
@@ -39,27 +39,25 @@ def read_label(path: Path, size: tuple[int, int], coloured: bool, warnings: list
     size: (H, W) of its image, compared before anything is decoded. Edges and noise between black and white are cut in
     the middle with a warning, up to a tenth of the pixels. coloured: green benign, red malignant. Raises InputError.
     """
-    with _opened(path) as image:
+    with _opened(path) as (image, flip):
         if image.size != size[::-1]:
             raise InputError(f"{path} is {image.width} x {image.height} pixels, its image {size[1]} x {size[0]}")
         try:
-            mask = from_picture(image, warnings, soft=True, coloured=coloured).astype(bool)
+            mask = from_picture(image, warnings, soft=True, coloured=coloured).astype(bool)[flip]
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        return mask, _category(np.asarray(image.convert("RGB")), mask) if coloured else ""
+        return mask, _category(np.asarray(image.convert("RGB"))[flip], mask) if coloured else ""
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The file, not yet decoded, as a picture of one page; what goes wrong with it is an InputError."""
-    from PIL import Image
-
+def _opened(path: Path) -> Iterator[tuple[Any, Flip]]:
+    """The file, not yet decoded, as a picture of one page, and the flip of its pixels; what goes wrong with it is an
+    InputError."""
     try:
-        with Image.open(path, formats=LABEL_PICTURES) as image:
-            Limits().check(path.name, image.height, image.width)
-            if image.format == "TIFF" and int(getattr(image, "n_frames", 1)) > 1:
+        with open_picture(path) as picture:
+            if len(picture.pages) > 1:
                 raise InputError(f"{path} has several pages; expected one picture")
-            yield image
+            yield next(picture.frames())
     except InputError:
         raise
     except Exception as error:  # decoders raise anything, also from what reads metadata
