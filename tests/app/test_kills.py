@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import shutil
 import signal
 import threading
@@ -84,7 +85,8 @@ def test_what_was_acknowledged_before_a_kill_is_there(tmp_path: Path) -> None:
 
         process = forked(work)
         os.close(writer)
-        time.sleep(0.1 + chance.random() * 0.4)
+        select.select([reader], [], [], 60)  # the first one is acknowledged
+        time.sleep(chance.random() * 0.3)
         os.kill(process, signal.SIGKILL)
         assert ended(process) == -signal.SIGKILL
         with os.fdopen(reader) as said:

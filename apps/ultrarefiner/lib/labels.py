@@ -143,6 +143,7 @@ class Labels(StudiesIndex):
             end = opensaves.finish if done else opensaves.drop
             self.journal.ask(lambda journal, end=end, save=save: end(journal, save))  # type: ignore[misc]
             self._taken_back.discard(save.id)
+            self._prune(save.image_id, save.plan.tag)
 
     def _is_in_place(self, save: OpenSave) -> bool:
         path = self.label_file(save.image_id, save.plan.tag, save.plan.extension)
