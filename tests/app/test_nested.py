@@ -10,13 +10,13 @@ import nibabel
 import numpy as np
 import pytest
 from app_server import APP, picture
+from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.datastore import StudiesFolder
 from ultrarefiner_monai.config import ServeConfig, load_yaml
 from ultrarefiner_monai.data.corrections import final_labels
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder
 
 
@@ -75,8 +75,8 @@ def test_messages_name_an_image_in_a_folder_by_its_id(tmp_path: Path, caplog: py
     for uid in paths:
         assert f"{uid}.dcm" in caplog.text  # damaged; of a modality that is warned of
     (root / "export").rename(root / "elsewhere")
-    with pytest.raises(InputError, match=min(paths)) as refused:
-        read_study(store.image_path(min(paths)))
+    with pytest.raises(ImageNotFoundException, match=min(paths)) as refused:
+        store.image_path(min(paths))
     assert "JANE" not in caplog.text + str(refused.value)
 
 
