@@ -35,7 +35,7 @@ from monailabel.endpoints.user import auth as stock_auth
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lib.origins import header, is_loopback, route_path
+from lib.origins import header, is_loopback, log_refusal, route_path
 from lib.parameters import TEXT
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
@@ -90,6 +90,7 @@ class Access:
         name = name_with(self.token, scope)
         known = name is not None or _needs_none(scope, self.token)
         if not known and route_path(scope) not in self.open and not self._has_ticket(scope):
+            log_refusal(scope, 401, "no token, or a wrong one")
             headers = {"WWW-Authenticate": 'Basic realm="UltraRefiner", charset="UTF-8"'}
             await JSONResponse({"detail": _WORDS}, 401, headers)(scope, receive, send)
             return

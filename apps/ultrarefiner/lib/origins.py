@@ -8,11 +8,14 @@ Programs send neither of the two.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 from collections.abc import Iterable
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _ORIGIN = re.compile(r"(https?)://(.+)")
@@ -36,6 +39,7 @@ class Origins:
         refusal = self.refusal(scope) if scope["type"] == "http" else None
         if refusal is not None:
             status, message = refusal
+            log_refusal(scope, status, message)
             await JSONResponse({"detail": message}, status)(scope, receive, send)
             return
         await self.app(scope, receive, send)
@@ -87,6 +91,12 @@ class Origins:
         if link and scope["method"] in ("GET", "HEAD"):
             return None
         return 403, "a page of another site may not use this server: open its address in the browser yourself"
+
+
+def log_refusal(scope: Scope, status: int, why: str) -> None:
+    """For whoever looks for an attack, or for why a colleague cannot come in."""
+    peer = (scope.get("client") or ("an unknown address",))[0]
+    logger.warning("%d for %s: %s %r: %s", status, peer, scope["method"], scope["path"][:120], why)
 
 
 def route_path(scope: Scope) -> str:

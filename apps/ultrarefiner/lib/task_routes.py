@@ -105,6 +105,8 @@ async def train_all(params: JsonBody = None, user: User = admin_role) -> dict[st
 
     def work() -> dict[str, Any]:
         found: dict[str, Any] = {}
+        for model in params or {}:
+            check_known(model, app_instance()._trainers, "trainer")
         for model in app_instance()._trainers:
             try:
                 options = (params or {}).get(model, {})
@@ -133,4 +135,4 @@ async def stop_batch(user: User = admin_role) -> Any:
 
 def _stop(background: Background) -> Any:
     stopped = background.stop()
-    return stopped and {"result": ["stopped", *stopped.get("details", [])][-1], **stopped}
+    return stopped and public_values({"result": ["stopped", *stopped.get("details", [])][-1], **stopped})
