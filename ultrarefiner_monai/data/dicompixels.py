@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.data.codestreams import check_stream
 from ultrarefiner_monai.data.study import luminance, to_unit
 from ultrarefiner_monai.types import InputError
 
@@ -164,6 +165,8 @@ def _window(dataset: Any) -> tuple[float, float, float, float] | None:
 
 
 def _grey(one: Any, window: tuple[float, float, float, float] | None, size: tuple[int, int]) -> np.ndarray:
+    if one.file_meta.TransferSyntaxUID.startswith("1.2.840.10008.1.2.4."):  # JPEG and its kin
+        check_stream(one.PixelData, *size)
     named = str(one.PhotometricInterpretation)
     decode = _plain_decoder(one.file_meta.TransferSyntaxUID, one)
     if decode is not None:
