@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.data.codestreams import check_stream
 from ultrarefiner_monai.data.dicomframes import compressed_frames, native_frames
 from ultrarefiner_monai.data.dicomgrey import Decoded, grey_loader
 from ultrarefiner_monai.data.dicomvalues import Scale, bits_holding
@@ -135,6 +136,8 @@ def _jpeg_grey(image: Any, photometric: str) -> np.ndarray:
 
 
 def _decoded(one: Any, size: tuple[int, int]) -> Decoded:
+    if one.file_meta.TransferSyntaxUID.startswith("1.2.840.10008.1.2.4."):  # JPEG and its kin
+        check_stream(one.PixelData, *size)
     named = str(one.PhotometricInterpretation)
     decode = _plain_decoder(one.file_meta.TransferSyntaxUID, one)
     if decode is not None:

@@ -36,7 +36,7 @@ from lib.guard import Guard, Query
 from lib.messages import hide, public, public_values
 from lib.origins import Origins
 from lib.page import front_page
-from lib.routing import put_first, user_role
+from lib.routing import describe, put_first, user_role
 from lib.storage import Door, explain, saved_by
 from ultrarefiner_monai.types import InputError
 
@@ -78,6 +78,7 @@ def close_doors(server: FastAPI, app: Any, host: str, token: str, login: bool) -
     own decides instead. Web pages of other origins are only those that are configured: MONAI Label's default is all.
     """
     put_first(server, access.login_routes() if login else access.routes(token))
+    describe(server)
     origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
     name = socket.gethostname()
     front = [
@@ -185,7 +186,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _refused(request: Request, error: Any) -> Any:
     """An HTTPException of whoever raised it. FastAPI says that a body cannot be parsed where the disk for uploads is full."""
-    if isinstance(error.__cause__, OSError) and explain(error.__cause__) is not None:
+    if error.status_code == 400 and isinstance(error.__cause__, OSError) and explain(error.__cause__) is not None:
         return await _storage(request, error.__cause__)
     error.detail = public_values(error.detail)
     return await http_exception_handler(request, error)
