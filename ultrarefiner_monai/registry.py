@@ -2,7 +2,7 @@
 
 models/NAME.safetensors, NAME.json   a candidate: its checkpoint, and what it was trained on and reached
 models/current.json                  {"name": ..., "before": [...]}: what is served, and what was before, newest first
-models/last.json                     the same, so that it is known that current.json is gone, and what was served
+models/.last.json                    the same, so that it is known that current.json is gone, and what was served
 
 A training adds candidates and never moves the pointer; a person does. The pointer is written beside and renamed, so a
 running server sees either the old or the new one. ``CONFIGURED`` is what the server's option ``weights`` names.
@@ -67,7 +67,7 @@ class Registry:
     def __init__(self, work: WorkFolder):
         self.folder = work.models
         self.pointer_file = self.folder / "current.json"
-        self.last_file = self.folder / "last.json"
+        self.last_file = self.folder / ".last.json"  # no candidate can be called so
         self._own = (self.pointer_file, self.last_file)
 
     # --- candidates ---------------------------------------------------------------------------------------------------

@@ -229,4 +229,8 @@ def problems(app: Any) -> list[str]:
     return list(dict.fromkeys(text for text in found if text))
 
 
-_NAMES = {"journal.sqlite": "the record of corrections", "datastore_v2.json": "the index of images and labels"}
+_NAMES = {
+    "journal.sqlite": "the record of corrections",
+    "datastore_v2.json": "the index of images and labels",
+    "absent.json": "what was known of labels whose image is not there",
+}
