@@ -473,7 +473,7 @@ def test_half_written_files_are_cleared_and_nothing_else(studies, label):
 def test_each_file_that_is_not_offered_is_named_once_with_its_reason(studies, caplog):
     caplog.set_level(logging.WARNING)
     for name in (
-        "x.webp",
+        "x.svg",
         "x.mha",
         "archive.zip",
         "nothing",
@@ -504,7 +504,7 @@ def test_each_file_that_is_not_offered_is_named_once_with_its_reason(studies, ca
     assert not store.is_readable("broken") and store.not_offered.counts() == counts | {notoffered.DAMAGED: 2}
     (studies / "broken.png").write_bytes(PNG)
     (studies / "empty.png").write_bytes(PNG)
-    (studies / "x.webp").unlink()
+    (studies / "x.svg").unlink()
     make_store(studies)
     store.refresh()
     assert store.is_readable("broken") and store.not_offered.counts() == {
@@ -517,7 +517,7 @@ def test_each_file_that_is_not_offered_is_named_once_with_its_reason(studies, ca
 
 def test_many_files_that_are_not_offered_do_not_fill_the_log(studies, caplog):
     for n in range(300):
-        (studies / f"{n:03}.webp").touch()
+        (studies / f"{n:03}.zip").touch()
     store = make_store(studies)
     lines = [r.message for r in caplog.records if "not offered" in r.message]
     assert len(lines) == 51 and lines[-1].startswith("250 more files are not offered")

@@ -146,10 +146,9 @@ class StudiesFolder(Labels):
         with self._changing():
             self.repair()
             entry = self.entry(image_id)
-            image = Path(self._datastore.image_path(), self._filename(image_id, entry.image.ext))
+            image = self.image_file(image_id)  # of a link the link goes, not what it leads to
             with all_or_nothing() as undo:
-                if os.path.lexists(image):  # first: where it is cut off, no image has lost its label
-                    undo.set_aside(image, undo.part(image))
+                undo.set_aside(image, undo.part(image))  # first: where it is cut off, no image has lost its label
                 for tag, label in entry.labels.items():
                     self._set_aside(undo, image_id, tag, label.ext)
                 self._put_undoable(undo, lambda: self._put(image_id, None))
