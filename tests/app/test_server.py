@@ -112,6 +112,7 @@ def test_every_file_type_comes_back_on_its_own_grid(client, server, predictor, n
     assert reply["iou_pred"] is None or 0 <= reply["iou_pred"] <= 1  # nothing found: nothing to predict
     assert 0 <= reply["uncertainty"] <= 1
     assert reply["unit"] == ("mm" if study.spacing_mm else "px") and reply["long_axis"] >= reply["short_axis"] >= 0
+    assert reply["unit_reason"].endswith("sizes are given in pixels") == (reply["unit"] == "px")
     assert reply["n_frames"] == study.n_frames and "safety_rule" in reply and reply["timings"]["total"] > 0
 
 

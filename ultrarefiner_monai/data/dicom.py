@@ -23,6 +23,7 @@ from ultrarefiner_monai.data.dicomvalues import Scale
 from ultrarefiner_monai.data.regions import region_spacing_mm, tissue_regions
 from ultrarefiner_monai.data.study import (
     IN_PIXELS,
+    NO_SIZE,
     Geometry,
     Limits,
     Study,
@@ -63,7 +64,7 @@ def read_dicom(
     said = len(warnings)
     spacing = pixel_spacing_mm(dataset, warnings)
     if spacing is None and len(warnings) == said:
-        warnings.append(f"the file does not say how large its pixels are{IN_PIXELS}")
+        warnings.append(NO_SIZE)
     geometry = _geometry(dataset, height, width, count, spacing if region_spacing else None)
     patient = str(element(dataset, "PatientID", ""))
     regions = tissue_regions(dataset, height, width, warnings)

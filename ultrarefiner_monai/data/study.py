@@ -26,6 +26,7 @@ PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff", ".ti
 PLAUSIBLE_SPACING_MM = (1e-3, 20.0)
 # How warnings about a pixel's size end, unless another place of the file tells it.
 IN_PIXELS = ": sizes are given in pixels"
+NO_SIZE = f"the file does not say how large its pixels are{IN_PIXELS}"
 # (rows, columns) of one B-mode region of the screen.
 Region = tuple[slice, slice]
 Spacing = tuple[float, float] | None
@@ -174,6 +175,12 @@ class Study:
     def spacing_of(self, index: int) -> Spacing:
         """(row, column) mm of frame ``index``, None where it is not known."""
         return self.frame_spacings_mm[index] if self.frame_spacings_mm else self.spacing_mm
+
+    def pixels_reason(self, index: int) -> str:
+        """Why sizes in frame ``index`` are given in pixels, empty where they are in mm."""
+        if self.spacing_of(index) is not None:
+            return ""
+        return next((w for w in self.warnings if w.endswith(IN_PIXELS)), NO_SIZE)
 
     @property
     def is_volume(self) -> bool:

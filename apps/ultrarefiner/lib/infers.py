@@ -110,6 +110,7 @@ class LesionTask(InferTask):
             "frame": shown,
             "n_frames": study.n_frames,
             "spacing_mm": study.spacing_of(shown),
+            "unit_reason": study.pixels_reason(shown),
             "regions": [[x.start, y.start, x.stop - 1, y.stop - 1] for y, x in study.regions_of(shown)],
             "warnings": list(study.warnings),
             "notice": NOTICE,
