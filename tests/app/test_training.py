@@ -159,7 +159,7 @@ def test_start_follow_stop_go_on_and_serve(training_server, trainer, tmp_path):
     assert reply["version"] == candidate.version and reply["refiner"] == "trained"
     study = read_study(studies / "image0.png")
     mine = Predictor(load_system(candidate.path)).propose(study.frame(0)).mask
-    np.testing.assert_array_equal(read_mask(path, study)[0], mine)
+    np.testing.assert_array_equal(read_mask(path, study, confirmed=True)[0], mine)
     info = trainer.info()
     assert info["models"]["transunet"]["version"] == candidate.version and info["serving"]["name"] == candidate.name
     assert run.invoke(app, ["models", "back", *place]).exit_code == 0
@@ -223,7 +223,7 @@ def test_the_refiner_and_both_together(training_server, trainer, task):
     assert reply["version"] == candidate.version and reply["refiner"] == "trained"
     system, study = load_system(candidate.path), read_study(studies / "image0.png")
     clicks = Clicks(((60.0, 40.0),), ((5.0, 5.0),))
-    np.testing.assert_array_equal(read_mask(path, study)[0], Predictor(system).interact(study.frame(0), clicks).mask)
+    np.testing.assert_array_equal(read_mask(path, study, confirmed=True)[0], Predictor(system).interact(study.frame(0), clicks).mask)
     start = load_system(server.checkpoint)
     assert changed(start.refiner, system.refiner), "the refiner learned nothing"
     assert changed(start.coarse, system.coarse) == (task == "ultrarefiner")
