@@ -106,7 +106,9 @@ def test_every_file_type_comes_back_on_its_own_grid(client, server, predictor, n
         else:
             values = np.asarray(Image.open(path))
             assert values.shape == (study.height, study.width)
-            assert [w for w in reply["warnings"] if w.startswith("a .png")] == list(filter(None, [lost_position(extension, study)]))
+            assert [w for w in reply["warnings"] if w.startswith("a .png")] == list(
+                filter(None, [lost_position(extension, study)])
+            )
         assert set(np.unique(values)) <= {0, 1}
     assert reply["label_names"] == {"lesion": 1} and reply["refiner"] == "trained" and reply["notice"] == NOTICE
     assert reply["version"] == client.info()["models"]["ultrarefiner"]["version"]
