@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.routing import Mount
 
+from lib import background
 from lib.parameters import BATCH, INFER, NEXT_SAMPLE, checked
 from lib.routing import params_of
 from ultrarefiner_monai.types import InputError
@@ -174,8 +176,6 @@ def test_nothing_of_a_request_reaches_the_environment_of_a_process(monkeypatch: 
     """Though the route refuses them: MONAI Label would put one into PYTHONPATH, and wait for ever with the other."""
     from monailabel.utils.async_tasks.utils import run_background_task
 
-    from lib import background
-
     started = threading.Event()
     environments: list[dict[str, str]] = []
 
@@ -194,3 +194,25 @@ def test_nothing_of_a_request_reaches_the_environment_of_a_process(monkeypatch: 
     assert started.wait(20)
     tasks.close()
     assert environments[0]["PYTHONPATH"] == "/nowhere" and environments[0].get("CUDA_VISIBLE_DEVICES") != "5"
+
+
+def test_a_task_is_read_as_a_whole_while_its_thread_changes_it() -> None:
+    """A batch of nothing ends while its first reply is put together: that was answered 500."""
+    task: dict[str, Any] = {f"key {k}": k for k in range(200)} | {"details": deque(["a line"] * 20, maxlen=20)}
+    ended = threading.Event()
+
+    def go_on() -> None:
+        while not ended.is_set():
+            task["details"].append("/tmp/studies/a.png is read")
+            task["error"] = "none"
+            del task["error"]
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        for _ in range(500):
+            read = background.settled({"tasks": [task]})["tasks"][0]
+            assert len(read["details"]) == 20 and read["key 199"] == 199 and "/tmp" not in str(read)
+    finally:
+        ended.set()
+        thread.join()

@@ -18,7 +18,7 @@ from PIL import Image
 from ultrarefiner_monai.checkpoints import load_system
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.writers import write_mask
+from ultrarefiner_monai.data.writers import lost_position, write_mask
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.types import NOTICE, Clicks
@@ -106,6 +106,9 @@ def test_every_file_type_comes_back_on_its_own_grid(client, server, predictor, n
         else:
             values = np.asarray(Image.open(path))
             assert values.shape == (study.height, study.width)
+            assert [w for w in reply["warnings"] if w.startswith("a .png")] == list(
+                filter(None, [lost_position(extension, study)])
+            )
         assert set(np.unique(values)) <= {0, 1}
     assert reply["label_names"] == {"lesion": 1} and reply["refiner"] == "trained" and reply["notice"] == NOTICE
     assert reply["version"] == client.info()["models"]["ultrarefiner"]["version"]

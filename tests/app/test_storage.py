@@ -37,6 +37,8 @@ SECRET = "/srv/secret/place"
         ("ESTALE", AWAY, "does not answer"),
         ("EMFILE", AWAY, "too many files"),
         ("ENOENT", AWAY, "gone"),
+        ("EISDIR", AWAY, "lies where"),
+        ("EEXIST", AWAY, "lies where"),
     ],
 )
 def test_words_for_what_a_disk_does(number, status, words):

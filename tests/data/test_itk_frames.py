@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from itk_files import FILES, PLAIN, W, nifti, png
+from itk_files import FILES, PLAIN, W, nifti, nrrd_file, png
 
 from ultrarefiner_monai.data.readers import read_mask, read_study, write_mask
 from ultrarefiner_monai.data.study import RAS_FROM_LPS, Study
+from ultrarefiner_monai.data.writers import lost_position
 
 sitk = pytest.importorskip("SimpleITK")
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -112,6 +113,28 @@ def test_a_png_reply_has_the_size_of_its_picture(tmp_path: Path) -> None:
         reply = in_space(sitk.ReadImage(str(tmp_path / "reply.png")))
         assert dice(overlaid(reply, image), lesion(image)) == 1, name
         np.testing.assert_array_equal(read_mask(tmp_path / "reply.png", study), outlined(study))
+
+
+def test_a_reply_that_cannot_lie_on_its_image_says_so(opened: tuple[Study, Any], tmp_path: Path) -> None:
+    """And one that says nothing lies on it."""
+    study, image = opened
+    mask = outlined(study)
+    for suffix in (".nrrd", ".nii.gz", ".nii") if study.is_volume else (".nrrd", ".nii.gz", ".nii", ".png"):
+        write_mask(tmp_path / f"reply{suffix}", mask, study)
+        reply = in_space(sitk.ReadImage(str(tmp_path / f"reply{suffix}")))
+        lies = dice(overlaid(reply, image), lesion(image)) == 1
+        assert lies == (lost_position(suffix, study) == ""), suffix
+
+
+def test_axes_that_are_not_at_right_angles_are_no_nifti(tmp_path: Path) -> None:
+    skew = "space directions: (0.1,0,0) (0.05,0.2,0) (0,0,0.7)\nspace origin: (5,6,7)"
+    nrrd_file(skew)(tmp_path / "image.nrrd")
+    study = read_study(tmp_path / "image.nrrd")
+    image = in_space(sitk.ReadImage(str(study.path)))
+    write_mask(tmp_path / "reply.nrrd", outlined(study), study)
+    reply = in_space(sitk.ReadImage(str(tmp_path / "reply.nrrd")))
+    assert dice(overlaid(reply, image), lesion(image)) == 1 and lost_position(".nrrd", study) == ""
+    assert "right angles" in lost_position(".nii.gz", study)
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n.startswith("nifti") and "vector" not in n])

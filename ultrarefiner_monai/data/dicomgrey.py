@@ -48,13 +48,19 @@ def grey_loader(
         if "ModalityLUTSequence" in dataset and not clear:
             warnings.append("the file's modality look-up table is not applied")
     own, seen = Scale(), list[np.ndarray]()
+    sign = _sign_bit(stored, allocated) if signed else 0
+
+    def numbers(found: Decoded) -> np.ndarray:
+        values = found.pixels & bits if bits else found.pixels
+        return _with_sign(values, sign) if sign else values
+
     spread = [] if clear else sorted({round(k) for k in np.linspace(0, count - 1, min(count, samples))})
     for index in spread:
         try:
             found = decode(index)
         except InputError:  # it is refused when somebody asks for it
             continue
-        values = found.pixels & bits if bits else found.pixels
+        values = numbers(found)
         own.see(values, stored, signed)
         if isinstance(tone, Window) and len(seen) < _WINDOW_SAMPLES:
             seen.append(values)
@@ -73,7 +79,7 @@ def grey_loader(
         found = decode(index)
         if found.is_grey:
             return to_unit(found.pixels)
-        pixels = found.pixels & bits if bits else found.pixels
+        pixels = numbers(found)
         if not clear and tone is None and index not in spread and float(pixels.max()) > scale.white:
             _once(warnings, "some frames hold larger values than the others: what is beyond is shown white")
         unit = _colour_unit(pixels, found.photometric, scale) if pixels.ndim == 3 else (tone or scale).unit(pixels)
@@ -92,6 +98,19 @@ def _colour_unit(pixels: np.ndarray, photometric: str, scale: Scale) -> np.ndarr
     if pixels.dtype == np.uint8 and white == 255:
         return to_unit(luminance(pixels))
     return pixels.astype(np.float64) / white @ _WEIGHTS
+
+
+def _sign_bit(stored: int, allocated: int) -> int:
+    """The bit that is the sign of values of fewer bits than they take, 0 where the type's own is."""
+    return 1 << (stored - 1) if 0 < stored < allocated else 0
+
+
+def _with_sign(values: np.ndarray, sign: int) -> np.ndarray:
+    """Values of fewer bits than their type -> the same with their sign. Decoders leave the bits above it 0; where they
+    are filled already, or hold more than BitsStored says, the values stay."""
+    if values.min(initial=0) < 0 or values.max(initial=0) >= 2 * sign:
+        return values
+    return (values.astype(np.int32) ^ sign) - sign
 
 
 def _without_overlays(dataset: Any) -> int:

@@ -79,8 +79,8 @@ def bits_holding(value: float) -> int:
 class Scale:
     """Stored values of a file, or of all files of a series, to [0, 1]. ``see`` some of them, then ``unit``.
 
-    Unsigned: black is 0, white the largest value of as many bits as the values need. Signed: from the smallest to the
-    largest value.
+    Black is 0, white the largest value of as many bits as the values need. Where values lie below 0: from the smallest to
+    the largest.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Scale:
     @property
     def white(self) -> float:
         """The value that is shown as white."""
-        if self.signed:
+        if self.below_zero:
             return max(self.high, self.black + 1.0)
         said, needed = 2.0 ** max(self.stored, 1) - 1, 2.0 ** bits_holding(self.high) - 1
         if self.high > said or (math.isfinite(self.high) and needed < said):
@@ -110,11 +110,16 @@ class Scale:
 
     @property
     def black(self) -> float:
-        return self.low if self.signed and math.isfinite(self.low) else 0.0
+        return self.low if self.below_zero else 0.0
+
+    @property
+    def below_zero(self) -> bool:
+        """Many writers call values signed that are not: the values tell."""
+        return self.signed and -math.inf < self.low < 0
 
     def unit(self, values: np.ndarray) -> np.ndarray:
         """Values -> [0, 1], float."""
-        if self.signed:
+        if self.below_zero:
             return (values.astype(np.float64) - self.black) / (self.white - self.black)
         return values.astype(np.float32) / np.float32(self.white)
 
@@ -122,7 +127,7 @@ class Scale:
         """What is to be said about it, "" where the values are what the header says."""
         if not math.isfinite(self.high):
             return ""
-        if self.signed:
+        if self.below_zero:
             return (
                 f"signed pixel values without a window: the smallest of them ({self.low:g}) is shown black, the "
                 f"largest ({self.high:g}) white"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.labelvalues import NEAR, cut, from_numbers, listed, two_values
+from ultrarefiner_monai.data.picturefile import stored_numbers, white_is_zero
 from ultrarefiner_monai.data.study import luminance
 from ultrarefiner_monai.types import InputError
 
@@ -46,9 +47,9 @@ def _pixels(image: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """(colours: (H, W) numbers, or (H, W, 3) uint8 where they are not grey; transparency (H, W) uint8 or None)."""
     clear = image.info.get("transparency")
     if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
-        grey = np.asarray(image)
-        if image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0:
-            grey = 65535 - grey  # white is 0, which Pillow undoes for 8 bits only
+        grey = stored_numbers(image)
+        if white_is_zero(image) and grey.dtype.kind == "u":
+            grey = np.iinfo(grey.dtype).max - grey
         grey = grey.astype(np.uint8) * np.uint8(255) if image.mode == "1" else grey
         alpha = None if clear is None else np.where(grey == clear, 0, 255).astype(np.uint8)
         return grey, alpha

@@ -41,7 +41,11 @@ def open_nifti(path: Path, limits: Limits | None = None) -> Any:
         _check_counts(path, header, limits)
         _check_extensions(path, header, stream, head)
     kind: Any = nibabel.Nifti2Image if header.sizeof_hdr == 540 else nibabel.Nifti1Image
-    return kind.from_filename(str(path))
+    if _packed(path) == (path.suffix.lower() == ".gz"):
+        return kind.from_filename(str(path))
+    # ITK goes by the content, nibabel by the name: a .nii that is packed, a .nii.gz that is not.
+    opened = gzip.open(path) if _packed(path) else path.open("rb")
+    return kind.from_file_map({"image": nibabel.FileHolder(str(path), opened)})
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from ultrarefiner_monai.data.study import IN_PIXELS, Limits, Spacing, plausible_spacing
 from ultrarefiner_monai.types import InputError
 
@@ -140,6 +142,28 @@ def _upright(path: Path, pages: list[_Page]) -> Any:
         if page.at:
             content[page.at] = 1
     return io.BytesIO(content)
+
+
+def white_is_zero(image: Any) -> bool:
+    """Whether a TIFF of more than 8 bits keeps white as 0, which Pillow undoes for 8 bits only."""
+    return (image.mode in ("I", "F") or image.mode.startswith("I;16")) and _tag(image, 262, 1) == 0
+
+
+def stored_numbers(image: Any) -> np.ndarray:
+    """(H, W) numbers of a page of one channel, with the sign that the file gives them: Pillow takes 8 bits of a TIFF for
+    unsigned, and 32 bits for signed."""
+    pixels = np.asarray(image)
+    signed = _tag(image, 339, 1) == 2
+    if image.mode == "L" and signed:
+        return pixels.view(np.int8)
+    if image.mode == "I" and image.format == "TIFF" and not signed and _tag(image, 258, 1) == 32:
+        return pixels.view(np.uint32)
+    return pixels
+
+
+def _tag(image: Any, tag: int, default: int) -> int:
+    value = getattr(image, "tag_v2", {}).get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
 
 
 # --- the size of a pixel ----------------------------------------------------------------------------------------------

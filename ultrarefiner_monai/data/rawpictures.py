@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.labelpictures import from_picture
-from ultrarefiner_monai.data.picturefile import Flip, open_picture
+from ultrarefiner_monai.data.picturefile import Flip, open_picture, stored_numbers
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.types import InputError
 
@@ -25,7 +25,10 @@ def read_image(path: Path, warnings: list[str]) -> np.ndarray:
     with _opened(path) as (image, flip):
         if int(image.getexif().get(0x0112) or 1) != 1:
             warnings.append(EXIF_TURN)
-        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
+            grey = stored_numbers(image)
+            if grey.dtype == np.uint8:
+                return np.ascontiguousarray(grey[flip])
             study = read_study(path)
             warnings += [w for w in study.warnings if "EXIF" not in w]
             return np.rint(study.frame(0) * 255).astype(np.uint8)

@@ -21,7 +21,7 @@ from ultrarefiner_monai.data.masks import decoder_words, read_mask
 from ultrarefiner_monai.data.moving import MOVING, read_moving
 from ultrarefiner_monai.data.niftifile import nifti_affine, nifti_space, nifti_views, open_nifti
 from ultrarefiner_monai.data.nrrdfile import VECTOR_KINDS, nrrd_affine, read_nrrd_array, space_fields
-from ultrarefiner_monai.data.picturefile import open_picture, picture_spacing
+from ultrarefiner_monai.data.picturefile import open_picture, picture_spacing, stored_numbers, white_is_zero
 from ultrarefiner_monai.data.study import (
     PICTURES,
     Geometry,
@@ -127,6 +127,7 @@ def _read_picture(path: Path, limits: Limits) -> Study:
                 "an animated PNG: its first picture alone is read, as 3D Slicer shows it; export GIF or MP4"
             )
         pages = [_picture_pixels(page)[flip] for page, flip in picture.frames() if page.size == (width, height)]
+        inverted = white_is_zero(image)
         kind = (image.format or "").lower()
         spacing_xy, spacing = picture_spacing(path, picture, warnings)
     if len(pages) < count:
@@ -134,15 +135,16 @@ def _read_picture(path: Path, limits: Limits) -> Study:
     frames = np.stack(pages)
     if frames.dtype != np.uint8:
         frames = to_unit(frames, warnings)
+        frames = 1 - frames if inverted else frames
     geometry = flat_geometry(height, width, len(pages), spacing_xy)
     return Study(path, kind, height, width, len(pages), geometry, stored_frames(frames), spacing, "", warnings)
 
 
 def _picture_pixels(image: Any) -> np.ndarray:
     """(H, W) uint8, or wider numbers for 16 bits and more. Alpha is dropped: clients show the colours below it."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return np.asarray(image)
-    if image.mode in ("1", "L"):
+    if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
+        return stored_numbers(image)
+    if image.mode == "1":
         return np.asarray(image.convert("L"))
     if image.mode == "LA":
         return np.asarray(image)[..., 0]

@@ -62,6 +62,32 @@ def encode_mask(suffix: str, mask: np.ndarray, study: Study, compress: bool = Tr
     raise InputError(f"masks are written as {' '.join(MASK_EXTENSIONS)}, asked for {suffix or 'no extension'}")
 
 
+def lost_position(suffix: str, study: Study) -> str:
+    """Why a mask in this format does not lie on its image where programs go by position, "" where it does."""
+    if suffix == ".png" and _picture_spacing(study) is None:
+        return (
+            "a .png has no place for the image's position: 3D Slicer shows it elsewhere, though pixel for pixel it is the "
+            "image's. Ask for .nrrd"
+        )
+    if suffix in (".nii", ".nii.gz") and study.geometry.nifti_space is None:
+        axes = study.geometry.affine[:3, :3] / np.linalg.norm(study.geometry.affine[:3, :3], axis=0)
+        if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-4:
+            return (
+                "the image's axes are not at right angles, which a NIfTI cannot say to 3D Slicer: it shows the outline "
+                "elsewhere. Ask for .nrrd"
+            )
+    return ""
+
+
+def _picture_spacing(study: Study) -> tuple[float, float] | None:
+    """(x, y) mm of a pixel where the image lies as a picture does: axes of LPS, origin 0; else None."""
+    x, y = (-float(study.geometry.affine[axis, axis]) for axis in (0, 1))
+    if min(x, y) <= 0:
+        return None
+    in_plane = np.delete(study.geometry.affine - flat_geometry(1, 1, 1, (x, y)).affine, 2, axis=1)
+    return None if np.any(np.abs(in_plane) > 1e-3 * min(x, y)) else (x, y)
+
+
 def _png(mask: np.ndarray, study: Study) -> bytes:
     from PIL import Image
 
@@ -69,12 +95,10 @@ def _png(mask: np.ndarray, study: Study) -> bytes:
         raise InputError(f"{study.path.name} has {study.n_frames} frames: ask for .nrrd or .nii.gz instead of .png")
     buffer = io.BytesIO()
     Image.fromarray(mask[0]).save(buffer, "PNG", optimize=True)
-    x, y = (-float(study.geometry.affine[axis, axis]) for axis in (0, 1))
-    in_plane = np.delete(study.geometry.affine - flat_geometry(1, 1, 1, (x, y)).affine, 2, axis=1)
-    like_a_picture = min(x, y) > 0 and not np.any(np.abs(in_plane) > 1e-3 * min(x, y))
-    if not like_a_picture or (x, y) == (1.0, 1.0):
-        return buffer.getvalue()  # a PNG has no place for directions and origin
-    return with_png_scale(buffer.getvalue(), x, y)
+    spacing = _picture_spacing(study)
+    if spacing is None or spacing == (1.0, 1.0):
+        return buffer.getvalue()
+    return with_png_scale(buffer.getvalue(), *spacing)
 
 
 def _nifti(grid: np.ndarray, study: Study, gz: bool) -> bytes:

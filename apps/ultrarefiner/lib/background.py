@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,8 @@ from typing import Any
 
 from monailabel.utils.async_tasks.utils import background_executors, background_processes, background_tasks
 
+from lib.messages import public_values
+
 logger = logging.getLogger(__name__)
 
 Task = dict[str, Any]
@@ -31,6 +34,15 @@ WAITING, RUNNING, STOPPED, DONE, FAILED = "SUBMITTED", "RUNNING", "STOPPED", "DO
 SHORT_OF_MEMORY = "the system killed its process, most likely because the memory did not suffice"
 _CHILD = Path(__file__).with_name("child.py")
 _KEPT_TASKS, _KEPT_LINES = 100, 20
+
+
+def settled(tasks: Any) -> Any:
+    """Tasks for a reply, without paths of the server: a copy of their own, for their threads go on changing them."""
+    while True:
+        try:
+            return public_values(tasks)
+        except RuntimeError:  # changed in this very moment
+            time.sleep(0.001)
 
 
 class Background:

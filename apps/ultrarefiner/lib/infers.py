@@ -15,7 +15,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from lib.engine import Engine, FrameResult, OpenStudy
 from lib.prompts import ALL_FRAMES, clicks_of, frame_of
 from ultrarefiner_monai.data.study import Study
-from ultrarefiner_monai.data.writers import encode_mask
+from ultrarefiner_monai.data.writers import encode_mask, lost_position
 from ultrarefiner_monai.journal import Journal, unpack_mask
 from ultrarefiner_monai.regions import Mode
 from ultrarefiner_monai.types import LABELS, NOTICE, Clicks, InputError
@@ -91,6 +91,8 @@ class LesionTask(InferTask):
         else:
             content = encode_mask(extension, mask, study)
         reply = self._reply(study, results, clicks)
+        if lost := lost_position(extension, study):
+            reply["warnings"].append(lost)
         now = time.perf_counter()
         steps |= {"read": read - start, "infer": computed - read, "write": now - computed, "total": now - start}
         steps["cached"] = cached  # 1.0: neither the coarse network nor the encoder ran

@@ -28,6 +28,7 @@ _BROKEN = "The disk or network share of the server does not answer as it should.
 _BUSY = "Another program holds the server's files just now."
 _MANY = "The server has too many files open just now."
 _JOURNAL = "The server's record of corrections (the journal) is damaged."
+_IN_THE_WAY = "Something else lies where the server keeps its files."
 _GONE = "A file of the server that was there a moment ago is gone."
 
 _BY_ERRNO: dict[int, tuple[int, str]] = {
@@ -42,6 +43,7 @@ _BY_ERRNO: dict[int, tuple[int, str]] = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), (AWAY, _MANY)),
     **dict.fromkeys((errno.EBUSY, errno.EDEADLK, errno.ENOLCK, errno.ETXTBSY), (AWAY, _BUSY)),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), (AWAY, _GONE)),
+    **dict.fromkeys((errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY, errno.ELOOP), (AWAY, _IN_THE_WAY)),
 }
 _BY_TEXT = (  # SQLite's own words; its codes are known from Python 3.11 on only
     ("full", FULL, _FULL),

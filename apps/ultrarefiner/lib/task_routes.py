@@ -17,8 +17,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 from monailabel.interfaces.utils.app import app_instance
 
-from lib.background import Background
-from lib.messages import public_values
+from lib.background import Background, settled
 from lib.names import check_name
 from lib.parameters import BATCH, checked
 from lib.routing import JsonBody, admin_role, check_known, user_role
@@ -45,7 +44,7 @@ async def batch_infer(
             raise ImageNotFoundException(f"there are no images {', '.join(map(repr, unknown[:5]))[:300]}")
     # MONAI Label shares batches out to several GPUs, and divides by zero where there is none.
     params |= {"multi_gpu": False, "max_workers": 1}
-    return await anyio.to_thread.run_sync(partial(stock_batch_infer.run, model, images, params, run_sync))
+    return await anyio.to_thread.run_sync(lambda: settled(stock_batch_infer.run(model, images, params, run_sync)))
 
 
 async def batch_status(all: bool = False, check_if_running: bool = False, user: User = user_role) -> Any:
@@ -61,7 +60,7 @@ async def train_status(all: bool = False, check_if_running: bool = False, user: 
 async def _status(status: Callable[[bool, bool], Any], all: bool, check_if_running: bool) -> Any:
     def work() -> Any:
         try:
-            return public_values(status(all, check_if_running))
+            return settled(status(all, check_if_running))
         except IndexError as error:  # it ended in this very moment
             raise HTTPException(404, "nothing is running") from error
 
@@ -88,7 +87,7 @@ def _train(model: str, params: dict[str, Any], enqueue: bool) -> Any:
     request = app._trainers[model].check(params, app.datastore())
     with _starting:  # the look into the labels takes its time, and others ask meanwhile
         _refuse_more(app.trainings, enqueue)
-        return stock_train.run_model(model, request, False, enqueue)
+        return settled(stock_train.run_model(model, request, False, enqueue))
 
 
 def _refuse_more(trainings: Background, enqueue: bool) -> None:
@@ -135,4 +134,5 @@ async def stop_batch(user: User = admin_role) -> Any:
 
 def _stop(background: Background) -> Any:
     stopped = background.stop()
-    return stopped and public_values({"result": ["stopped", *stopped.get("details", [])][-1], **stopped})
+    stopped = settled(stopped)
+    return stopped and {"result": ["stopped", *stopped.get("details", [])][-1], **stopped}
