@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 MARK = "mark"  # in the work folder
 STUDIES_MARK = ".ultrarefiner-studies"  # in studies whose work folder lies elsewhere
 # Processes that the server starts are told which work folder they belong to: they never begin another one.
-VARIABLE = "ULTRAREFINER_MARK"
+MARK_VARIABLE = "ULTRAREFINER_MARK"
 _RECENT_SECONDS = 0.5
 _MOST_BYTES = 64
 

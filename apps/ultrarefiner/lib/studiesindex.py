@@ -30,7 +30,7 @@ from lib.names import check_name, is_name, split_name
 from ultrarefiner_monai.data.dicomfile import has_mark
 from ultrarefiner_monai.data.readers import IMAGE_EXTENSIONS
 from ultrarefiner_monai.files import replacing
-from ultrarefiner_monai.presence import VARIABLE, Presence, StudiesAway
+from ultrarefiner_monai.presence import MARK_VARIABLE, Presence, StudiesAway
 from ultrarefiner_monai.setaside import set_aside
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS, WorkFolder, leaves
@@ -61,7 +61,7 @@ class StudiesIndex(LocalDatastore):
         self.not_offered = self._listing.not_offered
         self._pictures = tuple(e for e in (*extensions, *LABEL_EXTENSIONS) if e not in (".dcm", ".dicom"))
         mirrored = Path(studies) == work.mirror
-        self.presence = Presence(None if mirrored else Path(studies), work, os.environ.get(VARIABLE, ""))
+        self.presence = Presence(None if mirrored else Path(studies), work, os.environ.get(MARK_VARIABLE, ""))
         self._pending: threading.Timer | None = None
         self._nested: dict[str, str] = {}  # image id -> path below the studies, of those that lie in folders
         # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
