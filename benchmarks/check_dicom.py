@@ -56,7 +56,9 @@ HTJ2K needs the UIDs of DICOM 2023 and is decoded by OpenJPEG. YBR_PARTIAL_420 o
 | An offset table that does not fit the fragments | not used: frames are told by the beginnings of their streams |
 | SamplesPerPixel, PhotometricInterpretation, BitsStored, PixelRepresentation, PlanarConfiguration, TransferSyntaxUID or Modality missing | read with the obvious default, with a warning |
 | Rows, Columns or BitsAllocated missing | refused, it names them |
-| A damaged element that is not needed (decimal comma, wrong VR, broken sequence of a given length) | read without it, with a warning where it would have counted |
+| A damaged element that is not needed (decimal comma, wrong VR, broken sequence) | read without it, with a warning where it would have counted |
+| PixelRepresentation or PlanarConfiguration that is neither 0 nor 1; BitsStored beyond BitsAllocated | taken as missing, with a warning |
+| A JPEG, JPEG-LS or JPEG 2000 stream of another size than Rows and Columns | refused before it is unpacked |
 | Different pictures with one SOPInstanceUID | each is offered: the first under the UID, the others under the UID and a digest, for good |
 
 ## Ultrasound regions, spacing, series

@@ -13,6 +13,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from ultrarefiner_monai.files import beside
 from ultrarefiner_monai.workfolder import WorkFolder
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 MARK = "mark"  # in the work folder
 STUDIES_MARK = ".ultrarefiner-studies"  # in studies whose work folder lies elsewhere
 # Processes that the server starts are told which work folder they belong to: they never begin another one.
-VARIABLE = "ULTRAREFINER_MARK"
+MARK_VARIABLE = "ULTRAREFINER_MARK"
 _RECENT_SECONDS = 0.5
 _MOST_BYTES = 64
 
@@ -100,17 +101,17 @@ def _marked(path: Path) -> str:
         try:
             return _read(path)
         except FileNotFoundError:
-            beside = path.with_name(f".{uuid.uuid4().hex}.part")
+            part = beside(path)
             try:
-                beside.write_text(uuid.uuid4().hex, encoding="ascii")
+                part.write_text(uuid.uuid4().hex, encoding="ascii")
                 try:
-                    os.link(beside, path)
+                    os.link(part, path)
                 except FileExistsError:
                     continue
                 except OSError:  # a file system without hard links
-                    os.replace(beside, path)
+                    os.replace(part, path)
             finally:
-                beside.unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> str:

@@ -8,6 +8,7 @@ training/        prepared labels, split, runs     models/          what the runs
 handed/          links to images, for 3D Slicer    frames/          NIfTI files of moving pictures, for clients
 mirror/          images fetched from a PACS       labels/          of studies that cannot be written, and of a PACS
 exchange/        what is sent to a PACS, and what came from it
+absent.json      labels whose image is away       studies.txt      which studies they are, where they lie elsewhere
 token            what other machines need to come in
 """
 

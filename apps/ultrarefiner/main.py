@@ -5,16 +5,13 @@ Research use only. Not a medical device.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import anyio
-from fastapi import FastAPI
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import DefaultLabelTag
@@ -28,12 +25,12 @@ from lib.engine import Engine
 from lib.exchange import Exchange
 from lib.infers import LesionTask, Outline, make_tasks
 from lib.names import check_name
-from lib.origins import is_loopback
 from lib.pacs import PacsStudies
 from lib.prepare import Preparer
+from lib.problems import problems
 from lib.served import Served
 from lib.sessions import SessionStore
-from lib.startup import OnlyServer, Watch, clear, problems
+from lib.startup import OnlyServer, Watch, clear
 from lib.strategies import NextSample
 from lib.trainers import make_trainers
 from ultrarefiner_monai import opensaves
@@ -44,23 +41,13 @@ from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.journalqueue import JournalQueue
 from ultrarefiner_monai.opensaves import Drawn
 from ultrarefiner_monai.pacs.client import Pacs
-from ultrarefiner_monai.presence import VARIABLE
+from ultrarefiner_monai.presence import MARK_VARIABLE
 from ultrarefiner_monai.types import LABELS, NOTICE
 from ultrarefiner_monai.workfolder import WorkFolder, is_address
 
 logger = logging.getLogger(__name__)
 
 _SAVES_AT_ONCE = 4
-
-
-_ASKS_FOR_TOKEN = """
-This machine can use the server at once. Others need this TOKEN, as the password with any user name:
-
-    {token}
-
-It stays the same; it is kept in {file}. Another way: a login, or --host 127.0.0.1 behind a proxy that has one, or
---conf open_to_network true for a network in which everybody may see the studies (docs/it/security.md).
-"""
 
 
 class UltraRefinerApp(MONAILabelApp):
@@ -73,7 +60,9 @@ class UltraRefinerApp(MONAILabelApp):
         # First: an address with a password in it is refused before it is written down.
         self.pacs = Pacs.of(studies, self.config.pacs) if is_address(studies) else None
         # A process that the server started: where the work folder is gone, it does not begin another one.
-        self.work = (WorkFolder.existing if VARIABLE in os.environ else WorkFolder.of)(studies, self.config.work_dir)
+        self.work = (WorkFolder.existing if MARK_VARIABLE in os.environ else WorkFolder.of)(
+            studies, self.config.work_dir
+        )
         self.watch: Watch | None = None
         if self.config.work_dir or is_address(studies):
             self.work.note_studies(studies)
@@ -212,6 +201,7 @@ class UltraRefinerApp(MONAILabelApp):
     def on_init_complete(self) -> None:
         from monailabel.app import app as server
 
+        from lib.doors import close_doors
         from lib.endpoints import install
         from lib.exchange import install as install_exchange
         from lib.pacs_routes import install as install_pacs
@@ -219,7 +209,7 @@ class UltraRefinerApp(MONAILabelApp):
         store = self.datastore()
         folder = None if isinstance(store, PacsStudies) else Path(self.studies)
         self.only = OnlyServer(folder, self.work)
-        os.environ[VARIABLE] = store.presence.text
+        os.environ[MARK_VARIABLE] = store.presence.text
         shutil.rmtree(self.work.tmp, ignore_errors=True)  # what a killed server left
         labels = store.index_file.parent / "labels"
         clear(folder, labels, self.work)
@@ -237,34 +227,5 @@ class UltraRefinerApp(MONAILabelApp):
         for tasks in (self.trainings, self.batches):
             tasks.install()
         Ending([self.trainings.close, self.batches.close], self.journal.close).install()
-        self._close_doors(server)
+        close_doors(server, self)
         logger.info("ready: %s; work folder %s. %s", self.studies, self.work.root, NOTICE)
-
-    def _close_doors(self, server: FastAPI) -> None:
-        """Decide who may come in from where, and say so once."""
-        from lib.access import kept_token
-        from lib.endpoints import close_doors
-
-        host, login = host_of(sys.argv), settings.MONAI_LABEL_AUTH_ENABLE
-        token = ""
-        if not is_loopback(host) and not login:
-            if self.config.open_to_network:
-                logger.warning(
-                    "open_to_network: everybody who reaches this machine (%s) can read the studies and save labels",
-                    host,
-                )
-            else:
-                token = kept_token(self.work.token)
-                # Not to the log, which clients can read.
-                print(_ASKS_FOR_TOKEN.format(token=token, file=self.work.token), flush=True)
-        close_doors(server, self, host, token, login)
-
-
-def host_of(arguments: list[str]) -> str:
-    """The host that the server listens on, as MONAI Label itself reads its command line; every interface by default."""
-    from monailabel.main import Main
-
-    if "start_server" in arguments:
-        with contextlib.suppress(SystemExit):
-            return str(Main().args_parser().parse_known_args(arguments[1:])[0].host)
-    return "0.0.0.0"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from app_server import Server, save_tiny_system, start, write_studies
+from small_studies import LABEL, PNG
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +29,20 @@ def client(server: Server, tmp_path: Path):
     from monailabel.client import MONAILabelClient
 
     return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="test-client")
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> Path:
+    """Two pictures, a and b."""
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(PNG)
+    return folder
+
+
+@pytest.fixture
+def label(tmp_path: Path) -> str:
+    """A label of these pictures."""
+    (tmp_path / "label.png").write_bytes(LABEL)
+    return str(tmp_path / "label.png")

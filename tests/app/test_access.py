@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from starlette.responses import PlainTextResponse
 
 from lib.access import Access, kept_token, visitor
+from lib.commandline import listens_on
 from lib.messages import hide, public, public_values
 from lib.origins import Origins, is_loopback, route_path
 
@@ -175,10 +176,8 @@ def test_where_a_proxy_shows_the_server_below_a_path():
     ],
 )
 def test_the_host_is_read_as_monai_label_reads_it(arguments, host):
-    from main import host_of
-
-    assert host_of(["main.py", "start_server", "--app", "a", "--studies", "s", *arguments]) == host
-    assert host_of(["uvicorn", "monailabel.app:app", *arguments]) == "0.0.0.0"
+    assert listens_on(["main.py", "start_server", "--app", "a", "--studies", "s", *arguments])[0] == host
+    assert listens_on(["uvicorn", "monailabel.app:app", *arguments])[0] == "0.0.0.0"
 
 
 # --- the token --------------------------------------------------------------------------------------------------------

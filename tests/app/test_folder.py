@@ -1,66 +1,25 @@
-"""The studies as a place: they go and come back, their index is edited, links lead out of them, killed processes leave
-files in them, and two servers want them."""
+"""The studies as a place: they go and come back, links lead out of them, and files lie in them that are not offered."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import requests
-from app_server import APP, encoded, eventually, picture, start
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from app_server import eventually, picture, start
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
-from PIL import Image
+from small_studies import LABEL, PNG, everything_below, make_store
 
-from lib.datastore import StudiesFolder
-from lib.names import is_name
 from lib.page import front_page
-from lib.startup import OnlyServer, clear
-from ultrarefiner_monai.config import ServeConfig, load_yaml
 from ultrarefiner_monai.data import notoffered
-from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.samples import dicom_bytes
 from ultrarefiner_monai.presence import StudiesAway
 from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import WorkFolder
-
-EXTENSIONS = load_yaml(ServeConfig, APP / "config.yaml").extensions
-PNG = encoded(Image.fromarray(picture(1)), "PNG")
-LABEL = encoded(Image.fromarray((np.arange(96 * 130).reshape(96, 130) % 130 < 40).astype(np.uint8) * 255), "PNG")
-
-
-def make_store(studies: Path, work_dir: Path | None = None) -> StudiesFolder:
-    return StudiesFolder(str(studies), WorkFolder.of(studies, work_dir), EXTENSIONS, read_study, auto_reload=False)
-
-
-@pytest.fixture
-def studies(tmp_path: Path) -> Path:
-    folder = tmp_path / "studies"
-    folder.mkdir()
-    for name in ("a.png", "b.png"):
-        (folder / name).write_bytes(PNG)
-    return folder
-
-
-@pytest.fixture
-def label(tmp_path: Path) -> str:
-    (tmp_path / "label.png").write_bytes(LABEL)
-    return str(tmp_path / "label.png")
-
-
-def everything_below(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
-
 
 # --- away and back ----------------------------------------------------------------------------------------------------
 
@@ -212,104 +171,6 @@ def test_a_disk_goes_comes_back_and_is_full(tmp_path, checkpoint):
         subprocess.run(["umount", "-l", str(disk)], capture_output=True)
 
 
-# --- an edited index --------------------------------------------------------------------------------------------------
-
-NAMES = st.sampled_from(
-    ["a", "b", "../a", "/etc/passwd", "..", "", "passwd", ".ultrarefiner", "notes", "a/b", "a\\b", "\0"]
-)
-ENDS = st.sampled_from([".png", "", "/../../etc/passwd", ".txt", "/passwd", ".PNG", ".nii.gz", "\0"])
-DATA = st.one_of(
-    st.fixed_dictionaries({"ext": ENDS, "info": st.dictionaries(NAMES, NAMES | st.floats(), max_size=2)}),
-    st.sampled_from([None, 5, [], {"ext": 5}]),
-)
-ENTRY = st.one_of(
-    st.fixed_dictionaries({"image": DATA, "labels": st.dictionaries(NAMES, DATA, max_size=2)}),
-    st.sampled_from([None, 1]),
-)
-PLACES = st.sampled_from(["/etc", "..", "", ".", "labels", "/"])
-INDEX = st.one_of(
-    st.fixed_dictionaries(
-        {"images_dir": PLACES, "labels_dir": PLACES, "base_path": PLACES, "objects": st.dictionaries(NAMES, ENTRY)}
-    ),
-    st.sampled_from([[], None, {"objects": []}, {}, "x"]),
-)
-
-
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(INDEX)
-def test_an_edited_index_shows_nothing_else(studies, label, index):
-    """Whatever stands in it: places are ours, and what is opened is an image of the studies or one of their labels."""
-    (studies / "notes").write_text("nobody's")
-    store = make_store(studies)
-    (studies / "datastore_v2.json").write_text(json.dumps(index))
-    for look in (lambda: store.update_image_info("a", {"x": 1}), store.refresh, lambda: make_store(studies).refresh()):
-        try:
-            look()
-        except ImageNotFoundException:
-            pass
-        model = store._datastore
-        assert (model.base_path, model.images_dir, model.labels_dir) == (str(studies), ".", "labels")
-        for image_id, entry in model.objects.items():
-            assert is_name(image_id)
-            json.dumps(store.get_image_info(image_id), allow_nan=False)
-            try:
-                assert store.image_path(image_id) in (studies / "a.png", studies / "b.png")
-            except ImageNotFoundException:
-                pass
-            for tag in entry.labels:
-                assert Path(store.get_label_uri(image_id, tag)).parent.parent == studies / "labels"
-    offered = {store.image_path(image_id).name: image_id for image_id in store.list_images()}
-    assert offered.keys() == {"a.png", "b.png"} and len(store.list_images()) == 2
-    store.save_label(offered["a.png"], label, "final", {})
-    assert (studies / "labels" / "final" / f"{offered['a.png']}.png").read_bytes() == LABEL
-    for aside in studies.glob("datastore_v2.json.broken-*"):
-        aside.unlink()
-
-
-def test_what_an_edited_index_says_of_people_stays(studies, label, caplog):
-    make_store(studies).save_label("a", label, "final", {"user": "rose"})
-    path = studies / "datastore_v2.json"
-    values = json.loads(path.read_text())
-    values |= {"images_dir": "/etc", "labels_dir": "/etc"}
-    values["objects"]["../../x"] = values["objects"]["a"]
-    path.write_text(json.dumps(values))
-    again = make_store(studies)
-    assert again.get_label_info("a", "final")["user"] == "rose" and again.list_images() == ["a", "b"]
-    assert "no plain names" in caplog.text and again.get_label_uri("a", "final").startswith(str(studies))
-
-
-def test_readers_never_see_half_of_a_new_index(studies, label):
-    """Another server rewrites the index all the time, this one reads it in as often: paths stay in the studies."""
-    one, other = make_store(studies), make_store(studies)
-    seen: set[str] = set()
-    stop = threading.Event()
-
-    def write() -> None:
-        while not stop.is_set():
-            other.update_image_info("b", {"t": time.monotonic()})
-
-    def look() -> None:
-        while not stop.is_set():
-            seen.add(str(one.label_file("a", "final", ".png")))
-            seen.add(one.get_image_uri("a"))
-
-    threads = [threading.Thread(target=work) for work in (write, look)]
-    for thread in threads:
-        thread.start()
-    try:
-        for n in range(60):
-            one._init_from_datastore_file()
-            if n % 10 == 0:
-                one.save_label("a", label, "final", {"n": n})
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-    assert seen == {str(studies / "labels" / "final" / "a.png"), str(studies / "a.png")}
-    other.refresh()
-    assert other.get_label_info("a", "final")["n"] == 50
-
-
 # --- links ------------------------------------------------------------------------------------------------------------
 
 
@@ -388,83 +249,6 @@ def test_studies_that_are_a_link_are_fine(studies, tmp_path, label):
     store = make_store(tmp_path / "link")
     store.save_label("a", label, "final", {})
     assert store.is_readable("a") and store.get_labeled_images() == ["a"]
-
-
-# --- one server, and what killed ones left ----------------------------------------------------------------------------
-
-
-def test_a_second_server_ends_with_words(studies, tmp_path):
-    code = (
-        "import sys, time; sys.path[:0] = sys.argv[2:]\nfrom pathlib import Path\nfrom lib.startup import OnlyServer\n"
-        "from ultrarefiner_monai.workfolder import WorkFolder\nstudies = Path(sys.argv[1])\n"
-        "only = OnlyServer(studies, WorkFolder.of(studies))\nprint('ready', flush=True)\ntime.sleep(600)"
-    )
-    command = [sys.executable, "-c", code, str(studies), str(APP.parents[1]), str(APP)]
-    first = subprocess.Popen(command, stdout=subprocess.PIPE)
-    try:
-        assert first.stdout is not None and first.stdout.readline()
-        for work in (WorkFolder.of(studies), WorkFolder.of(studies, tmp_path / "work of its own")):
-            with pytest.raises(InputError, match=rf"process {first.pid} .*since \d"):
-                OnlyServer(studies, work)
-        make_store(studies).refresh()  # a batch, a training
-    finally:
-        first.kill()
-        first.wait()
-    OnlyServer(studies, WorkFolder.of(studies)).release()  # one that was killed does not count
-
-
-def test_servers_with_work_folders_of_their_own_see_each_other(studies, tmp_path):
-    first = OnlyServer(studies, WorkFolder.of(studies, tmp_path / "one"))
-    with pytest.raises(InputError, match="already runs"):
-        OnlyServer(studies, WorkFolder.of(studies, tmp_path / "two"))
-    with pytest.raises(InputError, match="already runs"):
-        OnlyServer(studies, WorkFolder.of(studies))
-    first.release()
-
-
-def test_half_written_files_are_cleared_and_nothing_else(studies, label):
-    store = make_store(studies)
-    store.save_label("a", label, "final", {})
-    store.save_label("a", label, "final", {})
-    work, part = store.work, f".{'0123456789abcdef' * 2}.part"
-    session = work.sessions / "11-22"
-    gone = [
-        studies / part,
-        studies / "labels" / "final" / part,
-        work.root / part,
-        work.root / "tmpabcd1234" / "l.nii.gz",
-    ]
-    gone += [
-        work.versions / "final" / "a" / part,
-        work.models / "x.safetensorsabcd1234.part",
-        work.embeddings / ".tmp-x",
-    ]
-    gone += [work.mirror / "series" / ".part-x" / "1.dcm", work.training.data / "masks" / part, session / "x.png"]
-    gone += [work.exchange / "segs-x" / "1.dcm", work.exchange / "outbox" / part]
-    kept = [
-        studies / "x.part",
-        studies / ".other.part",
-        studies / "holiday" / part,
-        work.sessions / "33-44" / "meta.info",
-    ]
-    kept += [work.versions / "final" / "tmpabcd1234" / "1.png", work.root / "forgotten", work.models / "x.safetensors"]
-    for path in (*gone, *kept):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x")
-    young, used = work.root / f".{'1' * 32}.part", work.root / f".{'2' * 32}.part"
-    young.write_bytes(b"x")
-    used.write_bytes(b"x")
-    before = set(everything_below(studies))
-    for path in (*studies.rglob("*"), studies / part):
-        if path != young:
-            os.utime(path, (0, 0), follow_symlinks=False)
-    with used.open("rb"):
-        clear(studies, studies / "labels", work)
-    left = {p for p in before if not (studies / p).exists()}
-    assert not any(path.exists() for path in gone) and young.exists() and used.exists()
-    assert left <= {str(p.relative_to(studies)) for path in gone for p in (path, path.parent)}
-    clear(studies, studies / "labels", work)
-    assert not used.exists()
 
 
 # --- not offered ------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from filelock import Timeout
 
 from lib.endpoints import error_handlers
-from lib.storage import AWAY, FULL, LABEL, Door, explain, saved_by
+from lib.storage import AWAY, FULL, LABEL, SavingDoor, explain, saved_by
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.journal import Journal
@@ -108,7 +108,7 @@ def test_words_for_what_sqlite_does(tmp_path, fail, status, words):
 def make_server(work, check=lambda: None) -> TestClient:
     server = FastAPI()
     server.exception_handlers.update(error_handlers())
-    server.add_middleware(Door, check=check)
+    server.add_middleware(SavingDoor, check=check)
     for path in ("/datastore/label", "/datastore/image", "/auth/token"):
         server.add_api_route(path, work, methods=["GET", "PUT", "POST"])
     return TestClient(server, raise_server_exceptions=False)

@@ -223,7 +223,9 @@ def test_the_refiner_and_both_together(training_server, trainer, task):
     assert reply["version"] == candidate.version and reply["refiner"] == "trained"
     system, study = load_system(candidate.path), read_study(studies / "image0.png")
     clicks = Clicks(((60.0, 40.0),), ((5.0, 5.0),))
-    np.testing.assert_array_equal(read_mask(path, study, confirmed=True)[0], Predictor(system).interact(study.frame(0), clicks).mask)
+    np.testing.assert_array_equal(
+        read_mask(path, study, confirmed=True)[0], Predictor(system).interact(study.frame(0), clicks).mask
+    )
     start = load_system(server.checkpoint)
     assert changed(start.refiner, system.refiner), "the refiner learned nothing"
     assert changed(start.coarse, system.coarse) == (task == "ultrarefiner")

@@ -11,7 +11,7 @@ from itk_files import FILES, PLAIN, W, nifti, nrrd_file, png
 
 from ultrarefiner_monai.data.readers import read_mask, read_study, write_mask
 from ultrarefiner_monai.data.study import RAS_FROM_LPS, Study
-from ultrarefiner_monai.data.writers import lost_position
+from ultrarefiner_monai.data.writers import lost_position, write_frames
 
 sitk = pytest.importorskip("SimpleITK")
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -198,13 +198,12 @@ def test_a_label_larger_than_its_image_is_refused(tmp_path: Path) -> None:
 
 def test_what_the_pacs_client_is_handed_lies_where_the_study_says(tmp_path: Path) -> None:
     from ultrarefiner_monai.data.series import read_series
-    from ultrarefiner_monai.pacs.mirror import _write_nifti
 
     for name in ("us", "us cine", "class 6.1 x 3", "captures"):
         FILES[name][1](tmp_path / "a.dcm")
         study = read_series([tmp_path / "a.dcm"], region_spacing=True)
         with (tmp_path / "image.nii.gz").open("wb") as file:
-            _write_nifti(file, study)
+            write_frames(file, study)
         image = in_space(sitk.ReadImage(str(tmp_path / "image.nii.gz")))
         write_mask(tmp_path / "reply.nrrd", outlined(study), study)
         assert dice(overlaid(sitk.ReadImage(str(tmp_path / "reply.nrrd")), image), lesion(image)) == 1

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ultrarefiner_monai.data.corrections import Labelled, training_parts
 from ultrarefiner_monai.data.datalist import read_index, split_fold
-from ultrarefiner_monai.data.labelled import place, prepare_labels
+from ultrarefiner_monai.data.labelled import prepare_labels
+from ultrarefiner_monai.data.labelsplit import place
 from ultrarefiner_monai.data.phantoms import make_phantom
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.samples import dicom_bytes

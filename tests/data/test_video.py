@@ -21,7 +21,7 @@ from ultrarefiner_monai.data.coded_file import card
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import Limits, read_study
 from ultrarefiner_monai.data.study import luminance
-from ultrarefiner_monai.data.writers import write_mask
+from ultrarefiner_monai.data.writers import write_frames, write_mask
 from ultrarefiner_monai.types import InputError
 
 T = 12
@@ -157,7 +157,7 @@ def test_frames_in_any_order_within_a_bounded_memory(tmp_path: Path, monkeypatch
 def test_clients_get_the_frames_on_the_masks_grid(tmp_path: Path) -> None:
     study = read_study(lossless(tmp_path / "a.mkv"))
     with (tmp_path / "a.nii.gz").open("wb") as file:
-        moving.write_frames(file, study)
+        write_frames(file, study)
     image = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), GREY)
     mask = np.zeros(study.shape, np.uint8)

@@ -1,7 +1,6 @@
 """Damage to files, and malice: a pure function of a sound file and of a number.
 
-Blind changes (bits, cuts, insertions) for all, and changes of what the header counts for each kind: the number is replaced and
-checksums are made to fit, since a reader stops early at a wrong one.
+Blind changes for all (``blind``), and changes of what the header counts for each kind (``bykind``).
 """
 
 from __future__ import annotations
@@ -10,66 +9,10 @@ import gzip
 import re
 import struct
 import zlib
-from collections.abc import Callable
-from functools import cache
 
 import numpy as np
-
-Rng = np.random.Generator
-Mutation = Callable[[Rng, bytes], bytes]
-
-NUMBERS = (
-    0,
-    1,
-    2,
-    3,
-    5,
-    8,
-    16,
-    255,
-    256,
-    65535,
-    65536,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**40,
-    10**18,
-    2**63 - 1,
-    -1,
-    -2,
-    -(2**31),
-)
-WORDS = (
-    "0",
-    "-1",
-    "1",
-    "2147483648",
-    "1000000000000000000",
-    "1e18",
-    "-1e300",
-    "nan",
-    "inf",
-    "1e-320",
-    "0.5",
-    "",
-    "none",
-)
-WORDS_MORE = (
-    "9" * 400,
-    "1,5",
-    "0x10",
-    "\u00b2",
-    "../x",
-    "{",
-    "(1,0,0) (0,1,0)",
-    "raw",
-    "gzip",
-    "bzip2",
-    "hex",
-    "block",
-    "double",
-)
+from blind import BLIND, bomb
+from bykind import nrrd_parts, of_kind, png_chunks, png_of
 
 
 def mutate(name: str, content: bytes, number: int) -> bytes:
@@ -81,9 +24,9 @@ def mutate(name: str, content: bytes, number: int) -> bytes:
     if number < len(first):
         return first[number]
     rng = np.random.default_rng([number, zlib.crc32(name.encode())])
-    known = _of_kind(name)
+    known = of_kind(name)
     for _ in range(int(rng.choice([1, 1, 1, 2, 4]))):
-        apart = known if known and rng.random() < 0.65 else _BLIND
+        apart = known if known and rng.random() < 0.65 else BLIND
         content = apart[rng.integers(len(apart))](rng, content)
     return content
 
@@ -92,12 +35,12 @@ def _first(name: str, content: bytes) -> list[bytes]:
     """Nothing at all, a cut in the middle, and counts that no file can hold."""
     found = [b"", content[: len(content) // 2]]
     if name.endswith(".nrrd"):
-        head, body = _nrrd(content)
+        head, body = nrrd_parts(content)
         for line in (b"line skip: 1000000000000000000", b"byte skip: 1000000000000000000", b"byte skip: -1"):
             found.append(head[:-1] + line + b"\n\n" + body)
         found.append(re.sub(rb"sizes: .*", b"sizes: 20000 20000 20000", head) + body)
         found.append(re.sub(rb"sizes: .*", b"sizes: 1000000000000000000 1 1", head) + body)
-        found.append(head + _bomb())
+        found.append(head + bomb())
     if name.endswith((".nii", ".nii.gz")):
         inner = gzip.decompress(content) if name.endswith(".gz") else content
         sizes = [
@@ -105,11 +48,11 @@ def _first(name: str, content: bytes) -> list[bytes]:
         ]
         changed = [inner[:40] + size + inner[48:] for size in sizes]
         found += [gzip.compress(c, 1, mtime=0) if name.endswith(".gz") else c for c in changed]
-        found.append(content + _bomb())
+        found.append(content + bomb())
     if name.endswith(".png"):
-        (kind, header), *rest = _chunks(content)
+        (kind, header), *rest = png_chunks(content)
         for side in (20000, 2**31 - 1, 0):
-            found.append(_joined([(kind, struct.pack(">II", side, side) + header[8:]), *rest]))
+            found.append(png_of([(kind, struct.pack(">II", side, side) + header[8:]), *rest]))
     if name.endswith(".dcm"):
         for tag, value in ((b"\x28\0\x10\0US\2\0", b"\xff\xff"), (b"\x28\0\x11\0US\2\0", b"\xff\xff")):
             found += [
@@ -122,309 +65,3 @@ def _first(name: str, content: bytes) -> list[bytes]:
                 count += b" " * (len(count) % 2)
                 found.append(content[: at + 6] + struct.pack("<H", len(count)) + count + content[at + 8 + size :])
     return found
-
-
-# --- blind ------------------------------------------------------------------------------------------------------------
-
-
-def flip(rng: Rng, content: bytes) -> bytes:
-    out = bytearray(content)
-    for _ in range(int(rng.integers(1, 9))):
-        if out:
-            out[rng.integers(len(out))] ^= 1 << int(rng.integers(8))
-    return bytes(out)
-
-
-def flip_header(rng: Rng, content: bytes) -> bytes:
-    return flip(rng, content[:600]) + content[600:]
-
-
-def cut(rng: Rng, content: bytes) -> bytes:
-    return content[: _place(rng, content)]
-
-
-def insert(rng: Rng, content: bytes) -> bytes:
-    at = _place(rng, content)
-    return content[:at] + rng.bytes(int(rng.choice([1, 2, 16, 4096]))) + content[at:]
-
-
-def remove(rng: Rng, content: bytes) -> bytes:
-    at = _place(rng, content)
-    return content[:at] + content[at + int(rng.integers(1, 64)) :]
-
-
-def repeat(rng: Rng, content: bytes) -> bytes:
-    at = _place(rng, content)
-    piece = content[at : at + int(rng.integers(1, 512))]
-    return content[:at] + piece * int(rng.integers(2, 40)) + content[at:]
-
-
-def blank(rng: Rng, content: bytes) -> bytes:
-    at, size = _place(rng, content), int(rng.integers(1, 64))
-    return content[:at] + bytes([int(rng.choice([0, 255, 32]))]) * len(content[at : at + size]) + content[at + size :]
-
-
-def number(rng: Rng, content: bytes, end: int = 600) -> bytes:
-    """A binary number of the first bytes, of any size and order."""
-    kind = str(rng.choice(["b", "h", "i", "q", "f", "d"]))
-    order, size = str(rng.choice(["<", ">"])), struct.calcsize(kind)
-    at = int(rng.integers(max(1, min(len(content), end))))
-    return content[:at] + _packed(rng, order, kind) + content[at + size :]
-
-
-_BLIND: tuple[Mutation, ...] = (flip, flip_header, cut, insert, remove, repeat, blank, number)
-
-
-# --- by kind ----------------------------------------------------------------------------------------------------------
-
-
-def _of_kind(name: str) -> tuple[Mutation, ...]:
-    if name.endswith(".png"):
-        return (png_number, png_chunk)
-    if name.endswith(".nrrd"):
-        return (nrrd_word, nrrd_word, nrrd_line, nrrd_unpacked)
-    if name.endswith(".nii.gz"):
-        return (zipped(nifti_number), zipped(nifti_number), zipped(cut), zipped(flip))
-    if name.endswith(".nii"):
-        return (nifti_number,)
-    if name.endswith(".dcm"):
-        return (dicom_value, dicom_value, dicom_length, dicom_element)
-    if name.endswith((".tif", ".tiff")):
-        return (tiff_entry,)
-    if name.endswith((".jpg", ".jpeg")):
-        return (jpeg_segment,)
-    if name.endswith(".bmp"):
-        return (lambda rng, content: number(rng, content, 54),)
-    if name.endswith(".gif"):
-        return (lambda rng, content: number(rng, content, 40),)
-    return ()
-
-
-def png_number(rng: Rng, content: bytes) -> bytes:
-    """A number of one chunk's data, with its checksum made to fit."""
-    chunks = _chunks(content)
-    k = int(rng.integers(len(chunks))) if rng.random() < 0.5 else 0
-    kind, data = chunks[k]
-    chunks[k] = (kind, number(rng, data, len(data)) if data else _packed(rng, ">", "i"))
-    return _joined(chunks)
-
-
-def png_chunk(rng: Rng, content: bytes) -> bytes:
-    """A chunk left out, doubled, emptied, or a new one."""
-    chunks = _chunks(content)
-    k, what = int(rng.integers(len(chunks))), int(rng.integers(4))
-    kind = bytes(rng.choice([b"tRNS", b"PLTE", b"pHYs", b"gAMA", b"iCCP", b"zTXt", b"iTXt", b"eXIf", b"acTL", b"sBIT"]))
-    new = [(kind, zlib.compress(b"0" * 100000) if rng.random() < 0.3 else rng.bytes(int(rng.integers(0, 40))))]
-    chunks[k : k + 1] = ([], [chunks[k]] * 2, [(chunks[k][0], b"")], [chunks[k], *new])[what]
-    return _joined(chunks)
-
-
-def nrrd_word(rng: Rng, content: bytes) -> bytes:
-    """A number, or a word, of the header."""
-    head, body = _nrrd(content)
-    found = list(re.finditer(rb"[-+.\w]+", head[8:]))
-    if not found:
-        return content
-    at = found[int(rng.integers(len(found)))]
-    return head[: 8 + at.start()] + _word(rng) + head[8 + at.end() :] + body
-
-
-def nrrd_line(rng: Rng, content: bytes) -> bytes:
-    """A line left out or doubled, or one that few files have."""
-    head, body = _nrrd(content)
-    lines = head.rstrip(b"\n").split(b"\n")
-    k, word = int(rng.integers(len(lines))), _word(rng)
-    rare = [
-        b"line skip: ",
-        b"byte skip: ",
-        b"data file: ",
-        b"block size: ",
-        b"endian: ",
-        b"dimension: ",
-        b"sizes: ",
-        b"kinds: ",
-    ]
-    rare += [
-        b"encoding: ",
-        b"type: ",
-        b"space directions: ",
-        b"space dimension: ",
-        b"Segment0_Extent:=",
-        b"Segment0_LabelValue:=",
-    ]
-    lines[k : k + 1] = ([], [lines[k]] * 2, [lines[k], bytes(rng.choice(rare)) + word])[int(rng.integers(3))]
-    return b"\n".join(lines) + b"\n\n" + body
-
-
-def nrrd_unpacked(rng: Rng, content: bytes) -> bytes:
-    """The voxels changed before they are packed again; other packings inflate to anything."""
-    head, body = _nrrd(content)
-    if b"gzip" not in head:
-        return head + cut(rng, body)
-    if rng.random() < 0.3:
-        return head + _bomb()
-    try:
-        return head + gzip.compress(flip(rng, gzip.decompress(body)), 1, mtime=0)
-    except (OSError, EOFError, zlib.error):
-        return head + cut(rng, body)
-
-
-# Offsets of what counts in a NIfTI-1 header, with their struct kinds.
-_NIFTI = (
-    (0, "i"),
-    *((40 + 2 * k, "h") for k in range(8)),
-    (70, "h"),
-    (72, "h"),
-    *((76 + 4 * k, "f") for k in range(8)),
-)
-_NIFTI += (
-    (108, "f"),
-    (112, "f"),
-    (116, "f"),
-    (123, "b"),
-    (252, "h"),
-    (254, "h"),
-    *((256 + 4 * k, "f") for k in range(18)),
-)
-
-
-def nifti_number(rng: Rng, content: bytes) -> bytes:
-    at, kind = _NIFTI[int(rng.integers(len(_NIFTI)))]
-    return content[:at] + _packed(rng, "<", kind) + content[at + struct.calcsize(kind) :]
-
-
-def zipped(change: Mutation) -> Mutation:
-    """``change`` of what is packed."""
-
-    def of_packed(rng: Rng, content: bytes) -> bytes:
-        try:
-            return gzip.compress(change(rng, gzip.decompress(content)), 1, mtime=0)
-        except (OSError, EOFError, zlib.error):
-            return change(rng, content)
-
-    return of_packed
-
-
-def dicom_value(rng: Rng, content: bytes) -> bytes:
-    """An element's value: a number of its kind, or a word in the length that it has or in one of its own."""
-    at, kind, start, size, end = _element(rng, content)
-    if kind in (b"US", b"SS", b"UL", b"SL", b"FL", b"FD") and size:
-        code = {b"US": "h", b"SS": "h", b"UL": "i", b"SL": "i", b"FL": "f", b"FD": "d"}[kind]
-        return content[:start] + _packed(rng, "<", code) + content[start + struct.calcsize(code) :]
-    word = _word(rng)[: int(rng.choice([4, 16, 64]))]
-    word += b" " * (len(word) % 2)
-    if kind in (b"OB", b"OW", b"SQ", b"UN", b"UT", b"UC", b"UR") or not size:
-        return number(rng, content, len(content))
-    return content[: start - 2] + struct.pack("<H", len(word)) + word + content[end:]
-
-
-def dicom_length(rng: Rng, content: bytes) -> bytes:
-    at, kind, start, _, _ = _element(rng, content)
-    long = kind in (b"OB", b"OW", b"SQ", b"UN", b"UT")
-    width = "I" if long else "H"
-    value = int(rng.choice([0, 1, 2, 7, 0xFFFE, 0xFFFF] + ([0xFFFFFFFF, 0xFFFFFFFE, 0x7FFFFFFF] if long else [])))
-    return content[: start - struct.calcsize(width)] + struct.pack("<" + width, value) + content[start:]
-
-
-def dicom_element(rng: Rng, content: bytes) -> bytes:
-    """An element left out, doubled, or of another type."""
-    at, _, _, _, end = _element(rng, content)
-    what = int(rng.integers(3))
-    if what == 2:
-        other = bytes(rng.choice([b"US", b"SS", b"DS", b"IS", b"SQ", b"OB", b"UN", b"FD", b"XX", b"LO", b"AT"]))
-        return content[: at + 4] + other + content[at + 6 :]
-    return content[:at] + content[at:end] * (0, 2)[what] + content[end:]
-
-
-def tiff_entry(rng: Rng, content: bytes) -> bytes:
-    """Tag, type, count or value of an entry of the first directory."""
-    if len(content) < 16 or content[:2] not in (b"II", b"MM"):
-        return number(rng, content)
-    order = "<" if content[:2] == b"II" else ">"
-    at = struct.unpack(order + "I", content[4:8])[0]
-    if at + 2 > len(content):
-        return number(rng, content)
-    count = struct.unpack(order + "H", content[at : at + 2])[0]
-    entry = at + 2 + 12 * int(rng.integers(max(1, min(count, 40))))
-    offset, kind = ((0, "h"), (2, "h"), (4, "i"), (8, "i"), (8, "h"))[int(rng.integers(5))]
-    return content[: entry + offset] + _packed(rng, order, kind) + content[entry + offset + struct.calcsize(kind) :]
-
-
-def jpeg_segment(rng: Rng, content: bytes) -> bytes:
-    """A number in one of the segments before the scan."""
-    places = [m.start() for m in re.finditer(rb"\xff[\xc0-\xcf\xda-\xef]", content)] or [0]
-    at = places[int(rng.integers(len(places)))] + int(rng.integers(2, 14))
-    kind = str(rng.choice(["b", "h"]))
-    return content[:at] + _packed(rng, ">", kind) + content[at + struct.calcsize(kind) :]
-
-
-# --- what they share --------------------------------------------------------------------------------------------------
-
-
-@cache
-def _bomb() -> bytes:
-    """What unpacks to a thousand times its size."""
-    return gzip.compress(b"\0" * 50_000_000, 1, mtime=0)
-
-
-def _place(rng: Rng, content: bytes) -> int:
-    """Anywhere, more often near the begin, where headers are."""
-    end = len(content) if rng.random() < 0.5 else min(len(content), 600)
-    return int(rng.integers(end + 1))
-
-
-def _packed(rng: Rng, order: str, kind: str) -> bytes:
-    if kind in "fd":
-        value = float(rng.choice([0, -1, 1, 1e18, -1e30, 1e-40, np.nan, np.inf, -np.inf, 3e38, 2**31, 0.5]))
-        return struct.pack(order + kind, value)
-    size = struct.calcsize(kind)
-    value = NUMBERS[int(rng.integers(len(NUMBERS)))] % (1 << (8 * size))
-    return value.to_bytes(size, "little" if order == "<" else "big")
-
-
-def _word(rng: Rng) -> bytes:
-    words = WORDS if rng.random() < 0.7 else WORDS_MORE
-    return words[int(rng.integers(len(words)))].encode()
-
-
-def _chunks(content: bytes) -> list[tuple[bytes, bytes]]:
-    """(kind, data) of a PNG file's chunks; what is not a chunk is one of its own."""
-    found, at = [], 8
-    while at + 8 <= len(content):
-        size = struct.unpack(">I", content[at : at + 4])[0]
-        found.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + size]))
-        at += 12 + size
-    return found or [(b"IHDR", content)]
-
-
-def _joined(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    parts = [struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def _nrrd(content: bytes) -> tuple[bytes, bytes]:
-    """(header with its empty line, the rest)."""
-    head, gap, body = content.partition(b"\n\n")
-    return head + gap, body
-
-
-def _element(rng: Rng, content: bytes) -> tuple[int, bytes, int, int, int]:
-    """(begin, type, begin of the value, its length, end) of a data element; explicit little endian, else anything."""
-    found, at = [], 132
-    while at + 8 <= len(content):
-        kind = content[at + 4 : at + 6]
-        if not kind.isalpha():
-            break
-        long = kind in (b"OB", b"OW", b"SQ", b"UN", b"UT", b"UC", b"UR", b"OF", b"OD", b"OL")
-        start = at + (12 if long else 8)
-        size = struct.unpack(
-            "<I" if long else "<H", content[start - (4 if long else 2) : start].ljust(4 if long else 2, b"\0")
-        )[0]
-        if size == 0xFFFFFFFF:
-            size = max(0, len(content) - start)
-        found.append((at, kind, start, size, start + size))
-        at = start + size
-    if not found:
-        at = min(132, len(content))
-        return at, b"UN", at, 0, at
-    return found[int(rng.integers(len(found)))]

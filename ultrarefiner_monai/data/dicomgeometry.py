@@ -23,11 +23,11 @@ classes, spacings of 0) keep PixelSpacing where it is usable, else 1 mm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ultrarefiner_monai.data.dicomheader import numbers
 from ultrarefiner_monai.data.study import RAS_FROM_LPS
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -96,26 +96,15 @@ def _rule_of(dataset: Any) -> _Rule:
     return _CLASSES.get(uid, _ULTRASOUND)
 
 
-def _numbers(dataset: Any, keyword: str) -> list[float]:
-    """The values of an element as numbers; empty where it is missing, empty or no number (a decimal comma)."""
-    try:
-        value = dataset.get(keyword, None)
-        if value is None or value == "":
-            return []
-        return [float(v) for v in (value if isinstance(value, Sequence) and not isinstance(value, str) else [value])]
-    except (TypeError, ValueError):
-        return []
-
-
 def _steps(dataset: Any, rule: _Rule, count: int) -> list[float]:
     """[column, row, frame] distances."""
-    pair = next((found for keyword in rule.spacing if (found := _numbers(dataset, keyword))), [])
+    pair = next((found for keyword in rule.spacing if (found := numbers(dataset, keyword))), [])
     if rule is _ULTRASOUND and (len(pair) < 2 or not np.all(np.isfinite(pair)) or 0 in pair[:2]):
         pair = []  # ITK refuses such a file
     row, column = [*pair, *pair, 1.0, 1.0][:2] if len(pair) < 2 else pair[:2]
-    between = _numbers(dataset, "SpacingBetweenSlices") if rule.between else []
+    between = numbers(dataset, "SpacingBetweenSlices") if rule.between else []
     if not between and rule.time and count > 1 and dataset.get("FrameIncrementPointer", None) == _FRAME_TIME:
-        between = _numbers(dataset, "FrameTime")
+        between = numbers(dataset, "FrameTime")
     return [column, row, between[0] if between else 1.0]
 
 
@@ -131,7 +120,7 @@ def _first(dataset: Any, sequence: str, keyword: str) -> list[float]:
     for place in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for group in _items(dataset, place)[:1]:
             for item in _items(group, sequence)[:1]:
-                if found := _numbers(item, keyword):
+                if found := numbers(item, keyword):
                     return found
     return []
 
@@ -151,13 +140,13 @@ def _group_depth(dataset: Any) -> float | None:
     if len(frames) == 1:
         for group in _items(dataset, "SharedFunctionalGroupsSequence")[:1]:
             for item in _items(group, "PixelMeasuresSequence")[:1]:
-                return next(iter(_numbers(item, "SpacingBetweenSlices")), 1.0)
+                return next(iter(numbers(item, "SpacingBetweenSlices")), 1.0)
         return None
     right, down = np.reshape(_cosines(dataset, _GROUPS), (2, 3))
     positions = []
     for frame in frames:
         place = _items(frame, "PlanePositionSequence")
-        position = _numbers(place[0], "ImagePositionPatient") if place else []
+        position = numbers(place[0], "ImagePositionPatient") if place else []
         if len(position) != 3:
             return None
         positions.append(position)
@@ -176,7 +165,7 @@ def _cosines(dataset: Any, rule: _Rule) -> list[float]:
     shared = _first(dataset, "PlaneOrientationSequence", "ImageOrientationPatient") if rule.groups else []
     if len(shared) == 6:
         return shared
-    own = _numbers(dataset, "ImageOrientationPatient")
+    own = numbers(dataset, "ImageOrientationPatient")
     if len(own) == 6 and np.isfinite(own).all():
         right, down = np.reshape(own, (2, 3))
         lengths = np.linalg.norm(right), np.linalg.norm(down)
@@ -205,9 +194,9 @@ def _origin(dataset: Any, rule: _Rule) -> np.ndarray:
         origin = _first(dataset, "PlanePositionSequence", "ImagePositionPatient")
     elif str(dataset.get("SOPClassUID", "") or "") == _STORAGE + "20":  # nuclear medicine: in the detector's own item
         origin = next(
-            (_numbers(item, "ImagePositionPatient") for item in _items(dataset, "DetectorInformationSequence")), []
+            (numbers(item, "ImagePositionPatient") for item in _items(dataset, "DetectorInformationSequence")), []
         )
     else:
-        origin = _numbers(dataset, "ImagePositionPatient")
+        origin = numbers(dataset, "ImagePositionPatient")
     origin = [*origin, 0.0, 0.0, 0.0][:3]
     return np.array(origin) if np.isfinite(origin).all() else np.zeros(3)

@@ -8,6 +8,7 @@ it is first touched. Whatever the readers touch goes through here once; after th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from ultrarefiner_monai.types import InputError
@@ -46,6 +47,16 @@ def whole_number(dataset: Any, keyword: str) -> int | None:
         return None
 
 
+def numbers(dataset: Any, keyword: str) -> list[float]:
+    """The values of an element as numbers; empty where it is missing, empty or holds anything else (a decimal comma)."""
+    value = element(dataset, keyword)
+    values = value if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else [value]
+    try:
+        return [float(v) for v in values]
+    except (TypeError, ValueError):
+        return []
+
+
 def drop_damaged(dataset: Any, warnings: list[str]) -> None:
     """Take out of ``dataset`` what the readers would fail at, with a warning for each."""
     for keyword in (*_VALUES, *_SEQUENCES):
@@ -56,7 +67,7 @@ def drop_damaged(dataset: Any, warnings: list[str]) -> None:
             if keyword in _SEQUENCES:
                 for item in value or ():
                     _drop_damaged_in(item, _NESTED_LEVELS)
-            elif keyword in _COUNTS and value is not None and not _numbers(value, _COUNTS[keyword]):
+            elif keyword in _COUNTS and value is not None and not _are_numbers(value, _COUNTS[keyword]):
                 raise ValueError(f"expected {_COUNTS[keyword]} numbers")
         except Exception as error:
             warnings.append(f"{keyword} cannot be read ({_short(error)}): it is not used")
@@ -74,7 +85,7 @@ def _drop_damaged_in(item: Any, levels: int) -> None:
             del item[tag]
 
 
-def _numbers(value: Any, count: int) -> bool:
+def _are_numbers(value: Any, count: int) -> bool:
     if value == "":
         return True
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.data.dicomheader import element
+from ultrarefiner_monai.data.dicomheader import element, numbers
 
 _BITS = (8, 10, 12, 14, 16, 24, 32)
 LINEAR, LINEAR_EXACT, SIGMOID = "LINEAR", "LINEAR_EXACT", "SIGMOID"
@@ -44,7 +44,7 @@ class Window:
 
 def window_of(dataset: Any, warnings: list[str]) -> Window | None:
     """The first window of the file that can be used, None where there is none, with a warning where one was unusable."""
-    centres, widths = (_numbers(element(dataset, k)) for k in ("WindowCenter", "WindowWidth"))
+    centres, widths = (numbers(dataset, k) for k in ("WindowCenter", "WindowWidth"))
     function = str(element(dataset, "VOILUTFunction", LINEAR)).strip().upper()
     if function not in (LINEAR, LINEAR_EXACT, SIGMOID):
         warnings.append(f"the window's function {function:.20} is not known: it is taken as linear")
@@ -57,18 +57,6 @@ def window_of(dataset: Any, warnings: list[str]) -> Window | None:
     if centres or widths:
         warnings.append("the file's window makes no sense: it is not used")
     return None
-
-
-def _numbers(value: Any) -> list[float]:
-    if value is None:
-        return []
-    values = (
-        [value] if isinstance(value, (str, int, float)) else list(value) if isinstance(value, Iterable) else [value]
-    )
-    try:
-        return [float(v) for v in values]
-    except (TypeError, ValueError):
-        return []
 
 
 def bits_holding(value: float) -> int:
@@ -176,7 +164,7 @@ class Table:
 def table_of(dataset: Any) -> Table | None:
     """The first look-up table of the VOI LUT sequence that can be used, or None."""
     for item in element(dataset, "VOILUTSequence") or []:
-        descriptor, data = _numbers(element(item, "LUTDescriptor")), element(item, "LUTData")
+        descriptor, data = numbers(item, "LUTDescriptor"), element(item, "LUTData")
         if len(descriptor) != 3 or data is None:
             continue
         count, first, bits = (int(n) for n in descriptor)
@@ -192,6 +180,6 @@ def table_of(dataset: Any) -> Table | None:
 
 def _rescale(dataset: Any) -> tuple[float, float]:
     """(slope, intercept) of the modality; (1, 0) where they are missing or make no sense."""
-    slope = next(iter(_numbers(element(dataset, "RescaleSlope"))), 1.0) or 1.0
-    intercept = next(iter(_numbers(element(dataset, "RescaleIntercept"))), 0.0)
+    slope = next(iter(numbers(dataset, "RescaleSlope")), 1.0) or 1.0
+    intercept = next(iter(numbers(dataset, "RescaleIntercept")), 0.0)
     return (slope, intercept) if math.isfinite(slope) and math.isfinite(intercept) else (1.0, 0.0)

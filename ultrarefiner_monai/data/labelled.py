@@ -1,8 +1,7 @@
 """The final labels of a studies folder as a clean data folder, with a validation split that never moves.
 
 Each labelled frame becomes images/IMAGE@FRAME.png (8 bits of luminance) and masks/IMAGE@FRAME.png. Where an image goes is
-decided when its label comes first: with its near-duplicates and its patient's other images where they have a place, else
-by a seeded hash. Labels that came later move none, so that figures of different days can be compared.
+decided when its label comes first (``labelsplit``).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 from ultrarefiner_monai.data.corrections import Labelled, chosen_frames, training_parts
 from ultrarefiner_monai.data.datalist import SELECT_FOLD
 from ultrarefiner_monai.data.grouping import near_duplicate_groups, thumbnail
+from ultrarefiner_monai.data.labelsplit import LEFT_OUT, TRAIN_PART, place
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.study import Limits, Study
@@ -28,9 +28,6 @@ from ultrarefiner_monai.types import InputError
 log = logging.getLogger(__name__)
 
 LEAST_LESIONS = 4
-SHARE = 0.2  # of the images that validate
-TRAIN_PART, LEFT_OUT = "train", "test"
-Split = dict[str, dict[str, str]]
 # From an image's id to what stands in the studies now; None: it has no final label any more.
 Lookup = Callable[[str], Labelled | None]
 _TRIES = 3  # a label that is replaced while it is read is read so often
@@ -66,8 +63,9 @@ def prepare_labels(
     """Bring ``folder.data`` in line with the final labels; only what is new or changed is read.
 
     lookup: asked where a file is gone or was replaced since ``labelled`` was made; then the label of now is read, or the
-    image left out. Without it the image is left out where its files are gone. seconds: None is returned when the copying takes longer; another call goes on. Raises InputError, naming the labels,
-    for such that cannot be used, and when there are too few.
+    image left out. Without it the image is left out where its files are gone. seconds: None is returned when the copying
+    takes longer; another call goes on. Raises InputError, naming the labels, for such that cannot be used, and when there
+    are too few.
     """
     if not labelled:
         raise InputError("there is no final label yet: save some (Submit Label), then train")
@@ -249,53 +247,6 @@ def _groups(rows: Sequence[Row], folder: TrainingFolder) -> list[int]:
         with Image.open(folder.pair(row["id"])[0]) as image:
             thumbnails.append(thumbnail(np.asarray(image)))
     return near_duplicate_groups(np.stack(thumbnails), [row["patient"] for row in rows])
-
-
-def place(images: Sequence[str], groups: Sequence[int], lesions: set[str], split: Split, seed: int) -> Split:
-    """Group and part of each image that ``split`` does not know. groups: for each image the index of its group's first.
-
-    Images like known ones go with them; when those lie in both parts, the new one is left out, since it would leak either
-    way. Otherwise a seeded hash of the group's name decides, but for the first draw, which takes the same order and sees
-    to it that both parts hold a lesion.
-    """
-    members: dict[int, list[str]] = {}
-    for image, group in zip(images, groups, strict=True):
-        members.setdefault(group, []).append(image)
-    found: Split = {}
-    fresh: list[list[str]] = []
-    for names in members.values():
-        known = [split[i] for i in names if i in split]
-        parts = {k["part"] for k in known} - {LEFT_OUT}
-        if not known:
-            fresh.append(names)
-            continue
-        goes = {"group": known[0]["group"], "part": parts.pop() if len(parts) == 1 else LEFT_OUT}
-        found |= {i: goes for i in names if i not in split}
-    chosen = {n[0] for n in fresh if _hash(n[0], seed) < SHARE} if split else _first_draw(fresh, lesions, seed)
-    for names in fresh:
-        part = SELECT_FOLD if names[0] in chosen else TRAIN_PART
-        found |= {i: {"group": names[0], "part": part} for i in names}
-    return found
-
-
-def _first_draw(groups: Sequence[list[str]], lesions: set[str], seed: int) -> set[str]:
-    """Names of about SHARE of the groups, of those with a lesion and of the others."""
-    chosen: set[str] = set()
-    for marked in (True, False):
-        names = [g[0] for g in groups if any(i in lesions for i in g) == marked]
-        if marked and len(names) < 2:
-            raise InputError(
-                "all labels with a lesion belong to one patient or are alike: label images of others, so that some can "
-                "validate what is learned from the rest"
-            )
-        names.sort(key=lambda n: _hash(n, seed))
-        chosen |= set(names[: max(round(SHARE * len(names)), int(marked))])
-    return chosen
-
-
-def _hash(name: str, seed: int) -> float:
-    """In [0, 1), of name and seed alone."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big") / 2**64
 
 
 def _count(rows: Sequence[Row], left_out: Sequence[str]) -> Prepared:

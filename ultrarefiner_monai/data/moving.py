@@ -2,17 +2,16 @@
 
 Their frames are those of a cine. A file is decoded once when it is opened: only that tells how many frames there really
 are. Then frames are decoded when they are asked for, and the last ones kept: 300 frames of 1080p would fill the memory.
-3D Slicer opens none of these files, so its clients get a NIfTI of the frames (``write_frames``), on the same grid.
+3D Slicer opens none of these files, so its clients get a NIfTI of the frames (``writers.write_frames``), on the same grid.
 """
 
 from __future__ import annotations
 
-import gzip
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -156,22 +155,3 @@ def _on_black(colours: np.ndarray) -> np.ndarray:
         return luminance(colours[..., :3])
     mixed = (colours[..., :3].astype(np.uint16) * alpha + 127) // 255
     return luminance(mixed.astype(np.uint8))
-
-
-def write_frames(file: IO[bytes], study: Study) -> None:
-    """A NIfTI (.nii.gz) of all frames, uint8, on the grid and with the geometry of ``study``, frame by frame: all of them
-    together may be larger than the memory. The grid's axes are column, row, frame."""
-    import nibabel
-
-    header: Any = nibabel.Nifti1Header()
-    header.set_data_dtype(np.uint8)
-    header.set_data_shape(study.geometry.grid)
-    header.set_xyzt_units("mm")
-    header.set_sform(study.geometry.affine, code=1)
-    header.set_qform(study.geometry.affine, code=1)
-    header["vox_offset"], header["magic"] = 352, b"n+1"
-    # Level 1: speckle hardly gets smaller, and somebody waits for it.
-    with gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as packed:
-        packed.write(header.binaryblock + bytes(4))
-        for k in range(study.n_frames):
-            packed.write(np.rint(study.frame(k) * 255).astype(np.uint8).tobytes())

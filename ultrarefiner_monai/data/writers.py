@@ -1,5 +1,5 @@
 """Masks to files, always on the grid of the study they belong to: .nrrd, .seg.nrrd, .nii.gz, .nii and .png, values
-exactly 0 and 1 in uint8, atomically, the same bytes for the same mask. Read in ``masks``.
+exactly 0 and 1 in uint8, atomically, the same bytes for the same mask. Read in ``masks``. And the frames that clients get of what they cannot open themselves.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import gzip
 import io
 import logging
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -139,3 +139,25 @@ def _nrrd(grid: np.ndarray, study: Study, compress: bool, segmentation: bool) ->
         lines += [f"Segment0_{key}:={value}" for key, value in fields.items()]
     raw = np.asfortranarray(values).tobytes(order="F")
     return ("\n".join(lines) + "\n\n").encode() + (gzip.compress(raw, 6, mtime=0) if compress else raw)
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def write_frames(file: IO[bytes], study: Study) -> None:
+    """A NIfTI (.nii.gz) of all frames, uint8 luminance, on the grid and with the geometry of ``study``, frame by frame: all
+    of them together may be larger than the memory. The grid's axes must be column, row, frame: DICOM, moving pictures."""
+    import nibabel
+
+    header: Any = nibabel.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(study.geometry.grid)
+    header.set_xyzt_units("mm")
+    header.set_sform(study.geometry.affine, code=1)
+    header.set_qform(study.geometry.affine, code=1)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    # Level 1: speckle hardly gets smaller, and somebody waits for it.
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as packed:
+        packed.write(header.binaryblock + bytes(4))
+        for k in range(study.n_frames):
+            packed.write(np.rint(study.frame(k) * 255).astype(np.uint8).tobytes())

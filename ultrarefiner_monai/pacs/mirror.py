@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
 import json
 import logging
 import os
@@ -22,14 +21,12 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ultrarefiner_monai.config import PacsConfig
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.series import dicom_files, sort_instances
-from ultrarefiner_monai.data.study import Limits, Study
+from ultrarefiner_monai.data.study import Limits
+from ultrarefiner_monai.data.writers import write_frames
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.pacs.client import Pacs, PacsError, SeriesInfo, check_uid
 from ultrarefiner_monai.pacs.pictures import no_picture_message, pictures_of, split_message
@@ -209,7 +206,7 @@ class Mirror:
             if not path.is_file():
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 with replacing(path) as file:
-                    _write_nifti(file, read_study(folder, limits))
+                    write_frames(file, read_study(folder, limits))
         return path
 
     def _series_lock(self, uid: str) -> threading.Lock:
@@ -291,15 +288,3 @@ class Mirror:
                 finally:
                     lock.release()
                 over -= size
-
-
-def _write_nifti(file: Any, study: Study) -> None:
-    import nibabel
-
-    frames = np.empty(study.shape, np.uint8)
-    for k in range(study.n_frames):
-        frames[k] = np.rint(study.frame(k) * 255)
-    image: Any = nibabel.Nifti1Image(study.geometry.to_grid(frames), study.geometry.affine)
-    image.header.set_xyzt_units("mm")
-    # Level 1: speckle hardly gets smaller, and somebody waits for it.
-    file.write(gzip.compress(image.to_bytes(), 1, mtime=0))

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ultrarefiner_monai.data.moving import MOVING, write_frames
+from ultrarefiner_monai.data.moving import MOVING
+from ultrarefiner_monai.data.writers import write_frames
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import WorkFolder

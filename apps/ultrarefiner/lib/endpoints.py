@@ -1,17 +1,16 @@
 """What the server adds or repairs: which routes stand before MONAI Label's own, and how errors are answered.
 
 MONAI Label runs inference in its event loop and answers bad input with 500. All its other routes stay as they are, behind
-``lib.origins``, ``lib.access`` and ``lib.guard``. docs/it/security.md lists every route.
+``lib.doors``. docs/it/security.md lists every route.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import socket
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +19,19 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from fastapi.routing import APIRoute, iter_route_contexts
-from monailabel.config import settings
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import compile_path
 
-from lib import access, infer_routes, store_routes, task_routes, view_routes
-from lib.access import Access
-from lib.guard import Guard, Query
+from lib import infer_routes, store_routes, task_routes, view_routes
 from lib.messages import hide, public, public_values
-from lib.origins import Origins
 from lib.page import front_page
-from lib.routing import describe, put_first, user_role
-from lib.storage import Door, explain, saved_by
+from lib.routing import put_first, user_role
+from lib.storage import explain, saved_by
 from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
-
-
-# Addresses whose query is somebody else's: of a viewer's pages, of DICOMweb.
-_FREE = ("/ohif/", "/proxy/")
 
 
 def install(server: FastAPI, app: Any) -> None:
@@ -69,43 +56,6 @@ def error_handlers() -> dict[Any, Callable[..., Any]]:
         requests.RequestException: _away,
         Exception: _failed,
     }
-
-
-def close_doors(server: FastAPI, app: Any, host: str, token: str, login: bool) -> None:
-    """Put in front of all routes, once they are there: who may ask under which name, and what may come in.
-
-    host: what the server listens on; token: what others than this machine have to bring; login: whether MONAI Label's
-    own decides instead. Web pages of other origins are only those that are configured: MONAI Label's default is all.
-    """
-    put_first(server, access.login_routes() if login else access.routes(token))
-    describe(server)
-    origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
-    name = socket.gethostname()
-    front = [
-        Middleware(
-            Origins, hosts=[host, *app.config.allowed_hosts], origins=origins, machine=[name, name.partition(".")[0]]
-        )
-    ]
-    if origins:
-        front.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
-    if not login and not app.config.open_to_network:
-        front.append(Middleware(Access, token=token, prefix=settings.MONAI_LABEL_API_STR))
-    front.append(Middleware(Guard, limit=app.config.max_upload_mb << 20, queries=tuple(_queries(server))))
-    front.append(Middleware(Door, check=app.datastore().presence.check))
-    ours = (CORSMiddleware, Origins, Access, Guard, Door)
-    server.user_middleware[:] = [*front, *(m for m in server.user_middleware if m.cls not in ours)]
-    server.middleware_stack = server.build_middleware_stack()
-
-
-def _queries(server: FastAPI) -> Iterator[Query]:
-    """What each route takes in its address, in the order in which they are asked."""
-    for context in iter_route_contexts(server.routes):
-        route = context.original_route
-        path = str(context.path)
-        free = path == "/" or path.removeprefix(settings.MONAI_LABEL_API_STR).startswith(_FREE)
-        if isinstance(route, APIRoute) and not free:
-            names = tuple(field.alias for field in route.dependant.query_params)
-            yield Query(frozenset(context.methods or ()), compile_path(path)[0], names)
 
 
 def _routes(studies: str) -> list[tuple[str, str, Callable[..., Any]]]:

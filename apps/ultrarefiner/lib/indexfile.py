@@ -1,4 +1,4 @@
-"""The index file as it is read: complete and checked before anybody sees it. What an edited one says of places is not
+"""The index and its file. It is read complete and checked before anybody sees it, and written atomically. What an edited one says of places is not
 believed: where images and labels lie is the app's own knowledge, and an entry is a plain name in these places or nothing.
 """
 
@@ -6,15 +6,105 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastoreModel
+from filelock import FileLock
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 
 from lib.names import check_info, is_name
+from ultrarefiner_monai.data.readers import IMAGE_EXTENSIONS
+from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.presence import Presence
+from ultrarefiner_monai.setaside import set_aside
 from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS
+from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS, WorkFolder
 
 logger = logging.getLogger(__name__)
+
+
+class IndexFile(LocalDatastore):
+    """LocalDatastore with an index that is never changed under a reader, in memory or in its file.
+
+    What is built on it sets, before it calls LocalDatastore's own constructor: work, presence, index_file, and
+    image_extensions.
+    """
+
+    work: WorkFolder
+    presence: Presence
+    index_file: Path
+    image_extensions: tuple[str, ...]
+    _mutex: threading.RLock
+    # Around each change as a whole; MONAI Label's own lock is taken anew for each reading and writing within it.
+    _change_lock: FileLock
+    _datastore: LocalDatastoreModel
+    _config_ts: Any
+
+    # LocalDatastore puts its lock into the studies; they may be read-only.
+    @property
+    def _lock_file(self) -> str:
+        return str(self.work.root / "datastore.lock")
+
+    @_lock_file.setter
+    def _lock_file(self, value: str) -> None:
+        pass
+
+    @property
+    def _any_extension(self) -> tuple[str, ...]:
+        return (*self.image_extensions, *IMAGE_EXTENSIONS)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One change at a time, on top of what another process (a batch) wrote into the index meanwhile."""
+        self.presence.check()  # before the lock: a lock makes the folder it lies in
+        with self._mutex, self._change_lock:
+            self.presence.check()
+            self._init_from_datastore_file()
+            yield
+
+    def _replace(self, objects: dict[str, ImageLabelModel]) -> None:
+        """A new model object: whoever iterates over the old one goes on undisturbed."""
+        self._datastore = self._datastore.model_copy(update={"objects": objects})
+
+    def _put(self, image_id: str, entry: ImageLabelModel | None) -> None:
+        """Change one entry of the index, or remove it (None), in the file and in memory."""
+        before = self._datastore
+        objects = {i: e for i, e in before.objects.items() if i != image_id or entry is not None}
+        self._replace({**objects, image_id: entry} if entry is not None else objects)
+        try:
+            self._update_datastore_file()
+        except BaseException:
+            self._datastore = before  # memory and file never tell two stories
+            raise
+
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        """Take what another process wrote: read, checked and complete before it is published in one assignment."""
+        with self._mutex:
+            try:
+                state = _state(os.stat(self.index_file))
+                if state == self._config_ts:
+                    return
+                text = self.index_file.read_text(encoding="utf-8")
+                self._datastore = read_index(text, self._datastore, self._any_extension)
+                self._config_ts = state
+            except FileNotFoundError:
+                return
+            except ValueError as error:
+                aside = set_aside(self.index_file)
+                logger.error("the index was unreadable (%s); it is kept as %s and made anew", error, aside.name)
+                if self._datastore.objects:  # what is known goes on
+                    self._update_datastore_file()
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        with self._mutex:
+            text = self._datastore.model_dump_json(exclude={"base_path"}, indent=2)
+            with replacing(self.index_file, "w") as file:
+                file.write(text)
+            self._config_ts = _state(os.stat(self.index_file))
 
 
 def read_index(text: str, own: LocalDatastoreModel, extensions: tuple[str, ...]) -> LocalDatastoreModel:
@@ -68,3 +158,8 @@ def _data(found: DataModel, name: str) -> DataModel:
     if "name" in info and (info["name"] != name if name else not is_name(info["name"])):
         info = {key: value for key, value in info.items() if key != "name"} | ({"name": name} if name else {})
     return found if info is found.info else DataModel(ext=found.ext, info=info)
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int]:
+    """Changes whenever a file is written or replaced."""
+    return found.st_mtime_ns, found.st_ino, found.st_size

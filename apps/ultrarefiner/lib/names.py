@@ -13,6 +13,7 @@ from ultrarefiner_monai.types import InputError
 _NAME = re.compile(r"[^/\\\x00-\x1f\ud800-\udfff]{1,200}")  # surrogates: bytes that are no UTF-8
 _NAME_BYTES = 220  # of the 255 that file systems take; extensions come on top
 _INFO_DEPTH = 16
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def check_name(value: str, what: str) -> str:
@@ -37,10 +38,15 @@ def check_info(value: Any, what: str, depth: int = 0) -> None:
         raise InputError(f"{what} holds {value}, which JSON cannot hold")
     if isinstance(value, int) and abs(value) > 1 << 63:
         raise InputError(f"{what} holds a whole number of more than 64 bits")
-    if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+    if isinstance(value, str) and is_broken(value):
         raise InputError(f"{what} holds half a character (a lone surrogate)")
     for part in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
         check_info(part, what, depth + 1)
+
+
+def is_broken(text: str) -> bool:
+    """Whether it holds half a character (a lone surrogate), which no file, log or database can hold."""
+    return _HALF.search(text) is not None
 
 
 @lru_cache(16)

@@ -7,7 +7,6 @@ MONAI Label's own DICOMWebDatastore is not used: it lists CT, keeps lists for tw
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 import threading
 import time
@@ -21,10 +20,11 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.datastore import StudiesFolder
+from lib.frameorders import FrameOrders, is_stale
 from ultrarefiner_monai.config import PacsConfig
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.series import dicom_files, frame_order, frames_in, reordered
+from ultrarefiner_monai.data.series import frames_in, reordered
 from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.journalqueue import JournalQueue
@@ -47,8 +47,6 @@ _FIRST_PAUSE_SECONDS = 2.0
 # In a label's info: the frames that it was drawn on (``frame_order``); when it was stored, where that is not its "ts"; that
 # it is to be sent, or the SOPInstanceUIDs under which it was; what a SEG of somebody else said about itself.
 FRAMES, STORED, MARK, ORIGIN = "frames", "stored", "pacs", "from_pacs"
-_ENTRY = re.compile("[0-9a-f]{12}:[0-9]{1,6}")
-_ORDERS = 3
 
 
 class PacsStudies(StudiesFolder):
@@ -73,9 +71,7 @@ class PacsStudies(StudiesFolder):
         self._wake, self._state, self._begun = threading.Event(), threading.Condition(), 0.0
         self._took = 0.0
         self._thread: threading.Thread | None = None
-        # Image -> the orders of its frames since the start, and the state of its folder when the last one was read.
-        self._orders: dict[str, list[tuple[str, ...]]] = {}
-        self._order_keys: dict[str, tuple[int, int]] = {}
+        self._orders = FrameOrders()
         super().__init__(str(work.mirror), work, extensions, readable, False, home=work.root, journal=journal)
 
     def name(self) -> str:
@@ -214,49 +210,34 @@ class PacsStudies(StudiesFolder):
         drawn: Drawn | None = None,
     ) -> str:
         """As in a folder; its info keeps which frames it is about."""
-        order = self._order(image_id, self.mirror.folder / "images" / image_id)
+        order = self._orders.of(image_id, self.mirror.folder / "images" / image_id)
         info = {**(label_info or {}), FRAMES: list(order)} if order else label_info
         return super().save_label(image_id, label_filename, label_tag, info, drawn)
 
     def fitted(self, image_id: str, label: Path) -> Path:
         """A label that came from a client who was shown the series before it grew: on the frames that it has now."""
-        order, folder = self._orders.get(image_id), self.mirror.folder / "images" / image_id
+        orders, folder = self._orders.known(image_id), self.mirror.folder / "images" / image_id
         may_be_a_part = label.name.lower().endswith(".seg.nrrd")
-        if order is None or len(order) < 2 or may_be_a_part:
+        if len(orders) < 2 or may_be_a_part:
             return label
         study = read_study(folder, self.limits)  # its grid is the limit for what comes
-        most = max(map(frames_in, order)) * study.height * study.width
+        most = max(map(frames_in, orders)) * study.height * study.width
         found = len(read_mask(label, limits=Limits(total_pixels=most)))
-        before = next((o for o in reversed(order[:-1]) if frames_in(o) == found), None)
-        if before is None or found == frames_in(order[-1]):
+        before = next((o for o in reversed(orders[:-1]) if frames_in(o) == found), None)
+        if before is None or found == frames_in(orders[-1]):
             return label
         path = label.with_name("fitted.nii.gz")
-        self._write_moved(label, folder, before, order[-1], path)
+        self._write_moved(label, folder, before, orders[-1], path)
         return path
-
-    def _order(self, image_id: str, folder: Path) -> tuple[str, ...]:
-        """``frame_order`` of what is here of an image, empty where nothing is; the ones before are remembered."""
-        try:
-            stat = folder.stat()
-            key = (stat.st_ino, stat.st_mtime_ns)
-            if self._order_keys.get(image_id) != key:
-                order = frame_order(dicom_files(folder))
-                known = self._orders.setdefault(image_id, [])
-                if not known or known[-1] != order:
-                    known[:] = [*known[-_ORDERS:], order]
-                self._order_keys[image_id] = key
-        except OSError:
-            return ()
-        return self._orders[image_id][-1]
 
     def _align(self, image_id: str, folder: Path) -> None:
         """Labels that were drawn before the series changed follow their frames; those before are kept as versions."""
-        order = self._order(image_id, folder)
-        if not any(_stale(label, order) for label in self.entry(image_id).labels.values()):
+        order = self._orders.of(image_id, folder)
+        if not any(is_stale(label.info.get(FRAMES), order) for label in self.entry(image_id).labels.values()):
             return
         with self._changing():  # not twice, by another process
             for tag, label in self.entry(image_id).labels.items():
-                if not _stale(label, order):
+                if not is_stale(label.info.get(FRAMES), order):
                     continue
                 before = label.info[FRAMES]
                 with tempfile.TemporaryDirectory(dir=self.work.root) as name:
@@ -303,10 +284,3 @@ class PacsStudies(StudiesFolder):
     def remove_image(self, image_id: str) -> None:
         self.entry(image_id)
         raise InputError("the images are the PACS's own: remove it there; `ultrarefiner forget` removes what lies here")
-
-
-def _stale(label: DataModel, order: tuple[str, ...]) -> bool:
-    """Whether a label was drawn on other frames than those that there are now; unknown of old ones."""
-    drawn_on = label.info.get(FRAMES)
-    is_order = isinstance(drawn_on, list) and all(isinstance(e, str) and _ENTRY.fullmatch(e) for e in drawn_on)
-    return bool(order and drawn_on and is_order and tuple(drawn_on) != order)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lib.names import is_name
+from lib.names import is_broken, is_name
 from ultrarefiner_monai.types import InputError
 
 _LONGEST = 200
@@ -100,11 +100,11 @@ def check_names(names: Collection[str], known: Collection[str], what: str) -> No
 
 
 def check_whole(value: Any, what: str) -> None:
-    """InputError for half a character (a lone surrogate) anywhere: no file, log or database can hold it."""
+    """InputError for half a character anywhere (``is_broken``)."""
     left = [value]
     while left:
         part = left.pop()
-        if isinstance(part, str) and any("\ud800" <= c <= "\udfff" for c in part):
+        if isinstance(part, str) and is_broken(part):
             raise InputError(f"{what}: a text holds half a character (a lone surrogate)")
         if isinstance(part, dict):
             left += [*part, *part.values()]

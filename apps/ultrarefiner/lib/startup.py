@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from lib.commandline import listens_on
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.presence import STUDIES_MARK, Presence
-from ultrarefiner_monai.setaside import ASIDE, set_aside_files
 from ultrarefiner_monai.trainingfolder import read_json
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import NAME, WorkFolder
@@ -59,7 +59,7 @@ class OnlyServer:
         self.locks: list[FileLock] = []
         for path in _lock_files(studies, work):
             self._take(path)
-        values = {"pid": os.getpid(), "host": socket.gethostname(), "port": _port(sys.argv)}
+        values = {"pid": os.getpid(), "host": socket.gethostname(), "port": listens_on(sys.argv)[1]}
         for lock in self.locks:
             with replacing(Path(lock.lock_file).with_suffix(".json"), "w") as file:
                 json.dump({**values, "since": datetime.now().isoformat(" ", "seconds")}, file)
@@ -104,15 +104,6 @@ def _other(who: dict[str, Any]) -> str:
         f"a server already runs on these studies{known}. Two would write into each other's index: use that one, or "
         "stop it first"
     )
-
-
-def _port(arguments: list[str]) -> int:
-    for flag, value in zip(arguments, [*arguments[1:], ""]):
-        if flag in ("--port", "-p") and value.isdigit():
-            return int(value)
-        if flag.startswith("--port=") and flag[7:].isdigit():
-            return int(flag[7:])
-    return 8000
 
 
 # --- what killed processes left ---------------------------------------------------------------------------------------
@@ -213,24 +204,3 @@ class Watch:
         elif before and not self.problem:
             logger.warning("the studies are back")
             self.back()
-
-
-def problems(app: Any) -> list[str]:
-    """What somebody has to know and to do something about, in words for /info/ and the start page."""
-    store, watch = app.datastore(), app.watch
-    away = watch.problem if watch is not None else store.presence.problem
-    found = [away, app.served.problem, app.journal.begun_anew, getattr(app.journal, "problem", "")]
-    for path in set_aside_files((store.index_file, app.work.journal, app.work.absent)):
-        name = path.name.partition(ASIDE)[0]
-        found.append(
-            f"{_NAMES.get(name, name)} ({name}) was damaged and is kept as {path.name}; a new one was begun. Let somebody "
-            "look at it, and remove that file when it is not needed any more"
-        )
-    return list(dict.fromkeys(text for text in found if text))
-
-
-_NAMES = {
-    "journal.sqlite": "the record of corrections",
-    "datastore_v2.json": "the index of images and labels",
-    "absent.json": "what was known of labels whose image is not there",
-}

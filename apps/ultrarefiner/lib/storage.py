@@ -97,7 +97,7 @@ def saved_by(method: str, path: str) -> str:
     return ""
 
 
-class Door:
+class SavingDoor:
     """ASGI middleware: while the studies are away, whatever could save or start something is answered 503, in words.
 
     check: raises StudiesAway; it is called in a thread, a share that hangs must not stop the server.

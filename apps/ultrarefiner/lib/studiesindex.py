@@ -8,7 +8,6 @@ work, and where the studies are away nothing is written and the index in memory 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import stat
@@ -16,22 +15,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
+from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from lib.indexfile import read_entries, read_index
+from lib.absent import Absent
+from lib.indexfile import IndexFile
 from lib.listing import Listing
 from lib.names import check_name, is_name, split_name
 from ultrarefiner_monai.data.dicomfile import has_mark
-from ultrarefiner_monai.data.readers import IMAGE_EXTENSIONS
-from ultrarefiner_monai.files import replacing
-from ultrarefiner_monai.presence import VARIABLE, Presence, StudiesAway
-from ultrarefiner_monai.setaside import set_aside
+from ultrarefiner_monai.presence import MARK_VARIABLE, Presence, StudiesAway
 from ultrarefiner_monai.types import InputError
 from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS, WorkFolder, leaves
 
@@ -40,8 +36,8 @@ logger = logging.getLogger(__name__)
 _SETTLE_SECONDS = 0.3
 
 
-class StudiesIndex(LocalDatastore):
-    """LocalDatastore over one folder, as far as its index goes."""
+class StudiesIndex(IndexFile):
+    """The index of one folder, kept in line with its files. Index file, entries that change: ``IndexFile``."""
 
     def __init__(
         self,
@@ -54,14 +50,14 @@ class StudiesIndex(LocalDatastore):
         """home: where index and labels lie; by default the studies themselves, if they can be written."""
         self.work, self.image_extensions = work, extensions
         self._mutex = threading.RLock()
-        # Around each change as a whole; MONAI Label's own lock is taken anew for each reading and writing within it.
         self._change_lock = FileLock(str(work.root / "change.lock"))
+        self._absent = Absent(work.absent, self._any_extension, self._has_label)
         self._complained: set[str] = set()
         self._listing = Listing(studies, work.headers, extensions)
         self.not_offered = self._listing.not_offered
         self._pictures = tuple(e for e in (*extensions, *LABEL_EXTENSIONS) if e not in (".dcm", ".dicom"))
         mirrored = Path(studies) == work.mirror
-        self.presence = Presence(None if mirrored else Path(studies), work, os.environ.get(VARIABLE, ""))
+        self.presence = Presence(None if mirrored else Path(studies), work, os.environ.get(MARK_VARIABLE, ""))
         self._pending: threading.Timer | None = None
         self._nested: dict[str, str] = {}  # image id -> path below the studies, of those that lie in folders
         # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
@@ -74,9 +70,7 @@ class StudiesIndex(LocalDatastore):
                     "there, or set work_dir to the folder where labels are to lie and make the studies read-only"
                 )
         patterns = [f"*{e}" for e in dict.fromkeys((*extensions, *LABEL_EXTENSIONS))]
-        self._datastore: LocalDatastoreModel
         self._observer: Any
-        self._config_ts: Any
         super().__init__(
             studies,
             labels_dir="labels" if home == Path(studies) else str(work.root / "labels"),
@@ -87,15 +81,6 @@ class StudiesIndex(LocalDatastore):
         if auto_reload:
             self._handler.on_moved = self._on_any_event
             self._handler._patterns = None  # any name, in any folder
-
-    # LocalDatastore puts its lock into the studies; they may be read-only.
-    @property
-    def _lock_file(self) -> str:
-        return str(self.work.root / "datastore.lock")
-
-    @_lock_file.setter
-    def _lock_file(self, value: str) -> None:
-        pass
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
@@ -111,9 +96,9 @@ class StudiesIndex(LocalDatastore):
             before = self._datastore.objects
             objects = self._find_images(before)
             self.presence.check()  # they may have gone just now: what is not seen is not removed
-            known = self._absent()
+            known = self._absent.read()
             absent = {**known, **{i: before[i] for i in before.keys() - objects.keys()}}
-            self._remember_absent(absent, known)
+            self._absent.keep(absent, known)
             labels_dir = Path(self._datastore.label_path(None))
             labels_dir.mkdir(exist_ok=True)
             for tag in sorted(p.name for p in labels_dir.iterdir() if p.is_dir() and is_name(p.name)):
@@ -122,33 +107,7 @@ class StudiesIndex(LocalDatastore):
             if objects != before:
                 self._replace(objects)
                 self._update_datastore_file()
-            self._remember_absent({i: entry for i, entry in absent.items() if i not in objects}, absent)
-
-    def _absent(self) -> dict[str, ImageLabelModel]:
-        """Entries whose image is not there just now (a PACS that lists nothing for a moment, a disk that is away): who
-        made their labels, and whether they still have to be sent, is known again when it is back."""
-        try:
-            return read_entries(dict(json.loads(self.work.absent.read_text(encoding="utf-8"))), self._any_extension)
-        except FileNotFoundError:
-            return {}
-        except (ValueError, TypeError, RecursionError) as error:
-            aside = set_aside(self.work.absent)
-            logger.error("%s was unreadable (%s): kept as %s", self.work.absent.name, type(error).__name__, aside.name)
-            return {}
-
-    def _remember_absent(self, entries: dict[str, ImageLabelModel], before: dict[str, ImageLabelModel]) -> None:
-        """Keep ``entries`` in a file where they differ from what it holds, those that have a label only."""
-        if entries == before:
-            return
-        rows = {i: e.model_dump() for i, e in entries.items() if any(self._has_label(i, t, e) for t in e.labels)}
-        if rows:
-            with replacing(self.work.absent, "w") as file:
-                file.write(json.dumps(rows))
-        else:
-            self.work.absent.unlink(missing_ok=True)
-
-    def _has_label(self, image_id: str, tag: str, entry: ImageLabelModel) -> bool:
-        return self.label_file(image_id, tag, entry.labels[tag].ext).is_file()
+            self._absent.keep({i: entry for i, entry in absent.items() if i not in objects}, absent)
 
     def _on_any_event(self, event: Any) -> None:
         """Files came or went: look once when it has calmed down, not once per file of a big copy."""
@@ -254,7 +213,7 @@ class StudiesIndex(LocalDatastore):
             new = DataModel(info={"ts": int(entry.stat().st_mtime), "name": entry.name}, ext=extension)
             objects[image_id].labels[tag] = old if old and old.ext == extension else new
 
-    # --- entries and changes ------------------------------------------------------------------------------------------
+    # --- entries and their files ------------------------------------------------------------------------------------------
 
     def entry(self, image_id: str) -> ImageLabelModel:
         """What the index holds of an image; ImageNotFoundException when it is not in it."""
@@ -300,6 +259,9 @@ class StudiesIndex(LocalDatastore):
             raise InputError("the labels' folder is a link that leaves the studies: it is not followed")
         return folder / (image_id + extension)
 
+    def _has_label(self, image_id: str, tag: str, entry: ImageLabelModel) -> bool:
+        return self.label_file(image_id, tag, entry.labels[tag].ext).is_file()
+
     def _follows(self, path: Path) -> bool:
         """Whether a file or folder of labels lies in the studies or the work folder, its links followed."""
         if not path.is_symlink() and not path.parent.is_symlink():
@@ -309,59 +271,6 @@ class StudiesIndex(LocalDatastore):
         self._complain(f"{path.name!a} among the labels is a link that leaves the studies: it is not followed")
         return False
 
-    @property
-    def _any_extension(self) -> tuple[str, ...]:
-        return (*self.image_extensions, *IMAGE_EXTENSIONS)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """One change at a time, on top of what another process (a batch) wrote into the index meanwhile."""
-        self.presence.check()  # before the lock: a lock makes the folder it lies in
-        with self._mutex, self._change_lock:
-            self.presence.check()
-            self._init_from_datastore_file()
-            yield
-
-    def _replace(self, objects: dict[str, ImageLabelModel]) -> None:
-        """A new model object: whoever iterates over the old one goes on undisturbed."""
-        self._datastore = self._datastore.model_copy(update={"objects": objects})
-
-    def _put(self, image_id: str, entry: ImageLabelModel | None) -> None:
-        """Change one entry of the index, or remove it (None), in the file and in memory."""
-        before = self._datastore
-        objects = {i: e for i, e in before.objects.items() if i != image_id or entry is not None}
-        self._replace({**objects, image_id: entry} if entry is not None else objects)
-        try:
-            self._update_datastore_file()
-        except BaseException:
-            self._datastore = before  # memory and file never tell two stories
-            raise
-
-    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
-        """Take what another process wrote: read, checked and complete before it is published in one assignment."""
-        with self._mutex:
-            try:
-                state = _state(os.stat(self.index_file))
-                if state == self._config_ts:
-                    return
-                text = self.index_file.read_text(encoding="utf-8")
-                self._datastore = read_index(text, self._datastore, self._any_extension)
-                self._config_ts = state
-            except FileNotFoundError:
-                return
-            except ValueError as error:
-                aside = set_aside(self.index_file)
-                logger.error("the index was unreadable (%s); it is kept as %s and made anew", error, aside.name)
-                if self._datastore.objects:  # what is known goes on
-                    self._update_datastore_file()
-
-    def _update_datastore_file(self, lock: bool = True) -> None:
-        with self._mutex:
-            text = self._datastore.model_dump_json(exclude={"base_path"}, indent=2)
-            with replacing(self.index_file, "w") as file:
-                file.write(text)
-            self._config_ts = _state(os.stat(self.index_file))
-
 
 def _steps(path: str, folders: int) -> Iterator[str]:
     """``path`` and so many folders above it."""
@@ -369,8 +278,3 @@ def _steps(path: str, folders: int) -> Iterator[str]:
     for _ in range(folders):
         path = os.path.dirname(path)
         yield path
-
-
-def _state(found: os.stat_result) -> tuple[int, int, int]:
-    """Changes whenever a file is written or replaced."""
-    return found.st_mtime_ns, found.st_ino, found.st_size
