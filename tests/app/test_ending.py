@@ -127,3 +127,21 @@ def test_an_idle_server_ends_at_once_and_a_request_in_work_is_answered(server):
     assert seconds < 4 and code in (0, 143), server.log[-2000:]
     assert "Traceback" not in server.log.split("Shutting down")[-1]
     assert not os.path.exists(f"/proc/{server.process.pid}/exe")
+
+
+def test_a_batch_that_is_stopped_leaves_nothing_that_runs(server):
+    """DELETE ends the batch that computes the long cine; there is one at a time, and the next one runs to its end."""
+    url = f"{server.url}/batch/infer"
+    first = requests.post(f"{url}/ultrarefiner", json={"images": ["cine"]}).json()
+    eventually(lambda: [c for c in family(server) if "batch_infer" in c.cmdline()], 30)
+    assert requests.post(f"{url}/ultrarefiner", json={"images": ["cine"]}).status_code == 429
+    time.sleep(12)  # in its frames, on a machine that has time
+    processes = family(server)
+    stopped = requests.delete(url)
+    assert stopped.status_code == 200 and stopped.json()["id"] == first["id"] and stopped.json()["result"]
+    eventually(lambda: not alive(processes), 5)
+    assert [task["status"] for task in requests.get(f"{url}?all=true").json()] == ["STOPPED"]
+    assert not list((server.studies / "labels" / "final").glob("cine*"))
+    requests.post(f"{url}/ultrarefiner", json={"images": ["image0"], "label_tag": "proposal"})
+    eventually(lambda: requests.get(url).json()["status"] == "DONE", 90)
+    assert list((server.studies / "labels" / "proposal").glob("image0*"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import nrrd
 import numpy as np
 import pytest
 from itk_files import FILES, PLAIN, W, nifti, nrrd_file, png
 
+from ultrarefiner_monai.data.masks import make_plain
 from ultrarefiner_monai.data.readers import read_mask, read_study, write_mask
 from ultrarefiner_monai.data.study import RAS_FROM_LPS, Study
 from ultrarefiner_monai.data.writers import lost_position, write_frames
@@ -140,8 +144,6 @@ def test_axes_that_are_not_at_right_angles_are_no_nifti(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [n for n in FILES if n.startswith("nifti") and "vector" not in n])
 def test_a_label_in_another_programs_frame_is_taken_voxel_by_voxel(name: str, tmp_path: Path) -> None:
     """A tool that reads the image with nibabel saves its label with nibabel's position, not with ITK's."""
-    import nibabel
-
     FILES[name][1](tmp_path / "image.nii")
     study = read_study(tmp_path / "image.nii")
     image: Any = nibabel.load(tmp_path / "image.nii")
@@ -209,3 +211,55 @@ def test_what_the_pacs_client_is_handed_lies_where_the_study_says(tmp_path: Path
         assert dice(overlaid(sitk.ReadImage(str(tmp_path / "reply.nrrd")), image), lesion(image)) == 1
         sitk.WriteImage(lesion(image), str(tmp_path / "label.nii.gz"))
         np.testing.assert_array_equal(read_mask(tmp_path / "label.nii.gz", study), outlined(study))
+
+
+@pytest.mark.parametrize(
+    "kind", ["other frame", "identity", "NIfTI-2", "packed .nii", "bzip2", "half a voxel", "shifted"]
+)
+def test_a_stored_label_is_shown_on_its_image(kind: str, tmp_path: Path) -> None:
+    """It is handed out again: what was taken voxel by voxel, or is in a format that ITK does not read, is written anew."""
+    nifti("xyt", codes=(0, 0))(tmp_path / "image.nii")
+    study = read_study(tmp_path / "image.nii")
+    image = in_space(sitk.ReadImage(str(study.path)))
+    mask = outlined(study)
+    label, values = tmp_path / "label.nii.gz", np.ascontiguousarray(study.geometry.to_grid(mask))
+    itks = study.geometry.affine
+    away = itks.copy()
+    away[:3, 3] += itks[:3, 0] * {"half a voxel": 0.5, "shifted": 2}.get(kind, 0)
+    if kind == "other frame":
+        nibabel.save(nibabel.Nifti1Image(values, nibabel.load(study.path).affine), label)
+    elif kind == "NIfTI-2":
+        nibabel.save(nibabel.Nifti2Image(values, itks), label)
+    elif kind == "packed .nii":
+        label = tmp_path / "label.nii"
+        label.write_bytes(gzip.compress(nibabel.Nifti1Image(values, itks).to_bytes()))
+    elif kind == "bzip2":
+        label = tmp_path / "label.nrrd"
+        place = RAS_FROM_LPS @ itks
+        fields = {"space": "left-posterior-superior", "space directions": place[:3, :3].T, "space origin": place[:3, 3]}
+        nrrd.write(str(label), values, {**fields, "encoding": "bzip2"})
+    else:
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4) if kind == "identity" else away), label)
+    taken, before = read_mask(label, study), label.read_bytes()
+    make_plain(label, taken, study)
+    shown = in_space(sitk.ReadImage(str(label)))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(overlaid(shown, image)), taken)
+    np.testing.assert_array_equal(read_mask(label, study), taken)
+    assert (label.read_bytes() == before) == (kind == "shifted")  # that one is where its header says
+
+
+def test_a_stored_label_that_lies_on_its_image_stays_as_it_came(opened: tuple[Study, Any], tmp_path: Path) -> None:
+    study, image = opened
+    truth, mask = lesion(image), outlined(study)
+    shape = sitk.LabelShapeStatisticsImageFilter()
+    shape.Execute(truth)
+    box = shape.GetBoundingBox(1)
+    for name, label in (
+        ("label.nrrd", truth),
+        ("label.nii.gz", truth),
+        ("cut.seg.nrrd", sitk.RegionOfInterest(truth, box[3:], box[:3])),
+    ):
+        sitk.WriteImage(label, str(tmp_path / name))
+        before = (tmp_path / name).read_bytes()
+        make_plain(tmp_path / name, mask, study)
+        assert (tmp_path / name).read_bytes() == before, name

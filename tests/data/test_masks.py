@@ -106,7 +106,7 @@ def test_a_plain_label_is_the_same_to_every_reader(name: str, suffix: str, study
         return
     SAME[name].save(path)
     before = path.read_bytes()
-    make_plain(path, read_mask(path, study))
+    make_plain(path, read_mask(path, study), study)
     with Image.open(path) as image:
         pixels = np.asarray(image)
         assert (
@@ -392,7 +392,7 @@ def test_pages_of_a_cine(tmp_path: Path) -> None:
     pages[1] = pages[1].convert("P")
     pages[1].putpalette([0, 0, 0] + [9] * 762 + [255, 0, 0])
     pages[0].save(tmp_path / "l.tif", save_all=True, append_images=pages[1:])
-    make_plain(tmp_path / "l.tif", read_mask(tmp_path / "l.tif", study))
+    make_plain(tmp_path / "l.tif", read_mask(tmp_path / "l.tif", study), study)
     np.testing.assert_array_equal(read_mask(tmp_path / "l.tif", study), [np.roll(MASK, k) for k in range(3)])
     pages[2] = Image.fromarray(np.full((H, W), 255, np.uint8))
     pages[0].save(tmp_path / "l.tif", save_all=True, append_images=pages[1:])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 from ultrarefiner_monai.data.rawpictures import read_image
 from ultrarefiner_monai.data.readers import read_mask, read_study
@@ -104,3 +106,40 @@ def test_a_nifti_is_read_by_its_content_as_itk_does(name: str, packed: bool, tmp
         study = read_study(tmp_path / name)
         np.testing.assert_allclose(study.frame(), values / 255, atol=1e-6)
     np.testing.assert_array_equal(read_mask(tmp_path / name, study)[0], MASK)
+
+
+def png16(path: Path, values: np.ndarray) -> Path:
+    """(H, W) uint16 -> an RGB picture of 16 bits a colour."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width = values.shape
+    rows = b"".join(b"\0" + np.repeat(row, 3).astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+@pytest.mark.parametrize(("white", "dark"), [(65535, False), (4095, True), (255, True)])
+def test_small_values_of_16_bits_a_colour_are_said(white: int, dark: bool, tmp_path: Path) -> None:
+    """In serving and by prepare."""
+    path = png16(tmp_path / "a.png", np.rint(GREY / 255 * white).astype(np.uint16))
+    prepared: list[str] = []
+    read_image(path, prepared)
+    for said in (read_study(path).warnings, prepared):
+        assert any("16 bits a colour" in text for text in said) == dark
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_prepare_says_where_a_picture_shows_nothing(mode: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    Image.fromarray(GREY // 32).convert(mode).save(tmp_path / "a.png")
+    read_image(tmp_path / "a.png", said)
+    assert said == [text for text in read_study(tmp_path / "a.png").warnings if "nearly" in text] and said
+    Image.fromarray(GREY).convert(mode).save(tmp_path / "a.png")
+    said.clear()
+    read_image(tmp_path / "a.png", said)
+    assert not said

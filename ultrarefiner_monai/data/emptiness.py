@@ -13,6 +13,7 @@ from ultrarefiner_monai.types import InputError
 _SPREAD = 8 / 255  # grey values between the 1st and the 99th percentile: less is one grey to the eye
 _DARK, _BRIGHT = 16 / 255, 239 / 255  # the 99th percentile below, the 1st above
 _PIXELS = 20_000  # looked at of a frame
+EMPTY = ": what is found in it, or not, means nothing; look at the file, and export it again"
 
 
 def emptiness(frame: np.ndarray) -> str:
@@ -43,7 +44,5 @@ def empty_warnings(study: Study) -> list[str]:
             which = "the picture is"
         else:
             which = f"frame {frames[0]} is" if len(frames) == 1 else f"frames {', '.join(map(str, frames))} are"
-        texts.append(
-            f"{which} {what}: what is found in it, or not, means nothing; look at the file, and export it again"
-        )
+        texts.append(f"{which} {what}{EMPTY}")
     return texts

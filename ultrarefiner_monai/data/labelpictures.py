@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.data.labelvalues import NEAR, cut, from_numbers, listed, two_values
-from ultrarefiner_monai.data.picturefile import stored_numbers, white_is_zero
+from ultrarefiner_monai.data.picturefile import is_halved, stored_numbers, white_is_zero
 from ultrarefiner_monai.data.study import luminance
 from ultrarefiner_monai.types import InputError
 
@@ -28,7 +28,7 @@ def from_picture(image: Any, warnings: list[str], soft: bool = False, coloured: 
     if image.mode == "1" and "transparency" not in image.info:
         return np.asarray(image).astype(np.uint8)
     lossy = image.format in ("JPEG", "MPO") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
-    halved = ";16" in str(image.tile) and not image.mode.startswith("I")  # Pillow keeps the upper 8 of 16 bits a colour
+    halved = is_halved(image)
     colours, alpha = _pixels(image)
     if coloured and colours.ndim == 3:
         colours = colours.max(axis=-1)

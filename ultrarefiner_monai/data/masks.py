@@ -16,12 +16,12 @@ import numpy as np
 
 from ultrarefiner_monai.data.labelpictures import from_picture
 from ultrarefiner_monai.data.labelvalues import check_share, from_numbers, from_segments, has_segments
-from ultrarefiner_monai.data.niftifile import nifti_affine, open_nifti
-from ultrarefiner_monai.data.nrrdfile import nrrd_affine, read_nrrd_array
+from ultrarefiner_monai.data.niftifile import itk_reads, nifti_affine, open_nifti
+from ultrarefiner_monai.data.nrrdfile import nrrd_affine, read_nrrd_array, read_nrrd_header
 from ultrarefiner_monai.data.picturefile import open_picture
-from ultrarefiner_monai.data.placing import onto
+from ultrarefiner_monai.data.placing import UNLIKE, fills, onto
 from ultrarefiner_monai.data.study import PICTURES, Geometry, Limits, Study, extension, frame_axes
-from ultrarefiner_monai.data.writers import MASK_EXTENSIONS, write_bytes
+from ultrarefiner_monai.data.writers import MASK_EXTENSIONS, write_bytes, write_mask
 from ultrarefiner_monai.types import InputError
 
 logger = logging.getLogger(__name__)
@@ -130,16 +130,19 @@ def _picture_mask(path: Path, study: Study | None, limits: Limits, warnings: lis
     return masks
 
 
-def make_plain(path: str | Path, mask: np.ndarray) -> None:
-    """Write a picture that is a label anew as 0 and 1 where its pixels are not the mask (palette, transparency, colours,
-    soft edges).
+def make_plain(path: str | Path, mask: np.ndarray, study: Study) -> None:
+    """Write a label anew where whoever opens its file would not see the mask on its image; all others stay as they are.
 
-    Clients show a label by its pixels: 3D Slicer would show such a palette inverted, and transparency not at all. mask:
-    what ``read_mask`` made of it, (T, H, W). Other files, and those that are plain, stay as they are.
+    Pictures: as 0 and 1 where their pixels are not the mask (palette, transparency, colours, soft edges), since 3D Slicer
+    would show such a palette inverted, and transparency not at all. NIfTI and NRRD: on the image's grid where ITK (so 3D
+    Slicer) would show them elsewhere, which ``read_mask`` took voxel by voxel, or does not read them. mask: what
+    ``read_mask`` made of it, (T, H, W).
     """
     from PIL import Image
 
     if extension(path) not in PICTURES:
+        if not _lies(Path(path), mask, study):
+            write_mask(path, mask, study)
         return
     with open_picture(Path(path)) as picture:
         kind = picture.image.format
@@ -150,6 +153,26 @@ def make_plain(path: str | Path, mask: np.ndarray) -> None:
         content = io.BytesIO()
         pages[0].save(content, kind, **many)
         write_bytes(path, content.getvalue())
+
+
+def _lies(path: Path, mask: np.ndarray, study: Study) -> bool:
+    """Whether ITK reads a NIfTI or NRRD label, and shows the mask on the study's grid. By the headers, where they do."""
+    nifti = extension(path) in (".nii", ".nii.gz")
+    if nifti:
+        image = open_nifti(path)
+        shape, affine, seen = _grid3(image.shape, path), nifti_affine(image), itk_reads(image)
+    else:
+        header = read_nrrd_header(path)
+        sizes = [int(n) for n in header["sizes"]]
+        layer = _layer_axis(header, sizes)
+        shape = _grid3([n for a, n in enumerate(sizes) if a != layer], path)
+        affine = nrrd_affine(header, layer, len(sizes) - (layer is not None))
+        seen = not str(header["encoding"]).lower().startswith("bz")
+    if not seen or max(shape) == 1 or fills(shape, affine, study.geometry):
+        return seen
+    grid, affine = (_nifti_mask if nifti else _nrrd_mask)(path, study, Limits())
+    moved, warning = onto(grid, affine, replace(study.geometry, views=()))
+    return moved is not None and warning != UNLIKE and np.array_equal(study.geometry.to_frames(moved), mask)
 
 
 def _is_plain(image: Any, mask: np.ndarray) -> bool:
@@ -206,10 +229,7 @@ def _nrrd_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndar
         most = max(int(np.prod(study.shape, dtype=object)) * MOST_BYTES, LEAST_BYTES)
         limits = replace(limits, total_pixels=min(limits.total_pixels, most // 8))
     values, header = read_nrrd_array(path, limits)
-    kinds = [str(k) for k in header.get("kinds", [])]
-    layer = next((a for a, kind in enumerate(kinds[: values.ndim]) if kind in ("list", "vector")), None)
-    if layer is None and values.ndim == 4 and values.shape[-1] > 1:
-        layer = 0
+    layer = _layer_axis(header, values.shape)
     shape = _grid3([n for a, n in enumerate(values.shape) if a != layer], path)
     _require_inside(path, shape, study)
     affine = nrrd_affine(header, layer, values.ndim - (layer is not None))
@@ -223,3 +243,10 @@ def _nrrd_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndar
                 "labelmap, or as .seg.nrrd"
             )
         return from_numbers(layers[0]).reshape(shape), affine
+
+
+def _layer_axis(header: dict, sizes: Sequence[int]) -> int | None:
+    """The axis along which 3D Slicer keeps the layers of segments that overlap, None where there is none."""
+    kinds = [str(k) for k in header.get("kinds", [])]
+    layer = next((a for a, kind in enumerate(kinds[: len(sizes)]) if kind in ("list", "vector")), None)
+    return 0 if layer is None and len(sizes) == 4 and sizes[-1] > 1 else layer

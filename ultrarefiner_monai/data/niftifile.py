@@ -120,6 +120,12 @@ def nifti_affine(image: Any) -> np.ndarray:
     return _scaled(image.affine, image.header) if affine is None else affine
 
 
+def itk_reads(image: Any) -> bool:
+    """Whether ITK reads the file at all: not NIfTI-2, not a .nii that is packed."""
+    path = Path(image.get_filename())
+    return itk_affine(_header_of(image)) is not None and not (path.suffix.lower() == ".nii" and _packed(path))
+
+
 def nifti_space(image: Any, shape: tuple[int, ...]) -> dict | None:
     """The header's own words about space, for a mask of ``shape`` on the same grid: every program then reads image and
     mask alike. None where a mask of that shape would be read otherwise (colours on the fifth axis)."""

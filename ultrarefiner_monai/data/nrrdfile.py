@@ -94,6 +94,12 @@ def read_nrrd_array(path: Path, limits: Limits | None = None) -> tuple[np.ndarra
     return values.astype(data_type.newbyteorder("="), copy=False), header
 
 
+def read_nrrd_header(path: Path) -> dict:
+    """The header alone, as ``read_nrrd_array`` has it."""
+    with path.open("rb") as file:
+        return _read_header(path, file)
+
+
 def _read_header(path: Path, file: IO[bytes]) -> dict:
     """The header as pynrrd parses it; ``file`` then stands behind it."""
     import nrrd

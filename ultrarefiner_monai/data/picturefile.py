@@ -161,6 +161,21 @@ def stored_numbers(image: Any) -> np.ndarray:
     return pixels
 
 
+def is_halved(image: Any) -> bool:
+    """Whether the file has 16 bits a colour, of which Pillow keeps the upper 8. Ask before its pixels are decoded."""
+    return ";16" in str(image.tile) and not image.mode.startswith("I")
+
+
+def dark_warnings(halved: bool, pixels: np.ndarray) -> list[str]:
+    """What is to be said of 8-bit pixels that are the upper half of 16 where values are small: a dark picture."""
+    if not halved or pixels.dtype != np.uint8 or int(pixels.max(initial=0)) >= 128:
+        return []
+    return [
+        "it has 16 bits a colour, of which the upper 8 are read, and its values are small: it comes out dark. Export it "
+        "with 8 bits, or in grey"
+    ]
+
+
 def _tag(image: Any, tag: int, default: int) -> int:
     value = getattr(image, "tag_v2", {}).get(tag, default)
     return int(value[0] if isinstance(value, tuple) else value)

@@ -47,6 +47,12 @@ def onto(label: np.ndarray, affine: np.ndarray, geometry: Geometry) -> tuple[np.
     return (label, UNLIKE) if same else (None, "")
 
 
+def fills(shape: tuple[int, ...], affine: np.ndarray, geometry: Geometry) -> bool:
+    """Whether a label has a voxel for each of its image's where ITK has them, axes flipped and swapped at most."""
+    plan = _plan(shape, affine, geometry.affine, geometry.grid)
+    return plan is not None and _fills(plan, shape)
+
+
 def _says_nothing(affine: np.ndarray) -> bool:
     """Whether it is what programs write that know no position: identity, in RAS or LPS, or no usable matrix."""
     return not np.isfinite(affine).all() or np.allclose(np.abs(affine), np.eye(4), atol=1e-6)

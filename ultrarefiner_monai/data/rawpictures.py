@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai.data.emptiness import EMPTY, emptiness
 from ultrarefiner_monai.data.labelpictures import from_picture
-from ultrarefiner_monai.data.picturefile import Flip, open_picture, stored_numbers
+from ultrarefiner_monai.data.picturefile import Flip, dark_warnings, is_halved, open_picture, stored_numbers
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.types import InputError
 
@@ -23,16 +24,19 @@ def read_image(path: Path, warnings: list[str]) -> np.ndarray:
     Pixels of 8 bits stay as they are. Wider ones are scaled as in serving (``readers``, ``study.to_unit``).
     """
     with _opened(path) as (image, flip):
+        halved = is_halved(image)
         if int(image.getexif().get(0x0112) or 1) != 1:
             warnings.append(EXIF_TURN)
         if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
             grey = stored_numbers(image)
             if grey.dtype == np.uint8:
+                warnings += _empty_warning(grey)
                 return np.ascontiguousarray(grey[flip])
             study = read_study(path)
             warnings += [w for w in study.warnings if "EXIF" not in w]
             return np.rint(study.frame(0) * 255).astype(np.uint8)
         pixels = np.asarray(image.convert("RGB"))[flip]
+    warnings += dark_warnings(halved, pixels) + _empty_warning(pixels[..., 0])
     return np.ascontiguousarray(pixels[..., 0]) if _is_grey(pixels) else pixels
 
 
@@ -50,6 +54,12 @@ def read_label(path: Path, size: tuple[int, int], coloured: bool, warnings: list
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         return mask, _category(np.asarray(image.convert("RGB"))[flip], mask) if coloured else ""
+
+
+def _empty_warning(pixels: np.ndarray) -> list[str]:
+    """(H, W) uint8 -> a warning where the picture shows nothing, in serving's words."""
+    what = emptiness(pixels / np.float32(255))
+    return [f"the picture is {what}{EMPTY}"] if what else []
 
 
 @contextmanager

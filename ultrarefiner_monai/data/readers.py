@@ -21,7 +21,14 @@ from ultrarefiner_monai.data.masks import decoder_words, read_mask
 from ultrarefiner_monai.data.moving import MOVING, read_moving
 from ultrarefiner_monai.data.niftifile import nifti_affine, nifti_space, nifti_views, open_nifti
 from ultrarefiner_monai.data.nrrdfile import VECTOR_KINDS, nrrd_affine, read_nrrd_array, space_fields
-from ultrarefiner_monai.data.picturefile import open_picture, picture_spacing, stored_numbers, white_is_zero
+from ultrarefiner_monai.data.picturefile import (
+    dark_warnings,
+    is_halved,
+    open_picture,
+    picture_spacing,
+    stored_numbers,
+    white_is_zero,
+)
 from ultrarefiner_monai.data.study import (
     PICTURES,
     Geometry,
@@ -114,7 +121,7 @@ def _read_picture(path: Path, limits: Limits) -> Study:
     warnings: list[str] = []
     with open_picture(path, limits) as picture:
         image = picture.image
-        (width, height), count = image.size, len(picture.pages)
+        (width, height), count, halved = image.size, len(picture.pages), is_halved(image)
         if image.format == "TIFF":
             if any(flip != (slice(None), slice(None)) for flip in picture.flips):
                 warnings.append("the orientation of the TIFF turns its pixels around, as in 3D Slicer")
@@ -133,6 +140,7 @@ def _read_picture(path: Path, limits: Limits) -> Study:
     if len(pages) < count:
         warnings.append(f"{count - len(pages)} page(s) of another size than the first are left out")
     frames = np.stack(pages)
+    warnings += dark_warnings(halved, frames)
     if frames.dtype != np.uint8:
         frames = to_unit(frames, warnings)
         frames = 1 - frames if inverted else frames

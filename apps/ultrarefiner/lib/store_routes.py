@@ -93,7 +93,7 @@ def _save_label(app: Any, image: str, params: str, tag: str, label: UploadFile, 
     with stored_upload(app, label, LABEL_EXTENSIONS, default=".nii.gz") as path:
         path = store.fitted(image, path)
         mask = read_mask(path, opened.study, confirmed=confirmed, warnings=warnings)
-        make_plain(path, mask)
+        make_plain(path, mask, opened.study)
         drawn = Drawn(opened.sha256, mask) if tag == FINAL else None
         with store.saving:
             if app.exchange is not None and tag == FINAL:
