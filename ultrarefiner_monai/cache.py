@@ -53,8 +53,8 @@ class EmbeddingCache:
     """Least recently used arrays in RAM, and below it on disk.
 
     ram_bytes, disk_bytes: upper bounds of what is kept at rest (0 keeps nothing there). disk_dir: made when first
-    written to, not the folder that it lies in; None: RAM only. Floating-point arrays are kept, and handed out, as fp16: the answer to a request does
-    not depend on whether it was the first. Thread-safe. A disk folder shared by two processes is safe too (files are
+    written to, not the folder that it lies in; None: RAM only. Floating-point arrays are kept, and handed out, as fp16:
+    the answer to a request does not depend on whether it was the first. Thread-safe. A disk folder shared by two processes is safe too (files are
     whole or not there), but each bounds only what it knows of.
     """
 

@@ -43,13 +43,13 @@ class JournalQueue:
 
     def begin(self, expected_none: bool) -> None:
         """The server starts: open the journal. expected_none: there was none before; else one that is missing is said."""
+        missing = not self.path.exists()
 
         def open_it(_: Journal) -> None:
             if missing and not expected_none:
                 self.begun_anew = f"the journal ({self.path.name}) was not there at the start: a new one was begun"
                 logger.error("%s", self.begun_anew)
 
-        missing = not self.path.exists()
         self._pool.submit(self._write, open_it)
 
     def submit(self, write: Callable[[Journal], Any]) -> None:

@@ -19,7 +19,8 @@ from ultrarefiner_monai.journal import Journal, Packed, add_correction, new_id
 class Plan:
     """What a save is about to do. File names only: the store knows the folders.
 
-    sha256: of the label's file. inode: its number, where the label before holds the same bytes, else 0. before, after: what the index holds of the label (``DataModel``), None without one.
+    sha256: of the label's file. inode: its number, where the label before holds the same bytes, else 0. before, after:
+    what the index holds of the label (``DataModel``), None without one.
     versions: the names of the labels before, where they are kept. aside: [name of the part, name that it had].
     parts: what is needed until the end only; of the label's folder.
     """

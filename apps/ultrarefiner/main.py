@@ -35,6 +35,7 @@ from lib.strategies import NextSample
 from lib.trainers import make_trainers
 from ultrarefiner_monai import opensaves
 from ultrarefiner_monai.config import serve_config
+from ultrarefiner_monai.data.labelvalues import is_confirmed
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.journal import Journal
@@ -163,7 +164,7 @@ class UltraRefinerApp(MONAILabelApp):
 
             def write(journal: Journal) -> None:
                 opened = self.engine.open(image)
-                mask = read_mask(path, opened.study, confirmed=info.get("confirmed") is True)
+                mask = read_mask(path, opened.study, confirmed=is_confirmed(info))
                 opensaves.record(journal, image_id, Drawn(opened.sha256, mask), info)
 
             self.journal.submit(write)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ultrarefiner_monai.data.dicomindex import remembered_images
+from ultrarefiner_monai.data.labelvalues import is_confirmed
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.series import sha256_of_image
 from ultrarefiner_monai.data.study import Region, Study
@@ -119,17 +120,13 @@ def final_labels(work_dir: str | Path, studies: str | Path | None = None) -> lis
             image_id,
             image,
             home / "labels" / "final" / f"{image_id}{label['ext']}",
-            _is_confirmed(label.get("info")),
+            is_confirmed(label.get("info")),
         )
         if pair.image.exists() and pair.label.is_file():
             found.append(pair)
         else:
             log.warning("%s is left out: its image or label file is gone", image_id)
     return found
-
-
-def _is_confirmed(info: object) -> bool:
-    return isinstance(info, dict) and info.get("confirmed") is True
 
 
 def _studies_of(work: Path) -> Path:

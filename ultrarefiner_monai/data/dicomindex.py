@@ -152,9 +152,8 @@ class PictureNames:
             top = {pictures[path] for path in paths if "/" not in path}
             nested = [path for path in paths if "/" in path]
             if nested and (uid not in owners or self._overwritten(nested, pictures, owners[uid], named)):
-                other = {
-                    p for p in nested if p in before and before[p].id not in ("", uid)
-                }  # they have an id of their own
+                # These have an id of their own.
+                other = {p for p in nested if p in before and before[p].id not in ("", uid)}
                 free = [p for p in nested if p in named] or [p for p in nested if p not in other]
                 owners[uid] = pictures[free[0]] if free else ""
             for path in nested:
@@ -240,9 +239,8 @@ def _look(path: Path) -> tuple[str, str]:
         header = open_dicom(path, header_only=True, tags=_TAGS)
         if not_an_image(header) is not None:
             return OTHER, ""
-        if not element(header, "Rows") or not element(
-            header, "Columns"
-        ):  # cut off, or a kind of object that we do not know
+        if not element(header, "Rows") or not element(header, "Columns"):
+            # Cut off, or a kind of object that we do not know.
             return DAMAGED, ""
         uid = str(element(header, "SOPInstanceUID", "")).strip("\0 ")
     except InputError:

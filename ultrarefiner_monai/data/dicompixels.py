@@ -23,8 +23,8 @@ from ultrarefiner_monai.types import InputError
 
 _HTJ2K = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203")
 _VIDEO = "1.2.840.10008.1.2.4.10"  # MPEG-2 (.100) to HEVC (.108)
-# Uncompressed: implicit, explicit, deflated (by now inflated), big endian. Compressed: JPEG baseline, extended, lossless (twice), JPEG-LS (twice),
-# JPEG 2000 (twice), RLE.
+# Uncompressed: implicit, explicit, deflated (by now inflated), big endian. Compressed: JPEG baseline, extended, lossless
+# (twice), JPEG-LS (twice), JPEG 2000 (twice), RLE, HTJ2K.
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2")
 _COMPRESSED = (
     *(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91)),

@@ -204,6 +204,11 @@ def from_fractions(values: np.ndarray, largest: int, warnings: list[str]) -> np.
     return mask.astype(np.uint8)
 
 
+def is_confirmed(info: object) -> bool:
+    """Whether a label's info says that who saved it means it to mark nearly all of a frame."""
+    return isinstance(info, Mapping) and info.get("confirmed") is True
+
+
 def check_share(mask: np.ndarray, confirmed: bool = False, warnings: list[str] | None = None) -> None:
     """InputError where a frame of (T, H, W) is marked nearly all over, unless somebody confirmed that it is meant.
 

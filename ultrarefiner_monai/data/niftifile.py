@@ -162,8 +162,9 @@ def _scaled(affine: np.ndarray, header: Any) -> np.ndarray:
 
 
 def itk_affine(header: Any) -> np.ndarray | None:
-    """(4, 4) RAS from voxel index in mm, of a header as it stands in the file, by the rules of ITK 5.4 (itkNiftiImageIO.cxx, nifti1_io.c); None where it
-    refuses the file.
+    """(4, 4) RAS from voxel index in mm, of a header as it stands in the file; None where ITK refuses the file.
+
+    By the rules of ITK 5.4 (itkNiftiImageIO.cxx, nifti1_io.c).
 
     Directions and origin: without any code the axes run as in a photograph (LPS, origin 0). With one code, that one.
     With both: the sform where its code is 1 (scanner) or where both say the same, else the qform; a sform whose axes

@@ -143,9 +143,10 @@ def usable_affine(affine: np.ndarray, warnings: list[str]) -> np.ndarray:
 
 @dataclass
 class Study:
-    """One image file, read. Single frames are decoded when it is opened, those of a cine when they are asked for.
+    """One image file, read. Single frames are decoded when it is opened, those of a DICOM cine or a moving
+    picture when they are asked for.
 
-    kind: png, jpeg, tiff, bmp, nifti, nrrd or dicom. spacing_mm: (row, column) distance of pixel centres, None where
+    kind: png, jpeg, tiff, bmp, gif, webp, video, nifti, nrrd or dicom. spacing_mm: (row, column) distance of pixel centres, None where
     it is not known. is_volume: more than one frame. patient: the DICOM PatientID, else empty. warnings: for the user.
     regions: the B-mode regions of the screen where the file names them and they leave a part out (``data.regions``);
     empty = the whole frame. A series of several files may differ from frame to frame in both: ``frame_regions`` and

@@ -137,7 +137,7 @@ class StudiesFolder(Labels):
                 undo.by(lambda: destination.unlink(missing_ok=True))
                 copy_in(image_filename, destination)
                 entry = ImageLabelModel(image=DataModel(info=info, ext=parts[1]))
-                self._put_undoable(undo, lambda: self._put(image_id, entry))
+                self._put_undoable(undo, image_id, entry)
         return image_id
 
     def remove_image(self, image_id: str) -> None:
@@ -151,7 +151,7 @@ class StudiesFolder(Labels):
                 undo.set_aside(image, undo.part(image))  # first: where it is cut off, no image has lost its label
                 for tag, label in entry.labels.items():
                     self._set_aside(undo, image_id, tag, label.ext)
-                self._put_undoable(undo, lambda: self._put(image_id, None))
+                self._put_undoable(undo, image_id, None)
                 undo.sync()
             with suppress(OSError):
                 (self.work.nested / f"{image_id}.dcm").unlink(missing_ok=True)

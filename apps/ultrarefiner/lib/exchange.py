@@ -26,6 +26,7 @@ from monailabel.interfaces.exception import LabelNotFoundException
 from lib.names import check_name
 from lib.pacs import MARK, ORIGIN, STORED, PacsStudies
 from lib.routing import annotator_role
+from ultrarefiner_monai.data.labelvalues import is_confirmed
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.journal import Journal
@@ -53,9 +54,8 @@ class Exchange:
         self.inbox = Inbox(store.pacs, folder / "inbox.json", self._known, self._take, self.outbox.holds)
         self._lock = threading.Lock()
         self._tries: Counter[str] = Counter()
-        self._kept: set[tuple[str, str]] = (
-            set()
-        )  # (SOPInstanceUID, image) of SEGs that are not kept for all their images
+        # (SOPInstanceUID, image) of SEGs that are not kept for all their images
+        self._kept: set[tuple[str, str]] = set()
         self.refused = 0
         self._maker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="exchange")
 
@@ -105,7 +105,7 @@ class Exchange:
         files = self.mirror.files(image_id)
         with self.store.saving:  # outline and author of one label, not of two
             path, info = self._label(image_id, tag)
-            mask = read_mask(path, study, confirmed=info.get("confirmed") is True)
+            mask = read_mask(path, study, confirmed=is_confirmed(info))
         options = self._origin(image_id, tag, info)
         seg = make_seg(mask, files, **options)
         report = make_sr(mask, files, seg, **options) if sr else None

@@ -1,5 +1,6 @@
-"""The index and its file. It is read complete and checked before anybody sees it, and written atomically. What an edited one says of places is not
-believed: where images and labels lie is the app's own knowledge, and an entry is a plain name in these places or nothing.
+"""The index and its file. It is read complete and checked before anybody sees it, and written atomically. What an edited
+one says of places is not believed: where images and labels lie is the app's own knowledge, and an entry is a plain name in
+these places or nothing.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from monailabel.datastore.local import DataModel
+from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import LabelNotFoundException
 
 from lib.names import check_info, check_name, split_name
@@ -105,7 +105,7 @@ class Labels(StudiesIndex):
                 os.replace(staged, destination)
                 for path, part in asides.items():
                     undo.set_aside(path, part)
-                self._put_undoable(undo, lambda: self._put(image_id, entry))
+                self._put_undoable(undo, image_id, entry)
                 undo.sync()
                 self.journal.ask(lambda journal: opensaves.finish(journal, save))
             self._prune(image_id, label_tag)
@@ -116,8 +116,8 @@ class Labels(StudiesIndex):
         self.journal.ask(lambda journal: opensaves.drop(journal, save))
         self._taken_back.discard(save.id)
 
-    def _put_undoable(self, undo: Undo, put: Callable[[], None]) -> None:
-        """Change the index so that ``undo`` brings back the one before, in the file and in memory."""
+    def _put_undoable(self, undo: Undo, image_id: str, entry: ImageLabelModel | None) -> None:
+        """``_put``, so that ``undo`` brings back the one before, in the file and in memory."""
         index, before = Path(self._datastore_config_path), self._datastore
 
         def back() -> None:
@@ -126,7 +126,7 @@ class Labels(StudiesIndex):
 
         undo.by(back)
         undo.keep(index, undo.part(index))
-        put()
+        self._put(image_id, entry)
 
     # --- after a kill -------------------------------------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class Labels(StudiesIndex):
                 raise LabelNotFoundException(f"{label_id!r} has no label {label_tag!r}")
             with all_or_nothing() as undo:
                 self._set_aside(undo, label_id, label_tag, label.ext)
-                self._put_undoable(undo, lambda: self._put(label_id, entry))
+                self._put_undoable(undo, label_id, entry)
                 undo.sync()
             self._prune(label_id, label_tag)
 

@@ -26,16 +26,15 @@ def front_page(info: dict[str, Any], address: str) -> str:
     )
     counts = info["datastore"]
     problem = info.get("pacs", {}).get("problem", "")
-    away = f"<p><strong>The PACS is away:</strong> {escape(problem)}</p>" if problem else ""
+    notes = f"<p><strong>The PACS is away:</strong> {escape(problem)}</p>" if problem else ""
     problems = [text for text in info.get("problems", []) if text != problem]
     told = "".join(f"<li>{escape(text)}</li>" for text in problems)
-    away += f'<div class="notice"><strong>To be looked at:</strong><ul>{told}</ul></div>' if told else ""
+    notes += f'<div class="notice"><strong>To be looked at:</strong><ul>{told}</ul></div>' if told else ""
     left = info.get("not_offered", {})
     reasons = "".join(f"<li>{count} x {escape(reason)}</li>" for reason, count in left.items())
-    away += (
-        f"<p>{sum(left.values())} files in the studies are not offered (the log names them):</p><ul>{reasons}</ul>"
-        * bool(left)
-    )
+    if left:
+        count = sum(left.values())
+        notes += f"<p>{count} files in the studies are not offered (the log names them):</p><ul>{reasons}</ul>"
     address = escape(address)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(info["name"])}</title><style>{_STYLE}</style></head><body>
@@ -43,7 +42,7 @@ def front_page(info: dict[str, Any], address: str) -> str:
 <p class="notice"><strong>{escape(NOTICE)}</strong></p>
 <p>The server is running: {counts.get("total", 0)} images in the studies,
 {counts.get("completed", 0)} with a final label.</p>
-{away}
+{notes}
 <h2>Connect 3D Slicer</h2>
 <ol>
 <li>In 3D Slicer install the extension <em>MONAILabel</em> (Extensions Manager), restart,

@@ -21,6 +21,7 @@ from ultrarefiner_monai.presence import StudiesAway
 logger = logging.getLogger(__name__)
 
 FULL, AWAY = 507, 503
+LABEL = "Your outline"
 _FULL = "The disk of the server is full."
 _READ_ONLY = "The server cannot write to its disk: it is read-only."
 _FORBIDDEN = "The server is not allowed to use a file or folder of its disk (a permission is missing)."
@@ -83,9 +84,6 @@ def explain(error: BaseException | None, saving: str = "") -> tuple[int, str] | 
     if saving:
         return status, f"{words} {saving} is not saved. Tell your IT, then try again."
     return status, words if "IT" in words else f"{words} Tell your IT, then try again."
-
-
-LABEL = "Your outline"
 
 
 def saved_by(method: str, path: str) -> str:

@@ -27,6 +27,7 @@ from lib.served import Served, device_of
 from ultrarefiner_monai.config import ConfigError, ServeConfig, TrainConfig, load_yaml
 from ultrarefiner_monai.data.corrections import Labelled
 from ultrarefiner_monai.data.labelled import prepare_labels
+from ultrarefiner_monai.data.labelvalues import is_confirmed
 from ultrarefiner_monai.data.study import Limits
 from ultrarefiner_monai.trainingfolder import memory_advice
 from ultrarefiner_monai.types import NOTICE, InputError
@@ -196,7 +197,7 @@ def _labelled(datastore: StudiesFolder, image_id: str) -> Labelled | None:
     try:
         image = datastore.image_path(image_id)
         label = datastore.get_label_uri(image_id, FINAL)  # after: a label follows the frames of its image
-        confirmed = bool(label) and datastore.get_label_info(image_id, FINAL).get("confirmed") is True
+        confirmed = bool(label) and is_confirmed(datastore.get_label_info(image_id, FINAL))
     except (InputError, MONAILabelException) as error:  # the image may be gone since it was listed
         logger.warning("%s is left out: %s", image_id, getattr(error, "msg", None) or error)
         return None
