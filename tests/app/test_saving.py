@@ -25,6 +25,7 @@ from monailabel.endpoints.user.auth import User
 
 import lib.store_routes
 from ultrarefiner_monai import opensaves
+from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.journalqueue import JournalQueue
 from ultrarefiner_monai.opensaves import Drawn
@@ -136,7 +137,8 @@ def test_twenty_labels_at_once_are_read_a_few_at_a_time(clinic: Clinic, monkeypa
         return mask_of(1)
 
     store = clinic.store
-    opened = SimpleNamespace(study=SimpleNamespace(warnings=[]), sha256="hash")
+    opened = SimpleNamespace(study=read_study(store.image_path("a")), sha256="hash")
+    opened.study.warnings.clear()
     engine = SimpleNamespace(open=lambda path: opened)
     content = label_at(clinic.folder, 1).read_bytes()
     monkeypatch.setattr(lib.store_routes, "read_mask", read)

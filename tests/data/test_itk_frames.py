@@ -10,12 +10,14 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
-from itk_files import FILES, PLAIN, W, nifti, nrrd_file, png
+from itk_files import AXES, EVERY_SPACING, FILES, PLAIN, STORAGE, H, T, W, dicom, nifti, nrrd_file, png
+from pydicom._uid_dict import UID_dictionary
 
 from ultrarefiner_monai.data.masks import make_plain
 from ultrarefiner_monai.data.readers import read_mask, read_study, write_mask
 from ultrarefiner_monai.data.study import RAS_FROM_LPS, Study
 from ultrarefiner_monai.data.writers import lost_position, write_frames
+from ultrarefiner_monai.types import InputError
 
 sitk = pytest.importorskip("SimpleITK")
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -107,6 +109,25 @@ def test_sizes_follow_the_frame_or_are_pixels_with_the_reason(opened: tuple[Stud
         assert any("in pixels" in text for text in study.warnings)
 
 
+# Every storage class of images but that of optical tomography of the eye, which GDCM turns by rules of its own.
+CLASSES = sorted(u[len(STORAGE) :] for u, v in UID_dictionary.items() if u.startswith(STORAGE) and "Image" in v[0])
+CLASSES.remove("77.1.5.4")
+
+
+@pytest.mark.parametrize("uid", CLASSES)
+def test_a_file_of_any_class_lies_where_itk_has_it(uid: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.dcm"
+    for count, groups in ((1, None), (T, None), (T, {"PixelSpacing": [0.7, 0.8], "SpacingBetweenSlices": 2})):
+        dicom(uid, count, groups, **EVERY_SPACING, **AXES)(path)
+        try:
+            image, study = in_space(sitk.ReadImage(str(path))), read_study(path)
+        except (RuntimeError, InputError):  # one of the two does not read it
+            continue
+        for ijk in ((0, 0, 0), (W - 1, 0, 0), (0, H - 1, 0), (W - 1, H - 1, count - 1)):
+            place = image.TransformIndexToPhysicalPoint(list(ijk))
+            np.testing.assert_allclose((RAS_FROM_LPS @ study.geometry.affine @ [*ijk, 1])[:3], place, atol=1e-4)
+
+
 def test_a_png_reply_has_the_size_of_its_picture(tmp_path: Path) -> None:
     for name in ("png", "png scale", "png 16", "jpeg inch", "tiff cm", "bmp", "us", "nifti no codes"):
         suffix, write = FILES[name]
@@ -185,8 +206,6 @@ def test_where_a_label_of_the_images_size_is_taken(tmp_path: Path, caplog: pytes
 
 
 def test_a_label_larger_than_its_image_is_refused(tmp_path: Path) -> None:
-    from ultrarefiner_monai.types import InputError
-
     png()(tmp_path / "image.png")
     study = read_study(tmp_path / "image.png")
     truth = lesion(in_space(sitk.ReadImage(str(study.path))))

@@ -12,8 +12,8 @@ CR, DX, MG, intra-oral, XA, RF                  ImagerPixelSpacing alone        
 RT image                                        ImagePlanePixelSpacing                        SpacingBetweenSlices (a)
 CT, MR, NM, PET, ultrasound volume              PixelSpacing                                  SpacingBetweenSlices (a)
 multi-frame secondary capture, enhanced CT, ..  functional groups alone                       their positions
-endoscopy, whole slide                          1 mm                                          FrameTime (a)
-other visible light                             PixelSpacing                                  FrameTime (a)
+endoscopy, whole slide, eye, video, ..          1 mm                                          FrameTime (a)
+microscopy, photography                         PixelSpacing                                  FrameTime (a)
 ==============================================  ============================================  =======================
 
 (a) else FrameTime of several frames, where FrameIncrementPointer says so; else 1 mm. What is missing is 1 mm.
@@ -59,10 +59,11 @@ _CLASSES: dict[str, _Rule] = {
     **dict.fromkeys((_STORAGE + n for n in ("12.1", "12.2", "12.3")), _IMAGER),
     _STORAGE + "481.1": _PLANE,
     **dict.fromkeys((_STORAGE + n for n in ("2", "4", "6.2", "20", "128", "481.2")), _SLICES),
-    **dict.fromkeys((_STORAGE + n for n in ("77.1.1", "77.1.6")), _NONE),
-    **dict.fromkeys((_STORAGE + n for n in ("77.1.4", "77.1.4.1")), _LIGHT),
-    **dict.fromkeys((_STORAGE + n for n in ("7.1", "7.2", "7.3", "7.4", "2.1", "2.2", "4.1", "4.4")), _GROUPS),
-    **dict.fromkeys((_STORAGE + n for n in ("13.1.1", "13.1.2", "13.1.3", "14.1", "14.2", "66.4")), _GROUPS),
+    **dict.fromkeys((_STORAGE + n for n in ("77.1.1", "77.1.6", "77.1.2.1", "77.1.4.1")), _NONE),
+    **dict.fromkeys((_STORAGE + n for n in ("77.1.5.1", "77.1.5.2", "12.1.1", "5")), _NONE),
+    **dict.fromkeys((_STORAGE + n for n in ("77.1.2", "77.1.4")), _LIGHT),
+    **dict.fromkeys((_STORAGE + n for n in ("7.1", "7.2", "7.3", "7.4", "2.1", "2.2", "4.1", "4.3", "4.4")), _GROUPS),
+    **dict.fromkeys((_STORAGE + n for n in (*(f"13.1.{k}" for k in range(1, 6)), "14.1", "14.2", "66.4")), _GROUPS),
     **dict.fromkeys((_STORAGE + n for n in ("128.1", "130")), _GROUPS),
 }
 # A file without a class is taken for the usual one of its modality; without one that is known, for a capture.
