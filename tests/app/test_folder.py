@@ -93,6 +93,7 @@ def mounted(source: Path | str, target: Path, *options: str) -> None:
         pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
 
 
+@pytest.mark.slow
 @pytest.mark.server
 def test_a_disk_goes_comes_back_and_is_full(tmp_path, checkpoint):
     """The real server on a small disk, and a second server on it."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -148,3 +151,25 @@ def test_files_for_clients_stay_within_a_size(tmp_path: Path, monkeypatch: pytes
     assert [p.is_file() for p in made] == [False, False, True, True]
     with pytest.raises(InputError, match=r"gone\.gif"):
         frames.path("e", tmp_path / "gone.gif")
+
+
+def test_a_long_video_keeps_nobody_waiting_for_another_image(tmp_path: Path) -> None:
+    reading, go = threading.Event(), threading.Event()
+
+    def read(path: Path) -> Any:
+        if path.name == "long.gif":
+            reading.set()
+            assert go.wait(60)
+        return read_study(path)
+
+    frames = ClientFrames(WorkFolder.of(tmp_path), read)
+    for name in ("long.gif", "short.gif"):
+        (tmp_path / name).write_bytes(animation())
+    with ThreadPoolExecutor(3) as pool:
+        try:
+            long = [pool.submit(frames.path, "long", tmp_path / "long.gif") for _ in range(2)]
+            assert reading.wait(30)
+            assert pool.submit(frames.path, "short", tmp_path / "short.gif").result(20).is_file()
+        finally:
+            go.set()
+        assert long[0].result(20) == long[1].result(20)

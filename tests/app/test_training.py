@@ -249,9 +249,14 @@ def test_a_stop_ends_what_waits_too(training_server, trainer):
     wait(lambda: children(server))
     stopped = trainer.train_stop()
     assert stopped["status"] == "STOPPED" and stopped["result"]
+
+    def alive() -> list[psutil.Process]:
+        return [c for c in children(server) if c.status() != psutil.STATUS_ZOMBIE]
+
+    wait(lambda: not alive(), 2)  # the system takes a moment to end what is killed
     end = time.monotonic() + 4
     while time.monotonic() < end:
-        assert not [c for c in children(server) if c.status() != psutil.STATUS_ZOMBIE]
+        assert not alive()
         time.sleep(0.1)
     statuses = {task["status"] for task in requests.get(f"{server.url}/train/?all=true").json()}
     assert statuses <= {"STOPPED", "DONE", "ERROR"} and trainer.train_stop() is None

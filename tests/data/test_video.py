@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import time
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from ultrarefiner_monai.data import moving
+from ultrarefiner_monai.data import moving, video
 from ultrarefiner_monai.data.coded_file import card
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.readers import Limits, read_study
@@ -318,3 +319,17 @@ def test_a_file_without_pictures(tmp_path: Path) -> None:
     (tmp_path / "a.gif").write_bytes(io.BytesIO(b"GIF89a").getvalue())
     with pytest.raises(InputError, match="a.gif"):
         read_study(tmp_path / "a.gif")
+
+
+def test_the_time_to_decode_is_bounded_and_pauses_between_frames_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moving, "_KEPT_BYTES", 1)  # each frame is decoded when it is asked for
+    monkeypatch.setattr(video, "_SECONDS", 0.5)
+    study = read_study(lossless(tmp_path / "a.avi"))
+    study.frame(0)
+    time.sleep(0.6)
+    np.testing.assert_array_equal(np.rint(study.frame(1) * 255), GREY[1])
+    monkeypatch.setattr(video, "_SECONDS", -1.0)
+    with pytest.raises(InputError, match="takes longer"):
+        read_study(tmp_path / "a.avi")

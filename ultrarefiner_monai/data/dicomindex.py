@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ _TAGS = ["SOPInstanceUID", "SOPClassUID", "Modality", "Rows", "Columns"]
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _UID_LENGTH = 64
 _EXTENSIONS = (".dcm", ".dicom")
+_MOST_NAMES = 5  # in a line of the log
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class PictureNames:
     def _pictures(self, root: Path, paths: list[str], found: dict[str, Header]) -> dict[str, str]:
         """path -> digest of its picture; of pictures that look alike in pieces the whole is compared."""
         pictures = {path: found[path].digest for path in paths}
-        for digest in {d for d in pictures.values() if list(pictures.values()).count(d) > 1}:
+        for digest in {d for d, count in Counter(pictures.values()).items() if count > 1}:
             alike = {p: self._whole_of(root, p, found[p]) for p, d in pictures.items() if d == digest}
             if len(set(alike.values())) > 1:
                 pictures |= alike
@@ -187,9 +189,10 @@ class PictureNames:
         return self._whole[key]
 
     def _say(self, uid: str, names: list[str]) -> None:
-        if len(names) > 1 and (text := ", ".join(names)) not in self._said:
-            self._said.add(text)
-            logger.warning("%d different pictures carry the SOPInstanceUID %s: offered as %s", len(names), uid, text)
+        if len(names) > 1 and (what := f"{uid} {_digest(' '.join(names))}") not in self._said:
+            self._said.add(what)
+            shown = ", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")
+            logger.warning("%d different pictures carry the SOPInstanceUID %s: offered as %s", len(names), uid, shown)
 
     def _load(self) -> dict[str, str] | None:
         try:

@@ -135,7 +135,10 @@ class Video:
                         shape = (frame.height, frame.width)
                         self.limits.check(self.path.name, *shape)
                         self._say_rotation(frame)
-                    yield grey_of(frame)
+                    grey = grey_of(frame)
+                    paused = time.monotonic()
+                    yield grey
+                    end += time.monotonic() - paused  # nobody decodes meanwhile
                 if time.monotonic() > end:
                     raise InputError(
                         f"{self.path.name} takes longer than {_SECONDS:.0f} s to decode; export a shorter cine"

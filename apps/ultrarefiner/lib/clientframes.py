@@ -34,6 +34,7 @@ class ClientFrames:
 
     def __init__(self, work: WorkFolder, read: Callable[[Path], Any]):
         self._work, self._read, self._lock = work, read, threading.Lock()
+        self._making: dict[str, threading.Lock] = {}  # one an image: a long video takes a while, others need not wait
 
     def path(self, image_id: str, source: Path) -> Path:
         """The NIfTI of ``source``, made when it is not there. Raises InputError as ``read``."""
@@ -45,13 +46,16 @@ class ClientFrames:
         place = self._work.frames(image_id)
         path = place / state / f"{image_id}.nii.gz"
         with self._lock:
+            making = self._making.setdefault(image_id, threading.Lock())
+        with making:
             if not path.is_file():
                 study = self._read(source)
                 shutil.rmtree(place, ignore_errors=True)  # of the file as it was before
                 self._work.make(path.parent)
                 with replacing(path) as file:
                     write_frames(file, study)
-                self._prune(keep=path)
+                with self._lock:
+                    self._prune(keep=path)
         return path
 
     def remove(self, image_id: str) -> None:
