@@ -55,6 +55,7 @@ _BY_TEXT = (  # SQLite's own words; its codes are known from Python 3.11 on only
     ("not a database", AWAY, _JOURNAL),
     ("i/o error", AWAY, _BROKEN),
 )
+_LOOKS_AT_ONCE = 4
 _CHANGING = ("PUT", "POST", "DELETE", "PATCH")
 
 
@@ -98,16 +99,17 @@ def saved_by(method: str, path: str) -> str:
 class SavingDoor:
     """ASGI middleware: while the studies are away, whatever could save or start something is answered 503, in words.
 
-    check: raises StudiesAway; it is called in a thread, a share that hangs must not stop the server.
+    check: raises StudiesAway; it is called in one of a few threads of its own, a share that hangs must not stop the server.
     """
 
     def __init__(self, app: ASGIApp, check: Callable[[], Any]):
         self.app, self.check = app, check
+        self._limiter = anyio.CapacityLimiter(_LOOKS_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] in _CHANGING and not _is_login(scope["path"]):
             try:
-                await anyio.to_thread.run_sync(self.check)
+                await anyio.to_thread.run_sync(self.check, limiter=self._limiter)
             except StudiesAway as error:
                 await _drain(receive)
                 found = explain(error, saved_by(scope["method"], scope["path"]))
