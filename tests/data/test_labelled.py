@@ -155,6 +155,22 @@ def test_new_labels_move_no_image_and_changed_ones_are_copied_again(tmp_path: Pa
     assert not copy.exists() and parts(folder) == after
 
 
+def test_copies_of_before_a_change_of_meaning_are_made_anew(
+    tmp_path: Path, folder: TrainingFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A palette that was once copied inverted is not trained on for ever; no image moves in the split."""
+    pairs = labelled(tmp_path / "s", 10)
+    with monkeypatch.context() as before:
+        before.setattr("ultrarefiner_monai.data.labelled._MEANING", "of before")
+        prepare_labels(pairs, folder)
+    split, copy = parts(folder), folder.pair(f"{pairs[0].image_id}@0")[1]
+    right = np.asarray(Image.open(copy))
+    Image.fromarray(~right).save(copy)
+    prepare_labels(pairs, folder)
+    np.testing.assert_array_equal(np.asarray(Image.open(copy)), right)
+    assert parts(folder) == split
+
+
 def test_a_copy_of_a_known_image_goes_where_that_one_went(tmp_path: Path, folder: TrainingFolder) -> None:
     pairs = labelled(tmp_path / "s", 8)
     prepare_labels(pairs, folder)

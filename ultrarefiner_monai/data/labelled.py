@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 LEAST_LESIONS = 4
 # From an image's id to what stands in the studies now; None: it has no final label any more.
 Lookup = Callable[[str], Labelled | None]
+# Goes up when an image or a label of the same bytes comes to mean something else: copies of before are made anew.
+_MEANING = "m2"
 _TRIES = 3  # a label that is replaced while it is read is read so often
 
 
@@ -189,8 +191,8 @@ def _patient(study: Study) -> str:
 
 
 def _state(pair: Labelled) -> str:
-    """Changes with image and label file; empty when one of them is gone."""
-    parts = []
+    """Changes with image and label file, and with what they mean (``_MEANING``); empty when one of them is gone."""
+    parts = [_MEANING]
     for path in (pair.image, pair.label):
         try:
             stat = path.stat()
