@@ -127,6 +127,7 @@ def test_an_idle_server_ends_at_once_and_a_request_in_work_is_answered(server):
     assert seconds < 4 and code in (0, 143), server.log[-2000:]
     assert "Traceback" not in server.log.split("Shutting down")[-1]
     assert not os.path.exists(f"/proc/{server.process.pid}/exe")
+    assert [p.name for p in (server.studies / ".ultrarefiner").glob("journal*")] == ["journal.sqlite"]
 
 
 def test_a_batch_that_is_stopped_leaves_nothing_that_runs(server):

@@ -51,8 +51,13 @@ class Ending:
             before(number, frame)
 
     def _leave(self) -> None:
-        """All threads have ended: only the interpreter is left to take apart, which takes seconds and serves nobody."""
+        """All threads have ended: only the interpreter is left to take apart, which takes seconds and serves nobody. The
+        journal is closed, so that it is one file: a copy of that alone is whole."""
         if self._begun:
+            try:
+                self._write()
+            except Exception:
+                logger.exception("the journal could not be closed")
             logging.shutdown()
             sys.stdout.flush()
             os._exit(0)
