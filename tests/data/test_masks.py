@@ -19,7 +19,7 @@ from PIL import Image
 
 from ultrarefiner_monai.data.masks import make_plain, read_mask
 from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.study import Study
+from ultrarefiner_monai.data.study import RAS_FROM_LPS, Study
 from ultrarefiner_monai.data.writers import write_mask
 from ultrarefiner_monai.types import InputError
 
@@ -380,6 +380,36 @@ def test_a_label_longer_than_its_image_in_any_axis_is_refused(study: Study, tmp_
     Image.fromarray(WHITE).save(tmp_path / "l.tif", save_all=True, append_images=[Image.fromarray(WHITE)])
     with pytest.raises(InputError, match=r"with (more than 1|2) frame"):
         read_mask(tmp_path / "l.tif", study)
+
+
+@pytest.mark.parametrize("shape", [(100, 90, 3), (W, 90, 3), (W, H, 2), (W, H, 1), (10, 10, 1)])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd"])
+def test_a_label_that_was_resized_is_no_crop(shape: tuple[int, int, int], suffix: str, tmp_path: Path) -> None:
+    """It begins where its image begins: it would be stored in a corner, or on the wrong frame, or as no lesion."""
+    frames = [Image.fromarray(((YY + k) % 251).astype(np.uint8)) for k in range(3)]
+    frames[0].save(tmp_path / "cine.tif", save_all=True, append_images=frames[1:])
+    study, label = read_study(tmp_path / "cine.tif"), tmp_path / f"l{suffix}"
+
+    def save(values: np.ndarray, start: int) -> None:
+        lps = np.eye(4)
+        lps[0, 3] = start
+        if suffix == ".nrrd":
+            fields = {"space": "left-posterior-superior", "space directions": lps[:3, :3], "space origin": lps[:3, 3]}
+            nrrd.write(str(label), values, fields)
+        else:
+            nibabel.save(nibabel.Nifti1Image(values, RAS_FROM_LPS @ lps), label)
+
+    for values in (
+        np.zeros(shape, np.uint8),
+        np.pad(np.ones((4, 4, 1), np.uint8), [(0, n - k) for n, k in zip(shape, (4, 4, 1))]),
+    ):
+        save(values, 0)
+        with pytest.raises(InputError, match="on the image's grid"):
+            read_mask(label, study)
+    if shape[0] < W:  # a crop: it begins elsewhere
+        save(values, 7)
+        found = read_mask(label, study)
+        assert found.sum() == values.sum() and found[0, :4, 7:11].all()
 
 
 def test_pages_of_a_cine(tmp_path: Path) -> None:

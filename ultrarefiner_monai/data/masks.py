@@ -71,9 +71,9 @@ def _read(path: Path, study: Study | None, limits: Limits, warnings: list[str]) 
         if suffix in PICTURES:
             return _picture_mask(path, study, limits, warnings)
         if suffix in (".nii", ".nii.gz"):
-            grid, affine = _nifti_mask(path, study, limits)
+            grid, affine, segments = _nifti_mask(path, study, limits)
         elif suffix in (".nrrd", ".seg.nrrd"):
-            grid, affine = _nrrd_mask(path, study, limits)
+            grid, affine, segments = _nrrd_mask(path, study, limits)
         else:
             raise InputError(f"{path.name}: expected a label as {' '.join(MASK_EXTENSIONS)}, got {suffix or 'none'}")
     except InputError:
@@ -86,10 +86,12 @@ def _read(path: Path, study: Study | None, limits: Limits, warnings: list[str]) 
         return Geometry(grid.shape, affine, frame_axes(grid.shape)).to_frames(grid)  # type: ignore[arg-type]
     if grid.size == 1 and not grid.any():
         return np.zeros(study.shape, np.uint8)  # 3D Slicer's way to write a segmentation without a voxel
-    moved, warning = onto(grid, affine, study.geometry)
+    moved, warning = onto(grid, affine, study.geometry, segments)
     if moved is None:
         size, wanted = (_times(s) for s in (grid.shape, study.geometry.grid))
-        raise InputError(f"{path.name} is {size} voxels and does not lie on its image of {wanted}")
+        raise InputError(
+            f"{path.name} is {size} voxels and does not lie on its image of {wanted}: save it on the image's grid"
+        )
     if warning:
         warnings.append(warning)
     return study.geometry.to_frames(moved)
@@ -170,8 +172,8 @@ def _lies(path: Path, mask: np.ndarray, study: Study) -> bool:
         seen = not str(header["encoding"]).lower().startswith("bz")
     if not seen or max(shape) == 1 or fills(shape, affine, study.geometry):
         return seen
-    grid, affine = (_nifti_mask if nifti else _nrrd_mask)(path, study, Limits())
-    moved, warning = onto(grid, affine, replace(study.geometry, views=()))
+    grid, affine, segments = (_nifti_mask if nifti else _nrrd_mask)(path, study, Limits())
+    moved, warning = onto(grid, affine, replace(study.geometry, views=()), segments)
     return moved is not None and warning != UNLIKE and np.array_equal(study.geometry.to_frames(moved), mask)
 
 
@@ -212,7 +214,8 @@ def _grid3(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
     return (int(shape[0]), int(shape[1]), int(long[0]) if long else 1)
 
 
-def _nifti_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+def _nifti_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray, bool]:
+    """(mask (I, J, K), affine, whether it holds segments)."""
     image: Any = open_nifti(path, limits)
     if image.dataobj.dtype.kind not in "uif" or image.dataobj.dtype.itemsize > 8:
         raise InputError(f"{path.name}: expected numbers, got {image.dataobj.dtype}")
@@ -221,10 +224,11 @@ def _nifti_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.nda
     if int(np.prod(shape, dtype=object)) > limits.total_pixels:
         raise InputError(f"{path.name}: {image.shape} is more than the limit of {limits.total_pixels} voxels")
     with _naming(path.name):
-        return from_numbers(np.asanyarray(image.dataobj).reshape(shape)), nifti_affine(image)
+        return from_numbers(np.asanyarray(image.dataobj).reshape(shape)), nifti_affine(image), False
 
 
-def _nrrd_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+def _nrrd_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray, bool]:
+    """As ``_nifti_mask``."""
     if study is not None:
         most = max(int(np.prod(study.shape, dtype=object)) * MOST_BYTES, LEAST_BYTES)
         limits = replace(limits, total_pixels=min(limits.total_pixels, most // 8))
@@ -236,13 +240,13 @@ def _nrrd_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndar
     layers = np.moveaxis(values, layer, 0) if layer is not None else values[None]
     with _naming(path.name):
         if has_segments(header) or (layer is not None and extension(path) == ".seg.nrrd"):
-            return from_segments(layers, header).reshape(shape), affine
+            return from_segments(layers, header).reshape(shape), affine, True
         if len(layers) > 1:
             raise InputError(
                 f"its label has {len(layers)} components a voxel; expected one number, 0 or the lesion's. Save it as a "
                 "labelmap, or as .seg.nrrd"
             )
-        return from_numbers(layers[0]).reshape(shape), affine
+        return from_numbers(layers[0]).reshape(shape), affine, extension(path) == ".seg.nrrd"
 
 
 def _layer_axis(header: dict, sizes: Sequence[int]) -> int | None:

@@ -18,10 +18,12 @@ SHIFTED = "the label has the size of its image but another position: it is moved
 _Plan = tuple[list[int], list[np.ndarray]]
 
 
-def onto(label: np.ndarray, affine: np.ndarray, geometry: Geometry) -> tuple[np.ndarray | None, str]:
+def onto(
+    label: np.ndarray, affine: np.ndarray, geometry: Geometry, segments: bool = False
+) -> tuple[np.ndarray | None, str]:
     """``label`` (I', J', K') on the study's grid, and a warning for the user or "". None where it does not lie on it.
 
-    affine: (4, 4) RAS from the label's index. In this order:
+    affine: (4, 4) RAS from the label's index. segments: of a .seg.nrrd, which 3D Slicer crops. In this order:
 
     * a label that fills the image's grid, axes flipped and swapped at most, in ITK's frame of the image, or in another
       frame that the same file gives other programs (``Geometry.views``): voxel by voxel;
@@ -30,7 +32,8 @@ def onto(label: np.ndarray, affine: np.ndarray, geometry: Geometry) -> tuple[np.
       moved; with a warning where the size is the image's, so that a crop cannot explain it;
     * of the image's size, else (half a voxel off, another spacing): voxel by voxel, with a warning.
 
-    A label that is larger than the image in any axis, or marks something outside of it, does not lie on it.
+    A label that is larger than the image in any axis, or marks something outside of it, does not lie on it. Nor does a
+    smaller one that begins where the image does and is none of ``segments``: it was resized, or is of another image.
     """
     same = label.shape == geometry.grid
     for view in (geometry.affine, *geometry.views):
@@ -40,7 +43,7 @@ def onto(label: np.ndarray, affine: np.ndarray, geometry: Geometry) -> tuple[np.
     if same and _says_nothing(affine):
         return label, UNLIKE
     plan = _plan(label.shape, affine, geometry.affine, geometry.grid)
-    if plan is not None:
+    if plan is not None and (same or segments or not _at_the_corner(plan, label.shape)):
         moved = _taken(label, plan, geometry.grid)
         if np.count_nonzero(moved) == np.count_nonzero(label):
             return moved, SHIFTED if same else ""
@@ -97,6 +100,11 @@ def _valid(plan: _Plan, shape: tuple[int, ...]) -> list[np.ndarray]:
 
 def _fills(plan: _Plan, shape: tuple[int, ...]) -> bool:
     return all(line.all() for line in _valid(plan, shape))
+
+
+def _at_the_corner(plan: _Plan, shape: tuple[int, ...]) -> bool:
+    """Whether a smaller label covers the first voxels of each axis that it does not fill: a crop hardly does."""
+    return all(line[0] for line in _valid(plan, shape) if not line.all())
 
 
 def _taken(label: np.ndarray, plan: _Plan, size: tuple[int, int, int]) -> np.ndarray:
