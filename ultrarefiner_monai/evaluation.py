@@ -155,6 +155,11 @@ def seen_in_training(meta: dict[str, Any], data_dir: str | Path, fold: str | int
     meta: the checkpoint's, with the name of the data folder and the fold that training held out.
     """
     if meta.get("data") != Path(data_dir).name or "fold" not in meta:
+        log.warning(
+            "the checkpoint was trained on a folder called %s: whether it has seen these images cannot be told; if they "
+            "are of that dataset, these figures may mislead",
+            meta.get("data", "(not known)"),
+        )
         return None
     seen = str(fold) not in (meta["fold"], "test")
     if seen:

@@ -49,7 +49,7 @@ def choose_studies(given: str, root: Path = ROOT) -> str:
             raise LaunchError(f"there are no sample studies in {source}: give a folder, make serve STUDIES=/path")
         part = copy.with_name("studies.part")
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(source, part)
+        shutil.copytree(source, part, ignore=shutil.ignore_patterns("README.md"))
         os.replace(part, copy)
     return str(copy)
 
@@ -90,13 +90,19 @@ def wait_until_ready(url: str, running: threading.Event) -> bool:
     return False
 
 
-def _announce(url: str, running: threading.Event, begun: float) -> None:
+def _announce(url: str, running: threading.Event, begun: float, port_of_all: int | None) -> None:
+    """Say what to open once the server answers. port_of_all: where other machines can reach it too, else None."""
     if wait_until_ready(url, running):
         seconds = time.monotonic() - begun
+        elsewhere = (
+            f"  From other machines: http://ADDRESS-OF-THIS-MACHINE:{port_of_all}; where a token stands above, it is the\n"
+            "  password, with your name as the user (docs/it/security.md).\n"
+        )
         print(
             f"\nREADY after {seconds:.0f} s.  In a browser: {url}/\n"
-            f"  In 3D Slicer: install the extension MONAILabel, open the module MONAI Label, enter the server {url},\n"
+            f"  In 3D Slicer: install the extension MONAILabel, open the module MONAILabel, enter the server {url},\n"
             "  press the reload button, then Next Sample; correct with points in SmartEdit (docs/slicer.md).\n"
+            f"{elsewhere if port_of_all else ''}"
             "  Research use only. Not a medical device.  Ctrl-C stops the server.\n",
             flush=True,
         )
@@ -131,7 +137,9 @@ def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) 
         server.terminate()
 
     signal.signal(signal.SIGTERM, end)
-    threading.Thread(target=_announce, args=(url, running, begun), daemon=True).start()
+    threading.Thread(
+        target=_announce, args=(url, running, begun, None if host.startswith(LOOPBACK) else port), daemon=True
+    ).start()
     while (code := server.poll()) is None:
         try:
             server.wait()

@@ -47,7 +47,7 @@ class _Known:
                 return "" if _read(self.folder / self.mark) == self.text else "another folder is in its place"
             return "" if _inode(self.folder) == self.inode else "another folder is in its place"
         except FileNotFoundError:
-            return "it is not there"
+            return "an empty folder is in its place" if self.folder.is_dir() else "it is not there"
         except OSError as error:
             return (error.strerror or type(error).__name__).lower()
 

@@ -59,7 +59,8 @@ class WorkFolder:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"cannot make the work folder {root} ({error}); set work_dir to a folder to write"
+                f"cannot make the work folder {root} ({error}); name a folder that can be written: --conf work_dir FOLDER "
+                "(make serve: ARGS='--conf work_dir FOLDER')"
             ) from error
         if not os.access(root, os.W_OK):
             raise InputError(f"the work folder {root} is read-only; set work_dir to a folder that can be written")
@@ -193,6 +194,12 @@ class Report:
     copies: int = 0
     mirrored: int = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to remove."""
+        counts = (self.proposals, self.corrections, self.embeddings, self.copies, self.mirrored, len(self.labels))
+        return not any(counts)
+
     def __str__(self) -> str:
         labels = f", labels: {', '.join(self.labels)}" if self.labels else ""
         labels += f", {self.mirrored} files fetched from the PACS" if self.mirrored else ""
@@ -231,6 +238,17 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
     with folder.forgotten.open("a", encoding="utf-8") as file:
         file.write("".join(f"{key}\n" for key in sorted(keys)) or "\n")
     return report
+
+
+def listed_images(studies: str | Path, work_dir: str | Path | None = None) -> list[str]:
+    """The ids of the images in the index that the server keeps; empty where there is none, or it is unreadable."""
+    folder = WorkFolder.existing(studies, work_dir)
+    for home in (Path(studies), folder.root):
+        try:
+            return list(json.loads((home / "datastore_v2.json").read_text(encoding="utf-8"))["objects"])
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return []
 
 
 def _forget_absent(path: Path, image_id: str) -> None:

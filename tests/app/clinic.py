@@ -14,6 +14,7 @@ from PIL import Image
 from lib.datastore import StudiesFolder
 from ultrarefiner_monai.config import ServeConfig, load_yaml
 from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.study import RAS_FROM_LPS
 from ultrarefiner_monai.journal import Journal
 from ultrarefiner_monai.opensaves import Drawn
 from ultrarefiner_monai.workfolder import WorkFolder
@@ -30,7 +31,8 @@ def label_at(folder: Path, value: int, extension: str = ".nii.gz") -> Path:
     if extension == ".png":
         Image.fromarray(mask_of(value)[0] * 255).save(path)
     else:
-        nibabel.save(nibabel.Nifti1Image(mask_of(value).T, np.eye(4)), path)
+        # On its image's grid, so that it is kept byte for byte.
+        nibabel.save(nibabel.Nifti1Image(mask_of(value).T, RAS_FROM_LPS), path)
     return path
 
 

@@ -25,6 +25,7 @@ from lib.pacs_routes import way_to
 from lib.prompts import clicks_of, frame_of
 from lib.sessions import SessionStore
 from lib.strategies import NextSample
+from ultrarefiner_monai.cli import main
 from ultrarefiner_monai.config import ConfigError, ServeConfig, load_yaml, serve_config
 from ultrarefiner_monai.data.coded_file import NATIVE, card, dicom
 from ultrarefiner_monai.data.readers import read_study
@@ -389,3 +390,20 @@ def test_shipped_config_is_valid_and_conf_overrides_it():
 def test_conf_that_cannot_be_used(conf, message):
     with pytest.raises(ConfigError, match=message):
         serve_config(APP / "config.yaml", conf)
+
+
+# --- forget -----------------------------------------------------------------------------------------------------------
+
+
+def test_forget_says_where_there_is_nothing_of_an_image(folder, capsys, monkeypatch):
+    make_store(folder)
+    for image_id, code, words in (
+        ("a", 0, "a: removed 0"),
+        ("a.png", 1, "did you mean 'a'"),
+        ("nosuch", 1, "lists the ids"),
+    ):
+        monkeypatch.setattr("sys.argv", ["ultrarefiner", "forget", image_id, "--studies", str(folder)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code and words in said.out + said.err

@@ -18,9 +18,19 @@ def forget(
     labels: Annotated[bool, typer.Option("--labels", help="Remove the image's labels too.")] = False,
 ) -> None:
     """Remove all that derives from one image: proposals, corrections, embeddings, copies made for trainings."""
-    from ultrarefiner_monai.workfolder import forget as run
+    from difflib import get_close_matches
 
-    typer.echo(str(run(studies, image_id, work_dir, labels)))
+    from ultrarefiner_monai.types import InputError
+    from ultrarefiner_monai.workfolder import forget as run
+    from ultrarefiner_monai.workfolder import listed_images
+
+    report = run(studies, image_id, work_dir, labels)
+    known = listed_images(studies, work_dir)
+    if report.is_empty and image_id not in known:
+        near = [name for name in known if image_id.startswith(f"{name}.")] or get_close_matches(image_id, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "/datastore/?output=all of the server lists the ids"
+        raise InputError(f"there is nothing of {image_id!r} here: {hint}")
+    typer.echo(str(report))
 
 
 @app.command()

@@ -145,6 +145,7 @@ def prepare(
     seeded and independent of the listing's order. skip_bad: what cannot be read is left out and listed in skipped.csv;
     else it ends in InputError.
     """
+    dataset = next((name for name in LAYOUTS if name.lower() == dataset.lower()), dataset)
     if dataset not in LAYOUTS:
         raise InputError(f"unknown dataset {dataset!r}; known: {', '.join(LAYOUTS)}")
     raw_dir, out = Path(raw_dir), Path(out)

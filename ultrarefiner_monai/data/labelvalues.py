@@ -78,7 +78,7 @@ def whole_numbers(values: np.ndarray) -> np.ndarray:
         if (np.abs(given - rounded) > 1e-3).any() or 0 < high < 0.5 or high >= 2**32:
             raise InputError(
                 f"its label has values that are not whole ({listed(values)}): a probability map is no label. Expected 0 "
-                "and one other, the lesion: cut it at a threshold and save it again"
+                "and one other, the lesion: cut it (3D Slicer: Threshold) and save it again"
             )
         kept[...] = rounded
     return whole
@@ -222,7 +222,8 @@ def check_share(mask: np.ndarray, confirmed: bool = False, warnings: list[str] |
     if shares[worst] > MOST_MARKED:
         raise InputError(
             f"its label marks {100 * shares[worst]:.3g} % of {_frame(worst, shares)}: is it inverted? Expected the lesion "
-            'alone: invert it and save it again. If it is meant, send it with "confirm": true in its params'
+            "alone: invert it (3D Slicer: Logical operators, Invert) and save it again. If it is meant, a program can send "
+            '"confirm": true in its params'
         )
     if corners.any() and warnings is not None:
         where = _frame(int(np.argmax(corners)), shares)

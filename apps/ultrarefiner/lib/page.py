@@ -46,9 +46,9 @@ def front_page(info: dict[str, Any], address: str) -> str:
 <h2>Connect 3D Slicer</h2>
 <ol>
 <li>In 3D Slicer install the extension <em>MONAILabel</em> (Extensions Manager), restart,
-open the module <em>MONAI Label</em>.</li>
+open the module <em>MONAILabel</em>.</li>
 <li>Enter <code>{address}</code> as <em>MONAI Label server</em> and press the refresh button.</li>
-<li><em>Next Sample</em> loads an image and outlines it with <code>ultrarefiner</code>.</li>
+<li><em>Next Sample</em> loads an image; <em>Run</em> in <em>Auto Segmentation</em> (<code>ultrarefiner</code>) outlines it.</li>
 <li>To correct: under <em>SmartEdit</em> choose <code>sam_refiner</code>, click into the lesion (foreground)
 or beside it (background); or draw a ROI box. Then <em>Submit Label</em>.</li>
 </ol>

@@ -78,10 +78,8 @@ def explain(error: BaseException | None, saving: str = "") -> tuple[int, str] | 
         return None
     status, words = found
     if saving == LABEL:
-        return (
-            status,
-            f"{words} {LABEL} is not saved. Keep 3D Slicer open, tell your IT, then press Submit Label again.",
-        )
+        tell = "" if "Tell your IT" in words else ", tell your IT"
+        return status, f"{words} {LABEL} is not saved. Keep 3D Slicer open{tell}, then press Submit Label again."
     if saving:
         return status, f"{words} {saving} is not saved. Tell your IT, then try again."
     return status, words if "IT" in words else f"{words} Tell your IT, then try again."
