@@ -1,0 +1,106 @@
+"""What a big studies folder costs at each request: ``python benchmarks/bench_studies.py --images 3000``.
+
+The real server with the shipped weights on that many pictures; medians over HTTP, in milliseconds. To compare two
+checkouts, run each one's in turn on the same machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from bench_serving import Client, start, weights_path
+from PIL import Image
+
+from ultrarefiner_monai.data.phantoms import make_phantom
+
+SIDE = 256
+GRID = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS of a picture as ITK places it
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """``count`` different pictures: one phantom, a row moved in each."""
+    image = make_phantom(np.random.default_rng(0), SIDE, SIDE, "benign").image
+    for number in range(count):
+        changed = image.copy()
+        changed[number % SIDE] = np.roll(changed[number % SIDE], 1 + number // SIDE)
+        Image.fromarray(changed).save(folder / f"image_{number:05}.png")
+
+
+def label() -> bytes:
+    mask = np.zeros((SIDE, SIDE, 1), np.uint8)
+    mask[60:120, 80:150] = 1
+    buffer = io.BytesIO()
+    image: Any = nibabel.Nifti1Image(mask, GRID)
+    image.to_stream(buffer)
+    return buffer.getvalue()
+
+
+def median_ms(work: Callable[[int], object], repeats: int) -> float:
+    times = []
+    for number in range(repeats + 2):
+        began = time.perf_counter()
+        work(number)
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times[2:])
+
+
+def measured(client: Client, repeats: int) -> dict[str, float]:
+    """What each request takes (ms). A click: on an image that was seen before."""
+    session, url, outline = client.session, client.url, label()
+
+    def ask(method: str, path: str, **options: Any) -> None:
+        session.request(method, url + path, **options).raise_for_status()
+
+    client.infer("sam_refiner", "image_00000", foreground=[[100, 100, 0]])
+    return {
+        "a click": median_ms(
+            lambda n: client.infer("sam_refiner", "image_00000", foreground=[[90 + n % 40, 100, 0]]), repeats
+        ),
+        "/info/": median_ms(lambda n: client.info(), repeats),
+        "an image": median_ms(lambda n: ask("GET", f"/datastore/image?image=image_{n:05}"), repeats),
+        "next sample": median_ms(lambda n: ask("POST", "/activelearning/first", json={}), repeats),
+        "saving a label": median_ms(
+            lambda n: ask(
+                "PUT",
+                f"/datastore/label?image=image_{n:05}",
+                data={"params": "{}"},
+                files={"label": ("l.nii", outline)},
+            ),
+            repeats,
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "studies").mkdir()
+        write_pictures(folder / "studies", options.images)
+        process, client, seconds = start(
+            folder / "studies", weights_path("compact"), folder / "log", options.threads, prepare="false"
+        )
+        try:
+            print(f"{options.images} images, ready after {seconds:.1f} s")
+            for what, milliseconds in measured(client, options.repeats).items():
+                print(f"{what:16} {milliseconds:7.1f} ms")
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+if __name__ == "__main__":
+    main()
