@@ -34,6 +34,7 @@ from ultrarefiner_monai.types import InputError
 logger = logging.getLogger(__name__)
 
 NAME = ".ultrarefiner"
+INDEX = "datastore_v2.json"  # MONAI Label's: images and labels; in the studies, or here where they cannot be written
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def listed_images(studies: str | Path, work_dir: str | Path | None = None) -> li
     folder = WorkFolder.existing(studies, work_dir)
     for home in (Path(studies), folder.root):
         try:
-            return list(json.loads((home / "datastore_v2.json").read_text(encoding="utf-8"))["objects"])
+            return list(json.loads((home / INDEX).read_text(encoding="utf-8"))["objects"])
         except (OSError, ValueError, TypeError, KeyError):
             continue
     return []

@@ -60,6 +60,15 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Study, Any]:
     return read_study(path), in_space(sitk.ReadImage(str(path)))
 
 
+def labels_of_clients(truth: Any) -> list[tuple[str, Any]]:
+    """(file name, label) as clients save it: on the image's grid, and cropped as 3D Slicer's segmentations are."""
+    shape = sitk.LabelShapeStatisticsImageFilter()
+    shape.Execute(truth)
+    box = shape.GetBoundingBox(1)
+    cropped = sitk.RegionOfInterest(truth, box[3:], box[:3])
+    return [("label.nrrd", truth), ("label.nii.gz", truth), ("cut.seg.nrrd", cropped)]
+
+
 def test_a_reply_lies_on_its_image_and_a_label_comes_back(
     opened: tuple[Study, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -72,14 +81,7 @@ def test_a_reply_lies_on_its_image_and_a_label_comes_back(
         assert dice(overlaid(reply, image), truth) == 1, suffix
         np.testing.assert_array_equal(read_mask(tmp_path / f"reply{suffix}", study), mask)
     caplog.clear()
-    shape = sitk.LabelShapeStatisticsImageFilter()
-    shape.Execute(truth)
-    box = shape.GetBoundingBox(1)
-    for name, label in (
-        ("label.nrrd", truth),
-        ("label.nii.gz", truth),
-        ("cut.seg.nrrd", sitk.RegionOfInterest(truth, box[3:], box[:3])),
-    ):
+    for name, label in labels_of_clients(truth):
         sitk.WriteImage(label, str(tmp_path / name))
         np.testing.assert_array_equal(read_mask(tmp_path / name, study), mask, err_msg=name)
     assert not [record for record in caplog.records if "voxel by voxel" in record.message or "moved" in record.message]
@@ -270,14 +272,7 @@ def test_a_stored_label_is_shown_on_its_image(kind: str, tmp_path: Path) -> None
 def test_a_stored_label_that_lies_on_its_image_stays_as_it_came(opened: tuple[Study, Any], tmp_path: Path) -> None:
     study, image = opened
     truth, mask = lesion(image), outlined(study)
-    shape = sitk.LabelShapeStatisticsImageFilter()
-    shape.Execute(truth)
-    box = shape.GetBoundingBox(1)
-    for name, label in (
-        ("label.nrrd", truth),
-        ("label.nii.gz", truth),
-        ("cut.seg.nrrd", sitk.RegionOfInterest(truth, box[3:], box[:3])),
-    ):
+    for name, label in labels_of_clients(truth):
         sitk.WriteImage(label, str(tmp_path / name))
         before = (tmp_path / name).read_bytes()
         make_plain(tmp_path / name, mask, study)

@@ -21,12 +21,10 @@ from ultrarefiner_monai.data.series import sha256_of_image
 from ultrarefiner_monai.data.study import Region, Study
 from ultrarefiner_monai.journal import Journal, StoredCorrection, StoredProposal
 from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import WorkFolder, is_address
+from ultrarefiner_monai.workfolder import INDEX, NAME, WorkFolder, is_address
 
 log = logging.getLogger(__name__)
 
-INDEX = "datastore_v2.json"  # MONAI Label's
-WORK = ".ultrarefiner"
 MOST_FRAMES = 8
 
 
@@ -130,7 +128,7 @@ def final_labels(work_dir: str | Path, studies: str | Path | None = None) -> lis
 
 
 def _studies_of(work: Path) -> Path:
-    if work.name == WORK:
+    if work.name == NAME:
         return work.parent
     note = work / "studies.txt"  # WorkFolder.note_studies
     if not note.is_file():

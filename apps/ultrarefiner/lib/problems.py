@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ultrarefiner_monai.setaside import ASIDE, set_aside_files
+from ultrarefiner_monai.workfolder import INDEX
 
 _NAMES = {
     "journal.sqlite": "the record of corrections",
-    "datastore_v2.json": "the index of images and labels",
+    INDEX: "the index of images and labels",
     "absent.json": "what was known of labels whose image is not there",
 }
 

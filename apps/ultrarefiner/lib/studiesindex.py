@@ -29,7 +29,7 @@ from lib.names import check_name, is_name, split_name
 from ultrarefiner_monai.data.dicomfile import has_mark
 from ultrarefiner_monai.presence import MARK_VARIABLE, Presence, StudiesAway
 from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import LABEL_EXTENSIONS, WorkFolder, leaves
+from ultrarefiner_monai.workfolder import INDEX, LABEL_EXTENSIONS, WorkFolder, leaves
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class StudiesIndex(IndexFile):
         self._nested: dict[str, str] = {}  # image id -> path below the studies, of those that lie in folders
         # Studies that cannot be written: index and labels go to the work folder, an absolute path wins in os.path.join.
         home = home or (Path(studies) if os.access(studies, os.W_OK) else work.root)
-        self.index_file = home / "datastore_v2.json"
+        self.index_file = home / INDEX
         for path in (home / "labels", self.index_file):
             if leaves(path, [studies, work.root]):
                 raise InputError(

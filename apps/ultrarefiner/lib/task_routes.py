@@ -133,6 +133,5 @@ async def stop_batch(user: User = admin_role) -> Any:
 
 
 def _stop(background: Background) -> Any:
-    stopped = background.stop()
-    stopped = settled(stopped)
+    stopped = settled(background.stop())
     return stopped and {"result": ["stopped", *stopped.get("details", [])][-1], **stopped}
