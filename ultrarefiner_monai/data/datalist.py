@@ -22,7 +22,10 @@ NO_FOLD = "none"
 
 @dataclass(frozen=True)
 class Item:
-    """One image with its label. group: images that must stay together. fold: "0".."4", "test", or ``SELECT_FOLD``."""
+    """One image with its label. group: images that must stay together. fold: "0".."4", "test", or ``SELECT_FOLD``.
+
+    set: the name of the data folder it is from, as a rule a hospital's. device: the scanner, "" where it is not known.
+    """
 
     id: str
     image: Path
@@ -31,6 +34,13 @@ class Item:
     fold: str
     category: str
     has_lesion: bool
+    set: str = ""
+    device: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name among the images of several sets: SET/ID, the id alone where no set is named."""
+        return f"{self.set}/{self.id}" if self.set else self.id
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,8 @@ def _item(data_dir: Path, row: dict[str, str]) -> Item:
         fold=row["fold"],
         category=category,
         has_lesion=share > 0 if share is not None else category != "normal",
+        set=data_dir.resolve().name,
+        device=(row.get("device") or "").strip(),
     )
 
 
