@@ -22,7 +22,7 @@ import torch
 from ultrarefiner_monai.checkpoints import save_system
 from ultrarefiner_monai.config import SystemConfig, TrainConfig, load_yaml
 from ultrarefiner_monai.data.loading import phantom_samples
-from ultrarefiner_monai.data.refining import RefineDataset, RefineSample
+from ultrarefiner_monai.data.refining import CoarseMasks, RefineDataset, RefineSample
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, preparation
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.training.cpu import keep_memory, no_denormals
@@ -70,7 +70,8 @@ def refiner_batch(phase: RefinerPhase, size: int, kept: bool, count: int) -> dic
     assert phase.config.system.sam is not None
     samples = [RefineSample(s[ID], s[IMAGE], s[LABEL]) for s in phantom_samples(count, 0)]
     keeper = FeatureKeeper(phase.refiner.sam.image_encoder, phase.config.refine.train, 2**31) if kept else None
-    dataset = RefineDataset(samples, size, 0, embed=keeper, coarse_size=phase.coarse_size)
+    masks = CoarseMasks(phase.config.refine.corruption, phase.system.coarse.image_size)
+    dataset = RefineDataset(samples, size, 0, embed=keeper, coarse_size=phase.coarse_size, coarse_masks=masks)
     return torch.utils.data.default_collate([dataset[k] for k in range(count)])
 
 

@@ -91,6 +91,13 @@ def write_checkpoint(
     return path
 
 
+def in_half_precision(path: str | Path, out: str | Path) -> Path:
+    """Write the checkpoint ``path`` again as ``out``, its weights as float16 and all else as it is."""
+    stored = read_checkpoint(path)
+    tensors = {k: _storable(v, True) for k, v in stored.tensors.items()}
+    return write_checkpoint(out, tensors, stored.config, stored.meta)
+
+
 def _storable(tensor: torch.Tensor, half: bool) -> torch.Tensor:
     tensor = tensor.detach().cpu().contiguous().clone()
     if not half or not tensor.is_floating_point():

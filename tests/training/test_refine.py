@@ -19,6 +19,7 @@ from ultrarefiner_monai.checkpoints import load_system, read_checkpoint
 from ultrarefiner_monai.config import (
     CoarseConfig,
     ConfigError,
+    CorruptionConfig,
     DataConfig,
     JointConfig,
     OptimiserConfig,
@@ -28,7 +29,8 @@ from ultrarefiner_monai.config import (
     SystemConfig,
     TrainConfig,
 )
-from ultrarefiner_monai.data.refining import COARSE_IMAGE, FEATURES, RefineDataset, RefineSample
+from ultrarefiner_monai.data.datalist import Item
+from ultrarefiner_monai.data.refining import COARSE_IMAGE, FEATURES, CoarseMasks, RefineDataset, RefineSample
 from ultrarefiner_monai.data.transforms import IMAGE, LABEL, augmentation
 from ultrarefiner_monai.losses import RefinerLoss, change_penalty, iou_loss, overlap, soft_dice_loss
 from ultrarefiner_monai.models.lite import LiteSamEncoder
@@ -36,8 +38,8 @@ from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam import build_sam, encode
 from ultrarefiner_monai.training.features import FeatureKeeper, to_embedding
 from ultrarefiner_monai.training.joint import JointPhase, _scaled_gradient
-from ultrarefiner_monai.training.loaders import build_loaders, read_proposal
-from ultrarefiner_monai.training.nested import nested_proposals, parts_of
+from ultrarefiner_monai.training.loaders import build_loaders, read_proposals
+from ultrarefiner_monai.training.nested import nested_proposals, parts_of, write_proposal
 from ultrarefiner_monai.training.phases import build_phase
 from ultrarefiner_monai.training.run import train, train_all
 from ultrarefiner_monai.training.simulate import as_prompts, draw_counts, simulate, worst_clicks
@@ -234,7 +236,7 @@ def test_variants_are_fixed_and_the_first_is_the_image_itself() -> None:
     rng = np.random.default_rng(0)
     label = np.zeros((30, 50), np.uint8)
     label[5:20, 10:30] = 1
-    sample = RefineSample("a", rng.random((30, 50), dtype=np.float32), label, proposal=label.astype(np.float32))
+    sample = RefineSample("a", rng.random((30, 50), dtype=np.float32), label, (label.astype(np.float32),))
     make = {"size": 64, "seed": 3, "augment": augmentation("strong", 64, soft_label=True), "variants": 3}
     one, two = (RefineDataset([sample], coarse_size=32, **make) for _ in range(2))
     seen = set()
@@ -250,7 +252,39 @@ def test_variants_are_fixed_and_the_first_is_the_image_itself() -> None:
             assert tuple(a["valid_hw"]) == (38, 64) and a[LABEL].max() == 1
     assert len(seen) == 3
     plain = RefineDataset([sample], size=64, seed=3)[0]
-    assert FEATURES not in plain and plain["has_proposal"] == 1
+    assert FEATURES not in plain and torch.equal(plain["proposal"], plain[LABEL])
+
+
+def test_a_coarse_mask_is_a_real_prediction_or_a_corrupted_label_drawn_anew_in_each_epoch() -> None:
+    label = np.zeros((60, 90), np.uint8)
+    label[10:40, 20:60] = 1
+    others = tuple(np.full((30, 45), level, np.float32) for level in (0.25, 0.75))
+    image = np.zeros((60, 90), np.float32)
+
+    def seen(share: float, **more) -> set[float]:
+        masks = CoarseMasks(CorruptionConfig(), 32, share)
+        data = RefineDataset([RefineSample("a", image, label, others, **more)], 64, 3, coarse_masks=masks)
+        found = set()
+        for epoch in range(1, 25):
+            data.set_epoch(epoch)
+            proposal = data[0]["proposal"]
+            assert proposal.shape == (1, 32, 32) and torch.equal(proposal, data[0]["proposal"])
+            found.add(round(float(proposal[0, 4, 4]), 2) if len(proposal.unique()) < 40 else -1.0)
+        return found
+
+    real = seen(0.0)
+    assert {0.25, 0.75} <= real  # either prediction has its turn
+    assert seen(1.0, is_correction=True) == real  # a correction's proposal is always used
+    assert not {0.25, 0.75} & seen(1.0)
+
+
+def test_proposals_of_several_folders_and_sets_are_read(tmp_path: Path) -> None:
+    item = Item("x", tmp_path / "x.png", tmp_path / "x.png", "g", "1", "", True, set="here")
+    write_proposal(tmp_path / "one", "here/x", np.full((4, 5), 0.2, np.float32))
+    write_proposal(tmp_path / "two", "x", np.full((4, 5), 0.6, np.float32))
+    values = [round(float(p.mean()), 1) for p in read_proposals(f"{tmp_path}/one, {tmp_path}/two,{tmp_path}/none", item)]
+    assert values == [0.2, 0.6]
+    assert read_proposals("", item) == ()
 
 
 def test_a_label_of_another_size_is_refused() -> None:
@@ -269,7 +303,7 @@ def test_nested_proposals_never_come_from_a_network_that_saw_the_image(folder: P
         used = set(json.loads((tmp_path / "p" / f"part{k}" / "split.json").read_text())["train"])
         assert not used & {i.id for i in piece} and not used & {i.id for i in (*split.report, *split.select)}
         assert not {i.group for i in piece} & {i.group for i in split.train if i.id in used}
-    prob = read_proposal(tmp_path / "p", split.train[0].id)
+    (prob,) = read_proposals(str(tmp_path / "p"), split.train[0])
     assert prob is not None and prob.ndim == 2 and 0 <= prob.min() <= prob.max() <= 1
     stamp = (tmp_path / "p" / "part0" / "last.pt").stat().st_mtime_ns
     assert nested_proposals(PHASE1, folder, 0, tmp_path / "p", parts=2) == count

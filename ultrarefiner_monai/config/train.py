@@ -176,8 +176,9 @@ class RefineConfig:
     # Start of the SAM half: none, a SAM file, one of our checkpoints, or stem (the CNN stem of ``init``'s coarse network).
     sam_init: str = "none"
     corrupted_share: float = 0.7
-    # A folder ({fold} in its name stands for the fold held out), or nested: `train all` and `cv` make them first, with
-    # nested_parts coarse networks that each leave a part of the training images out.
+    # A folder ({fold} in its name stands for the fold held out), or several with commas: each time one of an image's
+    # predictions is drawn. Or nested: `train all` and `cv` make them first, with nested_parts coarse networks that each
+    # leave a part of the training images out.
     proposals: str = ""
     nested_parts: int = 2
     corrections: str = ""
@@ -287,7 +288,8 @@ class TrainConfig:
     # Which epoch leaves the run: the best by the selection images, or the last. A schedule that ends at 0 with averaged
     # weights is best kept to its end when the selection images are few.
     keep: Literal["best", "last"] = "best"
-    amp: Literal["off", "bf16", "fp16"] = "off"
+    # auto: bf16 on a GPU, off on a CPU.
+    amp: Literal["off", "bf16", "fp16", "auto"] = "off"
     seed: int = 0
     # Where figures and overlays go besides history.csv and the run's own overlays/. mlflow_uri: where MLflow keeps them;
     # empty: mlflow.db (SQLite) in the folder that holds the run's folder, runs/mlflow.db for a run in runs/NAME.
@@ -296,6 +298,11 @@ class TrainConfig:
     # Pictures of this many selection images, each so many epochs; 0: none.
     overlays: int = 4
     overlay_every: int = 5
+    # The selection images are looked at, and the state is kept, every so many epochs and after the last one.
+    validate_every: int = 1
+    # Whether the run's end chooses the post-processing on the selection images. Without it the result has the start's: for
+    # networks that are only a step on the way.
+    calibrate: bool = True
 
     @property
     def select_seed(self) -> int:
@@ -304,7 +311,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges(
-            self, not_negative=("overlays",), at_least_one=("epochs", "overlay_every", "batch_size", "early_stop")
+            self, not_negative=("overlays",), at_least_one=("epochs", "overlay_every", "validate_every", "batch_size", "early_stop")
         )
         require(self.ema is None or 0 < self.ema < 1, "ema must be between 0 and 1, or null")
         require(

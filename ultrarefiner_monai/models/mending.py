@@ -6,6 +6,8 @@ both mend here, at the mask prompt's size (a quarter of the sam frame): finer th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -24,18 +26,31 @@ def mended(coarse_prob: torch.Tensor, prompts: Prompts, config: SystemConfig) ->
         return coarse_prob
     size = coarse_prob.shape[-1]
     side = size // 4
-    out = coarse_prob.detach().clone()
-    for i in range(len(out)):
-        clicks = clicks_of(prompts, i, size / side, side)
+    coarse_prob, given = coarse_prob.detach(), _on_cpu(prompts)
+    # A GPU is waited for twice, whatever the number of images.
+    small = resize(coarse_prob, side, side)[:, 0].cpu().numpy()
+    changed: dict[int, np.ndarray] = {}
+    for i in range(len(small)):
+        clicks = clicks_of(given, i, size / side, side)
         if not clicks:
             continue
-        small = resize(out[i : i + 1], side, side)[0, 0].cpu().numpy()
         try:
-            prob = mend(small, clicks, config.post)
+            changed[i] = mend(small[i], clicks, config.post)
         except InputError:  # a box beyond the image, in training with careless users
             continue
-        out[i] = resize(torch.from_numpy(prob)[None, None].to(out), size, size)[0]
-    return out
+    if not changed:
+        return coarse_prob
+    rows = torch.tensor(list(changed), device=coarse_prob.device)
+    probs = torch.from_numpy(np.stack(list(changed.values())))[:, None].to(coarse_prob)
+    return coarse_prob.index_copy(0, rows, resize(probs, size, size))
+
+
+def _on_cpu(prompts: Prompts) -> Prompts:
+    points, labels, boxes = (
+        None if t is None else t.detach().cpu()
+        for t in (prompts.points_xy, prompts.point_labels, prompts.boxes_xyxy)
+    )
+    return replace(prompts, points_xy=points, point_labels=labels, boxes_xyxy=boxes)
 
 
 def clicks_of(prompts: Prompts, item: int, scale: float, side: int) -> Clicks:

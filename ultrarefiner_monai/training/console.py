@@ -73,14 +73,16 @@ class EpochTable:
 
     def _write(self) -> None:
         with replacing(self.path, "w") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[-1]), extrasaction="ignore")
+            names = list(dict.fromkeys(name for row in self.rows for name in row))  # epochs without validation have fewer figures
+            writer = csv.DictWriter(file, fieldnames=names, extrasaction="ignore", restval="")
             writer.writeheader()
             writer.writerows(self.rows)
 
     def finish(self) -> None:
         """Say which epoch was the best one."""
-        if self.rows:
-            best = max(self.rows, key=lambda row: float(row["select"]))
+        judged = [row for row in self.rows if row.get("select")]
+        if judged:
+            best = max(judged, key=lambda row: float(row["select"]))
             self.console.print(f"best epoch {best['epoch']}: selection figure {best['select']}", highlight=False)
 
 

@@ -1,6 +1,7 @@
 """One training loop for every phase, on MONAI's trainer, evaluator and handlers.
 
-An epoch's end writes ``last.pt`` (everything needed to go on) and, when the selection figure is the best so far,
+An epoch's end (``validate_every``) writes ``last.pt`` (all that is needed to go on) and, when the selection figure is the
+best so far,
 ``best.safetensors`` (what serves); with ``keep: last`` every epoch replaces it. Both are whole files at any moment.
 Under ``torchrun`` every process runs this loop on its share; process 0 writes (``ddp``).
 """
@@ -122,7 +123,8 @@ class Run:
             ProgressBar(desc="validation", **bar).attach(evaluator)
             trainer.add_event_handler(Events.ITERATION_COMPLETED, self._track_step)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: ddp.same_buffers(self.evaluated))
-        ValidationHandler(1, evaluator).attach(trainer)
+        due = Events.EPOCH_COMPLETED(event_filter=lambda _, epoch: self._is_due(epoch))
+        trainer.add_event_handler(due, ValidationHandler(1, evaluator))
         evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._gather_figures)
         if self.config.early_stop is not None:
             self.early_stop = EarlyStopping(self.config.early_stop, lambda e: e.state.metrics["select"], trainer)
@@ -136,6 +138,10 @@ class Run:
         sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         self.steps.start_epoch(epoch)
 
+    def _is_due(self, epoch: int) -> bool:
+        """Whether this epoch ends with a look at the selection images."""
+        return epoch % self.config.validate_every == 0 or epoch == self.config.epochs
+
     def _gather_figures(self, engine: Engine) -> None:
         engine.state.metrics.update(self._select_means.compute())
 
@@ -146,6 +152,11 @@ class Run:
     def _finish_epoch(self, engine: Engine) -> None:
         epoch = engine.state.epoch
         losses = self._train_means.compute()
+        if not self._is_due(epoch):
+            if ddp.is_main():
+                self.table.add(epoch, losses, {}, self.steps.optimiser.param_groups[0]["lr"], False)
+                self._track_epoch(epoch, losses, {})
+            return
         figures = {k: float(v) for k, v in self.evaluator.state.metrics.items()}
         is_best = figures["select"] > self.best.score
         if is_best:

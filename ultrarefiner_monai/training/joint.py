@@ -79,7 +79,6 @@ class JointPhase(RefinerPhase):
         log.info("before joint training: %s", {k: round(v, 4) for k, v in self.before.items()})
 
     def start_epoch(self, epoch: int) -> None:
-        super().start_epoch(epoch)
         joint = self.config.joint
         self.coarse.requires_grad_(epoch > joint.freeze_coarse_epochs)
         set_trainable(self.refiner, self.config.refine.train)

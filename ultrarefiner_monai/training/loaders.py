@@ -24,7 +24,7 @@ from ultrarefiner_monai.data.loading import (
     training_loader,
     with_normal_share,
 )
-from ultrarefiner_monai.data.refining import Embed, RefineDataset, RefineSample
+from ultrarefiner_monai.data.refining import CoarseMasks, Embed, RefineDataset, RefineSample
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, augmentation, preparation
 from ultrarefiner_monai.training.features import FeatureKeeper
 from ultrarefiner_monai.training.nested import predict
@@ -67,9 +67,10 @@ def _refiner_loaders(
     items = with_normal_share(split.train, config.data.normal_share, config.seed)
     samples = _training_samples(config, items)
     samples += [RefineSample(s[ID], s[IMAGE], s[LABEL]) for s in phantom_samples(config.data.phantoms, config.seed)]
-    training = dataset(samples, augment=augment, variants=config.refine.variants)
+    masks = None if phase.coarse_size else _coarse_masks(config)  # in phase 3 the coarse network itself answers
+    training = dataset(samples, augment=augment, variants=config.refine.variants, coarse_masks=masks)
     # The checkpoint is judged by what it will really be given: the coarse network's own predictions.
-    judged = [replace(_sample(i), proposal=predict(phase.coarse, phase.system, i)) for i in split.select]
+    judged = [replace(_sample(i), proposals=(predict(phase.coarse, phase.system, i),)) for i in split.select]
     selection = dataset(judged, with_image=True)
     workers = config.data.workers if config.refine.cache != "ram" else 0  # a worker's RAM is not shared
     return (
@@ -82,6 +83,12 @@ def _augmentation(config: TrainConfig, size: int, soft_label: bool = False) -> C
     if config.data.augment == "none":
         return None
     return augmentation(config.data.augment, size, soft_label, config.data.echogenicity)
+
+
+def _coarse_masks(config: TrainConfig) -> CoarseMasks:
+    options = config.refine
+    easy = max(1, config.epochs // 2) if options.curriculum else 0
+    return CoarseMasks(options.corruption, config.system.coarse.image_size, options.corrupted_share, easy)
 
 
 def _embed(config: TrainConfig, phase: RefinerPhase, out: Path) -> Embed | None:
@@ -107,10 +114,10 @@ def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[Refine
     for item in items:
         sample = _sample(item)
         if item.id in offered:
-            sample = replace(sample, proposal=offered[item.id].astype(np.float32), is_correction=True)
-        elif config.refine.proposals:
-            sample = replace(sample, proposal=read_proposal(Path(config.refine.proposals), item.id))
-        real += sample.proposal is not None
+            sample = replace(sample, proposals=(offered[item.id].astype(np.float32),), is_correction=True)
+        else:
+            sample = replace(sample, proposals=read_proposals(config.refine.proposals, item))
+        real += bool(sample.proposals)
         samples.append(sample)
     log.info("%d of %d training images have a real proposal, %d of them corrected", real, len(items), len(offered))
     if config.refine.proposals and not real:
@@ -121,10 +128,16 @@ def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[Refine
     return samples
 
 
-def read_proposal(folder: Path, item_id: str) -> np.ndarray | None:
-    """An out-of-fold coarse_prob as ``nested.write_proposal`` kept it: (h, w) in [0, 1]; None where there is none."""
-    path = folder / f"{item_id}.png"
-    if not path.is_file():
-        return None
-    with Image.open(path) as image:
-        return np.asarray(image.convert("L"), dtype=np.float32) / 255
+def read_proposals(folders: str, item: Item) -> tuple[np.ndarray, ...]:
+    """Predictions of an image as ``nested.write_proposal`` kept them, (h, w) in [0, 1] each.
+
+    folders: with commas between them; in each it lies as SET/ID.png, or as ID.png in a folder for one set.
+    """
+    found = []
+    for folder in filter(None, (name.strip() for name in folders.split(","))):
+        places = (Path(folder) / f"{name}.png" for name in dict.fromkeys((item.key, item.id)))
+        path = next((place for place in places if place.is_file()), None)
+        if path is not None:
+            with Image.open(path) as image:
+                found.append(np.asarray(image.convert("L"), dtype=np.float32) / 255)
+    return tuple(found)

@@ -42,8 +42,9 @@ def predict(network: nn.Module, system: SystemConfig, item: Item) -> np.ndarray:
 
 def write_proposal(folder: Path, item_id: str, prob: np.ndarray) -> None:
     """Keep a coarse_prob (h, w) in [0, 1] as an 8-bit PNG, which anyone can look at."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / f"{item_id}.png") as file:
+    path = folder / f"{item_id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
         Image.fromarray((np.clip(prob, 0, 1) * 255).round().astype(np.uint8)).save(file, format="PNG")
 
 

@@ -16,8 +16,7 @@ from torch import nn
 
 from ultrarefiner_monai.checkpoints import Checkpoint, load_strictly, read_checkpoint, save_system
 from ultrarefiner_monai.config import SystemConfig, TrainConfig
-from ultrarefiner_monai.data.corruptions import Corruptor
-from ultrarefiner_monai.data.refining import FEATURES, HAS_PROPOSAL, PROPOSAL, VALID
+from ultrarefiner_monai.data.refining import FEATURES, PROPOSAL, VALID
 from ultrarefiner_monai.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.geometry import resize
 from ultrarefiner_monai.losses import RefinerLoss, change_penalty, iou_loss, overlap
@@ -44,14 +43,9 @@ class RefinerPhase:
         self.refiner = build_refiner(config, self.system, self.coarse, stored)
         self.network: nn.Module = self.refiner
         self.loss = RefinerLoss(config.refine.focal_weight)
-        self.corruptor = Corruptor(config.refine.corruption, config.seed)
-        self.epoch = 1
         set_trainable(self.network, config.refine.train)
 
     # --- what the engine asks for -------------------------------------------------------------------------------------
-
-    def start_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return refiner_groups(self.network, self.config)
@@ -61,13 +55,13 @@ class RefinerPhase:
         rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,))))
         refiner = as_refiner(network)
         embedding = embed(refiner, batch)
-        return play(refiner, embedding, self.coarse_prob(batch, embedding.device, rng), batch, self, rng)
+        return play(refiner, embedding, in_sam_frame(batch, embedding.device), batch, self, rng)
 
     @torch.no_grad()
     def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         refiner = as_refiner(network)
         embedding = embed(refiner, batch)
-        return refiner_figures(refiner, embedding, batch[PROPOSAL].to(embedding.device), batch)
+        return refiner_figures(refiner, embedding, in_sam_frame(batch, embedding.device), batch)
 
     def pictures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         refiner = as_refiner(network)
@@ -75,27 +69,6 @@ class RefinerPhase:
 
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         save_refiner(path, self.system, self.coarse, as_refiner(network), meta)
-
-    # --- coarse masks -------------------------------------------------------------------------------------------------
-
-    def coarse_prob(self, batch: Batch, device: torch.device, rng: np.random.Generator) -> torch.Tensor:
-        """Corrections' proposals, real ones by share, corrupted labels for the rest: (B, 1, S, S), through the coarse
-        frame and back."""
-        label, side = batch[LABEL].to(device), batch[LABEL].shape[-1]
-        small = self.system.coarse.image_size
-        self.corruptor.set_seed(int(rng.integers(2**31)))
-        mask = (resize(label, small, small) >= 0.5).float()
-        corrupted = self.corruptor(mask, self._difficulty()).corrupted_prob.to(device)
-        kind = batch[HAS_PROPOSAL].to(device)
-        draw = torch.as_tensor(rng.random(len(label)), device=device)
-        real = (kind == 2) | ((kind == 1) & (draw >= self.config.refine.corrupted_share))
-        proposal = resize(batch[PROPOSAL].to(device), small, small)
-        return resize(torch.where(real[:, None, None, None], proposal, corrupted), side, side)
-
-    def _difficulty(self) -> float | None:
-        if not self.config.refine.curriculum:
-            return None
-        return min(1.0, (self.epoch - 1) / max(1, self.config.epochs // 2))
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -201,6 +174,12 @@ def embed(refiner: Refiner, batch: Batch) -> torch.Tensor:
     if FEATURES in batch:
         return to_embedding(refiner.sam.image_encoder, [f.to(device).float() for f in batch[FEATURES]]).float()
     return encode(refiner.sam, batch[IMAGE].to(device)).float()
+
+
+def in_sam_frame(batch: Batch, device: torch.device) -> torch.Tensor:
+    """What stands for the coarse network's result: (B, 1, S, S) in [0, 1]."""
+    side = batch[LABEL].shape[-1]
+    return resize(batch[PROPOSAL].to(device), side, side)
 
 
 def valid_hw(batch: Batch, index: torch.Tensor | None = None) -> list[tuple[int, int]]:

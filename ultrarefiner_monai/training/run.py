@@ -13,7 +13,7 @@ from monai.utils import set_determinism
 from rich.console import Console
 
 from ultrarefiner_monai import __version__
-from ultrarefiner_monai.checkpoints import read_checkpoint
+from ultrarefiner_monai.checkpoints import in_half_precision, read_checkpoint
 from ultrarefiner_monai.config import NESTED, TrainConfig
 from ultrarefiner_monai.data.datalist import Split, read_index, split_fold
 from ultrarefiner_monai.files import replacing
@@ -86,7 +86,11 @@ def train_split(
             _keep_split(split, out / "split.json", resume)
         best = run.fit()
         if ddp.is_main():
-            finish(out / "best.safetensors", out / "model.safetensors", split.select, own_device)
+            result = out / "best.safetensors", out / "model.safetensors"
+            if config.calibrate:
+                finish(*result, split.select, own_device)
+            else:
+                in_half_precision(*result)
         ddp.wait()  # the result is there when any process returns
     return best
 

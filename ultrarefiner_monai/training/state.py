@@ -12,7 +12,7 @@ from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
 
 # Options that change nothing in what is computed for an epoch, so that a run may go on with others.
-FREE = ("epochs", "tracking", "mlflow_uri", "overlays", "overlay_every")
+FREE = ("epochs", "tracking", "mlflow_uri", "overlays", "overlay_every", "validate_every", "calibrate")
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -43,6 +43,8 @@ def check_same_options(path: Path, stored: dict[str, Any], config: TrainConfig) 
     except ConfigError as error:
         raise InputError(f"{path} is from another version of this package: {error}") from error
     own = to_dict(config)
+    for options in (before, own):
+        options["data"].pop("workers")  # what a machine has; images come out the same
     other = [k for k in own if k not in FREE and own[k] != before[k]]
     if other:
         raise InputError(f"{path} was trained with other options: {', '.join(other)} differ")

@@ -41,7 +41,8 @@ class Steps:
 
     def autocast(self) -> torch.autocast:
         """A context in which networks compute in ``amp``'s precision."""
-        dtype = DTYPES.get(self.config.amp)
+        amp = self.config.amp
+        dtype = DTYPES.get(("bf16" if self.device.type == "cuda" else "off") if amp == "auto" else amp)
         return torch.autocast(self.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
     def to_device(self, batch: Batch) -> Batch:

@@ -1,0 +1,128 @@
+"""Runs a recipe's jobs, some at a time, each as a process of its own; goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.recipe.steps import Job, Work
+from ultrarefiner_monai.types import InputError
+
+_POLL_SECONDS = 0.5
+_ENDING_SECONDS = 60  # a training that is asked to stop writes nothing large
+_LAST_LINES = 12
+
+
+def record_of(job: Job) -> Path:
+    """The file that says that a job is done, and how; beside what it made."""
+    name = f"{job.part}.done.json" if job.part else "done.json"
+    return job.out / name
+
+
+def log_of(job: Job) -> Path:
+    return job.out / (f"{job.part}.log" if job.part else "log.txt")
+
+
+def is_done(job: Job) -> bool:
+    """Whether the job was done before. InputError where something else was done in its place."""
+    path = record_of(job)
+    if not path.is_file():
+        return False
+    done = json.loads(path.read_text(encoding="utf-8"))["definition"]
+    if done != job.definition:
+        differ = sorted(k for k in {*done, *job.definition} if done.get(k) != job.definition.get(k))
+        raise InputError(
+            f"{path.parent} was made by another recipe, scale or choice of data ({', '.join(differ)} differ): give another "
+            "--out, or remove that folder and those of the steps after it"
+        )
+    return True
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen
+    started: float
+
+
+def run(work: Work, jobs: Sequence[Job], parallel: int, say: Callable[[str], None]) -> None:
+    """Run what is not done yet, at most ``parallel`` jobs at a time. InputError when a job failed, after the others that
+    were running have ended; KeyboardInterrupt ends them all. The same call goes on."""
+    done = {job.id for job in jobs if is_done(job)}
+    waiting = [job for job in jobs if job.id not in done]
+    running: list[_Running] = []
+    failures: list[str] = []
+    try:
+        while running or (waiting and not failures):
+            for job in [j for j in waiting if done.issuperset(j.waits_for)][: parallel - len(running)]:
+                if not failures:
+                    waiting.remove(job)
+                    running.append(_start(job, parallel))
+                    say(f"{job.id}: started, log in {log_of(job)}")
+            time.sleep(_POLL_SECONDS)
+            for one in [r for r in running if r.process.poll() is not None]:
+                running.remove(one)
+                fault = _ended(one)
+                if fault:
+                    failures.append(fault)
+                else:
+                    done.add(one.job.id)
+                took = _span(time.monotonic() - one.started)
+                say(f"{one.job.id}: {'failed' if fault else 'done'} after {took}; {len(done)} of {len(jobs)} done")
+    finally:
+        _stop(running)
+    if failures:
+        raise InputError("; ".join(failures))
+
+
+def _start(job: Job, parallel: int) -> _Running:
+    job.out.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "ultrarefiner_monai.cli", *job.command]
+    if job.step.command == "train" and (job.out / "last.pt").is_file():
+        command.append("--resume")
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if parallel > 1:  # each process would take all cores
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
+    with log_of(job).open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+    return _Running(job, process, time.monotonic())
+
+
+def _ended(one: _Running) -> str:
+    """Keep that the job is done; else why it is not."""
+    if one.process.returncode == 0:
+        record = {
+            "definition": one.job.definition,
+            "seconds": round(time.monotonic() - one.started, 1),
+            "command": one.job.command,
+        }
+        with replacing(record_of(one.job), "w") as file:
+            json.dump(record, file, indent=1)
+        return ""
+    lines = log_of(one.job).read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_LAST_LINES:]
+    last = next((line for line in reversed(lines) if line.strip()), "no output")
+    return f"{one.job.id} failed ({last.strip()}; log: {log_of(one.job)})"
+
+
+def _stop(running: Sequence[_Running]) -> None:
+    for one in running:
+        one.process.terminate()
+    for one in running:
+        try:
+            one.process.wait(_ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
