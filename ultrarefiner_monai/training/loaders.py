@@ -17,8 +17,10 @@ from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.data.corrections import read_corrections
 from ultrarefiner_monai.data.datalist import Item, Split
 from ultrarefiner_monai.data.loading import (
+    GROUP,
     SeededDataset,
     as_samples,
+    balanced_weights,
     phantom_samples,
     plain_loader,
     training_loader,
@@ -47,11 +49,12 @@ def _coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, Data
     size = config.system.coarse.image_size
     samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
     samples += phantom_samples(config.data.phantoms, config.seed)
+    weights = balanced_weights([s.get(GROUP) for s in samples], config.data.balance)
     training = SeededDataset(samples, preparation(size), _augmentation(config, size), config.seed)
     selection = SeededDataset(as_samples(split.select), preparation(size), None, config.seed)
     return (
-        training_loader(training, config.batch_size, config.seed, config.data.workers),
-        plain_loader(selection, config.batch_size),
+        training_loader(training, config.batch_size, config.seed, config.data.workers, weights),
+        plain_loader(selection, config.batch_size, [i.set for i in split.select]),
     )
 
 
@@ -109,7 +112,7 @@ def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[Refine
         if item.id in offered:
             sample = replace(sample, proposal=offered[item.id].astype(np.float32), is_correction=True)
         elif config.refine.proposals:
-            sample = replace(sample, proposal=read_proposal(Path(config.refine.proposals), item.id))
+            sample = replace(sample, proposal=proposal_of(Path(config.refine.proposals), item))
         real += sample.proposal is not None
         samples.append(sample)
     log.info("%d of %d training images have a real proposal, %d of them corrected", real, len(items), len(offered))
@@ -119,6 +122,11 @@ def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[Refine
             "`ultrarefiner proposals` makes them"
         )
     return samples
+
+
+def proposal_of(folder: Path, item: Item) -> np.ndarray | None:
+    """The proposal of an item: SET/ID.png where the folder holds those of several sets, else ID.png."""
+    return read_proposal(folder, item.key if item.set and (folder / item.set).is_dir() else item.id)
 
 
 def read_proposal(folder: Path, item_id: str) -> np.ndarray | None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from ultrarefiner_monai.coarse import coarse_arrays
 from ultrarefiner_monai.config import SystemConfig, TrainConfig
-from ultrarefiner_monai.data.datalist import Item, Split, read_index, split_fold
+from ultrarefiner_monai.data.datalist import DataDirs, Item, Split, names_of, read_sets, sets_of, split_sets
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.geometry import Letterbox
@@ -41,31 +41,37 @@ def predict(network: nn.Module, system: SystemConfig, item: Item) -> np.ndarray:
 
 
 def write_proposal(folder: Path, item_id: str, prob: np.ndarray) -> None:
-    """Keep a coarse_prob (h, w) in [0, 1] as an 8-bit PNG, which anyone can look at."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / f"{item_id}.png") as file:
+    """Keep a coarse_prob (h, w) in [0, 1] as an 8-bit PNG, which anyone can look at. item_id: ID, or SET/ID."""
+    path = folder / f"{item_id}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
         Image.fromarray((np.clip(prob, 0, 1) * 255).round().astype(np.uint8)).save(file, format="PNG")
 
 
 def parts_of(items: Sequence[Item], count: int, seed: int) -> list[list[Item]]:
-    """``count`` parts of whole groups; a group's part depends on its name and the seed alone."""
+    """``count`` parts of whole groups; a group's part depends on its name (and its set's) and the seed alone."""
     parts: list[list[Item]] = [[] for _ in range(count)]
+    several = len(sets_of(items)) > 1
     for item in items:
-        digest = hashlib.sha256(f"{seed}:nested:{item.group}".encode()).hexdigest()
+        group = f"{item.set}/{item.group}" if several else item.group
+        digest = hashlib.sha256(f"{seed}:nested:{group}".encode()).hexdigest()
         parts[int(digest, 16) % count].append(item)
     return parts
 
 
 def nested_proposals(
     config: TrainConfig,
-    data_dir: str | Path,
+    data_dir: DataDirs,
     fold: str | int,
     out: str | Path,
     parts: int = 3,
     device: str | None = None,
+    leave_out: Sequence[str] = (),
 ) -> int:
     """Train ``parts`` coarse networks with a phase-1 configuration and write the proposals of fold's training images into
-    ``out``. Goes on where it stopped. Returns how many there are."""
+    ``out``, as ID.png, or SET/ID.png where there are several sets. Goes on where it stopped. Returns how many there are.
+
+    leave_out: sets that nothing is learnt from, and nothing proposed for."""
     from ultrarefiner_monai.checkpoints import load_system
     from ultrarefiner_monai.training.run import train_split
 
@@ -74,10 +80,12 @@ def nested_proposals(
     if parts < 2:
         raise InputError(f"expected at least 2 parts, got {parts}: a network must not predict what it was trained on")
     out = Path(out)
-    split = split_fold(read_index(data_dir), fold, config.data.select_share, config.select_seed)
+    items = read_sets(data_dir)
+    names = dict(zip((i.key for i in items), names_of(items)))
+    split = split_sets(items, fold, config.data.select_share, config.select_seed, leave_out)
     pieces = parts_of(split.train, parts, config.seed)
     for k, piece in enumerate(pieces):
-        todo = [i for i in piece if not (out / f"{i.id}.png").is_file()]
+        todo = [i for i in piece if not (out / f"{names[i.key]}.png").is_file()]
         if not todo:
             continue
         run = out / f"part{k}"
@@ -87,6 +95,6 @@ def nested_proposals(
             train_split(config, inner, run, device, resume=(run / "last.pt").is_file())
         system = load_system(run / "best.safetensors", device=device or "cpu")
         for item in todo:
-            write_proposal(out, item.id, predict(system.coarse, system.config, item))
+            write_proposal(out, names[item.key], predict(system.coarse, system.config, item))
         log.info("part %d of %d: %d proposals", k + 1, parts, len(todo))
-    return sum((out / f"{i.id}.png").is_file() for i in split.train)
+    return sum((out / f"{names[i.key]}.png").is_file() for i in split.train)
