@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from ultrarefiner_monai import __version__
-from ultrarefiner_monai.commands import batch, corrupt, data, evaluation, models, proposals, serving, training, weights
+from ultrarefiner_monai.commands import (
+    batch,
+    corrupt,
+    data,
+    evaluation,
+    models,
+    proposals,
+    recipe,
+    serving,
+    training,
+    weights,
+)
 from ultrarefiner_monai.types import NOTICE
 
 app = typer.Typer(
@@ -17,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help=f"Breast-ultrasound lesion outlines. {NOTICE}",
 )
-for commands in (data, corrupt, training, proposals, evaluation, serving, batch):
+for commands in (data, corrupt, training, proposals, recipe, evaluation, serving, batch):
     app.add_typer(commands.app)
 app.add_typer(weights.app, name="weights")
 app.add_typer(models.app, name="models")

@@ -77,7 +77,7 @@ def paired_games(before: Sequence[Game], after: Sequence[Game]) -> dict[str, Any
 
 @dataclass(frozen=True)
 class Run:
-    """What ``evaluate`` left in a folder. dice: of each lesion image, by id."""
+    """What ``evaluate`` left in a folder. dice: of each lesion image, by id, or SET/ID where it has several sets."""
 
     name: str
     summary: dict[str, Any]
@@ -91,7 +91,8 @@ def read_run(given: str | Path) -> Run:
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            dice = {row["id"]: float(row["dice"]) for row in csv.DictReader(file) if row["lesion"] == "1"}
+            rows = [row for row in csv.DictReader(file) if row["lesion"] == "1"]
+            dice = {"/".join(filter(None, (row.get("set"), row["id"]))): float(row["dice"]) for row in rows}
         if not {"lesion_images", "normal_images", "version"} <= set(summary):
             raise KeyError("lesion_images, normal_images or version")
     except OSError as error:
@@ -125,6 +126,7 @@ def _row(run: Run, first: Run) -> dict[str, Any]:
         "options": " ".join(f"{k}={v}" for k, v in (s.get("options") or {}).items()),
         "data": s.get("data"),
         "fold": s.get("fold"),
+        "left_out": s.get("left_out"),
         "task": s.get("task"),
         "refiner": s.get("refiner"),
         "seen_in_training": s.get("seen_in_training"),

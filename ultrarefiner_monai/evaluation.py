@@ -1,7 +1,8 @@
-"""Figures of a checkpoint on one fold, at the images' own size, with the very predictor that serves.
+"""Figures of a checkpoint on one fold of one or several sets, at the images' own size, with the very predictor that serves.
 
 Lesion images and lesion-free ones are reported apart: Dice says nothing about the latter, what was marked does. A robot
 user can play the lesion images (``robot``), and a second checkpoint can be measured on the same images (``comparison``).
+Several sets are reported in sum and one by one, and so are the scanners where the index names them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 
 from ultrarefiner_monai.cache import EmbeddingCache
 from ultrarefiner_monai.comparison import HD95_NOTE, paired_figures, paired_games, write_rows
-from ultrarefiner_monai.data.datalist import Item, read_index
+from ultrarefiner_monai.data.datalist import JOINT, DataDirs, Item, data_name, held_out, read_sets, sets_of
 from ultrarefiner_monai.data.readers import read_mask, read_study
+from ultrarefiner_monai.data.seen import count_seen, digest_of, name_records, seen
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.inference import Predictor, Proposal
 from ultrarefiner_monai.metrics import FIGURES, NORMAL_LIMIT, Scores, bootstrap_interval, cell, score
@@ -36,12 +38,14 @@ WRITTEN = (
     "against_robot.csv",
     "robot.png",
 )  # beside the summary
+UNKNOWN_DEVICE = "not known"
 PLAY_CACHE = 64 * 2**20  # bytes; the image that is being played is all that has to be kept
 
 
 @dataclass
 class Case:
-    """One evaluated image. coarse_mask: (H, W) where a refiner answered, else None. game: where the robot played."""
+    """One evaluated image. coarse_mask: (H, W) where a refiner answered, else None. game: where the robot played.
+    columns: what its rows say of its origin: ``set`` where there are several, ``device`` where any is known."""
 
     item: Item
     scores: Scores
@@ -49,11 +53,13 @@ class Case:
     proposal: Proposal
     coarse_mask: np.ndarray | None = None
     game: Game | None = None
+    columns: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         p = self.proposal
         return {
             "id": self.item.id,
+            **{name: getattr(self.item, name) for name in self.columns},
             "class": self.item.category,
             "lesion": int(self.item.has_lesion),
             **_figures(self.scores),
@@ -70,6 +76,7 @@ class Case:
         needed = {f"noc_{100 * level:.0f}": game.clicks_to(level) for level in LEVELS}
         return {
             "id": self.item.id,
+            **{name: getattr(self.item, name) for name in self.columns},
             "class": self.item.category,
             **{name: "" if count is None else count for name, count in needed.items()},
             **{f"dice_{k}": cell(dice) for k, dice in enumerate(game.dice)},
@@ -83,48 +90,53 @@ def _figures(scores: Scores) -> dict[str, str]:
 
 def evaluate(
     predictor: Predictor,
-    data_dir: str | Path,
+    data_dir: DataDirs,
     fold: str | int,
     out: str | Path,
     coarse_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
     robot_clicks: int = 0,
     against: Predictor | None = None,
+    leave_out: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Evaluate one fold; write metrics.csv, summary.json and overlays/ into ``out``; return the summary.
+    """Evaluate one fold of each set; write metrics.csv, summary.json and overlays/ into ``out``; return the summary.
 
+    data_dir: one data folder or several. leave_out: sets that were left out of the training: all their images count.
     coarse_only: the proposal of the coarse network (task ``transunet``), else the automatic one (``ultrarefiner``).
     robot_clicks: a robot user corrects each lesion image with up to so many clicks, through the path that serves (with
     coarse_only: as a server without a refiner); robot.csv and robot.png come on top. 0: it does not play.
     against: a second checkpoint, measured on the same images; its figures and the paired differences (this one less the
-    other) come into the summary, its own per-image figures into against.csv. Raises InputError for an empty fold.
+    other) come into the summary, its own per-image figures into against.csv. Raises InputError for a set with an empty fold.
     """
     if robot_clicks < 0:
         raise InputError(f"the robot makes no or some clicks, got {robot_clicks}")
-    items = [i for i in read_index(data_dir) if i.fold == str(fold)]
-    if not items:
-        raise InputError(f"{data_dir} has no image in fold {fold}")
+    items = held_out(read_sets(data_dir), fold, leave_out)
+    columns = (*(["set"] if len(sets_of(items)) > 1 else []), *(["device"] if any(i.device for i in items) else []))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     predictors = [_for_play(p, coarse_only) if robot_clicks else p for p in (predictor, against) if p is not None]
     results: list[list[Case]] = [[] for _ in predictors]
+    images = []
     for k, item in enumerate(items):
         image, label = _read(item)
+        images.append(digest_of(image))
         for one, cases in zip(predictors, results):
-            cases.append(_evaluate_one(one, item, image, label, coarse_only, robot_clicks))
+            case = _evaluate_one(one, item, image, label, coarse_only, robot_clicks)
+            cases.append(replace(case, columns=columns))
         if progress is not None:
             progress(k + 1, len(items))
     cases, others = results[0], results[1] if against is not None else None
     summary = {
         "notice": NOTICE,
-        "data": Path(data_dir).name,
+        "data": data_name(items),
         "fold": str(fold),
+        **({"left_out": JOINT.join(sorted(set(leave_out)))} if leave_out else {}),
         "task": "transunet" if coarse_only else "ultrarefiner",
-        **_of_model(predictor, cases, data_dir, fold),
+        **_of_model(predictor, cases, images),
         "hd95": HD95_NOTE,
     }
     if against is not None and others is not None:
-        summary["against"] = _of_model(against, others, data_dir, fold)
+        summary["against"] = _of_model(against, others, images)
         summary["this_against_that"] = _paired(others, cases)
     _write(out, cases, others)
     with replacing(out / "summary.json", "w") as file:
@@ -132,14 +144,17 @@ def evaluate(
     return summary
 
 
-def _of_model(predictor: Predictor, cases: Sequence[Case], data_dir: str | Path, fold: str | int) -> dict[str, Any]:
-    system = predictor.system
+def _of_model(predictor: Predictor, cases: Sequence[Case], images: Sequence[bytes]) -> dict[str, Any]:
+    system, items = predictor.system, [c.item for c in cases]
+    count = count_seen(system.meta, images)
     return {
         "version": system.version,
         "options": system.meta.get("options", {}),
         "refiner": cases[0].proposal.refiner,
-        "seen_in_training": seen_in_training(system.meta, data_dir, fold),
+        "seen_in_training": seen_in_training(system.meta, items, images),
+        **({} if count is None else {"seen_images": count}),
         **summarise(cases),
+        **by_origin(cases),
     }
 
 
@@ -149,24 +164,28 @@ def _for_play(predictor: Predictor, coarse_only: bool) -> Predictor:
     return Predictor(system, EmbeddingCache(ram_bytes=PLAY_CACHE), predictor.device)
 
 
-def seen_in_training(meta: dict[str, Any], data_dir: str | Path, fold: str | int) -> bool | None:
-    """Whether the checkpoint was trained on this fold, so that its figures promise too much; None where it cannot be told.
+def seen_in_training(meta: dict[str, Any], items: Sequence[Item], images: Sequence[bytes]) -> bool | None:
+    """Whether the checkpoint has seen any of these images, so that its figures promise too much; None where it cannot be
+    told.
 
-    meta: the checkpoint's, with the name of the data folder and the fold that training held out.
+    meta: the checkpoint's. images: the digests of the items' images (``data.seen``), by which it is told where the
+    checkpoint has digests too; else by the names of its sets and the fold that training held out.
     """
-    if meta.get("data") != Path(data_dir).name or "fold" not in meta:
+    answer, count = seen(meta, items, images), count_seen(meta, images)
+    folds = ", ".join(sorted({i.fold for i in items}))
+    if count:
+        log.warning("the checkpoint was trained on %d of these %d images: these figures mislead", count, len(items))
+    elif answer:
+        past = "; ".join(f"{r.get('data')}: {r.get('fold')}" for r in name_records(meta))
+        log.warning("the checkpoint was trained on fold %s (held out was %s): these figures mislead", folds, past)
+    elif answer is None:
+        names = ", ".join(str(r["data"]) for r in name_records(meta) if "data" in r)
         log.warning(
             "the checkpoint was trained on a folder called %s: whether it has seen these images cannot be told; if they "
             "are of that dataset, these figures may mislead",
-            meta.get("data", "(not known)"),
+            names or "(not known)",
         )
-        return None
-    seen = str(fold) not in (meta["fold"], "test")
-    if seen:
-        log.warning(
-            "the checkpoint was trained on fold %s (held out was %s): these figures mislead", fold, meta["fold"]
-        )
-    return seen
+    return answer
 
 
 def _read(item: Item) -> tuple[np.ndarray, np.ndarray]:
@@ -230,6 +249,41 @@ def summarise(cases: Sequence[Case], seed: int = 0) -> dict[str, Any]:
     if any(c.game is not None for c in cases):
         summary["robot"] = summarise_games(_games(cases))
     return summary
+
+
+def by_origin(cases: Sequence[Case]) -> dict[str, Any]:
+    """``by_set``: each set's figures as for the whole, where there are several. ``by_device``: a short line for each scanner
+    of a set whose index names some; called SET/DEVICE where there are several sets."""
+    sets = sets_of([c.item for c in cases])
+    found: dict[str, Any] = {}
+    if len(sets) > 1:
+        found["by_set"] = {name: summarise([c for c in cases if c.item.set == name]) for name in sets}
+    devices: dict[str, dict[str, Any]] = {}
+    for name in sets:
+        own = [c for c in cases if c.item.set == name]
+        for device in sorted({c.item.device for c in own}) if any(c.item.device for c in own) else ():
+            label = device or UNKNOWN_DEVICE
+            label = f"{name}/{label}" if len(sets) > 1 else label
+            devices[label] = _short([c for c in own if c.item.device == device])
+    return {**found, **({"by_device": devices} if devices else {})}
+
+
+def _short(cases: Sequence[Case]) -> dict[str, Any]:
+    lesions = [c for c in cases if c.item.has_lesion]
+    normals = [c for c in cases if not c.item.has_lesion]
+    line: dict[str, Any] = {"lesion_images": len(lesions), "normal_images": len(normals)}
+    if lesions:
+        means = {
+            "dice": [c.scores.dice for c in lesions],
+            "coarse_dice": [c.coarse.dice for c in lesions],
+            "boundary_f": [c.scores.boundary_f for c in lesions],
+            "coarse_boundary_f": [c.coarse.boundary_f for c in lesions],
+        }
+        line |= {name: round(float(np.mean(values)), 4) for name, values in means.items()}
+        line["missed"] = sum(c.scores.dice == 0 for c in lesions)
+    if normals:
+        line["false_alarms"] = sum(c.scores.marked > NORMAL_LIMIT for c in normals)
+    return line
 
 
 def _spread(values: Sequence[float], seed: int) -> dict[str, Any]:

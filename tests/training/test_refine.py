@@ -282,7 +282,9 @@ def test_proposals_of_several_folders_and_sets_are_read(tmp_path: Path) -> None:
     item = Item("x", tmp_path / "x.png", tmp_path / "x.png", "g", "1", "", True, set="here")
     write_proposal(tmp_path / "one", "here/x", np.full((4, 5), 0.2, np.float32))
     write_proposal(tmp_path / "two", "x", np.full((4, 5), 0.6, np.float32))
-    values = [round(float(p.mean()), 1) for p in read_proposals(f"{tmp_path}/one, {tmp_path}/two,{tmp_path}/none", item)]
+    values = [
+        round(float(p.mean()), 1) for p in read_proposals(f"{tmp_path}/one, {tmp_path}/two,{tmp_path}/none", item)
+    ]
     assert values == [0.2, 0.6]
     assert read_proposals("", item) == ()
 

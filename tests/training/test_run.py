@@ -20,6 +20,8 @@ from ultrarefiner_monai.config import (
     SystemConfig,
     TrainConfig,
 )
+from ultrarefiner_monai.data.datalist import read_index
+from ultrarefiner_monai.data.seen import digests_of
 from ultrarefiner_monai.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.evaluation import seen_in_training
 from ultrarefiner_monai.training import phases
@@ -113,8 +115,15 @@ def test_a_run_keeps_to_its_fold(finished: Path, folder: Path, tmp_path: Path) -
         train(start, folder, 1, tmp_path / "r", device="cpu")
     train(start, folder, 0, tmp_path / "s", device="cpu")
     meta = read_checkpoint(finished / "model.safetensors").meta
-    assert [seen_in_training(meta, folder, f) for f in ("0", 1, "test")] == [False, True, False]
-    assert seen_in_training(meta, tmp_path / "elsewhere", 1) is None
+    items = read_index(folder)
+    before = {k: v for k, v in meta.items() if k != "digests"}  # a checkpoint of an earlier version
+    elsewhere = [replace(i, set="elsewhere") for i in items]
+    for fold, seen in (("0", False), ("1", True)):
+        own, other = ([i for i in part if i.fold == fold] for part in (items, elsewhere))
+        digests = sorted(digests_of(own))
+        assert seen_in_training(meta, own, digests) is seen_in_training(meta, other, digests) is seen
+        assert seen_in_training(before, own, digests) is seen and seen_in_training(before, other, digests) is None
+    assert seen_in_training(before, [replace(items[0], fold="test")], []) is False
 
 
 def test_teachers_are_followed_and_must_not_have_seen_the_fold(finished: Path, folder: Path, tmp_path: Path) -> None:

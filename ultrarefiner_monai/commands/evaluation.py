@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ultrarefiner_monai.commands import Data, Device, Fold, build_predictor, overrides
+from ultrarefiner_monai.commands import DataSets, Device, Fold, build_predictor, overrides
 
 app = typer.Typer()
 
 
 @app.command()
 def evaluate(
-    data: Data,
+    data: DataSets,
     out: Annotated[Path, typer.Option(help="Where metrics.csv, summary.json and the overlays go.")],
     model: Annotated[str, typer.Option(help="A checkpoint; `compact` is the shipped one.")] = "compact",
     fold: Fold = "0",
@@ -35,9 +35,15 @@ def evaluate(
     option: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting of --model: safety.enabled=false.")
     ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--leave-out", help="A set of --data of which all images are reported, as in training without it."
+        ),
+    ] = None,
     device: Device = None,
 ) -> None:
-    """Figures of a checkpoint on one fold, per image and in sum, with pictures of the best, median and worst."""
+    """Figures of a checkpoint on one fold of each set, per image and in sum, with pictures of the best, median and worst."""
     from rich.console import Console
 
     from ultrarefiner_monai.checkpoints import with_options
@@ -61,6 +67,7 @@ def evaluate(
             progress=progress,
             robot_clicks=clicks if robot else 0,
             against=other,
+            leave_out=leave_out or (),
         )
     console = Console()
     for table in _tables(summary):
@@ -122,6 +129,8 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
 def _tables(summary: dict[str, Any]) -> Iterator[Any]:
     yield _summary_table(summary)
+    if "by_set" in summary or "by_device" in summary:
+        yield _origin_table(summary)
     if "refined_against_coarse" in summary:
         yield _paired_table(summary["refined_against_coarse"], "refined against coarse", "coarse", "refined")
     if "robot" in summary:
@@ -135,7 +144,8 @@ def _summary_table(summary: dict[str, Any]) -> Any:
     from rich.table import Table
 
     lesions, normals = summary["lesion_images"], summary["normal_images"]
-    title = f"fold {summary['fold']} of {summary['data']}, {summary['task']}, {lesions['count']} images with a lesion"
+    whole = f" (all of {summary['left_out']})" if "left_out" in summary else ""
+    title = f"fold {summary['fold']} of {summary['data']}{whole}, {summary['task']}, {lesions['count']} images with a lesion"
     table = Table("figure", "mean", "median", "95 % interval of the mean", title=title)
     for name, value in lesions.items():
         if isinstance(value, dict):
@@ -148,6 +158,43 @@ def _summary_table(summary: dict[str, Any]) -> Any:
         rate = f"{normals['false_alarms']} of {normals['count']}"
         table.add_row("lesion-free images with > 0.2 % marked", rate, "", "")
     return table
+
+
+def _origin_table(summary: dict[str, Any]) -> Any:
+    """A line for each set and for each scanner: Dice and boundary F before and after the refiner, missed, false alarms."""
+    from rich.table import Table
+
+    columns = ("lesion images", "coarse Dice", "Dice", "coarse boundary F", "boundary F", "missed", "false alarms")
+    table = Table("set, device", title="by set and device")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, figures in summary.get("by_set", {}).items():
+        lesions, normals = figures["lesion_images"], figures["normal_images"]
+        before = figures.get("refined_against_coarse", {}).get("lesion_images", {}).get("boundary_f", {})
+        boundary = lesions.get("boundary_f", {}).get("mean")
+        line = {
+            "lesion_images": lesions["count"],
+            "normal_images": normals["count"],
+            "coarse_dice": lesions.get("coarse_dice_mean"),
+            "dice": lesions.get("dice", {}).get("mean"),
+            "coarse_boundary_f": before.get("before", boundary),
+            "boundary_f": boundary,
+            **{k: v for k, v in (*lesions.items(), *normals.items()) if k in ("missed", "false_alarms")},
+        }
+        table.add_row(name, *_origin_cells(line), style="bold")
+    for name, line in summary.get("by_device", {}).items():
+        table.add_row(name, *_origin_cells(line))
+    return table
+
+
+def _origin_cells(line: dict[str, Any]) -> list[str]:
+    means = (line.get(name) for name in ("coarse_dice", "dice", "coarse_boundary_f", "boundary_f"))
+    return [
+        str(line["lesion_images"]),
+        *("–" if mean is None else f"{mean:.3f}" for mean in means),
+        str(line["missed"]) if "missed" in line else "–",
+        f"{line['false_alarms']} of {line['normal_images']}" if "false_alarms" in line else "–",
+    ]
 
 
 def _paired_table(figures: dict[str, Any], title: str, before: str, after: str) -> Any:
@@ -209,7 +256,8 @@ def _runs_table(rows: list[dict[str, Any]]) -> Any:
     shown = {key: value for key, value in columns.items() if any(row[key] is not None for row in rows)}
     first = rows[0]
     title = f"fold {first['fold']} of {first['data']}, {first['lesion_images']} lesion and {first['normal_images']} other images"
-    same = all((row["data"], row["fold"]) == (first["data"], first["fold"]) for row in rows)
+    kept = ("data", "fold", "left_out")
+    same = all([row[k] for k in kept] == [first[k] for k in kept] for row in rows)
     table = Table(*(heading for heading, _ in shown.values()), title=title if same else "NOT the same images")
     for row in rows:
         table.add_row(*("" if row[key] is None else style.format(row[key]) for key, (_, style) in shown.items()))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ultrarefiner_monai.commands import Data, Device, Fold, read_configs
+from ultrarefiner_monai.commands import DataSets, Device, Fold, LeaveOut, read_configs
 
 app = typer.Typer()
 
@@ -15,10 +15,18 @@ app = typer.Typer()
 @app.command()
 def proposals(
     config: Annotated[Path, typer.Option(help="A phase1_coarse configuration; a short one will do.")],
-    data: Data,
+    data: DataSets,
     out: Annotated[Path, typer.Option(help="Where the predictions go: refine.proposals of phase 2.")],
     fold: Fold = "0",
     parts: Annotated[int, typer.Option(help="Networks to train, each without its part of the training images.")] = 3,
+    by_set: Annotated[
+        bool,
+        typer.Option(
+            "--by-set", help="The parts are the data sets: predictions by networks that never saw the hospital."
+        ),
+    ] = False,
+    only: Annotated[str, typer.Option(help="One part alone: its number, or with --by-set its set.")] = "",
+    leave_out: LeaveOut = None,
     device: Device = None,
     option: Annotated[list[str] | None, typer.Option("--set", help="Override an option: epochs=10.")] = None,
 ) -> None:
@@ -26,4 +34,5 @@ def proposals(
     from ultrarefiner_monai.training.nested import nested_proposals
 
     [(_, settings)] = read_configs([config], option)
-    typer.echo(f"{nested_proposals(settings, data, fold, out, parts, device)} predictions in {out}")
+    count = nested_proposals(settings, data, fold, out, parts, device, leave_out or (), by_set, only)
+    typer.echo(f"{count} predictions in {out}")

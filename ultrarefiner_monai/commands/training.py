@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ultrarefiner_monai.commands import Data, Device, Fold, overrides, read_configs
+from ultrarefiner_monai.commands import DataSets, Device, Fold, LeaveOut, overrides, read_configs
 
 app = typer.Typer()
 Configs = Annotated[list[Path], typer.Option("--config", help="A file of configs/; several, in their order, for all.")]
@@ -21,10 +21,11 @@ def train(
         str, typer.Argument(help="phase1_coarse, phase2_refiner, phase3_joint; or all: several --config in a row.")
     ],
     config: Configs,
-    data: Data,
+    data: DataSets,
     out: Annotated[Path | None, typer.Option(help="Where the run's files go; else runs/CONFIG_foldK.")] = None,
     fold: Fold = "0",
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    leave_out: LeaveOut = None,
     device: Device = None,
     option: Options = None,
 ) -> None:
@@ -44,9 +45,9 @@ def train(
     out = out or Path("runs") / f"{'all' if phase == 'all' else stages[0][0]}_fold{fold}"
     try:
         if phase == "all":
-            typer.echo(train_all(stages, data, fold, out, resume, device))
+            typer.echo(train_all(stages, data, fold, out, resume, device, leave_out or ()))
         else:
-            best = run(stages[0][1], data, fold, out, resume, device)
+            best = run(stages[0][1], data, fold, out, resume, device, leave_out or ())
             if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
                 which = f"epoch {best.epoch}, selection figure {best.score:.4f}"
                 if stages[0][1].keep == "last":

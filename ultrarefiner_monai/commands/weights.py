@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ultrarefiner_monai.commands import LeaveOut
+
 app = typer.Typer(no_args_is_help=True, help="Weights of others: SAM, MedSAM, UltraSam, R50+ViT-B_16.")
 
 
@@ -80,11 +82,12 @@ def weights_export(
 def weights_join(
     out: Annotated[Path, typer.Argument(help="The checkpoint to write.")],
     coarse: Annotated[list[Path], typer.Option(help="A checkpoint; of several the mean coarse network is taken.")],
-    data: Annotated[Path, typer.Option(help="The prepared dataset that they were trained on.")],
+    data: Annotated[list[Path], typer.Option(help="The prepared dataset that they were trained on, or several.")],
     fold: Annotated[str, typer.Option(help="The fold that they held out.")],
     sam: Annotated[list[Path] | None, typer.Option(help="A checkpoint; of several the mean SAM is taken.")] = None,
     select_share: Annotated[float, typer.Option(help="data.select_share of the runs.")] = 0.1,
     select_seed: Annotated[int, typer.Option(help="data.select_seed of the runs.")] = 0,
+    leave_out: LeaveOut = None,
 ) -> None:
     """One checkpoint from several runs that went on from common weights, calibrated on their selection images."""
     import torch
@@ -93,7 +96,7 @@ def weights_join(
     from ultrarefiner_monai.training.joining import join
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    post = join(coarse, sam or [], data, fold, out, select_share, select_seed, device).post
+    post = join(coarse, sam or [], data, fold, out, select_share, select_seed, device, leave_out or ()).post
     typer.echo(
         f"{out}: version {read_checkpoint(out).version}, threshold {post.threshold}, min_peak {post.min_peak}, "
         f"peak_ratio {post.peak_ratio}, min_presence {post.min_presence}"

@@ -147,6 +147,9 @@ class DataConfig:
     # Phase 1: share of the batches whose images swap rectangles with each other (CutMix), labels with them.
     cutmix: float = 0.0
     workers: int = 0
+    # How far small groups (a set's images of one scanner) are shown more often: an image's probability goes with
+    # n_group^(-balance). 0: every image equally often, 1: every group.
+    balance: float = 0.0
 
     def __post_init__(self) -> None:
         check_ranges(self, "data", not_negative=("phantoms", "workers"))
@@ -157,6 +160,7 @@ class DataConfig:
             not self.echogenicity or self.augment != "none", "data.echogenicity needs data.augment: standard or strong"
         )
         require(0 <= self.cutmix <= 1, "data.cutmix must be in [0, 1]")
+        require(0 <= self.balance <= 1, "data.balance must be in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -311,7 +315,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges(
-            self, not_negative=("overlays",), at_least_one=("epochs", "overlay_every", "validate_every", "batch_size", "early_stop")
+            self,
+            not_negative=("overlays",),
+            at_least_one=("epochs", "overlay_every", "validate_every", "batch_size", "early_stop"),
         )
         require(self.ema is None or 0 < self.ema < 1, "ema must be between 0 and 1, or null")
         require(

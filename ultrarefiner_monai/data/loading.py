@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from monai.data import DataLoader
 from monai.transforms import Compose
 from torch.utils.data import Dataset, DistributedSampler
 
-from ultrarefiner_monai.data.datalist import Item
+from ultrarefiner_monai.data.datalist import Item, group_of, names_of
 from ultrarefiner_monai.data.phantoms import make_phantom
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL
+
+GROUP = "group"  # of a sample: what it is balanced with; a phantom has none
 
 
 class SharedEpoch:
@@ -33,8 +36,11 @@ class SharedEpoch:
 class SeededDataset(Dataset):
     """Samples as dictionaries. The augmentation of item i in epoch e depends on (seed, e, i) alone.
 
-    That makes a resumed run equal an uninterrupted one, with any number of workers.
+    That makes a resumed run equal an uninterrupted one, with any number of workers. An item that an epoch shows several
+    times (``BalancedSampler``) has the index i + n times the number of items the n-th time, and another augmentation.
     """
+
+    repeats = True
 
     def __init__(self, items: Sequence[dict[str, Any]], prepare: Compose, augment: Compose | None, seed: int) -> None:
         self.items, self.prepare, self.augment, self.seed = list(items), prepare, augment, seed
@@ -48,19 +54,22 @@ class SeededDataset(Dataset):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        again, index = divmod(index, len(self.items))
         if index not in self._kept:
             self._kept[index] = dict(self.prepare(self.items[index]))
         sample = dict(self._kept[index])
         if self.augment is not None:
-            draw = np.random.SeedSequence([self.seed, self._epoch.get(), index]).generate_state(1)[0]
+            entropy = [self.seed, self._epoch.get(), index, *([again] if again > 0 else [])]
+            draw = np.random.SeedSequence(entropy).generate_state(1)[0]
             self.augment.set_random_state(seed=int(draw))
             sample = dict(self.augment(sample))
         return {IMAGE: sample[IMAGE], LABEL: sample[LABEL], ID: sample[ID]}
 
 
 def as_samples(items: Sequence[Item]) -> list[dict[str, Any]]:
-    """Items -> the dictionaries that the transforms read."""
-    return [{ID: i.id, IMAGE: i.image, LABEL: i.mask} for i in items]
+    """Items -> the dictionaries that the transforms read. Items of several sets are called SET/ID."""
+    names = names_of(items)
+    return [{ID: n, IMAGE: i.image, LABEL: i.mask, GROUP: group_of(i)} for n, i in zip(names, items)]
 
 
 def with_normal_share(items: Sequence[Item], share: float | None, seed: int) -> list[Item]:
@@ -92,14 +101,66 @@ def process_share() -> tuple[int, int]:
     return 0, 1
 
 
-def training_loader(dataset: Dataset, batch_size: int, seed: int, workers: int = 0) -> DataLoader:
+def balanced_weights(groups: Sequence[str | None], balance: float) -> list[float] | None:
+    """How often each sample is to be shown in an epoch, on average: about n_group^(-balance), 1 for one without a group.
+
+    groups: of each sample (``group_of``); None for phantoms, whose share of an epoch stays as it is. balance: 0 shows all
+    equally often (the answer is None then), 1 each group. The sum is the number of samples, so an epoch stays as long.
+    """
+    sizes = Counter(group for group in groups if group is not None)
+    if not balance or len(sizes) < 2:
+        return None
+    total = sum(sizes.values())
+    scale = total / sum(n ** (1 - balance) for n in sizes.values())
+    return [1.0 if group is None else scale * sizes[group] ** -balance for group in groups]
+
+
+class BalancedSampler(DistributedSampler):
+    """Shows each sample about as often as its weight says, shuffled by (seed, epoch); an epoch is as long as without.
+
+    Systematic sampling: a sample of weight w is shown floor(w) or ceil(w) times. In a plain draw with replacement a third
+    of the images would be missing in each epoch. The n-th time a sample's index has n times their number added, where the
+    dataset knows repeats (``SeededDataset``).
+    """
+
+    def __init__(self, dataset: Dataset, weights: Sequence[float], **options: Any) -> None:
+        super().__init__(dataset, **options)
+        if len(weights) != len(dataset):  # type: ignore[arg-type]
+            raise ValueError(f"expected a weight for each of {len(dataset)} samples, got {len(weights)}")  # type: ignore[arg-type]
+        self.weights = np.asarray(weights, dtype=np.float64)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.weights))
+        ends = np.cumsum(self.weights[order])
+        marks = (rng.random() + np.arange(self.total_size)) * (ends[-1] / self.total_size)
+        chosen = order[np.searchsorted(ends, marks, side="right").clip(max=len(order) - 1)]
+        if getattr(self.dataset, "repeats", False):
+            first = np.searchsorted(np.sort(chosen), chosen)  # chosen: equal ones stand side by side
+            ranks = np.argsort(np.argsort(chosen, kind="stable"), kind="stable")
+            chosen = chosen + (ranks - first) * len(order)
+        chosen = rng.permutation(chosen)
+        return iter(chosen[self.rank : self.total_size : self.num_replicas].tolist())
+
+
+def training_loader(
+    dataset: Dataset, batch_size: int, seed: int, workers: int = 0, weights: Sequence[float] | None = None
+) -> DataLoader:
     """Shuffled by (seed, epoch); the last short batch is left out, since batch norm cannot learn from single images.
 
     Each of several processes gets its share: their batches of one step together are one process's larger batch.
+    weights: how often each sample is shown (``balanced_weights``); None: once.
     """
     rank, count = process_share()
-    sampler: DistributedSampler = DistributedSampler(
-        dataset, num_replicas=count, rank=rank, shuffle=True, seed=seed, drop_last=len(dataset) >= count
+    options = {
+        "num_replicas": count,
+        "rank": rank,
+        "shuffle": True,
+        "seed": seed,
+        "drop_last": len(dataset) >= count,  # type: ignore[arg-type]
+    }
+    sampler: DistributedSampler = (
+        DistributedSampler(dataset, **options) if weights is None else BalancedSampler(dataset, weights, **options)
     )
     return DataLoader(
         dataset,
@@ -111,8 +172,16 @@ def training_loader(dataset: Dataset, batch_size: int, seed: int, workers: int =
     )
 
 
-def plain_loader(dataset: Dataset, batch_size: int) -> DataLoader:
-    """In order, everything, no workers. Of several processes each takes every so-manieth sample, none twice."""
+def plain_loader(dataset: Dataset, batch_size: int, sets: Sequence[str] | None = None) -> DataLoader:
+    """In order, everything, no workers. Of several processes each takes every so-manieth sample, none twice.
+
+    sets: of each sample; where there are several, a batch holds images of one set only, so that what is measured on it
+    counts for that set.
+    """
     rank, count = process_share()
-    share = range(rank, len(dataset), count)
-    return DataLoader(dataset, batch_size=batch_size, sampler=share, num_workers=0)
+    share = range(rank, len(dataset), count)  # type: ignore[arg-type]
+    if sets is None or len(set(sets)) < 2:
+        return DataLoader(dataset, batch_size=batch_size, sampler=share, num_workers=0)
+    own = {name: [k for k in share if sets[k] == name] for name in sorted(set(sets))}
+    batches = [part[k : k + batch_size] for part in own.values() for k in range(0, len(part), batch_size)]
+    return DataLoader(dataset, batch_sampler=batches, num_workers=0)

@@ -47,8 +47,7 @@ def mended(coarse_prob: torch.Tensor, prompts: Prompts, config: SystemConfig) ->
 
 def _on_cpu(prompts: Prompts) -> Prompts:
     points, labels, boxes = (
-        None if t is None else t.detach().cpu()
-        for t in (prompts.points_xy, prompts.point_labels, prompts.boxes_xyxy)
+        None if t is None else t.detach().cpu() for t in (prompts.points_xy, prompts.point_labels, prompts.boxes_xyxy)
     )
     return replace(prompts, points_xy=points, point_labels=labels, boxes_xyxy=boxes)
 

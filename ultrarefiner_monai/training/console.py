@@ -73,7 +73,9 @@ class EpochTable:
 
     def _write(self) -> None:
         with replacing(self.path, "w") as file:
-            names = list(dict.fromkeys(name for row in self.rows for name in row))  # epochs without validation have fewer figures
+            names = list(
+                dict.fromkeys(name for row in self.rows for name in row)
+            )  # epochs without validation have fewer figures
             writer = csv.DictWriter(file, fieldnames=names, extrasaction="ignore", restval="")
             writer.writeheader()
             writer.writerows(self.rows)

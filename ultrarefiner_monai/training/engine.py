@@ -27,10 +27,11 @@ from torch import nn
 from torch.utils.data import DataLoader, default_collate
 
 from ultrarefiner_monai.config import TrainConfig, to_dict
+from ultrarefiner_monai.data.transforms import ID
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.training import ddp
 from ultrarefiner_monai.training.console import EpochTable
-from ultrarefiner_monai.training.means import Means
+from ultrarefiner_monai.training.means import Means, over_sets, with_set
 from ultrarefiner_monai.training.phases import Batch, Phase
 from ultrarefiner_monai.training.state import check_same_options, load_state, save_state
 from ultrarefiner_monai.training.steps import Steps, TrainingError
@@ -102,7 +103,7 @@ class Run:
     def _figures(self, engine: Engine, batch: Batch) -> dict[str, torch.Tensor]:
         self.evaluated.eval()
         with self.steps.autocast():
-            return self.phase.figures(self.evaluated, self.steps.to_device(batch))
+            return with_set(self.phase.figures(self.evaluated, self.steps.to_device(batch)), batch[ID])
 
     # --- handlers -----------------------------------------------------------------------------------------------------
 
@@ -143,7 +144,7 @@ class Run:
         return epoch % self.config.validate_every == 0 or epoch == self.config.epochs
 
     def _gather_figures(self, engine: Engine) -> None:
-        engine.state.metrics.update(self._select_means.compute())
+        engine.state.metrics.update(over_sets(self._select_means.compute()))
 
     def _track_step(self, engine: Engine) -> None:
         assert self._trackers is not None

@@ -17,7 +17,8 @@ import torch
 
 from ultrarefiner_monai.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from ultrarefiner_monai.config import SystemConfig
-from ultrarefiner_monai.data.datalist import read_index, split_fold
+from ultrarefiner_monai.data.datalist import DataDirs, read_sets, split_sets
+from ultrarefiner_monai.data.seen import BEFORE, DIGESTS, about_seen
 from ultrarefiner_monai.training.calibrate import finish
 from ultrarefiner_monai.training.check import check_held_out
 from ultrarefiner_monai.types import InputError
@@ -28,22 +29,24 @@ Weights = dict[str, torch.Tensor]
 def join(
     coarse: Sequence[str | Path],
     sam: Sequence[str | Path],
-    data_dir: str | Path,
+    data_dir: DataDirs,
     fold: str | int,
     out: str | Path,
     select_share: float = 0.1,
     select_seed: int = 0,
     device: str = "cpu",
+    leave_out: Sequence[str] = (),
 ) -> SystemConfig:
     """Write ``out``: the mean coarse network of ``coarse``, the mean SAM of ``sam`` (none: no refiner), calibrated on the
-    selection images of ``fold``.
+    selection images of ``fold``, those of every set but the ones in ``leave_out``.
 
     Options come from the first checkpoint of ``sam``, those of the coarse network from the first one of ``coarse``.
-    Raises InputError for networks of different kinds, and for checkpoints that were trained on this fold of this dataset.
+    Raises InputError for networks of different kinds, and for checkpoints that have seen what is held out.
     """
     stored = {Path(p): read_checkpoint(p) for p in (*coarse, *sam)}
+    split = split_sets(read_sets(data_dir), fold, select_share, select_seed, leave_out)
     for path, checkpoint in stored.items():
-        check_held_out(str(path), checkpoint.meta, Path(data_dir).name, fold)
+        check_held_out(str(path), checkpoint.meta, split, fold, leave_out)
     networks, refiners = ([(Path(p), stored[Path(p)]) for p in paths] for paths in (coarse, sam))
     if not networks:
         raise InputError("join: at least one checkpoint for the coarse network is needed")
@@ -54,13 +57,19 @@ def join(
         tensors |= _mean("sam", refiners) | {k: v for k, v in first.tensors.items() if k.startswith("gate.")}
     else:
         config = replace(config, sam=None)
-    items = split_fold(read_index(data_dir), fold, select_share, select_seed).select
     about: dict[str, Any] = {
         name: [c.version for _, c in part] for name, part in (("coarse", networks), ("sam", refiners))
     }
     with tempfile.TemporaryDirectory() as folder:
-        whole = write_checkpoint(Path(folder) / "joined.safetensors", tensors, config, {**first.meta, "joined": about})
-        return finish(whole, out, items, device)
+        meta = {**first.meta, **_seen([c.meta for c in (first, *stored.values())]), "joined": about}
+        whole = write_checkpoint(Path(folder) / "joined.safetensors", tensors, config, meta)
+        return finish(whole, out, split.select, device)
+
+
+def _seen(metas: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What any of them has seen; nothing to say where all say the same by names alone."""
+    about = about_seen(None, metas)
+    return about if DIGESTS in about or len(about.get(BEFORE, [])) > 1 else {}
 
 
 def _mean(part: str, found: Sequence[tuple[Path, Checkpoint]]) -> Weights:

@@ -17,8 +17,10 @@ from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.data.corrections import read_corrections
 from ultrarefiner_monai.data.datalist import Item, Split
 from ultrarefiner_monai.data.loading import (
+    GROUP,
     SeededDataset,
     as_samples,
+    balanced_weights,
     phantom_samples,
     plain_loader,
     training_loader,
@@ -47,11 +49,12 @@ def _coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, Data
     size = config.system.coarse.image_size
     samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
     samples += phantom_samples(config.data.phantoms, config.seed)
+    weights = balanced_weights([s.get(GROUP) for s in samples], config.data.balance)
     training = SeededDataset(samples, preparation(size), _augmentation(config, size), config.seed)
     selection = SeededDataset(as_samples(split.select), preparation(size), None, config.seed)
     return (
-        training_loader(training, config.batch_size, config.seed, config.data.workers),
-        plain_loader(selection, config.batch_size),
+        training_loader(training, config.batch_size, config.seed, config.data.workers, weights),
+        plain_loader(selection, config.batch_size, [i.set for i in split.select]),
     )
 
 
@@ -135,9 +138,9 @@ def read_proposals(folders: str, item: Item) -> tuple[np.ndarray, ...]:
     """
     found = []
     for folder in filter(None, (name.strip() for name in folders.split(","))):
-        places = (Path(folder) / f"{name}.png" for name in dict.fromkeys((item.key, item.id)))
-        path = next((place for place in places if place.is_file()), None)
-        if path is not None:
+        several = bool(item.set) and (Path(folder) / item.set).is_dir()
+        path = Path(folder) / f"{item.key if several else item.id}.png"
+        if path.is_file():
             with Image.open(path) as image:
                 found.append(np.asarray(image.convert("L"), dtype=np.float32) / 255)
     return tuple(found)

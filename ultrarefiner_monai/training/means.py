@@ -1,14 +1,16 @@
-"""Means over an epoch, over images and processes."""
+"""Means over an epoch, over images and processes, and for each set of images."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from ignite.engine import Engine, Events
 
 from ultrarefiner_monai.training import ddp
+
+SELECT = "select"  # the figure that the best epoch has most of
 
 
 class Means:
@@ -40,3 +42,21 @@ class Means:
                 old = totals.get(name, [0.0, 0])
                 totals[name] = [old[0] + total, old[1] + number]
         return {name: total / number if number else math.nan for name, (total, number) in totals.items()}
+
+
+def with_set(figures: Mapping[str, torch.Tensor], ids: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Figures of a batch, once more under names like ``coarse_dice[busi]`` where its images are called SET/ID.
+
+    The batch is of one set (``loading.plain_loader``); only Dice and the selection figure are told by set.
+    """
+    name = str(ids[0]).rpartition("/")[0]
+    if not name:
+        return dict(figures)
+    return {**figures, **{f"{k}[{name}]": v for k, v in figures.items() if k == SELECT or k.endswith("_dice")}}
+
+
+def over_sets(figures: Mapping[str, float]) -> dict[str, float]:
+    """The selection figure becomes the mean over the sets where there are several, so that no large set outvotes a small
+    one."""
+    own = [v for k, v in figures.items() if k.startswith(f"{SELECT}[") and not math.isnan(v)]
+    return {**figures, SELECT: sum(own) / len(own)} if own else dict(figures)

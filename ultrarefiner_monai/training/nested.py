@@ -19,7 +19,7 @@ from torch import nn
 
 from ultrarefiner_monai.coarse import coarse_arrays
 from ultrarefiner_monai.config import SystemConfig, TrainConfig
-from ultrarefiner_monai.data.datalist import Item, Split, read_index, split_fold
+from ultrarefiner_monai.data.datalist import DataDirs, Item, Split, names_of, read_sets, sets_of, split_sets
 from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.geometry import Letterbox
@@ -41,7 +41,7 @@ def predict(network: nn.Module, system: SystemConfig, item: Item) -> np.ndarray:
 
 
 def write_proposal(folder: Path, item_id: str, prob: np.ndarray) -> None:
-    """Keep a coarse_prob (h, w) in [0, 1] as an 8-bit PNG, which anyone can look at."""
+    """Keep a coarse_prob (h, w) in [0, 1] as an 8-bit PNG, which anyone can look at. item_id: ID, or SET/ID."""
     path = folder / f"{item_id}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
@@ -49,24 +49,45 @@ def write_proposal(folder: Path, item_id: str, prob: np.ndarray) -> None:
 
 
 def parts_of(items: Sequence[Item], count: int, seed: int) -> list[list[Item]]:
-    """``count`` parts of whole groups; a group's part depends on its name and the seed alone."""
+    """``count`` parts of whole groups; a group's part depends on its name (and its set's) and the seed alone."""
     parts: list[list[Item]] = [[] for _ in range(count)]
+    several = len(sets_of(items)) > 1
     for item in items:
-        digest = hashlib.sha256(f"{seed}:nested:{item.group}".encode()).hexdigest()
+        group = f"{item.set}/{item.group}" if several else item.group
+        digest = hashlib.sha256(f"{seed}:nested:{group}".encode()).hexdigest()
         parts[int(digest, 16) % count].append(item)
     return parts
 
 
+def _pieces(items: Sequence[Item], parts: int, seed: int, by_set: bool) -> dict[str, list[Item]]:
+    if not by_set:
+        return {str(k): piece for k, piece in enumerate(parts_of(items, parts, seed))}
+    names = sets_of(items)
+    if len(names) < 2:
+        raise InputError(
+            f"parts by set need at least two data sets that are learnt from, got {', '.join(names) or 'none'}: "
+            "give several --data"
+        )
+    return {name: [i for i in items if i.set == name] for name in names}
+
+
 def nested_proposals(
     config: TrainConfig,
-    data_dir: str | Path,
+    data_dir: DataDirs,
     fold: str | int,
     out: str | Path,
     parts: int = 3,
     device: str | None = None,
+    leave_out: Sequence[str] = (),
+    by_set: bool = False,
+    only: str = "",
 ) -> int:
     """Train ``parts`` coarse networks with a phase-1 configuration and write the proposals of fold's training images into
-    ``out``. Goes on where it stopped. Returns how many there are."""
+    ``out``, as ID.png, or SET/ID.png where there are several sets. Goes on where it stopped. Returns how many there are.
+
+    leave_out: sets that nothing is learnt from, and nothing proposed for. by_set: the parts are the sets, so that what is
+    proposed for an image is by a network that has not seen its hospital. only: one part, by its number or set; others may
+    be made by other processes at the same time."""
     from ultrarefiner_monai.checkpoints import load_system
     from ultrarefiner_monai.training.run import train_split
 
@@ -75,19 +96,25 @@ def nested_proposals(
     if parts < 2:
         raise InputError(f"expected at least 2 parts, got {parts}: a network must not predict what it was trained on")
     out = Path(out)
-    split = split_fold(read_index(data_dir), fold, config.data.select_share, config.select_seed)
-    pieces = parts_of(split.train, parts, config.seed)
-    for k, piece in enumerate(pieces):
-        todo = [i for i in piece if not (out / f"{i.id}.png").is_file()]
-        if not todo:
+    items = read_sets(data_dir)
+    names = dict(zip((i.key for i in items), names_of(items)))
+    split = split_sets(items, fold, config.data.select_share, config.select_seed, leave_out)
+    pieces = _pieces(split.train, parts, config.seed, by_set)
+    if only and only not in pieces:
+        raise InputError(f"there is no part {only}; there are {', '.join(pieces)}")
+    for name, piece in pieces.items():
+        todo = [i for i in piece if not (out / f"{names[i.key]}.png").is_file()]
+        if not todo or only not in ("", name):
             continue
-        run = out / f"part{k}"
-        rest = tuple(i for other in pieces if other is not piece for i in other)
+        run = out / f"part{name}" if name.isdigit() else out / f"without_{name}"
+        rest = tuple(i for other in pieces.values() if other is not piece for i in other)
         if not (run / "model.safetensors").is_file():  # a run's last word
-            inner = Split(rest, split.select, tuple(piece))
+            # What is away from a hospital is also selected away from it.
+            select = tuple(i for i in split.select if not by_set or i.set != name)
+            inner = Split(rest, select, tuple(piece))
             train_split(config, inner, run, device, resume=(run / "last.pt").is_file())
         system = load_system(run / "best.safetensors", device=device or "cpu")
         for item in todo:
-            write_proposal(out, item.id, predict(system.coarse, system.config, item))
-        log.info("part %d of %d: %d proposals", k + 1, parts, len(todo))
-    return sum((out / f"{i.id}.png").is_file() for i in split.train)
+            write_proposal(out, names[item.key], predict(system.coarse, system.config, item))
+        log.info("part %s of %s: %d proposals", name, ", ".join(pieces), len(todo))
+    return sum((out / f"{names[i.key]}.png").is_file() for i in split.train)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.utils import set_determinism
@@ -15,11 +16,22 @@ from rich.console import Console
 from ultrarefiner_monai import __version__
 from ultrarefiner_monai.checkpoints import in_half_precision, read_checkpoint
 from ultrarefiner_monai.config import NESTED, TrainConfig
-from ultrarefiner_monai.data.datalist import Split, read_index, split_fold
+from ultrarefiner_monai.data.datalist import (
+    JOINT,
+    DataDirs,
+    Item,
+    Split,
+    data_name,
+    names_of,
+    read_sets,
+    sets_of,
+    split_sets,
+)
+from ultrarefiner_monai.data.seen import about_seen, digests_of, named_sets
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.training import ddp
 from ultrarefiner_monai.training.calibrate import finish
-from ultrarefiner_monai.training.check import check_data, check_held_out
+from ultrarefiner_monai.training.check import check_data, check_held_out, stored_meta
 from ultrarefiner_monai.training.console import header
 from ultrarefiner_monai.training.cpu import keep_memory, no_denormals
 from ultrarefiner_monai.training.engine import Best, Run
@@ -33,13 +45,14 @@ log = logging.getLogger(__name__)
 
 def train(
     config: TrainConfig,
-    data_dir: str | Path,
+    data_dir: DataDirs,
     fold: str | int,
     out: str | Path,
     resume: bool = False,
     device: str | None = None,
+    leave_out: Sequence[str] = (),
 ) -> Best:
-    """Train one phase. Writes into ``out``: model.safetensors (the result: best weights, calibrated, half precision),
+    """Train one phase on one data folder or several (sets). leave_out: sets that are only reported. Writes into ``out``: model.safetensors (the result: best weights, calibrated, half precision),
     best.safetensors, last.pt (to go on from), split.json, history.csv and tensorboard/."""
     # Each fold needs proposals of its own: those of another fold's networks have seen what this run reports.
     if config.refine.proposals == NESTED and config.phase != "phase1_coarse":
@@ -48,12 +61,19 @@ def train(
         )
     proposals = config.refine.proposals.replace("{fold}", str(fold))
     config = replace(config, refine=replace(config.refine, proposals=proposals))
-    split = split_fold(read_index(data_dir), fold, config.data.select_share, config.select_seed)
+    items = read_sets(data_dir)
+    split = split_sets(items, fold, config.data.select_share, config.select_seed, leave_out)
     if Path(config.init).suffix == ".safetensors" and not resume:
-        _check_start(config, data_dir, fold)
+        _check_start(config, split, fold, leave_out)
     for path in config.loss.teachers:
-        check_held_out(f"loss.teachers: {path}", read_checkpoint(path).meta, Path(data_dir).name, fold)
-    return train_split(config, split, out, device, resume, data=Path(data_dir).name, fold=str(fold))
+        check_held_out(f"loss.teachers: {path}", read_checkpoint(path).meta, split, fold, leave_out)
+    return train_split(config, split, out, device, resume, **about_data(items, fold, leave_out))
+
+
+def about_data(items: Sequence[Item], fold: str | int, leave_out: Sequence[str] = ()) -> dict[str, str]:
+    """What a checkpoint's meta says of its data: the sets' names, the fold held out, and the sets left out."""
+    left = {"left_out": JOINT.join(sorted(set(leave_out)))} if leave_out else {}
+    return {"data": data_name(items), "fold": str(fold), **left}
 
 
 def train_split(
@@ -97,14 +117,15 @@ def train_split(
 
 def train_all(
     stages: Sequence[tuple[str, TrainConfig]],
-    data_dir: str | Path,
+    data_dir: DataDirs,
     fold: str | int,
     out: str | Path,
     resume: bool = False,
     device: str | None = None,
+    leave_out: Sequence[str] = (),
 ) -> Path:
     """Train several configurations in a row, each from the result of the one before (its ``init``); returns the last
-    result. stages: (name of its folder in ``out``, configuration).
+    result. stages: (name of its folder in ``out``, configuration). data_dir, leave_out: as for ``train``.
 
     resume: finished ones are left alone, a begun one goes on.
     """
@@ -117,12 +138,12 @@ def train_all(
             folder = out / name
             config = config if result is None else replace(config, init=str(result))
             result = folder / "model.safetensors"
-            config = _with_proposals(config, stages, data_dir, fold, out, own_device)
+            config = _with_proposals(config, stages, data_dir, fold, out, own_device, leave_out)
             begun = (folder / "last.pt").exists()
             if resume and begun and result.exists():
                 check_same_options(folder / "last.pt", load_state(folder / "last.pt")["config"], config)
                 continue
-            train(config, data_dir, fold, folder, resume and begun, own_device)
+            train(config, data_dir, fold, folder, resume and begun, own_device, leave_out)
     assert result is not None
     return result
 
@@ -130,10 +151,11 @@ def train_all(
 def _with_proposals(
     config: TrainConfig,
     stages: Sequence[tuple[str, TrainConfig]],
-    data_dir: str | Path,
+    data_dir: DataDirs,
     fold: str | int,
     out: Path,
     device: str,
+    leave_out: Sequence[str],
 ) -> TrainConfig:
     """``refine.proposals: nested`` becomes the folder of proposals, made with the first phase 1 of the row."""
     if config.refine.proposals != NESTED or config.phase == "phase1_coarse":
@@ -147,26 +169,28 @@ def _with_proposals(
     from ultrarefiner_monai.training.nested import nested_proposals  # it trains with this module
 
     folder = out / "proposals"
-    nested_proposals(coarse, data_dir, fold, folder, config.refine.nested_parts, device)
+    nested_proposals(coarse, data_dir, fold, folder, config.refine.nested_parts, device, leave_out)
     return replace(config, refine=replace(config.refine, proposals=str(folder)))
 
 
 def _keep_split(split: Split, path: Path, resume: bool) -> None:
     """Write which images went where. A resumed run has to have the very same: else it trains on what it reports."""
-    ids = {k: [i.id for i in v] for k, v in vars(split).items()}
+    everything = [i for part in vars(split).values() for i in part]
+    names = dict(zip((i.key for i in everything), names_of(everything)))
+    ids = {k: [names[i.key] for i in v] for k, v in vars(split).items()}
     if resume and path.is_file() and json.loads(path.read_text(encoding="utf-8")) != ids:
         raise InputError(
-            f"{path} was another split: the run was begun with another --fold or --data, or index.csv changed"
+            f"{path} was another split: the run was begun with another --fold, --data or --leave-out, or index.csv changed"
         )
     with replacing(path, "w") as file:
         json.dump(ids, file, indent=1)
 
 
-def _check_start(config: TrainConfig, data_dir: str | Path, fold: str | int) -> None:
-    """A run that starts from our own weights must hold out what they held out. Raises InputError for another fold."""
-    meta, data = read_checkpoint(config.init).meta, Path(data_dir).name
-    check_held_out(f"init: {config.init}", meta, data, fold)
-    if meta.get("data") != data:
+def _check_start(config: TrainConfig, split: Split, fold: str | int, leave_out: Sequence[str]) -> None:
+    """A run that starts from our own weights must hold out what they held out. Raises InputError otherwise."""
+    meta = read_checkpoint(config.init).meta
+    check_held_out(f"init: {config.init}", meta, split, fold, leave_out)
+    if not any(named_sets(meta, name) for name in sets_of(split.train)):
         return
     if meta.get("select_seed", meta.get("seed")) not in (None, config.select_seed):
         log.warning(
@@ -174,6 +198,12 @@ def _check_start(config: TrainConfig, data_dir: str | Path, fold: str | int) -> 
             "them the same",
             config.init,
         )
+
+
+def _seen(config: TrainConfig, split: Split) -> dict[str, Any]:
+    """What the result will have seen: this run's images, and those of the weights that it starts from or learns from."""
+    starts = [stored_meta(path) for path in (config.init, config.refine.sam_init, *config.loss.teachers)]
+    return about_seen(digests_of((*split.train, *split.select)), [meta for meta in starts if meta is not None])
 
 
 def _build(config: TrainConfig, split: Split, out: Path, device: str, meta: dict[str, str]) -> Run:
@@ -186,6 +216,7 @@ def _build(config: TrainConfig, split: Split, out: Path, device: str, meta: dict
         "phantoms": config.data.phantoms,
         "seed": config.seed,
         "select_seed": config.select_seed,
+        **_seen(config, split),
     }
     begin = getattr(phase, "begin", None)
     if begin is not None:

@@ -1,0 +1,167 @@
+"""Several sets in one run: trained, left out, proposed for, joined and evaluated together, and what a checkpoint has seen."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ultrarefiner_monai import cli
+from ultrarefiner_monai.checkpoints import load_system, read_checkpoint, write_checkpoint
+from ultrarefiner_monai.config import CoarseConfig, DataConfig, OptimiserConfig, SystemConfig, TrainConfig
+from ultrarefiner_monai.data.datalist import read_sets
+from ultrarefiner_monai.data.seen import digests_of, unpack
+from ultrarefiner_monai.evaluation import evaluate
+from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.training.joining import join
+from ultrarefiner_monai.training.loaders import proposal_of
+from ultrarefiner_monai.training.nested import nested_proposals
+from ultrarefiner_monai.training.run import train
+from ultrarefiner_monai.types import InputError
+
+COARSE = CoarseConfig(
+    arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)
+)
+CONFIG = TrainConfig(
+    system=SystemConfig(coarse=COARSE, flip_tta=False),
+    data=DataConfig(select_share=0.3, balance=1.0),
+    optimiser=OptimiserConfig(name="adamw", lr=1e-3),
+    epochs=1,
+    batch_size=4,
+    tracking="none",
+    overlays=0,
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, write_clean_folder) -> list[Path]:
+    """Three sets with the same ids, groups and folds, but other images."""
+    root = tmp_path_factory.mktemp("sets")
+    return [write_clean_folder(root / name, 12, seed) for seed, name in enumerate(("ann", "bob", "cid"))]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, folders: list[Path]) -> Path:
+    """Trained on ann and bob; cid is left out."""
+    out = tmp_path_factory.mktemp("run") / "r"
+    train(CONFIG, folders, 0, out, device="cpu", leave_out=["cid"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, folders: list[Path]) -> Path:
+    out = tmp_path_factory.mktemp("alone") / "r"
+    train(CONFIG, folders[2], 0, out, device="cpu")
+    return out
+
+
+def test_a_run_says_what_it_was_trained_on(run: Path, folders: list[Path]) -> None:
+    meta = read_checkpoint(run / "model.safetensors").meta
+    assert (meta["data"], meta["left_out"], meta["fold"]) == ("ann+bob+cid", "cid", "0")
+    split = json.loads((run / "split.json").read_text())
+    assert {name.split("/")[0] for name in split["train"] + split["select"]} == {"ann", "bob"}
+    assert sum(name.startswith("cid/") for name in split["report"]) == 12
+    items = {i.key: i for i in read_sets(folders)}
+    assert unpack(meta) == digests_of(items[k] for k in split["train"] + split["select"])
+
+
+def test_the_selection_figure_is_the_mean_over_the_sets(run: Path) -> None:
+    [row] = csv.DictReader((run / "history.csv").open())
+    own = [float(row[f"select[{name}]"]) for name in ("ann", "bob")]
+    assert float(row["select"]) == pytest.approx(sum(own) / 2, abs=1e-5)
+    assert {"coarse_dice[ann]", "coarse_dice[bob]"} <= set(row) and "select[cid]" not in row
+
+
+def test_one_set_keeps_its_plain_names(alone: Path) -> None:
+    assert not any("[" in name for name in next(csv.reader((alone / "history.csv").open())))
+    split = json.loads((alone / "split.json").read_text())
+    assert all("/" not in name for part in split.values() for name in part)
+    meta = read_checkpoint(alone / "model.safetensors").meta
+    assert meta["data"] == "cid" and "left_out" not in meta and "seen_before" not in meta
+
+
+def test_what_was_seen_is_told_by_the_images(run: Path, alone: Path, folders: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(folders[0], tmp_path / "another_name")
+    predictor = Predictor(load_system(run / "model.safetensors"))
+    seen = evaluate(predictor, tmp_path / "another_name", 1, tmp_path / "a")
+    assert seen["seen_in_training"] is True and seen["seen_images"] == seen["lesion_images"]["count"] + 1
+    for k, (data, fold) in enumerate(((folders[0], 0), (folders[2], 1))):
+        unseen = evaluate(predictor, data, fold, tmp_path / f"u{k}")
+        assert unseen["seen_in_training"] is False and unseen["seen_images"] == 0
+
+
+@pytest.mark.parametrize("told_by_images", [True, False])
+def test_a_start_that_has_seen_what_is_reported_is_refused(
+    run: Path, alone: Path, folders: list[Path], tmp_path: Path, told_by_images: bool
+) -> None:
+    files = {}
+    for name, path in (("joint", run), ("cid", alone)):
+        stored = read_checkpoint(path / "model.safetensors")
+        meta = {k: v for k, v in stored.meta.items() if k != "digests" or told_by_images}
+        files[name] = str(write_checkpoint(tmp_path / f"{name}.safetensors", stored.tensors, stored.config, meta))
+    with pytest.raises(InputError, match="cid"):
+        train(replace(CONFIG, init=files["cid"]), folders, 0, tmp_path / "r", leave_out=["cid"])
+    with pytest.raises(InputError, match="has seen fold 1"):
+        train(replace(CONFIG, init=files["joint"]), folders, 1, tmp_path / "r")
+    with pytest.raises(InputError, match="bob"):
+        join([files["joint"]], [], folders, 0, tmp_path / "j.safetensors", leave_out=["bob"])
+    train(replace(CONFIG, init=files["joint"]), folders[2], 1, tmp_path / "s", device="cpu")
+    meta = read_checkpoint(tmp_path / "s" / "model.safetensors").meta
+    own = unpack(read_checkpoint(run / "model.safetensors").meta)
+    assert own is not None
+    if told_by_images:
+        assert own < (unpack(meta) or set()) and "seen_before" not in meta
+    else:
+        assert meta["seen_before"] == [{"data": "ann+bob+cid", "fold": "0", "left_out": "cid"}]
+        with pytest.raises(InputError, match="has seen fold 1"):
+            train(replace(CONFIG, init=str(tmp_path / "s" / "model.safetensors")), folders[:2], 1, tmp_path / "t")
+
+
+def test_joined_weights_have_seen_what_any_of_them_has(
+    run: Path, alone: Path, folders: list[Path], tmp_path: Path
+) -> None:
+    parts = [run / "model.safetensors", alone / "model.safetensors"]
+    join(parts, [], folders, 0, tmp_path / "j.safetensors", select_share=0.3)
+    seen = [unpack(read_checkpoint(p).meta) or set() for p in (*parts, tmp_path / "j.safetensors")]
+    assert seen[2] == seen[0] | seen[1] and len(seen[2]) == len(seen[0]) + len(seen[1])
+
+
+def test_proposals_of_several_sets_lie_in_folders_of_their_names(folders: list[Path], tmp_path: Path) -> None:
+    count = nested_proposals(CONFIG, folders, 0, tmp_path / "p", 2, "cpu", leave_out=["cid"])
+    items = read_sets(folders)
+    assert count == sum((tmp_path / "p" / f"{i.key}.png").is_file() for i in items if i.set != "cid") > 0
+    assert not (tmp_path / "p" / "cid").exists()
+    written = [i for i in items if (tmp_path / "p" / f"{i.key}.png").is_file()]
+    assert all(proposal_of(tmp_path / "p", i) is not None for i in written)
+    one = written[0]
+    shutil.copy(tmp_path / "p" / f"{one.key}.png", tmp_path / f"{one.id}.png")  # as a single set's lie
+    assert (proposal_of(tmp_path, one) == proposal_of(tmp_path / "p", one)).all()  # type: ignore[union-attr]
+
+
+def test_from_the_command_line(folders: list[Path], tmp_path: Path) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        "system:\n  coarse: {arch: compact, image_size: 32, hidden_size: 16, num_layers: 1, num_heads: 2, mlp_dim: 32,"
+        " decoder_channels: [16, 8, 8]}\ndata: {select_share: 0.3}\nepochs: 1\nbatch_size: 4\n"
+    )
+    data = [a for folder in folders for a in ("--data", str(folder))]
+    out, model = tmp_path / "r", tmp_path / "r" / "model.safetensors"
+    commands = (
+        ["train", "phase1_coarse", "--config", str(config), *data, "--leave-out", "bob", "--out", str(out)],
+        ["weights", "join", str(tmp_path / "j.safetensors"), "--coarse", str(model), *data, "--fold", "0"]
+        + ["--leave-out", "bob", "--select-share", "0.3"],
+        ["evaluate", "--model", str(model), *data, "--leave-out", "bob", "--out", str(tmp_path / "e")],
+    )
+    for command in commands:
+        done = CliRunner().invoke(cli.app, command)
+        assert done.exit_code == 0, done.output
+    assert "by set and device" in done.output
+    summary = json.loads((tmp_path / "e" / "summary.json").read_text())
+    assert summary["data"] == "ann+bob+cid" and summary["left_out"] == "bob" and summary["seen_images"] == 0
+    counts = {k: v["lesion_images"]["count"] + v["normal_images"]["count"] for k, v in summary["by_set"].items()}
+    assert counts == {"ann": 4, "bob": 12, "cid": 4}
