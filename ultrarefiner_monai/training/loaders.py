@@ -25,7 +25,8 @@ from ultrarefiner_monai.data.loading import (
     with_normal_share,
 )
 from ultrarefiner_monai.data.refining import Embed, RefineDataset, RefineSample
-from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, augmentation, preparation
+from ultrarefiner_monai.data.tissue import tissue_samples
+from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, MACHINES, augmentation, preparation
 from ultrarefiner_monai.training.features import FeatureKeeper
 from ultrarefiner_monai.training.nested import predict
 from ultrarefiner_monai.training.phases import Phase
@@ -47,6 +48,7 @@ def _coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, Data
     size = config.system.coarse.image_size
     samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
     samples += phantom_samples(config.data.phantoms, config.seed)
+    samples += tissue_samples(split.train, config.data.tissue, config.seed)
     training = SeededDataset(samples, preparation(size), _augmentation(config, size), config.seed)
     selection = SeededDataset(as_samples(split.select), preparation(size), None, config.seed)
     return (
@@ -81,7 +83,8 @@ def _refiner_loaders(
 def _augmentation(config: TrainConfig, size: int, soft_label: bool = False) -> Compose | None:
     if config.data.augment == "none":
         return None
-    return augmentation(config.data.augment, size, soft_label, config.data.echogenicity)
+    data = config.data
+    return augmentation(data.augment, size, soft_label, data.echogenicity, data.machines)
 
 
 def _embed(config: TrainConfig, phase: RefinerPhase, out: Path) -> Embed | None:
@@ -90,6 +93,8 @@ def _embed(config: TrainConfig, phase: RefinerPhase, out: Path) -> Embed | None:
     folder = out / "features" if config.refine.cache == "disk" else None
     encoder = phase.refiner.sam.image_encoder
     recipe = f"{config.data.augment} {config.data.echogenicity}"
+    if config.data.augment == MACHINES:
+        recipe += f" {config.data.machines}"
     return FeatureKeeper(encoder, config.refine.train, int(config.refine.cache_gb * GIB), folder, recipe)
 
 
