@@ -38,7 +38,8 @@ Made = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 @dataclass(frozen=True)
 class RefineSample:
     """One image: paths, or arrays (H, W) (phantoms). proposals: what coarse networks said of it, each (H, W) or (c, c) in
-    the coarse frame's inner part, float in [0, 1]. is_correction: they are what a user corrected, so they are always used."""
+    the coarse frame's inner part, float in [0, 1]. is_correction: they are what a user corrected, so they are always used.
+    group: what it is balanced with (``balanced_weights``)."""
 
     id: str
     image: Path | np.ndarray
@@ -46,6 +47,7 @@ class RefineSample:
     proposals: tuple[np.ndarray, ...] = ()
     frame: int = 0
     is_correction: bool = False
+    group: str | None = None
 
     def key(self) -> str:
         """Stands for the pixels: path, size and time of a file, or the array."""
@@ -89,6 +91,8 @@ class RefineDataset(Dataset):
     image as the coarse network sees it, (1, c, c) (0: left out). with_image: the image beside kept features, to draw on.
     """
 
+    repeats = True  # as ``SeededDataset``
+
     def __init__(
         self,
         samples: Sequence[RefineSample],
@@ -117,7 +121,8 @@ class RefineDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample, variant = self.samples[index], self._variant(index)
+        again, index = divmod(index, len(self.samples))
+        sample, variant = self.samples[index], self._variant(index, again)
         letterbox = self._load(index)[1]
         # A mirrored or shifted copy has its padding elsewhere: all of it counts as image.
         valid = letterbox.inner_hw if variant == 0 else (self.size, self.size)
@@ -136,20 +141,21 @@ class RefineDataset(Dataset):
         if small is not None:
             out[COARSE_IMAGE] = small.float()
         out[LABEL] = masks[:1].float() / 255
-        out[PROPOSAL] = self._proposal(index, out[LABEL], masks[1:])
+        out[PROPOSAL] = self._proposal(index, again, out[LABEL], masks[1:])
         return out
 
-    def _proposal(self, index: int, label: torch.Tensor, proposals: torch.Tensor) -> torch.Tensor:
+    def _proposal(self, index: int, again: int, label: torch.Tensor, proposals: torch.Tensor) -> torch.Tensor:
         if self.coarse_masks is None:
             return proposals[:1].float() / 255 if len(proposals) else torch.zeros_like(label)
         epoch = self._epoch.get()
-        rng = np.random.default_rng([self.seed, epoch, index, _COARSE_MASKS])
+        rng = np.random.default_rng([self.seed, epoch, index, _COARSE_MASKS, again])
         return self.coarse_masks(label, proposals.float() / 255, self.samples[index].is_correction, epoch, rng)
 
-    def _variant(self, index: int) -> int:
+    def _variant(self, index: int, again: int = 0) -> int:
         if self.variants == 1:
             return 0
-        state = np.random.SeedSequence([self.seed, self._epoch.get(), index]).generate_state(1)[0]
+        entropy = [self.seed, self._epoch.get(), index, *([again] if again > 0 else [])]
+        state = np.random.SeedSequence(entropy).generate_state(1)[0]
         return int(state) % self.variants
 
     def _remember(self, index: int, variant: int) -> Made:

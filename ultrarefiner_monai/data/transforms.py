@@ -30,6 +30,8 @@ from monai.transforms import (
     ToTensord,
 )
 
+from ultrarefiner_monai.config import MachinesConfig
+from ultrarefiner_monai.data.acquisition import machine_steps
 from ultrarefiner_monai.data.echogenicity import RandEchogenicityd
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.geometry import Letterbox
@@ -108,23 +110,43 @@ STRENGTHS = {
 }
 
 
+MACHINES = "machines"
+
+
 def augmentation(
-    name: str = "standard", size: int = 224, soft_label: bool = False, echogenicity: float = 0.0
+    name: str = "standard",
+    size: int = 224,
+    soft_label: bool = False,
+    echogenicity: float = 0.0,
+    machines: MachinesConfig | None = None,
 ) -> Compose:
     """Changes that a breast-ultrasound image may go through and stay one: no vertical flip (depth has a meaning).
 
     soft_label: the label's interpolated edges stay, and it may have several channels (a proposal beside the label).
     echogenicity: the probability that a lesion becomes as bright as another kind would be.
     ``strong`` adds grid distortion, an uneven gain as of a badly set time-gain curve, and dark patches as of shadows.
+    ``machines`` is made for other scanners and settings (``acquisition``); its parameters are in ``machines``.
     """
-    if name not in STRENGTHS:
-        raise ValueError(f"augmentation must be one of {', '.join(STRENGTHS)}, got {name!r}")
-    s, both, bilinear = STRENGTHS[name], [IMAGE, LABEL], ("bilinear", "bilinear")
-    shift = s.translate * size / 224
+    if name not in (*STRENGTHS, MACHINES):
+        raise ValueError(f"augmentation must be one of {', '.join((*STRENGTHS, MACHINES))}, got {name!r}")
     steps: list[Callable] = []
     if echogenicity:
         steps.append(RandEchogenicityd(IMAGE, LABEL, prob=echogenicity))
-    steps += [
+    if name == MACHINES:
+        steps += machine_steps(machines or MachinesConfig(), IMAGE, LABEL)
+    else:
+        steps += _steps(STRENGTHS[name], size)
+    if not soft_label:
+        # Interpolated edges: phase 1's losses take labels of 0 and 1 and would cut every fraction down to 0.
+        steps.append(AsDiscreted([LABEL], threshold=0.5))
+    steps.append(ToTensord([IMAGE, LABEL], track_meta=False))
+    return Compose(steps)
+
+
+def _steps(s: Strength, size: int) -> list[Callable]:
+    both, bilinear = [IMAGE, LABEL], ("bilinear", "bilinear")
+    shift = s.translate * size / 224
+    steps: list[Callable] = [
         RandFlipd(both, prob=0.5, spatial_axis=1),
         RandAffined(
             both,
@@ -167,8 +189,4 @@ def augmentation(
         ThresholdIntensityd([IMAGE], threshold=0.0, above=True, cval=0.0),
         ThresholdIntensityd([IMAGE], threshold=1.0, above=False, cval=1.0),
     ]
-    if not soft_label:
-        # Interpolated edges: phase 1's losses take labels of 0 and 1 and would cut every fraction down to 0.
-        steps.append(AsDiscreted([LABEL], threshold=0.5))
-    steps.append(ToTensord(both, track_meta=False))
-    return Compose(steps)
+    return steps

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.data.corrections import read_corrections
-from ultrarefiner_monai.data.datalist import Item, Split
+from ultrarefiner_monai.data.datalist import Item, Split, group_of
 from ultrarefiner_monai.data.loading import (
     GROUP,
     SeededDataset,
@@ -26,6 +26,9 @@ from ultrarefiner_monai.data.loading import (
     training_loader,
     with_normal_share,
 )
+from ultrarefiner_monai.data.refining import Embed, RefineDataset, RefineSample
+from ultrarefiner_monai.data.tissue import tissue_samples
+from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, MACHINES, augmentation, preparation
 from ultrarefiner_monai.data.refining import CoarseMasks, Embed, RefineDataset, RefineSample
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, augmentation, preparation
 from ultrarefiner_monai.training.features import FeatureKeeper
@@ -49,6 +52,7 @@ def _coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, Data
     size = config.system.coarse.image_size
     samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
     samples += phantom_samples(config.data.phantoms, config.seed)
+    samples += tissue_samples(split.train, config.data.tissue, config.seed)
     weights = balanced_weights([s.get(GROUP) for s in samples], config.data.balance)
     training = SeededDataset(samples, preparation(size), _augmentation(config, size), config.seed)
     selection = SeededDataset(as_samples(split.select), preparation(size), None, config.seed)
@@ -69,7 +73,10 @@ def _refiner_loaders(
     augment = _augmentation(config, sam.image_size, soft_label=True)
     items = with_normal_share(split.train, config.data.normal_share, config.seed)
     samples = _training_samples(config, items)
-    samples += [RefineSample(s[ID], s[IMAGE], s[LABEL]) for s in phantom_samples(config.data.phantoms, config.seed)]
+    made = phantom_samples(config.data.phantoms, config.seed)
+    made += tissue_samples(split.train, config.data.tissue, config.seed)
+    samples += [RefineSample(s[ID], s[IMAGE], s[LABEL], group=s.get(GROUP)) for s in made]
+    weights = balanced_weights([s.group for s in samples], config.data.balance)
     masks = None if phase.coarse_size else _coarse_masks(config)  # in phase 3 the coarse network itself answers
     training = dataset(samples, augment=augment, variants=config.refine.variants, coarse_masks=masks)
     # The checkpoint is judged by what it will really be given: the coarse network's own predictions.
@@ -77,15 +84,16 @@ def _refiner_loaders(
     selection = dataset(judged, with_image=True)
     workers = config.data.workers if config.refine.cache != "ram" else 0  # a worker's RAM is not shared
     return (
-        training_loader(training, config.batch_size, config.seed, workers),
-        plain_loader(selection, config.batch_size),
+        training_loader(training, config.batch_size, config.seed, workers, weights),
+        plain_loader(selection, config.batch_size, [i.set for i in split.select]),
     )
 
 
 def _augmentation(config: TrainConfig, size: int, soft_label: bool = False) -> Compose | None:
     if config.data.augment == "none":
         return None
-    return augmentation(config.data.augment, size, soft_label, config.data.echogenicity)
+    data = config.data
+    return augmentation(data.augment, size, soft_label, data.echogenicity, data.machines)
 
 
 def _coarse_masks(config: TrainConfig) -> CoarseMasks:
@@ -100,11 +108,13 @@ def _embed(config: TrainConfig, phase: RefinerPhase, out: Path) -> Embed | None:
     folder = out / "features" if config.refine.cache == "disk" else None
     encoder = phase.refiner.sam.image_encoder
     recipe = f"{config.data.augment} {config.data.echogenicity}"
+    if config.data.augment == MACHINES:
+        recipe += f" {config.data.machines}"
     return FeatureKeeper(encoder, config.refine.train, int(config.refine.cache_gb * GIB), folder, recipe)
 
 
 def _sample(item: Item) -> RefineSample:
-    return RefineSample(item.id, item.image, item.mask)
+    return RefineSample(item.id, item.image, item.mask, group=group_of(item))
 
 
 def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[RefineSample]:
