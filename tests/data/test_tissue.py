@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ultrarefiner_monai.data.datalist import Item
+from ultrarefiner_monai.data.loading import GROUP
 from ultrarefiner_monai.data.tissue import tissue_crop, tissue_pairs, tissue_samples
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, preparation
 from ultrarefiner_monai.types import InputError
@@ -98,7 +99,7 @@ def test_samples_are_as_many_as_asked_for_and_fit_the_preparation(tmp_path: Path
     samples = tissue_samples(given_items, 1.6, 0)  # of five lesion images, one of which has no room
     assert len(samples) == 8 and len({s[ID] for s in samples}) == 8
     for sample in samples:
-        assert sample[ID].startswith("tissue:a/c") and sample["set"] == "a" and sample["device"] == "scanner"
+        assert sample[ID].startswith("tissue:a/c") and sample[GROUP] == "a/scanner"
         ready = preparation(64)(sample)
         assert ready[IMAGE].shape == ready[LABEL].shape == (1, 64, 64)
         assert 0.1 < ready[IMAGE].mean() and ready[IMAGE].max() <= 1 and not ready[LABEL].any()

@@ -26,11 +26,9 @@ from ultrarefiner_monai.data.loading import (
     training_loader,
     with_normal_share,
 )
-from ultrarefiner_monai.data.refining import Embed, RefineDataset, RefineSample
+from ultrarefiner_monai.data.refining import CoarseMasks, Embed, RefineDataset, RefineSample
 from ultrarefiner_monai.data.tissue import tissue_samples
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, MACHINES, augmentation, preparation
-from ultrarefiner_monai.data.refining import CoarseMasks, Embed, RefineDataset, RefineSample
-from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, augmentation, preparation
 from ultrarefiner_monai.training.features import FeatureKeeper
 from ultrarefiner_monai.training.nested import predict
 from ultrarefiner_monai.training.phases import Phase
