@@ -34,6 +34,7 @@ def recipe(
     workers: Annotated[
         int, typer.Option(min=-1, help="Processes that prepare each step's images; -1: by the cores.")
     ] = -1,
+    until: Annotated[str, typer.Option(help="Stop after this step: the rest can be done on another machine.")] = "",
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be done and how long it takes, and stop.")
     ] = False,
@@ -47,7 +48,7 @@ def recipe(
     from ultrarefiner_monai.recipe.card import write_card
     from ultrarefiner_monai.recipe.plan import estimates, plan_table
     from ultrarefiner_monai.recipe.runner import is_done, run
-    from ultrarefiner_monai.recipe.steps import RecipeConfig, Work, jobs_of
+    from ultrarefiner_monai.recipe.steps import RecipeConfig, Work, jobs_of, up_to
     from ultrarefiner_monai.types import InputError
 
     if not file.is_file():
@@ -70,6 +71,7 @@ def recipe(
         workers,
     )
     jobs = jobs_of(work)
+    jobs = up_to(jobs, until) if until else jobs
     done = {job.id for job in jobs if is_done(job)}
     console = Console()
     console.print(plan_table(estimates(work, jobs), done, parallel))
@@ -80,4 +82,7 @@ def recipe(
     except KeyboardInterrupt:
         typer.echo("\nstopped; the same command goes on", err=True)
         raise typer.Exit(130) from None
+    if until:
+        typer.echo(f"{until} is done; the same command without --until goes on")
+        return
     typer.echo(f"{out / work.recipe.result / 'model.safetensors'}; figures: {write_card(work, jobs)}")

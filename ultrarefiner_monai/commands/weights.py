@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ultrarefiner_monai.commands import LeaveOut
+from ultrarefiner_monai.commands import Device, LeaveOut
 
 app = typer.Typer(no_args_is_help=True, help="Weights of others: SAM, MedSAM, UltraSam, R50+ViT-B_16.")
 
@@ -88,6 +88,10 @@ def weights_join(
     select_share: Annotated[float, typer.Option(help="data.select_share of the runs.")] = 0.1,
     select_seed: Annotated[int, typer.Option(help="data.select_seed of the runs.")] = 0,
     leave_out: LeaveOut = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Choose the post-processing on the selection images; else it is the first one's.")
+    ] = True,
+    device: Device = None,
 ) -> None:
     """One checkpoint from several runs that went on from common weights, calibrated on their selection images."""
     import torch
@@ -95,8 +99,9 @@ def weights_join(
     from ultrarefiner_monai.checkpoints import read_checkpoint
     from ultrarefiner_monai.training.joining import join
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    post = join(coarse, sam or [], data, fold, out, select_share, select_seed, device, leave_out or ()).post
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = join(coarse, sam or [], data, fold, out, select_share, select_seed, device, leave_out or (), calibrate)
+    post = found.post
     typer.echo(
         f"{out}: version {read_checkpoint(out).version}, threshold {post.threshold}, min_peak {post.min_peak}, "
         f"peak_ratio {post.peak_ratio}, min_presence {post.min_presence}"

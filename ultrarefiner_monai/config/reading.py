@@ -61,6 +61,8 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is object:  # another configuration's options
+        return value
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None

@@ -53,7 +53,7 @@ def estimates(work: Work, jobs: Sequence[Job]) -> list[Estimate]:
         if job.training is None:
             count = len(split.report) if job.step.command == "evaluate" else 2 * len(split.select)
             each = _known(costs, "answer", partial(_answer_seconds, _largest(jobs), device))
-            each *= _ROBOT_ANSWERS if job.step.robot else 1
+            each *= _ROBOT_ANSWERS if job.step.robot and not job.away else 1
             out.append(Estimate(job, 0, _START_SECONDS + count * each))
             continue
         count = _trained_on(job, len(split.train), [i.set for i in split.train])
@@ -166,18 +166,25 @@ def plan_table(found: Sequence[Estimate], done: set[str], parallel: int) -> Tabl
     title = f"{len(found)} steps, {len(done)} of them done; about {span(expected)}"
     title += f" ({parallel} at a time; one after the other {span(total)})" if parallel > 1 else ""
     table = Table(title=title)
-    for name in ("step", "what", "after"):
-        table.add_column(name)
+    table.add_column("step", no_wrap=True)
+    table.add_column("what", no_wrap=True)
     for name in ("images", "epochs", "time"):
         table.add_column(name, justify="right")
     for one in found:
-        job, training = one.job, one.job.training
-        what = training.phase if training is not None and job.step.command == "train" else job.step.command
-        passed = f"{one.images // training.epochs}" if training is not None else ""
-        epochs = str(training.epochs) if training is not None else ""
-        after = ", ".join(dict.fromkeys(name.rsplit("/", 1)[0] if job.step.by else name for name in job.waits_for))
-        table.add_row(job.id, what, after, passed, epochs, "done" if job.id in done else span(one.seconds))
+        if not one.job.away:
+            table.add_row(*_row_of(one, one.job.id in done))
+    for prefix in dict.fromkeys(e.job.id.split("/")[0] for e in found if e.job.away):
+        own = [e for e in found if e.job.id.startswith(f"{prefix}/")]
+        time_left = sum(e.seconds for e in own if e.job.id not in done)
+        table.add_row(prefix, f"{len(own)} steps, as above", "", "", span(time_left) if time_left else "done")
     return table
+
+
+def _row_of(one: Estimate, done: bool) -> tuple[str, ...]:
+    job, training = one.job, one.job.training
+    what = training.phase if training is not None and job.step.command == "train" else job.step.command
+    passed = ("", "") if training is None else (f"{one.images // training.epochs}", str(training.epochs))
+    return job.id, what, *passed, "done" if done else span(one.seconds)
 
 
 def _longest_chain(found: Sequence[Estimate]) -> float:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ultrarefiner_monai.config import ConfigError, TrainConfig, load_yaml, to_dict
 
 BY_SETS = "sets"
+AWAY = "without_"  # begins the names of the rows that leave a set out
 _PLACE = re.compile(r"\{([\w-]+)\}")
 
 
@@ -22,7 +23,7 @@ class StepConfig:
     ``{NAME}`` in an option or a path stands for the folder of the step NAME, which then comes first. train: ``config``
     with ``options``. proposals: networks of ``config`` that each leave a part out and predict it; by: how many parts, or
     ``sets``: each part is a whole data set, so that what is predicted comes from a hospital never seen. join: the means
-    of ``coarse`` and of ``sam``, calibrated. evaluate: figures of ``model``.
+    of ``coarse`` and of ``sam``, calibrated where asked. evaluate: figures of ``model``.
     """
 
     name: str
@@ -32,6 +33,7 @@ class StepConfig:
     by: str = BY_SETS
     coarse: tuple[str, ...] = ()
     sam: tuple[str, ...] = ()
+    calibrate: bool = True
     model: str = ""
     robot: bool = False
 
@@ -86,6 +88,11 @@ class Job:
     left_out: tuple[str, ...] = ()
     part: str = ""
 
+    @property
+    def away(self) -> bool:
+        """Whether it is of a row that shows what a recipe does in a hospital that it never saw."""
+        return self.id.startswith(AWAY)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -114,9 +121,21 @@ def jobs_of(work: Work) -> list[Job]:
     if work.away_scale:
         for name in work.sets:
             if name not in work.leave_out:
-                row = _row(work, (*work.leave_out, name), work.scale * work.away_scale, f"without_{name}/")
+                row = _row(work, (*work.leave_out, name), work.scale * work.away_scale, f"{AWAY}{name}/")
                 jobs += row
     return jobs
+
+
+def up_to(jobs: Sequence[Job], step: str) -> list[Job]:
+    """The jobs of ``step`` and all that they need. ConfigError for a step that there is not."""
+    wanted = {job.id for job in jobs if job.step.name == step}
+    if not wanted:
+        names = ", ".join(dict.fromkeys(job.step.name for job in jobs))
+        raise ConfigError(f"there is no step {step}; there are {names}")
+    for job in reversed(jobs):
+        if job.id in wanted:
+            wanted |= set(job.waits_for)
+    return [job for job in jobs if job.id in wanted]
 
 
 def _row(work: Work, left_out: tuple[str, ...], scale: float, prefix: str) -> Iterator[Job]:
@@ -218,10 +237,11 @@ def _join(work: Work, job: Job) -> Iterator[str]:
     for name in ("coarse", "sam"):
         for path in getattr(job.step, name):
             yield from (f"--{name}", path)
+    yield from (*_device(work), *(() if job.step.calibrate else ("--no-calibrate",)))
 
 
 def _evaluate(work: Work, job: Job) -> Iterator[str]:
     yield from ("evaluate", "--model", job.step.model, "--out", str(job.out), "--tissue", *_device(work))
     yield from _data(work, job.left_out)
-    if job.step.robot:
+    if job.step.robot and not job.away:  # a set as a whole would take a robot hours
         yield "--robot"

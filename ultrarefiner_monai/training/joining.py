@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ultrarefiner_monai.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from ultrarefiner_monai.checkpoints import Checkpoint, in_half_precision, read_checkpoint, write_checkpoint
 from ultrarefiner_monai.config import SystemConfig
 from ultrarefiner_monai.data.datalist import DataDirs, read_sets, split_sets
 from ultrarefiner_monai.data.seen import BEFORE, DIGESTS, about_seen
@@ -36,9 +36,11 @@ def join(
     select_seed: int = 0,
     device: str = "cpu",
     leave_out: Sequence[str] = (),
+    calibrate: bool = True,
 ) -> SystemConfig:
     """Write ``out``: the mean coarse network of ``coarse``, the mean SAM of ``sam`` (none: no refiner), calibrated on the
-    selection images of ``fold``, those of every set but the ones in ``leave_out``.
+    selection images of ``fold``, those of every set but the ones in ``leave_out``. calibrate: False keeps the
+    post-processing of the first one.
 
     Options come from the first checkpoint of ``sam``, those of the coarse network from the first one of ``coarse``.
     Raises InputError for networks of different kinds, and for checkpoints that have seen what is held out.
@@ -63,6 +65,9 @@ def join(
     with tempfile.TemporaryDirectory() as folder:
         meta = {**first.meta, **_seen([c.meta for c in (first, *stored.values())]), "joined": about}
         whole = write_checkpoint(Path(folder) / "joined.safetensors", tensors, config, meta)
+        if not calibrate:
+            in_half_precision(whole, out)
+            return config
         return finish(whole, out, split.select, device)
 
 

@@ -1,0 +1,175 @@
+"""A recipe on tiny networks: what its steps come to, what is done is left alone, and one command makes the whole file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from ultrarefiner_monai.checkpoints import read_checkpoint
+from ultrarefiner_monai.cli import app
+from ultrarefiner_monai.config import ConfigError, TrainConfig, from_dict, load_yaml
+from ultrarefiner_monai.recipe.plan import estimates, plan_table, step_seconds
+from ultrarefiner_monai.recipe.runner import is_done, log_of, record_of, run
+from ultrarefiner_monai.recipe.steps import RecipeConfig, Work, jobs_of, up_to
+from ultrarefiner_monai.types import InputError
+
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "recipe_compact.yaml"
+COARSE = {
+    "arch": "compact", "image_size": 32, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32,
+    "decoder_channels": [16, 8, 8],
+}  # fmt: skip
+RUN = {
+    "data": {"select_share": 0.3, "augment": "machines", "balance": 0.5, "tissue": 0.2, "phantoms": 2},
+    "optimiser": {"name": "adamw", "lr": 1e-3, "schedule": "constant"}, "epochs": 2, "batch_size": 4, "tracking": "none",
+    "keep": "last", "calibrate": False, "validate_every": 2, "overlays": 0,
+}  # fmt: skip
+REFINER = {
+    "system": {"coarse": COARSE, "sam": {"arch": "compact", "encoder": "lite0", "image_size": 64}},
+    "refine": {"train": ["neck", "prompt_encoder", "mask_decoder"], "cache": "off", "variants": 50, "max_clicks": 2},
+}
+STEPS = [
+    {"name": "coarse", "command": "train", "config": "one.yaml"},
+    {"name": "elsewhere", "command": "proposals", "config": "one.yaml", "options": {"epochs": 1}},
+    {
+        "name": "refiner", "command": "train", "config": "two.yaml",
+        "options": {"init": "{coarse}/model.safetensors", "refine.sam_init": "stem", "refine.proposals": "{elsewhere}"},
+    },
+    {
+        "name": "joined", "command": "join", "calibrate": False, "coarse": ["{coarse}/best.safetensors"],
+        "sam": ["{refiner}/best.safetensors"],
+    },
+    {
+        "name": "final", "command": "join", "coarse": ["{joined}/model.safetensors"],
+        "sam": ["{joined}/model.safetensors"],
+    },
+    {"name": "figures", "command": "evaluate", "model": "{final}/model.safetensors"},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_clean_folder) -> Path:
+    """Three sets a, b, c, and a recipe r.yaml with its configurations."""
+    root = tmp_path_factory.mktemp("recipe")
+    for seed, name in enumerate("abc"):
+        write_clean_folder(root / name, 12, seed)
+    (root / "one.yaml").write_text(yaml.safe_dump({"phase": "phase1_coarse", "system": {"coarse": COARSE}, **RUN}))
+    (root / "two.yaml").write_text(yaml.safe_dump({"phase": "phase2_refiner", **RUN, **REFINER}))
+    (root / "r.yaml").write_text(yaml.safe_dump({"result": "final", "steps": STEPS}))
+    return root
+
+
+def work_in(folder: Path, out: Path, **more) -> Work:
+    recipe = load_yaml(RecipeConfig, folder / "r.yaml")
+    return Work(recipe, folder, tuple(folder / n for n in "abc"), "0", out, **more)
+
+
+def test_the_shipped_recipe_is_sound_and_ends_with_figures() -> None:
+    recipe = load_yaml(RecipeConfig, SHIPPED)
+    assert recipe.result == "shipped" and recipe.steps[-1].command == "evaluate"
+    for step in recipe.steps:
+        if step.config:
+            load_yaml(TrainConfig, SHIPPED.parent / step.config, dict(step.options))
+
+
+def test_steps_become_jobs_in_their_order_and_each_set_is_left_out_in_a_row_of_its_own(folder: Path) -> None:
+    jobs = jobs_of(work_in(folder, folder / "out", scale=1.5, away_scale=0.5))
+    ids = [job.id for job in jobs]
+    assert ids[:4] == ["coarse", "elsewhere/a", "elsewhere/b", "elsewhere/c"]
+    assert [i for i in ids if i.startswith("without_b/elsewhere")] == ["without_b/elsewhere/a", "without_b/elsewhere/c"]
+    refiner = next(job for job in jobs if job.id == "refiner")
+    assert refiner.waits_for == ("coarse", "elsewhere/a", "elsewhere/b", "elsewhere/c")
+    assert refiner.training is not None and refiner.training.epochs == 3
+    command = " ".join(refiner.command)
+    assert f'refine.proposals="{folder / "out" / "elsewhere"}"' in command and "--leave-out" not in command
+    away = next(job for job in jobs if job.id == "without_c/coarse")
+    assert away.training is not None and away.training.epochs == 2  # round(2 * 1.5 * .5), one at least
+    assert away.command[away.command.index("--leave-out") + 1] == "c"
+    assert [job.id for job in up_to(jobs_of(work_in(folder, folder / "out")), "refiner")][-1] == "refiner"
+    with pytest.raises(ConfigError, match="there is no step none; there are coarse"):
+        up_to(jobs, "none")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"steps": [{**STEPS[0], "options": {"init": "{later}/x"}}], "result": "coarse"}, "no step before it"),
+        ({"steps": [STEPS[0], STEPS[0]], "result": "coarse"}, "two steps are called coarse"),
+        ({"steps": STEPS[:1], "result": "final"}, "no step is called 'final'; there are coarse"),
+        ({"steps": [{**STEPS[0], "config": ""}], "result": "coarse"}, "train needs config"),
+        ({"steps": [{**STEPS[1], "by": "1"}], "result": "coarse"}, "number of parts from 2 on"),
+        ({"steps": [{**STEPS[0], "name": "a/b"}], "result": "coarse"}, "a step's name is made of"),
+        ({"steps": [{**STEPS[0], "epochs": 3}], "result": "coarse"}, "unknown option"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_by_name(change: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        from_dict(RecipeConfig, change)
+
+
+def test_what_is_done_is_left_alone_and_another_recipe_in_its_place_is_refused(folder: Path, tmp_path: Path) -> None:
+    first = jobs_of(work_in(folder, tmp_path))[0]
+    assert not is_done(first)
+    first.out.mkdir(parents=True)
+    record_of(first).write_text(json.dumps({"definition": json.loads(json.dumps(first.definition))}))
+    assert is_done(first)
+    said: list[str] = []
+    run(work_in(folder, tmp_path), [first], 1, said.append)
+    assert said == []
+    longer = jobs_of(work_in(folder, tmp_path, scale=4.0))[0]
+    with pytest.raises(InputError, match=r"another recipe, scale or choice of data \(epochs differ\)"):
+        is_done(longer)
+
+
+def test_a_job_that_fails_says_why_and_where_its_log_lies(folder: Path, tmp_path: Path) -> None:
+    first = jobs_of(work_in(folder, tmp_path))[0]
+    broken = replace(first, command=("train", "phase1_coarse", "--config", "nowhere.yaml", "--data", "x"))
+    with pytest.raises(InputError, match="coarse failed .*nowhere.yaml.*log.txt"):
+        run(work_in(folder, tmp_path), [broken], 1, lambda _: None)
+    assert log_of(broken).is_file() and not is_done(first)
+
+
+@pytest.mark.slow
+def test_one_command_goes_from_data_to_the_file_and_its_figures(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    data = [text for name in "abc" for text in ("--data", str(folder / name))]
+    command = ["recipe", str(folder / "r.yaml"), *data, "--out", str(out), "--parallel", "2", "--device", "cpu"]
+    planned = CliRunner().invoke(app, [*command, "--plan"])
+    assert planned.exit_code == 0 and "8 steps, 0 of them done" in planned.output and not out.exists()
+    first = CliRunner().invoke(app, [*command, "--until", "refiner"])
+    assert first.exit_code == 0, first.output
+    stamp = (out / "coarse" / "best.safetensors").stat().st_mtime_ns
+    names = {p.relative_to(out / "elsewhere").as_posix() for p in (out / "elsewhere").glob("?/*.png")}
+    used = {s: json.loads((out / "elsewhere" / f"without_{s}" / "split.json").read_text())["train"] for s in "abc"}
+    assert {n.split("/")[0] for n in names} == set("abc")
+    assert not any(
+        key.startswith(f"{s}/") for s in "abc" for key in used[s]
+    )  # none has seen the hospital that it predicts
+    whole = CliRunner().invoke(app, command)
+    assert whole.exit_code == 0, whole.output
+    assert (out / "coarse" / "best.safetensors").stat().st_mtime_ns == stamp
+    stored = read_checkpoint(out / "final" / "model.safetensors")
+    assert stored.meta["data"] == "a+b+c" and stored.config.safety.enabled
+    figures = (out / "figures.md").read_text()
+    assert "## a+b+c, fold 0" in figures and "lesion-free crops marked" in figures
+
+
+@pytest.mark.parametrize("name", ["one.yaml", "two.yaml"])
+def test_the_plan_times_steps_of_every_phase(folder: Path, name: str) -> None:
+    assert step_seconds(load_yaml(TrainConfig, folder / name), "cpu") > 0
+
+
+def test_the_plan_counts_images_and_time(folder: Path, tmp_path: Path) -> None:
+    work = work_in(folder, tmp_path, device="cpu", away_scale=0.5)
+    jobs = jobs_of(work)
+    found = estimates(work, jobs)
+    by_id = {e.job.id: e for e in found}
+    whole, part = by_id["coarse"], by_id["elsewhere/a"]
+    assert whole.images > part.images > 0 and by_id["figures"].images == 0
+    table = plan_table(found, {"coarse"}, 2)
+    assert table.title is not None and "1 of them done" in str(table.title)
+    assert [str(c) for c in table.columns[0].cells][-3:] == ["without_a", "without_b", "without_c"]
