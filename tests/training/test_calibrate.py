@@ -21,7 +21,7 @@ from ultrarefiner_monai.models.sam import build_sam
 from ultrarefiner_monai.postprocess import prob_to_mask, safety_net
 from ultrarefiner_monai.training.calibrate import choose, finish
 from ultrarefiner_monai.training.candidates import Example, figures_of, grid_around
-from ultrarefiner_monai.training.choosing import PRESENCES, Table
+from ultrarefiner_monai.training.choosing import PRESENCES, Table, choose_among
 from ultrarefiner_monai.training.explaining import explain, report
 from ultrarefiner_monai.types import Clicks
 
@@ -48,7 +48,7 @@ def moved(pixels: int) -> np.ndarray:
 def about(examples: list[Example]) -> dict:
     grid = grid_around(START.post, START.safety, refiner=True)
     table = Table(examples, [figures_of(e, grid) for e in examples], grid)
-    return report(table, table.choose())
+    return report(table, choose_among([table])[1])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -96,6 +96,18 @@ def test_one_set_never_switches_the_safety_net_off_two_that_it_hurts_may() -> No
     # In a third set, small as it may be, the net saves lesions.
     saved = Example(prob(LABEL, 0.55), prob(EMPTY), LABEL, set="c")
     assert choose([*two, saved, saved, saved], START)[0].safety.enabled
+
+
+def test_a_protection_goes_only_where_no_protected_candidate_does_as_well() -> None:
+    """Of two tables (as of two ``peak_ratio``) the second has a coarse network that needs no refiner."""
+    grid = grid_around(START.post, START.safety, refiner=True)
+    hurt = [Example(prob(LARGE), prob(LABEL), LABEL, set=name) for name in "ab" for _ in range(20)]
+    well = [replace(e, coarse_prob=e.refined_prob) for e in hurt]
+    first, second = (Table(part, [figures_of(e, grid) for e in part], grid) for part in (hurt, well))
+    assert not choose_among([first])[1].net
+    for tables, wanted in (((first, second), 1), ((second, first), 0)):
+        k, chosen = choose_among(tables)
+        assert k == wanted and chosen.net and not chosen.relaxed and chosen.figure == 1
 
 
 def test_no_protection_goes_for_one_set() -> None:

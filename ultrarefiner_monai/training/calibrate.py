@@ -27,7 +27,7 @@ from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.data.tissue import tissue_pairs
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.training.candidates import Example, Grid, figures_of, grid_around, measure
-from ultrarefiner_monai.training.choosing import BOUNDARY_WEIGHT, TOLERANCE, Chosen, Table
+from ultrarefiner_monai.training.choosing import BOUNDARY_WEIGHT, TOLERANCE, Chosen, Table, choose_among
 from ultrarefiner_monai.training.explaining import explain, report
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,8 @@ Labelled = tuple[np.ndarray, np.ndarray, str, bool]  # image (H, W) in [0, 1], l
 
 @dataclass
 class Found:
-    """What one ``peak_ratio`` leads to."""
+    """The choice, and the table of the ``peak_ratio`` that it is from."""
 
-    ratio: float
     table: Table
     chosen: Chosen
     config: SystemConfig
@@ -53,8 +52,7 @@ def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str
     system = load_system(best, device=device)
     system = with_options(system, _neutral(system.config))
     cache = EmbeddingCache(_CACHE_BYTES)
-    found = _try_ratios(system, items, cache, device)
-    taken = max(found, key=lambda f: (f.chosen.objective, f.ratio))
+    taken = _try_ratios(system, items, cache, device)
     config, about = taken.config, report(taken.table, taken.chosen)
     clicked = None if system.refiner is None else _with_self_clicks(system, taken, items, cache, device)
     if clicked is not None:
@@ -82,7 +80,7 @@ def choose(examples: Iterable[Example], start: SystemConfig) -> tuple[SystemConf
     examples = list(examples)
     grid = grid_around(start.post, start.safety, any(e.refined_prob is not None for e in examples))
     table = Table(examples, [figures_of(e, grid) for e in examples], grid)
-    chosen = table.choose()
+    _, chosen = choose_among([table])
     return _configured(start, grid, chosen), chosen.figure
 
 
@@ -112,8 +110,8 @@ def _images(items: Sequence[Item]) -> Iterable[Labelled]:
         yield crop, np.zeros(crop.shape, dtype=bool), item.set, True
 
 
-def _try_ratios(system: System, items: Sequence[Item], cache: EmbeddingCache, device: str) -> list[Found]:
-    """The best candidate for each of RATIOS. It decides what the refiner sees, so that each has its own probabilities, but
+def _try_ratios(system: System, items: Sequence[Item], cache: EmbeddingCache, device: str) -> Found:
+    """The best candidate for any of RATIOS. That decides what the refiner sees, so that each has its own probabilities, but
     for images where it changes nothing: those with a single finding."""
     safety = replace(system.config.safety, enabled=False)
     posts = [replace(system.config.post, peak_ratio=ratio) for ratio in RATIOS]
@@ -134,11 +132,9 @@ def _try_ratios(system: System, items: Sequence[Item], cache: EmbeddingCache, de
         assert first is not None
         light.append(replace(first, coarse_prob=_NOTHING, refined_prob=None, label=np.array([[label.any()]])))
     tables = [Table(light, own, grid) for own, grid in zip(rows, grids)]
-    found = []
-    for ratio, table, grid, post in zip(RATIOS, tables, grids, posts):
-        chosen, start = table.choose(), replace(system.config, post=post)
-        found.append(Found(ratio, table, chosen, _configured(start, grid, chosen)))
-    return found
+    k, chosen = choose_among(tables)
+    start = replace(system.config, post=posts[k])
+    return Found(tables[k], chosen, _configured(start, grids[k], chosen))
 
 
 _NOTHING = np.zeros((1, 1), dtype=np.float32)

@@ -108,20 +108,23 @@ class Table:
         self.hidden = np.array([0.0 if e.label.any() else 1.0 for e in examples])
         self.says = bool(np.isfinite(self.presence).any())
 
-    def choose(self) -> Chosen:
-        """The best protected candidate, or one that needs fewer protections where several sets allow it."""
-        harmless = self._harmless()
-        bars = [b for b in PRESENCES if b > 0] if self.says else [0.0]
-        guarded = np.array([p.min_peak >= LEAST_PEAK for p in self.grid.posts])
-        allowed = harmless.copy()
-        allowed[~guarded] = False
+    def protected(self) -> Chosen:
+        """The best candidate with all protections."""
+        allowed = self._harmless()
+        allowed[np.array([p.min_peak < LEAST_PEAK for p in self.grid.posts])] = False
         allowed[:, :, 1] = False
-        best = self._best(allowed, bars)
+        best = self._best(allowed, [b for b in PRESENCES if b > 0] if self.says else [0.0])
         assert best is not None  # g = 0 with the protections on always qualifies
+        return best
+
+    def free(self, than: Chosen, figures: np.ndarray, edges: np.ndarray) -> Chosen | None:
+        """The best one without some protection, where there is one that several sets allow: see ``_not_worse``. than: the
+        best protected candidate, of this table or another one of the same images, with its (n,) figures and boundary F."""
         if not self.sets.several:
-            return best
-        free = self._best(harmless, PRESENCES if self.says else bars, than=best)
-        return best if free is None else free
+            return None
+        bars = PRESENCES if self.says else (0.0,)
+        better = np.stack([self._not_worse(bar, figures, edges) for bar in bars], axis=-1)
+        return self._best(self._harmless(), bars, better, than.objective + TOLERANCE)
 
     def values(self, bar: float) -> tuple[np.ndarray, np.ndarray]:
         """(figures, boundary F), each (posts, shares, 2, n), with a bar for the presence."""
@@ -142,22 +145,21 @@ class Table:
         coarse, coarse_edges = (x[:, -1:, :1] for x in (figures, edges))  # the last share is 0
         return ~self.harms(figures, edges, coarse, coarse_edges).any(axis=(-1, -2))
 
-    def _best(self, allowed: np.ndarray, bars: Sequence[float], than: Chosen | None = None) -> Chosen | None:
-        """The best allowed candidate with its best bar. than: one that it must not be worse than in any figure of any set,
-        and beat by TOLERANCE; None where there is none such.
+    def _best(
+        self, harmless: np.ndarray, bars: Sequence[float], also: np.ndarray | None = None, least: float = -np.inf
+    ) -> Chosen | None:
+        """The best harmless (posts, shares, 2) candidate with its best bar, None where there is none. also: (posts, shares,
+        2, bars), a further condition. least: what the objective has to reach.
 
         Where the coarse network says how likely a lesion is, that keeps normal images clean, and the best is taken; where
         it does not, the highest bar for a peak of all that come within TOLERANCE of the best: images that tell are few.
         """
         figure = np.stack([np.round(self.sets.figure(self.values(b)[0]), 6) for b in bars], axis=-1)
         total = np.stack([self._objective(b, figure[..., k]) for k, b in enumerate(bars)], axis=-1)
-        allowed = np.repeat(allowed[..., None], len(bars), axis=-1)
-        if than is not None:
-            for k, bar in enumerate(bars):
-                allowed[..., k] &= self._not_worse(bar, than)
-            allowed &= total >= than.objective + TOLERANCE
-            if not allowed.any():
-                return None
+        allowed = harmless[..., None] & (total >= least)
+        allowed = allowed if also is None else allowed & also
+        if not allowed.any():
+            return None
         total = np.where(allowed, total, -np.inf)
         found = []
         for i, j, net in np.argwhere(allowed.any(axis=-1)):
@@ -166,7 +168,7 @@ class Table:
             k = int(equal[len(equal) // 2])  # as far from lesions that it would hide as from what it would let through
             found.append(self._chosen(int(i), int(j), int(net) == 0, bars[k], figure[i, j, net, k], row[k]))
         # From a trustworthy figure the first of equals.
-        tolerance = 0.0 if self.says or than is not None else TOLERANCE
+        tolerance = 0.0 if self.says or also is not None else TOLERANCE
         best = max(c.objective for c in found)
         close = [c for c in found if c.objective >= best - tolerance]
 
@@ -180,9 +182,8 @@ class Table:
         edges = self.sets.means(self.values(bar)[1])
         return np.round(figure + BOUNDARY_WEIGHT * (edges.mean(axis=-1) if edges.shape[-1] else 0.0), 6)
 
-    def _not_worse(self, bar: float, than: Chosen) -> np.ndarray:
-        """(posts, shares, 2) bool: no figure of any set below that of ``than``, no lesion of it wiped out."""
-        old_figures, old_edges = self.result(than)
+    def _not_worse(self, bar: float, old_figures: np.ndarray, old_edges: np.ndarray) -> np.ndarray:
+        """(posts, shares, 2) bool: no figure of any set below the old one, no lesion wiped out that was outlined."""
         figures, edges = self.values(bar)
         sets, slack = self.sets, 1e-9
         good = (sets.means(figures) >= sets.means(old_figures) - slack).all(axis=-1)
@@ -201,6 +202,16 @@ class Table:
         relaxed += ["min_peak"] if self.grid.posts[post].min_peak < LEAST_PEAK else []
         relaxed += ["min_presence"] if self.says and bar == 0 else []
         return Chosen(post, share, net, bar, float(figure), float(objective), tuple(relaxed))
+
+
+def choose_among(tables: Sequence[Table]) -> tuple[int, Chosen]:
+    """The index of a table and its choice; tables of the same images. Of equals the last table's: the best protected
+    candidate of all, or one that needs fewer protections where several sets allow it."""
+    best = max(((t.protected(), k) for k, t in enumerate(tables)), key=lambda found: (found[0].objective, found[1]))
+    result = tables[best[1]].result(best[0])
+    free = [(found, k) for k, t in enumerate(tables) if (found := t.free(best[0], *result)) is not None]
+    chosen, k = max(free, key=lambda found: (found[0].objective, found[1])) if free else best
+    return k, chosen
 
 
 def wiped(figures: np.ndarray, coarse: np.ndarray) -> np.ndarray:
