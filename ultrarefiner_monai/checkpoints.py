@@ -235,7 +235,7 @@ def _foreign_sam(config: SystemConfig, path: Path, arch: str | None) -> tuple[Sy
         config,
         sam=SamConfig(arch=arch),  # type: ignore[arg-type]
         prompts=replace(config.prompts, mask="gaussian"),
-        gate=replace(config.gate, mode="confidence"),
+        gate=replace(config.gate.reopened(), mode="confidence"),
     )
     assert config.sam is not None
     sam = build_sam(config.sam)

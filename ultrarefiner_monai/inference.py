@@ -91,13 +91,14 @@ class Predictor:
         return self._coarse_proposal(Request(image), "off")
 
     def propose(self, image: np.ndarray) -> Proposal:
-        """The automatic result. image as for ``coarse``. Without refiner weights it is the coarse mask."""
+        """The automatic result. image as for ``coarse``. Without refiner weights, and where the gate is closed (a refiner
+        that the calibration turned down), it is the coarse mask."""
         request = Request(image)
         if self.system.refiner is None:
             return self._coarse_proposal(request, "untrained")
         config = self.system.config
         coarse = self._coarse(request)
-        if coarse.doubted:  # the refiner is asked as soon as somebody clicks
+        if coarse.doubted or config.gate.closed:  # the refiner is asked as soon as somebody clicks
             return self._coarse_proposal(request, "trained")
         coarse_prob = coarse.prob
         with request.clock("post"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .reading import check_ranges, require
@@ -82,7 +82,11 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """final_prob = coarse_prob + g (refined_prob - coarse_prob); system.md section 6. ``off``: refined_prob as it is."""
+    """final_prob = coarse_prob + g (refined_prob - coarse_prob); system.md section 6. ``off``: refined_prob as it is.
+
+    The calibration at a run's end weakens it where the refiner harms: the same share everywhere (``confidence`` with
+    g_min = g_max), or g_min and g_max times that share. Nothing of this applies where the user clicks.
+    """
 
     mode: Literal["off", "confidence", "learned", "product"] = "off"
     g_min: float = 0.0
@@ -92,6 +96,25 @@ class GateConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "gate", positive=("gamma",))
         require(0 <= self.g_min <= self.g_max <= 1, "gate: 0 <= g_min <= g_max <= 1 is required")
+
+    @property
+    def closed(self) -> bool:
+        """g is 0 everywhere: the automatic result is the coarse network's alone."""
+        return self.mode != "off" and self.g_max == 0
+
+    def times(self, share: float) -> GateConfig:
+        """The gate whose g is ``share`` (0 to 1) times this one's."""
+        if share == 1:
+            return self
+        if self.mode == "off":
+            return replace(self, mode="confidence", g_min=share, g_max=share)
+        return replace(self, g_min=share * self.g_min, g_max=share * self.g_max)
+
+    def reopened(self) -> GateConfig:
+        """The gate without what a calibration chose for other weights: a constant or closed one gives way to the default."""
+        if self.mode == "confidence" and self.g_min == self.g_max:
+            return GateConfig(gamma=self.gamma)
+        return replace(self, g_min=GateConfig.g_min, g_max=GateConfig.g_max) if self.closed else self
 
 
 @dataclass(frozen=True)

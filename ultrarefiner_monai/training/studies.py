@@ -123,6 +123,7 @@ def started_from(settings: TrainConfig, start: Start, folder: TrainingFolder, wo
             "phase2_refiner`, or name SAM weights in the server's option refiner_weights"
         )
     refine = replace(settings.refine, sam_init=str(path), corrections=str(work.root))
+    system = replace(system, gate=system.gate.reopened())  # a refiner that was turned down can learn
     return replace(settings, system=system, init=str(path), refine=refine)
 
 
