@@ -20,6 +20,9 @@ def proposals(
     fold: Fold = "0",
     parts: Annotated[int, typer.Option(help="Networks to train, each without its part of the training images.")] = 3,
     leave_out: LeaveOut = None,
+    by_set: Annotated[
+        bool, typer.Option("--by-set", help="A network for each set of --data, trained without it, instead of --parts.")
+    ] = False,
     device: Device = None,
     option: Annotated[list[str] | None, typer.Option("--set", help="Override an option: epochs=10.")] = None,
 ) -> None:
@@ -27,5 +30,5 @@ def proposals(
     from ultrarefiner_monai.training.nested import nested_proposals
 
     [(_, settings)] = read_configs([config], option)
-    count = nested_proposals(settings, data, fold, out, parts, device, leave_out or ())
+    count = nested_proposals(settings, data, fold, out, parts, device, leave_out or (), by_set)
     typer.echo(f"{count} predictions in {out}")

@@ -67,34 +67,43 @@ def nested_proposals(
     parts: int = 3,
     device: str | None = None,
     leave_out: Sequence[str] = (),
+    by_set: bool = False,
 ) -> int:
     """Train ``parts`` coarse networks with a phase-1 configuration and write the proposals of fold's training images into
     ``out``, as ID.png, or SET/ID.png where there are several sets. Goes on where it stopped. Returns how many there are.
 
-    leave_out: sets that nothing is learnt from, and nothing proposed for."""
+    leave_out: sets that nothing is learnt from, and nothing proposed for. by_set: the parts are the sets (``parts`` does not
+    count), so that each is predicted by a network that never saw an image of that hospital."""
     from ultrarefiner_monai.checkpoints import load_system
     from ultrarefiner_monai.training.run import train_split
 
     if config.phase != "phase1_coarse":
         raise InputError(f"proposals are made by a phase1_coarse configuration, got {config.phase}")
-    if parts < 2:
+    if parts < 2 and not by_set:
         raise InputError(f"expected at least 2 parts, got {parts}: a network must not predict what it was trained on")
     out = Path(out)
     items = read_sets(data_dir)
     names = dict(zip((i.key for i in items), names_of(items)))
     split = split_sets(items, fold, config.data.select_share, config.select_seed, leave_out)
-    pieces = parts_of(split.train, parts, config.seed)
+    if by_set and len(sets_of(split.train)) < 2:
+        raise InputError("proposals by set need at least two sets to learn from: give --data several times")
+    pieces = (
+        [[i for i in split.train if i.set == name] for name in sets_of(split.train)]
+        if by_set
+        else parts_of(split.train, parts, config.seed)
+    )
     for k, piece in enumerate(pieces):
         todo = [i for i in piece if not (out / f"{names[i.key]}.png").is_file()]
         if not todo:
             continue
         run = out / f"part{k}"
         rest = tuple(i for other in pieces if other is not piece for i in other)
+        select = tuple(i for i in split.select if not by_set or i.set != piece[0].set)
         if not (run / "model.safetensors").is_file():  # a run's last word
-            inner = Split(rest, split.select, tuple(piece))
+            inner = Split(rest, select, tuple(piece))
             train_split(config, inner, run, device, resume=(run / "last.pt").is_file())
         system = load_system(run / "best.safetensors", device=device or "cpu")
         for item in todo:
             write_proposal(out, names[item.key], predict(system.coarse, system.config, item))
-        log.info("part %d of %d: %d proposals", k + 1, parts, len(todo))
+        log.info("part %d of %d: %d proposals", k + 1, len(pieces), len(todo))
     return sum((out / f"{names[i.key]}.png").is_file() for i in split.train)
