@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from ultrarefiner_monai import cli, commands
 from ultrarefiner_monai.checkpoints import load_system, save_system
+from ultrarefiner_monai.comparison import compare_runs
 from ultrarefiner_monai.config import CoarseConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.data.datalist import read_index
 from ultrarefiner_monai.data.readers import read_mask, read_study
@@ -223,3 +224,63 @@ def test_a_run_without_out_is_named_after_its_config(folder: Path, tmp_path: Pat
     )
     assert result.exit_code == 0, result.output
     assert (tmp_path / "runs" / "tiny_fold1" / "model.safetensors").is_file()
+
+
+# --- several sets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory, write_clean_folder) -> list[Path]:
+    """Two sets with the same ids; the index of the second names two scanners, and of some images none."""
+    root = tmp_path_factory.mktemp("sets")
+    folders = [write_clean_folder(root / name, 18, seed) for seed, name in enumerate(("plain", "scanned"))]
+    index = folders[1] / "index.csv"
+    rows = list(csv.DictReader(index.open()))
+    for k, row in enumerate(rows):
+        row["device"] = ("A", "B", "")[k // 6]
+    with index.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folders
+
+
+def test_sets_and_scanners_are_reported_in_sum_and_one_by_one(refined: Path, sets: list[Path], tmp_path: Path) -> None:
+    predictor = Predictor(load_system(refined))
+    summary = evaluate(predictor, sets, 0, tmp_path / "both", robot_clicks=1)
+    assert summary["data"] == "plain+scanned" and list(summary["by_set"]) == ["plain", "scanned"]
+    for data in sets:
+        alone = evaluate(predictor, data, 0, tmp_path / data.name, robot_clicks=1)
+        blocks = summary["by_set"][data.name]
+        assert {"lesion_images", "normal_images", "refined_against_coarse", "robot"} <= set(blocks)
+        assert blocks == {k: v for k, v in alone.items() if k in blocks}
+        assert "by_set" not in alone and ("by_device" in alone) == (data.name == "scanned")
+    devices = summary["by_device"]
+    assert list(devices) == ["scanned/not known", "scanned/A", "scanned/B"]
+    own = summary["by_set"]["scanned"]["lesion_images"]
+    counts = [line["lesion_images"] for line in devices.values()]
+    assert sum(counts) == own["count"] and sum(line["missed"] for line in devices.values()) == own["missed"]
+    dice = [line["dice"] for line in devices.values()]
+    assert np.average(dice, weights=counts) == pytest.approx(own["dice"]["mean"], abs=1e-3)
+    rows = list(csv.DictReader((tmp_path / "both" / "metrics.csv").open()))
+    assert {(r["set"], r["id"]) for r in rows} == {
+        (i.set, i.id) for data in sets for i in read_index(data) if i.fold == "0"
+    }
+    assert {r["device"] for r in rows if r["set"] == "plain"} == {""}
+    assert "set" in next(csv.reader((tmp_path / "both" / "robot.csv").open()))
+    header = next(csv.reader((tmp_path / "plain" / "metrics.csv").open()))
+    assert "set" not in header and "device" not in header
+    same, other = (
+        compare_runs([tmp_path / "both", tmp_path / "both"])[1],
+        compare_runs([tmp_path / "plain", tmp_path / "both"])[1],
+    )
+    assert same["difference"] == 0 and other["difference"] is None
+
+
+def test_all_of_a_left_out_set_counts(checkpoint: Path, sets: list[Path], tmp_path: Path) -> None:
+    predictor = Predictor(load_system(checkpoint))
+    summary = evaluate(predictor, sets, 0, tmp_path, leave_out=["plain"])
+    counts = {k: v["lesion_images"]["count"] + v["normal_images"]["count"] for k, v in summary["by_set"].items()}
+    assert counts == {"plain": 18, "scanned": 6} and summary["left_out"] == "plain"
+    with pytest.raises(InputError, match="no such set"):
+        evaluate(predictor, sets, 0, tmp_path, leave_out=["elsewhere"])

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ultrarefiner_monai.data.datalist import read_index, split_fold
+from ultrarefiner_monai.data.datalist import held_out, names_of, read_index, read_sets, split_fold, split_sets
 from ultrarefiner_monai.types import InputError
 
 
@@ -87,3 +88,65 @@ def test_an_index_may_fix_the_selection_itself_and_hold_nothing_out(folder: Path
     split = split_fold(items, "none", 0.5)
     assert {i.group for i in split.select} == {"g0", "g4"} and not split.report
     assert len(split.train) + len(split.select) == len(items)
+
+
+# --- several sets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory, write_clean_folder) -> list[Path]:
+    """Two folders with the same ids, groups and folds."""
+    root = tmp_path_factory.mktemp("sets")
+    return [write_clean_folder(root / name, count, seed) for seed, (name, count) in enumerate((("b", 24), ("a", 18)))]
+
+
+def test_one_folder_is_split_as_ever(folder: Path) -> None:
+    items = read_index(folder)
+    assert read_sets(folder) == read_sets([folder]) == items and names_of(items) == [i.id for i in items]
+    for fold, seed in itertools.product((0, "1", "none"), (0, 7)):
+        assert split_sets(items, fold, 0.2, seed) == split_fold(items, fold, 0.2, seed)
+    # As the version before drew them: a changed draw would train new runs on images that judged the old ones.
+    assert sorted({i.group for i in split_fold(items, 0, 0.2, 0).select}) == ["g1", "g8"]
+
+
+def test_each_set_is_split_as_it_would_be_alone(sets: list[Path]) -> None:
+    items = read_sets(sets)
+    assert [i.key for i in items] == sorted(i.key for i in items) and len(items) == 42
+    joint = split_sets(items, 1, 0.3, 3)
+    for data in sets:
+        own = split_fold(read_index(data), 1, 0.3, 3)
+        for part in ("train", "select", "report"):
+            assert [i for i in getattr(joint, part) if i.set == data.name] == list(getattr(own, part))
+    assert len({*names_of(items)}) == len(items)
+    assert split_sets(read_sets(sets[::-1]), 1, 0.3, 3) == joint
+
+
+def test_a_set_left_out_is_reported_whole_and_only_that(sets: list[Path]) -> None:
+    items = read_sets(sets)
+    split = split_sets(items, 0, 0.3, 0, ["b"])
+    assert {i.set for i in (*split.train, *split.select)} == {"a"}
+    assert [i for i in split.report if i.set == "b"] == [i for i in items if i.set == "b"]
+    assert {i.fold for i in split.report if i.set == "a"} == {"0"}
+    assert held_out(items, 0, ["b"]) == sorted(split.report, key=lambda i: i.key)
+    assert split_sets(items, "none", 0.3, 0, ["b"]).report == tuple(i for i in items if i.set == "b")
+    # A left-out set needs no such fold, one that is trained on does.
+    moved = [replace(i, fold="9") if i.set == "b" else i for i in items]
+    assert len(split_sets(moved, 0, 0.3, 0, ["b"]).report) == len(split.report)
+    with pytest.raises(InputError, match="fold 0 does not exist; b has 9"):
+        split_sets(moved, 0)
+    with pytest.raises(InputError, match="b has no image in fold 0; it has 9"):
+        held_out(moved, 0)
+
+
+def test_what_is_no_list_of_sets_is_refused(sets: list[Path], tmp_path: Path) -> None:
+    items = read_sets(sets)
+    with pytest.raises(InputError, match="no such set among the data .a, b."):
+        split_sets(items, 0, leave_out=["c"])
+    with pytest.raises(InputError, match="training part"):
+        split_sets(items, 0, leave_out=["a", "b"])
+    with pytest.raises(InputError, match="different names"):
+        read_sets([sets[0], sets[0]])
+    with pytest.raises(InputError, match="at least one"):
+        read_sets([])
+    (tmp_path / "a+c").symlink_to(sets[1])
+    assert {i.set for i in read_sets([tmp_path / "a+c"])} == {"a"}  # a link is called after what it names

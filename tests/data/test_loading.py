@@ -11,9 +11,12 @@ from PIL import Image
 
 from ultrarefiner_monai.data.datalist import read_index
 from ultrarefiner_monai.data.loading import (
+    BalancedSampler,
     SeededDataset,
     as_samples,
+    balanced_weights,
     phantom_samples,
+    plain_loader,
     training_loader,
     with_normal_share,
 )
@@ -103,3 +106,78 @@ def test_training_and_serving_share_one_letterbox() -> None:
 
     served = Letterbox(37, 90, 64).apply(torch.from_numpy(image)[None, None])[0]
     assert torch.equal(to_square(image, 64), served)
+
+
+# --- balanced sampling ------------------------------------------------------------------------------------------------
+
+GROUPS = ["large/"] * 40 + ["middle/x"] * 10 + ["small/"] * 4 + [None] * 6
+
+
+class Numbers(torch.utils.data.Dataset):
+    """Its samples are their numbers."""
+
+    def __init__(self, count: int, repeats: bool = False) -> None:
+        self.count, self.repeats = count, repeats
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def order(weights: list[float], epoch: int, rank: int = 0, count: int = 1, repeats: bool = False) -> list[int]:
+    options = {"num_replicas": count, "rank": rank, "seed": 3, "drop_last": True}
+    sampler = BalancedSampler(Numbers(len(weights), repeats), weights, **options)
+    sampler.set_epoch(epoch)
+    shown = list(sampler)
+    assert len(shown) == len(sampler) == len(weights) // count
+    return shown
+
+
+@pytest.mark.parametrize("balance", [0.3, 0.7, 1.0])
+def test_small_groups_are_shown_more_often_and_an_epoch_stays_as_long(balance: float) -> None:
+    weights = balanced_weights(GROUPS, balance)
+    assert weights is not None and sum(weights) == pytest.approx(len(GROUPS))
+    assert weights[-6:] == [1.0] * 6  # phantoms keep their share
+    assert weights[50] / weights[0] == pytest.approx((40 / 4) ** balance)
+    if balance == 1:
+        assert sum(weights[:40]) == pytest.approx(sum(weights[50:54]))
+    for epoch in range(4):
+        shown = order(weights, epoch)
+        for k, weight in enumerate(weights):
+            assert shown.count(k) in (int(weight), int(weight) + 1)
+    means = np.mean([np.bincount(order(weights, e), minlength=len(weights)) for e in range(400)], axis=0)
+    assert np.allclose(means, weights, atol=0.12)
+
+
+def test_nothing_is_weighed_where_nothing_is_to_be_balanced() -> None:
+    assert balanced_weights(GROUPS, 0.0) is None
+    assert balanced_weights(["one/"] * 5 + [None], 1.0) is None
+    assert sorted(order([1.0] * 9, 2)) == list(range(9))  # equal weights: each once
+
+
+def test_the_order_depends_on_seed_and_epoch_and_processes_share_it() -> None:
+    weights = balanced_weights(GROUPS, 1.0)
+    assert weights is not None
+    assert order(weights, 2) == order(weights, 2) != order(weights, 3)
+    halves = [order(weights, 2, rank, 2) for rank in range(2)]
+    assert [k for pair in zip(*halves) for k in pair] == order(weights, 2)
+
+
+def test_a_repeated_image_is_augmented_anew_each_time(folder: Path) -> None:
+    weights = [3.0] * 2 + [0.6] * 10
+    shown = order(weights, 1, repeats=True)
+    assert len(set(shown)) == len(shown) and sorted(k % 12 for k in shown) == sorted(order(weights, 1))
+    assert {k for k in shown if k % 12 == 0} == {0, 12, 24}
+    data = dataset(folder)
+    assert data[0][ID] == data[12][ID] and not torch.equal(data[0][IMAGE], data[12][IMAGE])
+    assert torch.equal(data[12][IMAGE], data[12][IMAGE])
+
+
+def test_batches_of_the_selection_are_of_one_set() -> None:
+    sets = [("a", "b", "c")[k * k % 3] for k in range(17)]
+    batches = [batch.tolist() for batch in plain_loader(Numbers(17), 4, sets)]
+    assert sorted(k for batch in batches for k in batch) == list(range(17))
+    assert all(len({sets[k] for k in batch}) == 1 for batch in batches)
+    assert [b.tolist() for b in plain_loader(Numbers(5), 4, ["a"] * 5)] == [[0, 1, 2, 3], [4]]

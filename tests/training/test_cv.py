@@ -143,3 +143,20 @@ def test_the_table_has_means_and_deviations() -> None:
     assert "false_alarm_rate" not in figures
     table = results_table(rows)
     assert table.row_count == 3 and "0.700 ± 0.141" in list(table.columns[2].cells)
+
+
+def test_several_sets_are_one_job_with_a_line_for_each(
+    data: Path, tmp_path: Path, small_network: None, write_clean_folder
+) -> None:
+    other = write_clean_folder(tmp_path / "other", 12, seed=5)
+    job = FoldJob((data, other), "1", tmp_path / "o" / "fold_1", (("coarse", replace(SMALL, epochs=1)),), "cpu")
+    assert job.name == "other+phantoms"
+    result = run_fold(job)
+    whole, *sets = cv._rows([result])
+    assert [line["dataset"] for line in (whole, *sets)] == ["other+phantoms", "other", "phantoms"]
+    assert whole["lesion_images"] == sum(line["lesion_images"] for line in sets)
+    mean = sum(line["dice"] * line["lesion_images"] for line in sets) / whole["lesion_images"]
+    assert whole["dice"] == pytest.approx(mean, abs=1e-3) and not any("sets" in line for line in (whole, *sets))
+    assert results_table([whole, *sets]).row_count == 6
+    kept = {p.parent.name for p in (tmp_path / "o" / "oof").rglob("*.png")}
+    assert kept == {"other", "phantoms"}

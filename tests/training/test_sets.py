@@ -13,7 +13,15 @@ from typer.testing import CliRunner
 
 from ultrarefiner_monai import cli
 from ultrarefiner_monai.checkpoints import load_system, read_checkpoint, write_checkpoint
-from ultrarefiner_monai.config import CoarseConfig, DataConfig, OptimiserConfig, SystemConfig, TrainConfig
+from ultrarefiner_monai.config import (
+    CoarseConfig,
+    DataConfig,
+    OptimiserConfig,
+    RefineConfig,
+    SamConfig,
+    SystemConfig,
+    TrainConfig,
+)
 from ultrarefiner_monai.data.datalist import read_sets
 from ultrarefiner_monai.data.seen import digests_of, unpack
 from ultrarefiner_monai.evaluation import evaluate
@@ -21,7 +29,7 @@ from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.training.joining import join
 from ultrarefiner_monai.training.loaders import proposal_of
 from ultrarefiner_monai.training.nested import nested_proposals
-from ultrarefiner_monai.training.run import train
+from ultrarefiner_monai.training.run import train, train_all
 from ultrarefiner_monai.types import InputError
 
 COARSE = CoarseConfig(
@@ -141,6 +149,39 @@ def test_proposals_of_several_sets_lie_in_folders_of_their_names(folders: list[P
     one = written[0]
     shutil.copy(tmp_path / "p" / f"{one.key}.png", tmp_path / f"{one.id}.png")  # as a single set's lie
     assert (proposal_of(tmp_path, one) == proposal_of(tmp_path / "p", one)).all()  # type: ignore[union-attr]
+
+
+def test_proposals_by_set_come_from_networks_that_never_saw_it(folders: list[Path], tmp_path: Path) -> None:
+    count = nested_proposals(CONFIG, folders[:2], 0, tmp_path / "p", device="cpu", by_set=True)
+    for k, name in enumerate(("ann", "bob")):
+        split = json.loads((tmp_path / "p" / f"part{k}" / "split.json").read_text())
+        other = {"ann": "bob", "bob": "ann"}[name]
+        used = [i for i in read_sets(folders) if i.set == other]
+        meta = read_checkpoint(tmp_path / "p" / f"part{k}" / "best.safetensors").meta
+        assert unpack(meta) <= digests_of(used) and len(split["report"]) == count / 2
+        assert len(list((tmp_path / "p" / name).glob("*.png"))) == count / 2
+    with pytest.raises(InputError, match="at least two sets"):
+        nested_proposals(CONFIG, folders[:2], 0, tmp_path / "q", device="cpu", by_set=True, leave_out=["ann"])
+
+
+def test_a_row_of_phases_over_several_sets(
+    folders: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The refiner is given the proposals of every set that is learnt from, and starts from weights that held out the same."""
+    sam = SamConfig(arch="compact", image_size=64, embed_dim=16, depth=1, num_heads=2, global_attn_indexes=(0,))
+    second = replace(
+        CONFIG,
+        phase="phase2_refiner",
+        system=SystemConfig(coarse=COARSE, sam=sam, flip_tta=False),
+        refine=RefineConfig(max_clicks=1, proposals="nested", nested_parts=2),
+    )
+    with caplog.at_level("INFO"):
+        model = train_all([("one", CONFIG), ("two", second)], folders, 0, tmp_path, device="cpu", leave_out=["cid"])
+    split = json.loads((tmp_path / "two" / "split.json").read_text())
+    count = len(split["train"])
+    assert f"{count} of {count} training images have a real proposal" in caplog.text
+    meta = read_checkpoint(model).meta
+    assert (meta["data"], meta["left_out"]) == ("ann+bob+cid", "cid") and "seen_before" not in meta
 
 
 def test_from_the_command_line(folders: list[Path], tmp_path: Path) -> None:

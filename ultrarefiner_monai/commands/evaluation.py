@@ -164,8 +164,8 @@ def _origin_table(summary: dict[str, Any]) -> Any:
     """A line for each set and for each scanner: Dice and boundary F before and after the refiner, missed, false alarms."""
     from rich.table import Table
 
-    columns = ("lesion images", "coarse Dice", "Dice", "coarse boundary F", "boundary F", "missed", "false alarms")
-    table = Table("set, device", title="by set and device")
+    columns = ("lesions", "coarse Dice", "Dice", "coarse bF", "bF", "missed", "marked")
+    table = Table("set, device", title="by set and device (bF: boundary F; marked: lesion-free images with > 0.2 %)")
     for column in columns:
         table.add_column(column, justify="right")
     for name, figures in summary.get("by_set", {}).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +66,11 @@ def train(
 @app.command()
 def cv(
     data: Annotated[
-        Path, typer.Option(help="A folder made by `ultrarefiner prepare`, or one of several (--datasets).")
+        list[Path],
+        typer.Option(
+            help="A folder made by `ultrarefiner prepare`, or one that holds several (--datasets). Given several times, all "
+            "are one list, of which each holds out its own fold."
+        ),
     ],
     config: Configs,
     out: Annotated[Path, typer.Option(help="Where the folds' runs, their predictions (oof/) and the table go.")],
@@ -81,6 +86,7 @@ def cv(
     wait: Annotated[
         bool, typer.Option(help="Wait for the cluster's jobs; the same command later shows the table.")
     ] = True,
+    leave_out: LeaveOut = None,
     device: Device = None,
     option: Options = None,
 ) -> None:
@@ -95,10 +101,13 @@ def cv(
 
     if executor not in ("local", "slurm"):
         raise ConfigError(f"--executor: expected local or slurm, got {executor!r}")
-    folders = [data / name for name in _names(datasets)] if datasets else [data]
+    if datasets and len(data) > 1:
+        raise ConfigError("--datasets names folders of one --data; several --data are one list already")
+    together: list[Path | Sequence[Path]] = [data[0] if len(data) == 1 else data]
+    each: list[Path | Sequence[Path]] = [data[0] / name for name in _names(datasets or "")]
     rows = cross_validate(
         read_configs(config, option),
-        folders,
+        each or together,
         _names(folds),
         out,
         executor,  # type: ignore[arg-type]
@@ -107,6 +116,7 @@ def cv(
         wait,
         device,
         typer.echo,
+        leave_out or (),
     )
     if rows:
         Console().print(results_table(rows))

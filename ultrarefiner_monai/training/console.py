@@ -58,7 +58,7 @@ class EpochTable:
         rest |= {k: v for k, v in select.items() if _metric(k) is None}
         facts = [f"{k} {v:.4f}" for k, v in rest.items()] + [f"lr {lr:.2e}", f"{seconds:.0f} s"]
         facts += [f"about {_span(left)} left"] if epoch < self.epochs else []
-        self.console.print(" · ".join(facts), highlight=False, style="dim")
+        self.console.print(" · ".join(facts), highlight=False, markup=False, style="dim")  # select[busi] is no markup
 
     def resume(self, epoch: int) -> None:
         """Keep the rows up to ``epoch`` of an earlier part of this run."""

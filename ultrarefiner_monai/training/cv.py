@@ -1,5 +1,7 @@
 """Cross-validation: dataset x fold are jobs of their own, on this machine or on a Slurm cluster, through submitit.
 
+Datasets are cross-validated each by itself, or several as one list (sets), of which each holds out its own fold.
+
 A job trains the given configurations in a row with its fold held out, evaluates the result on that fold, and keeps its
 coarse predictions there: over all folds, one for each image from networks that never saw it. ``result.json`` is written
 last, so a job that has one is finished; any other goes on from its last epoch when the same command is given again.
@@ -23,7 +25,7 @@ import torch
 from rich.table import Table
 
 from ultrarefiner_monai.config import ConfigError, TrainConfig
-from ultrarefiner_monai.data.datalist import read_index, split_fold
+from ultrarefiner_monai.data.datalist import JOINT, DataDirs, folders, names_of, read_sets, split_sets
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.types import InputError
 
@@ -36,13 +38,20 @@ YEAR_MIN = 365 * 24 * 60
 
 @dataclass(frozen=True)
 class FoldJob:
-    """One dataset and one fold of it, as submitit runs it. out: the job's folder, ``OUT/DATASET/fold_K``."""
+    """One dataset, or several as one list, and one fold, as submitit runs it. out: the job's folder,
+    ``OUT/DATASET/fold_K``. leave_out: sets that are only reported."""
 
-    data: Path
+    data: Path | tuple[Path, ...]
     fold: str
     out: Path
     stages: Stages
     device: str | None = None
+    leave_out: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the table calls its data."""
+        return name_of(self.data)
 
     @property
     def result(self) -> Path:
@@ -70,25 +79,39 @@ def run_fold(job: FoldJob) -> dict[str, Any]:
         return json.loads(job.result.read_text(encoding="utf-8"))
     device = job.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with _alone(job.out):
-        model = train_all(job.stages, job.data, job.fold, job.out, resume=True, device=device)
+        model = train_all(job.stages, job.data, job.fold, job.out, True, device, job.leave_out)
         system = load_system(model, device=device)
-        summary = evaluate(Predictor(system, device=device), job.data, job.fold, job.out / "evaluation")
-        for item in read_index(job.data):
+        predictor = Predictor(system, device=device)
+        figures = evaluate(predictor, job.data, job.fold, job.out / "evaluation", leave_out=job.leave_out)
+        items = read_sets(job.data)
+        for item, name in zip(items, names_of(items)):
             if item.fold == job.fold:
-                write_proposal(job.out.parent / "oof", item.id, predict(system.coarse, system.config, item))
-        lesions, normals = summary["lesion_images"], summary["normal_images"]
-        row = {
-            "dataset": job.data.name,
-            "fold": job.fold,
-            "lesion_images": lesions["count"],
-            **{name: lesions[name]["mean"] for name in FIGURES},
-            "coarse_dice": lesions["coarse_dice_mean"],
-            "normal_images": normals["count"],
-            "false_alarm_rate": normals.get("false_alarm_rate"),
-        }
+                write_proposal(job.out.parent / "oof", name, predict(system.coarse, system.config, item))
+        row = _row(job.name, job.fold, figures)
+        if "by_set" in figures:
+            row["sets"] = [_row(name, job.fold, own) for name, own in figures["by_set"].items()]
         with replacing(job.result, "w") as file:
             json.dump(row, file, indent=1)
     return row
+
+
+def _row(name: str, fold: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the table, from what ``evaluate`` says of all images or of a set."""
+    lesions, normals = figures["lesion_images"], figures["normal_images"]
+    return {
+        "dataset": name,
+        "fold": fold,
+        "lesion_images": lesions["count"],
+        **{figure: lesions[figure]["mean"] if figure in lesions else None for figure in FIGURES},
+        "coarse_dice": lesions.get("coarse_dice_mean"),
+        "normal_images": normals["count"],
+        "false_alarm_rate": normals.get("false_alarm_rate"),
+    }
+
+
+def name_of(data: DataDirs) -> str:
+    """The name of a dataset, or the names of several joined by +."""
+    return JOINT.join(sorted(path.name for path in folders(data)))
 
 
 @contextmanager
@@ -105,7 +128,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def cross_validate(
     stages: Sequence[tuple[str, TrainConfig]],
-    datasets: Sequence[Path],
+    datasets: Sequence[Path | Sequence[Path]],
     folds: Sequence[str],
     out: str | Path,
     executor: Literal["local", "slurm"] = "local",
@@ -114,10 +137,12 @@ def cross_validate(
     wait: bool = True,
     device: str | None = None,
     say: Callable[[str], None] = print,
+    leave_out: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Run every dataset x fold that has no result yet; write ``results.csv`` and ``results.json``; return the rows.
 
-    datasets: folders made by ``prepare``, with different names. options: for submitit (``timeout_min``, ``mem_gb``,
+    datasets: folders made by ``prepare``, with different names, each cross-validated by itself; several in one tuple are one
+    list, with a row for all and one for each set. leave_out: sets of such a list that are only reported. options: for submitit (``timeout_min``, ``mem_gb``,
     ``gpus_per_node``, …; others are Slurm's own: ``partition``, ``account``). parallel: how many jobs at a time.
     wait: False submits to Slurm and returns what is finished already.
 
@@ -127,18 +152,22 @@ def cross_validate(
     from ultrarefiner_monai.training.check import check_data
 
     out = Path(out).absolute()
-    names = [d.name for d in datasets]
+    names = [name_of(d) for d in datasets]
     if len(set(names)) != len(names):
         raise InputError(f"the datasets' folders need different names, got {', '.join(names)}")
     jobs = []
     for data in datasets:
-        items = read_index(data)
+        items = read_sets(data)
+        paths = tuple(path.absolute() for path in folders(data))
         for fold in folds:
-            check_data(split_fold(items, fold, stages[0][1].data.select_share, stages[0][1].select_seed))
-            folder = out / data.name / f"fold_{fold}"
+            first = stages[0][1]
+            check_data(split_sets(items, fold, first.data.select_share, first.select_seed, leave_out))
+            folder = out / name_of(data) / f"fold_{fold}"
             uri = stages[0][1].mlflow_uri or f"sqlite:///{out / 'mlflow.db'}"
             own = tuple((name, replace(config, mlflow_uri=uri)) for name, config in stages)
-            jobs.append(FoldJob(data.absolute(), str(fold), folder, own, device))
+            jobs.append(
+                FoldJob(paths[0] if len(paths) == 1 else paths, str(fold), folder, own, device, tuple(leave_out))
+            )
     todo = [job for job in jobs if not job.result.is_file()]
     say(f"{len(jobs)} jobs, {len(jobs) - len(todo)} of them finished before")
     failures: list[str] = []
@@ -148,7 +177,7 @@ def cross_validate(
             failures = _run_array(chosen, todo, wait, say)
         else:
             failures = _run_here(chosen, todo, parallel, say)
-    rows = [json.loads(job.result.read_text(encoding="utf-8")) for job in jobs if job.result.is_file()]
+    rows = _rows([json.loads(job.result.read_text(encoding="utf-8")) for job in jobs if job.result.is_file()])
     if rows:
         _write(rows, out)
     if failures:
@@ -199,13 +228,13 @@ def _run_here(executor: Any, todo: Sequence[FoldJob], parallel: int, say: Callab
             while waiting and len(running) < parallel:
                 job = waiting.pop(0)
                 running.append((job, executor.submit(job)))
-                say(f"{job.data.name}, fold {job.fold}: started, log in {running[-1][1].paths.stdout}")
+                say(f"{job.name}, fold {job.fold}: started, log in {running[-1][1].paths.stdout}")
             time.sleep(0.5)
             for pair in [pair for pair in running if pair[1].done()]:
                 running.remove(pair)
                 fault = _outcome(*pair)
                 failures += [fault] if fault else []
-                say(f"{pair[0].data.name}, fold {pair[0].fold}: {'failed' if fault else 'finished'}")
+                say(f"{pair[0].name}, fold {pair[0].fold}: {'failed' if fault else 'finished'}")
     except BaseException:
         for _, handle in running:
             handle.cancel()
@@ -221,10 +250,18 @@ def _outcome(job: FoldJob, handle: Any) -> str | None:
     parts = re.split(r"^-{5,}$", str(error), flags=re.MULTILINE)
     lines = [line.strip() for line in parts[min(1, len(parts) - 1)].splitlines() if line.strip()]
     what = lines[-1] if lines else type(error).__name__
-    return f"{job.data.name}, fold {job.fold} ({what}; log: {handle.paths.stderr})"
+    return f"{job.name}, fold {job.fold} ({what}; log: {handle.paths.stderr})"
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs' results as lines of the table: the sets of a joint job behind its own line."""
+    lines: list[dict[str, Any]] = []
+    for result in results:
+        lines += [{k: v for k, v in result.items() if k != "sets"}, *result.get("sets", [])]
+    return lines
 
 
 def _write(rows: Sequence[Mapping[str, Any]], out: Path) -> None:

@@ -93,7 +93,7 @@ def nested_proposals(
 
     if config.phase != "phase1_coarse":
         raise InputError(f"proposals are made by a phase1_coarse configuration, got {config.phase}")
-    if parts < 2:
+    if parts < 2 and not by_set:
         raise InputError(f"expected at least 2 parts, got {parts}: a network must not predict what it was trained on")
     out = Path(out)
     items = read_sets(data_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -226,8 +227,12 @@ def _build(config: TrainConfig, split: Split, out: Path, device: str, meta: dict
 
 
 def _facts(split: Split, out: Path, device: str, meta: dict[str, str]) -> dict[str, str]:
-    counts = {
-        name: f"{len(part)} images, {sum(i.has_lesion for i in part)} with a lesion"
-        for name, part in vars(split).items()
-    }
+    several = len(sets_of([i for part in vars(split).values() for i in part])) > 1
+    counts = {name: _counted(part, several) for name, part in vars(split).items()}
     return {**meta, **counts, "device": device, "results": str(out)}
+
+
+def _counted(items: Sequence[Item], several: bool) -> str:
+    text = f"{len(items)} images, {sum(i.has_lesion for i in items)} with a lesion"
+    sets = Counter(i.set for i in items)
+    return f"{text} ({', '.join(f'{name} {sets[name]}' for name in sorted(sets))})" if several and sets else text
