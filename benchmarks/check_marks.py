@@ -36,8 +36,10 @@ from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.metrics import NORMAL_LIMIT, bootstrap_interval, dice_of
 
 THIN = 7  # pixels of a 500 pixel image: marks are thinner
-STANDS_OUT, DROP, BRIGHT = 0.3, 0.3, 0.55  # above the opened image; down to both sides within 3 pixels; in itself
-LARGEST = 0.06  # share of the image: what is found of more than that is no marks
+# How far a mark stands out (above the opened image, and above the darkest of 3 pixels on both sides) and its least
+# brightness; stricter for images of more contrast, in which the first finds more than LARGEST of the image.
+STRICTNESS = ((0.17, 0.35), (0.22, 0.4), (0.3, 0.55))
+LARGEST = 0.03
 
 
 # --- marks found and painted over --------------------------------------------------------------------------------------
@@ -50,23 +52,27 @@ def find_marks(image: np.ndarray) -> np.ndarray:
     both sides: its neighbours at 3 pixels in a direction are much darker. What lies around is taken with it (blurred edges).
     """
     scale = max(1.0, max(image.shape) / 500)
-    width = round(THIN * scale)
+    width, reach = round(THIN * scale), max(2, round(3 * scale))
     hat = image - ndimage.grey_opening(image, (width, width))
-    core = (hat > STANDS_OUT) & (image > BRIGHT)
-    reach = max(2, round(3 * scale))
     sides = [np.minimum(_drop(image, reach, axis, -1), _drop(image, reach, axis, 1)) for axis in (0, 1)]
-    core &= np.maximum(*sides) > DROP
-    # Both directions somewhere in a piece: a fibre falls off above and below only, a cross or a letter all around.
+    for stands_out, bright in STRICTNESS:
+        core = (hat > stands_out) & (image > bright) & (np.maximum(*sides) > stands_out)
+        core = _sharp_all_around(core, sides, stands_out, 40 * scale)
+        near = ndimage.binary_dilation(core, iterations=max(2, round(2 * scale)))
+        if near.mean() <= LARGEST:
+            return near
+    return np.zeros_like(near)
+
+
+def _sharp_all_around(core: np.ndarray, sides: list[np.ndarray], least: float, longest: float) -> np.ndarray:
+    """The pieces that fall off in both directions somewhere: a fibre does above and below only, a cross or a letter both."""
     pieces, count = ndimage.label(core, np.ones((3, 3)))
-    if count:
-        numbers = np.arange(1, count + 1)
-        across = ndimage.maximum(sides[1], pieces, numbers)
-        down = ndimage.maximum(sides[0], pieces, numbers)
-        box_sides = [(b[0].stop - b[0].start, b[1].stop - b[1].start) for b in ndimage.find_objects(pieces)]
-        small = np.array([max(s) <= 40 * scale for s in box_sides])
-        core = np.concatenate([[False], (across > DROP) & (down > DROP) & small])[pieces]
-    near = ndimage.binary_dilation(core, iterations=max(2, round(2 * scale)))
-    return near if near.mean() <= LARGEST else np.zeros_like(near)
+    if not count:
+        return core
+    numbers = np.arange(1, count + 1)
+    sharp = [np.asarray(ndimage.maximum(side, pieces, numbers)) > least for side in sides]
+    small = [max(b[0].stop - b[0].start, b[1].stop - b[1].start) <= longest for b in ndimage.find_objects(pieces)]
+    return np.concatenate([[False], sharp[0] & sharp[1] & small])[pieces]
 
 
 def _drop(image: np.ndarray, reach: int, axis: int, sign: int) -> np.ndarray:
