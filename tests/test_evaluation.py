@@ -15,9 +15,10 @@ from ultrarefiner_monai.comparison import compare_runs
 from ultrarefiner_monai.config import CoarseConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.data.datalist import read_index
 from ultrarefiner_monai.data.readers import read_mask, read_study
+from ultrarefiner_monai.data.tissue import tissue_pairs
 from ultrarefiner_monai.evaluation import evaluate
 from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.metrics import score
+from ultrarefiner_monai.metrics import NORMAL_LIMIT, score
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.sam import build_sam
 from ultrarefiner_monai.robot import as_clicks
@@ -284,3 +285,19 @@ def test_all_of_a_left_out_set_counts(checkpoint: Path, sets: list[Path], tmp_pa
     assert counts == {"plain": 18, "scanned": 6} and summary["left_out"] == "plain"
     with pytest.raises(InputError, match="no such set"):
         evaluate(predictor, sets, 0, tmp_path, leave_out=["elsewhere"])
+
+
+def test_lesion_free_crops_are_reported_apart(checkpoint: Path, folder: Path, tmp_path: Path) -> None:
+    """Always the same crops, each answered by the predictor that serves; the other figures do not know them."""
+    predictor = Predictor(load_system(checkpoint))
+    plain = evaluate(predictor, folder, 0, tmp_path / "a")
+    summary = evaluate(predictor, folder, 0, tmp_path / "b", tissue=True, against=predictor)
+    crops = list(tissue_pairs([i for i in read_index(folder) if i.fold == "0"], 0))
+    masks = [predictor.propose(crop).mask for _, crop, _ in crops]
+    alarms = sum(float((mask > 0).mean()) > NORMAL_LIMIT for mask in masks)
+    figures = summary["tissue_images"]
+    assert len(crops) > 0 and figures["count"] == len(crops) and figures["false_alarms"] == alarms
+    assert figures["false_alarm_rate"] == pytest.approx(alarms / len(crops), abs=1e-4)
+    assert summary["against"]["tissue_images"] == figures
+    assert "tissue_images" not in plain and plain["normal_images"] == summary["normal_images"]
+    assert plain["lesion_images"] == summary["lesion_images"]

@@ -21,6 +21,7 @@ from ultrarefiner_monai.comparison import HD95_NOTE, paired_figures, paired_game
 from ultrarefiner_monai.data.datalist import JOINT, DataDirs, Item, data_name, held_out, read_sets, sets_of
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.data.seen import count_seen, digest_of, name_records, seen
+from ultrarefiner_monai.data.tissue import tissue_pairs
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.inference import Predictor, Proposal
 from ultrarefiner_monai.metrics import FIGURES, NORMAL_LIMIT, Scores, bootstrap_interval, cell, score
@@ -96,6 +97,7 @@ def evaluate(
     coarse_only: bool = False,
     progress: Callable[[int, int], None] | None = None,
     robot_clicks: int = 0,
+    tissue: bool = False,
     against: Predictor | None = None,
     leave_out: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def evaluate(
     coarse_only: the proposal of the coarse network (task ``transunet``), else the automatic one (``ultrarefiner``).
     robot_clicks: a robot user corrects each lesion image with up to so many clicks, through the path that serves (with
     coarse_only: as a server without a refiner); robot.csv and robot.png come on top. 0: it does not play.
+    tissue: one lesion-free crop of each lesion image counts as a normal image too, reported apart (``tissue_images``).
     against: a second checkpoint, measured on the same images; its figures and the paired differences (this one less the
     other) come into the summary, its own per-image figures into against.csv. Raises InputError for a set with an empty fold.
     """
@@ -138,6 +141,10 @@ def evaluate(
     if against is not None and others is not None:
         summary["against"] = _of_model(against, others, images)
         summary["this_against_that"] = _paired(others, cases)
+    if tissue:
+        summary["tissue_images"] = tissue_figures(predictor, items, coarse_only)
+        if against is not None:
+            summary["against"]["tissue_images"] = tissue_figures(against, items, coarse_only)
     _write(out, cases, others)
     with replacing(out / "summary.json", "w") as file:
         json.dump(summary, file, indent=1)
@@ -284,6 +291,22 @@ def _short(cases: Sequence[Case]) -> dict[str, Any]:
     if normals:
         line["false_alarms"] = sum(c.scores.marked > NORMAL_LIMIT for c in normals)
     return line
+
+
+def tissue_figures(predictor: Predictor, items: Sequence[Item], coarse_only: bool = False) -> dict[str, Any]:
+    """False alarms on one lesion-free crop of each lesion image that has room for one (``data.tissue``), always the same
+    crops: count, false_alarms, false_alarm_rate; of several sets also ``by_set``."""
+    alarms: dict[str, list[bool]] = {}
+    for _, crop, item in tissue_pairs(items, seed=0):
+        proposal = predictor.coarse(crop) if coarse_only else predictor.propose(crop)
+        alarms.setdefault(item.set, []).append(float(np.mean(proposal.mask > 0)) > NORMAL_LIMIT)
+    figures = _alarm_figures([alarm for own in alarms.values() for alarm in own])
+    return figures if len(alarms) < 2 else {**figures, "by_set": {k: _alarm_figures(v) for k, v in alarms.items()}}
+
+
+def _alarm_figures(alarms: Sequence[bool]) -> dict[str, Any]:
+    rate = {"false_alarm_rate": round(float(np.mean(alarms)), 4)} if alarms else {}
+    return {"count": len(alarms), "false_alarms": int(sum(alarms)), **rate}
 
 
 def _spread(values: Sequence[float], seed: int) -> dict[str, Any]:

@@ -29,6 +29,9 @@ def evaluate(
         bool, typer.Option(help="A robot user corrects each lesion image with clicks: Dice after clicks, NoC.")
     ] = False,
     clicks: Annotated[int, typer.Option(min=1, max=100, help="The most clicks that the robot makes.")] = 20,
+    tissue: Annotated[
+        bool, typer.Option(help="One lesion-free crop of each lesion image too, as normal images: false alarms.")
+    ] = False,
     against: Annotated[
         str | None, typer.Option(help="A second checkpoint, measured on the same images; differences are paired.")
     ] = None,
@@ -66,6 +69,7 @@ def evaluate(
             coarse_only=task == "transunet",
             progress=progress,
             robot_clicks=clicks if robot else 0,
+            tissue=tissue,
             against=other,
             leave_out=leave_out or (),
         )
@@ -157,6 +161,9 @@ def _summary_table(summary: dict[str, Any]) -> Any:
     if normals["count"]:
         rate = f"{normals['false_alarms']} of {normals['count']}"
         table.add_row("lesion-free images with > 0.2 % marked", rate, "", "")
+    if crops := summary.get("tissue_images"):
+        rate = f"{crops['false_alarms']} of {crops['count']}"
+        table.add_row("lesion-free crops of lesion images with > 0.2 % marked", rate, "", "")
     return table
 
 

@@ -52,14 +52,14 @@ class RandImaged(RandomizableTransform, MapTransform):
 def picture_area(image: torch.Tensor, cells: int = 56) -> torch.Tensor:
     """(S, S) -> (S, S) of 1 within the picture and 0 in the black around it. Black inside (a cyst) is picture."""
     cell = max(1, len(image) // cells)
-    shown = F.avg_pool2d((image > 0).float()[None, None], cell, ceil_mode=True)[0, 0] > 0.5
+    shown = F.avg_pool2d((image > 0).float()[None, None], cell, ceil_mode=True)[0, 0] > 0.9
     inside = torch.ones_like(shown)
     for axis in (0, 1):  # between shown cells on both sides
         before = shown.int().cummax(axis).values > 0
         after = shown.int().flip(axis).cummax(axis).values.flip(axis) > 0
         inside &= before & after
     full = inside.float().repeat_interleave(cell, 0).repeat_interleave(cell, 1)
-    return full[: len(image), : len(image)]
+    return torch.maximum(full[: len(image), : len(image)], (image > 0).float())
 
 
 def smooth_curve(knots: np.ndarray, count: int) -> torch.Tensor:

@@ -78,8 +78,9 @@ def _devices(summary: dict[str, Any]) -> Iterator[str]:
         return
     yield from (_row("scanner", "images", "Dice", "coarse Dice", "boundary F", "missed"), _rule(6))
     for name, row in rows.items():
-        dice, coarse, boundary = (_number(row[k]) for k in ("dice", "coarse_dice", "boundary_f"))
-        yield _row(name, str(row["count"]), dice, coarse, boundary, str(row["missed"]))
+        if row["lesion_images"]:
+            dice, coarse, boundary = (_number(row[k]) for k in ("dice", "coarse_dice", "boundary_f"))
+            yield _row(name, str(row["lesion_images"]), dice, coarse, boundary, str(row["missed"]))
     yield ""
 
 
@@ -101,8 +102,8 @@ def _marked(summary: dict[str, Any], names: Sequence[str]) -> Iterator[str]:
     for name in names:
         block = _of_set(summary, name)
         cells = []
-        for key in ("normal_images", "tissue_images"):
-            part = block.get(key, {})
+        crops = summary.get("tissue_images", {})
+        for part in (block["normal_images"], crops.get("by_set", {}).get(name, crops)):
             cells.append(f"{part['false_alarms']} of {part['count']}" if part.get("count") else "none")
         yield _row(name, *cells)
     yield ""
