@@ -184,7 +184,10 @@ class JointPhase(RefinerPhase):
 
     def _anchor(self, coarse: nn.Module) -> torch.Tensor:
         """Sum over the coarse network's weights of (w - w_0)^2."""
-        terms = [(p - self.start[k].to(p.device)).square().sum() for k, p in coarse.named_parameters()]
+        terms = []
+        for name, parameter in coarse.named_parameters():
+            self.start[name] = self.start[name].to(parameter.device)  # copied once
+            terms.append((parameter - self.start[name]).square().sum())
         return torch.stack(terms).sum()
 
 

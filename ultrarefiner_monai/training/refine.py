@@ -185,7 +185,7 @@ def in_sam_frame(batch: Batch, device: torch.device) -> torch.Tensor:
 def valid_hw(batch: Batch, index: torch.Tensor | None = None) -> list[tuple[int, int]]:
     """(rows, columns) that the image covers, of all items or of some."""
     rows = batch[VALID] if index is None else batch[VALID][index.cpu()]
-    return [(int(h), int(w)) for h, w in rows]
+    return [(h, w) for h, w in rows.tolist()]  # a GPU is waited for once
 
 
 def play(
