@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -53,17 +55,29 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        again, index = divmod(index, len(self.items))
+    def prepare_all(self) -> None:
+        """Prepare every sample now: worker processes that are started later share what is kept."""
+        in_threads(self._prepared, range(len(self.items)))
+
+    def _prepared(self, index: int) -> dict[str, Any]:
         if index not in self._kept:
             self._kept[index] = dict(self.prepare(self.items[index]))
-        sample = dict(self._kept[index])
+        return self._kept[index]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        again, index = divmod(index, len(self.items))
+        sample = dict(self._prepared(index))
         if self.augment is not None:
             entropy = [self.seed, self._epoch.get(), index, *([again] if again > 0 else [])]
             draw = np.random.SeedSequence(entropy).generate_state(1)[0]
             self.augment.set_random_state(seed=int(draw))
             sample = dict(self.augment(sample))
         return {IMAGE: sample[IMAGE], LABEL: sample[LABEL], ID: sample[ID]}
+
+
+def in_threads(work: Callable[[int], Any], indices: Iterable[int]) -> None:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        list(pool.map(work, indices))
 
 
 def as_samples(items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -102,17 +116,27 @@ def process_share() -> tuple[int, int]:
 
 
 def balanced_weights(groups: Sequence[str | None], balance: float) -> list[float] | None:
-    """How often each sample is to be shown in an epoch, on average: about n_group^(-balance), 1 for one without a group.
+    """How often each sample is to be shown in an epoch, on average.
 
-    groups: of each sample (``group_of``); None for phantoms, whose share of an epoch stays as it is. balance: 0 shows all
-    equally often (the answer is None then), 1 each group. The sum is the number of samples, so an epoch stays as long.
+    First a set's share goes with n_set^(1 - balance), then within the set a scanner's with n_scanner^(1 - balance): a set
+    with many scanners does not count for many. groups: SET/SCANNER of each sample (``group_of``); None for phantoms, whose
+    share of an epoch stays as it is. balance: 0 shows all equally often (the answer is None then), 1 each set, and in it
+    each scanner. The sum is the number of samples, so an epoch stays as long.
     """
     sizes = Counter(group for group in groups if group is not None)
     if not balance or len(sizes) < 2:
         return None
-    total = sum(sizes.values())
-    scale = total / sum(n ** (1 - balance) for n in sizes.values())
-    return [1.0 if group is None else scale * sizes[group] ** -balance for group in groups]
+    sets: dict[str, list[str]] = {}
+    for group in sizes:
+        sets.setdefault(group.partition("/")[0], []).append(group)
+    total, power = sum(sizes.values()), 1 - balance
+    whole = {name: sum(sizes[g] for g in own) for name, own in sets.items()}
+    all_sets = sum(n**power for n in whole.values())
+    weights: dict[str, float] = {}
+    for name, own in sets.items():
+        share = total * whole[name] ** power / all_sets / sum(sizes[g] ** power for g in own)
+        weights |= {g: share * sizes[g] ** -balance for g in own}
+    return [1.0 if group is None else weights[group] for group in groups]
 
 
 class BalancedSampler(DistributedSampler):
@@ -162,6 +186,8 @@ def training_loader(
     sampler: DistributedSampler = (
         DistributedSampler(dataset, **options) if weights is None else BalancedSampler(dataset, weights, **options)
     )
+    if workers:  # else each of them would read all images again
+        dataset.prepare_all()  # type: ignore[attr-defined]
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from ultrarefiner_monai.config import CorruptionConfig
 from ultrarefiner_monai.data.corruptions import Corruptor
-from ultrarefiner_monai.data.loading import SharedEpoch
+from ultrarefiner_monai.data.loading import SharedEpoch, in_threads
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL
 from ultrarefiner_monai.geometry import Letterbox, resize
@@ -119,6 +119,10 @@ class RefineDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def prepare_all(self) -> None:
+        """Read every image now: worker processes that are started later share what is kept."""
+        in_threads(self._load, range(len(self.samples)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         again, index = divmod(index, len(self.samples))

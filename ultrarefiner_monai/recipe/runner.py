@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -90,6 +91,8 @@ def _start(job: Job, parallel: int) -> _Running:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if parallel > 1:  # each process would take all cores
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
+    if job.away and parallel > 1 and shutil.which("nice"):  # what the shipped file waits for has the cores first
+        command = ["nice", *command]
     with log_of(job).open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
