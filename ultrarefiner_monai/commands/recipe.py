@@ -38,6 +38,7 @@ def recipe(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be done and how long it takes, and stop.")
     ] = False,
+    timing: Annotated[bool, typer.Option(help="Time some steps of each kind first, for the plan.")] = True,
     device: Device = None,
 ) -> None:
     """Train, join, calibrate and evaluate as a recipe says: from data to one model file, resumable at every step."""
@@ -73,8 +74,8 @@ def recipe(
     jobs = jobs_of(work)
     jobs = up_to(jobs, until) if until else jobs
     done = {job.id for job in jobs if is_done(job)}
-    console = Console()
-    console.print(plan_table(estimates(work, jobs), done, parallel))
+    if timing or plan:
+        Console().print(plan_table(estimates(work, jobs), done, parallel))
     if plan:
         return
     try:

@@ -288,6 +288,8 @@ class RefineConfig:
     # Share of the lesion images that are refined with clicks, and how those are given.
     click_share: float = 0.5
     max_clicks: int = 8
+    # The clicks of an image are placed in so many rounds, each on the result of the rounds before.
+    click_rounds: int = 3
     click_mistakes: float = 0.05
     box_share: float = 0.15
     # Share of those whose coarse mask is made to overlook the lesion, half of them with a false alarm elsewhere.
@@ -316,7 +318,8 @@ class RefineConfig:
             ),
             not_negative=("focal_weight", "iou_weight", "penalty_weight", "first_pass_weight"),
         )
-        require(self.variants >= 1 and self.max_clicks >= 1, "refine.variants and refine.max_clicks must be at least 1")
+        counts = self.variants, self.max_clicks, self.click_rounds
+        require(min(counts) >= 1, "refine.variants, refine.max_clicks and refine.click_rounds must be at least 1")
         require(self.nested_parts >= 2, f"refine.nested_parts must be at least 2, got {self.nested_parts}")
         require(bool(self.train), "refine.train must name at least one part")
         over = {"neck", "encoder"} & set(self.train)

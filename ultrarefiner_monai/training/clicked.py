@@ -88,7 +88,7 @@ def users_prompts(
         start = torch.sigmoid(refiner(embedding, coarse_prob, None, valid_hw=valid).refined_logits)
         sure = coarse_prob.flatten(1).amax(dim=1) >= refiner.config.post.min_peak
         start = start * sure[:, None, None, None]
-        return simulate(answer, start, truth, counts, boxes, scale, options.click_mistakes, rng)
+        return simulate(answer, start, truth, counts, boxes, scale, options.click_mistakes, rng, options.click_rounds)
 
 
 def dice_after(refiner: Refiner, frame: Played, start: torch.Tensor, label: torch.Tensor, count: int) -> torch.Tensor:

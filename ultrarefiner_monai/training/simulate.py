@@ -16,7 +16,6 @@ from ultrarefiner_monai.types import Prompts
 
 # How likely 1, 2, 3 ... clicks are: mostly few, for that is what users give.
 COUNT_WEIGHTS = (0.3, 0.22, 0.16, 0.11, 0.08, 0.06, 0.04, 0.03)
-MAX_ROUNDS = 3  # results are computed anew so many times; the clicks of a round are placed on one result
 CARELESS = 0.06  # a careless click lands this share of the side away from where it should
 
 Click = tuple[float, float, int]  # x, y in the M frame, label
@@ -99,14 +98,16 @@ def simulate(
     scale: float,
     mistakes: float,
     rng: np.random.Generator,
+    most_rounds: int = 3,
 ) -> Prompts:
     """The prompts of a whole interaction, in the sam frame.
 
     answer: prompts -> refined_prob (B, 1, M, M), without gradient. start: the result before any click, the same shape.
-    label: (B, 1, M, M) bool. counts: clicks per item. Items whose result has no error left get no more clicks.
+    label: (B, 1, M, M) bool. counts: clicks per item. most_rounds: results are computed anew so many times at most; the
+    clicks of a round are placed on one result. Items whose result has no error left get no more clicks.
     """
     clicks: list[list[Click]] = [[] for _ in counts]
-    rounds = min(MAX_ROUNDS, max(counts, default=0))
+    rounds = min(most_rounds, max(counts, default=0))
     prob = start
     for r in range(rounds):
         masks, truth = (prob[:, 0] >= 0.5).cpu().numpy(), label[:, 0].cpu().numpy()
