@@ -133,14 +133,14 @@ class BalancedSampler(DistributedSampler):
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(len(self.weights))
         ends = np.cumsum(self.weights[order])
-        marks = (rng.random() + np.arange(self.total_size)) * (ends[-1] / self.total_size)
+        marks = (rng.random() + np.arange(len(order))) * (ends[-1] / len(order))
         chosen = order[np.searchsorted(ends, marks, side="right").clip(max=len(order) - 1)]
         if getattr(self.dataset, "repeats", False):
             first = np.searchsorted(np.sort(chosen), chosen)  # chosen: equal ones stand side by side
             ranks = np.argsort(np.argsort(chosen, kind="stable"), kind="stable")
             chosen = chosen + (ranks - first) * len(order)
-        chosen = rng.permutation(chosen)
-        return iter(chosen[self.rank : self.total_size : self.num_replicas].tolist())
+        shown = np.resize(rng.permutation(chosen), self.total_size)  # as many for each process
+        return iter(shown[self.rank :: self.num_replicas].tolist())
 
 
 def training_loader(
