@@ -26,7 +26,7 @@ LAYERS: list[set[str]] = [
     {"models", "data", "known_weights", "weights"},
     {"checkpoints", "inference", "regions", "pacs"},
     {"registry"},
-    {"training", "evaluation", "comparison", "sheets", "batch"},
+    {"training", "evaluation", "comparison", "summaries", "sheets", "batch"},
     {"commands", "launch"},
     {"cli"},
 ]
