@@ -19,14 +19,14 @@ HEAVY = {"matplotlib", "highdicom", "mlflow", "submitit", "tensorboard", "itk", 
 # Layers from the ground up; a module may import from its own layer and the ones below. models and data are one floor
 # but do not know each other.
 LAYERS: list[set[str]] = [
-    {"types", "config", "files", "setaside", "__init__"},
+    {"types", "config", "files", "setaside", "threads", "__init__"},
     {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "cuts", "pixels", "measure"}
     | {"coarse", "request", "download", "cache", "recent", "journal", "journalqueue", "opensaves"}
     | {"robot", "trainingfolder", "workfolder", "presence"},
     {"models", "data", "known_weights", "weights"},
     {"checkpoints", "inference", "regions", "pacs"},
     {"registry"},
-    {"training", "recipe", "evaluation", "comparison", "sheets", "batch"},
+    {"training", "recipe", "evaluation", "comparison", "summaries", "sheets", "batch"},
     {"commands", "launch"},
     {"cli"},
 ]

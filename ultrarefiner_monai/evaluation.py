@@ -17,17 +17,18 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.cache import EmbeddingCache
-from ultrarefiner_monai.comparison import HD95_NOTE, paired_figures, paired_games, write_rows
+from ultrarefiner_monai.comparison import HD95_NOTE, write_rows
 from ultrarefiner_monai.data.datalist import JOINT, DataDirs, Item, data_name, held_out, read_sets, sets_of
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.data.seen import count_seen, digest_of, name_records, seen
 from ultrarefiner_monai.data.tissue import tissue_pairs
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.inference import Predictor, Proposal
-from ultrarefiner_monai.metrics import FIGURES, NORMAL_LIMIT, Scores, bootstrap_interval, cell, score
+from ultrarefiner_monai.metrics import NORMAL_LIMIT, Scores, cell, score
 from ultrarefiner_monai.postprocess import prob_to_mask
-from ultrarefiner_monai.robot import LEVELS, Game, play, summarise_games
+from ultrarefiner_monai.robot import LEVELS, Game, play
 from ultrarefiner_monai.sheets import write_curves, write_overlays
+from ultrarefiner_monai.summaries import by_origin, games_of, paired, summarise
 from ultrarefiner_monai.types import NOTICE, InputError
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,6 @@ WRITTEN = (
     "against_robot.csv",
     "robot.png",
 )  # beside the summary
-UNKNOWN_DEVICE = "not known"
 PLAY_CACHE = 64 * 2**20  # bytes; the image that is being played is all that has to be kept
 
 
@@ -140,7 +140,7 @@ def evaluate(
     }
     if against is not None and others is not None:
         summary["against"] = _of_model(against, others, images)
-        summary["this_against_that"] = _paired(others, cases)
+        summary["this_against_that"] = paired(others, cases)
     if tissue:
         summary["tissue_images"] = tissue_figures(predictor, items, coarse_only)
         if against is not None:
@@ -220,77 +220,7 @@ def _evaluate_one(
     return Case(item, scores, coarse, replace(proposal, final_prob=none, coarse_prob=none), coarse_mask, game)
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
-
-
-def summarise(cases: Sequence[Case], seed: int = 0) -> dict[str, Any]:
-    """Mean, median and 95 % bootstrap interval of each figure on lesion images; false alarms on the others.
-
-    Where a refiner answered also ``refined_against_coarse``, where the robot played also ``robot``.
-    """
-    lesions = [c for c in cases if c.item.has_lesion]
-    normals = [c for c in cases if not c.item.has_lesion]
-    found = [c.scores.hd95_px for c in lesions if c.scores.marked > 0]
-    summary: dict[str, Any] = {"lesion_images": {"count": len(lesions)}, "normal_images": {"count": len(normals)}}
-    if lesions:
-        summary["lesion_images"] |= {
-            name: _spread([getattr(c.scores, name) for c in lesions], seed) for name in FIGURES
-        }
-        summary["lesion_images"] |= {"hd95_px_found": _spread(found, seed)} if found else {}
-        summary["lesion_images"]["missed"] = sum(c.scores.dice == 0 for c in lesions)
-        summary["lesion_images"]["coarse_dice_mean"] = round(float(np.mean([c.coarse.dice for c in lesions])), 4)
-        summary["by_class"] = {
-            category: round(float(np.mean([c.scores.dice for c in lesions if c.item.category == category])), 4)
-            for category in sorted({c.item.category for c in lesions})
-        }
-    if normals:
-        marked = np.array([c.scores.marked for c in normals])
-        summary["normal_images"] |= {
-            "false_alarms": int((marked > NORMAL_LIMIT).sum()),
-            "false_alarm_rate": round(float((marked > NORMAL_LIMIT).mean()), 4),
-            "mean_marked": round(float(marked.mean()), 5),
-        }
-    if any(c.coarse_mask is not None for c in cases):
-        lesion = [c.item.has_lesion for c in cases]
-        summary["refined_against_coarse"] = paired_figures([c.coarse for c in cases], [c.scores for c in cases], lesion)
-    if any(c.game is not None for c in cases):
-        summary["robot"] = summarise_games(_games(cases))
-    return summary
-
-
-def by_origin(cases: Sequence[Case]) -> dict[str, Any]:
-    """``by_set``: each set's figures as for the whole, where there are several. ``by_device``: a short line for each scanner
-    of a set whose index names some; called SET/DEVICE where there are several sets."""
-    sets = sets_of([c.item for c in cases])
-    found: dict[str, Any] = {}
-    if len(sets) > 1:
-        found["by_set"] = {name: summarise([c for c in cases if c.item.set == name]) for name in sets}
-    devices: dict[str, dict[str, Any]] = {}
-    for name in sets:
-        own = [c for c in cases if c.item.set == name]
-        for device in sorted({c.item.device for c in own}) if any(c.item.device for c in own) else ():
-            label = device or UNKNOWN_DEVICE
-            label = f"{name}/{label}" if len(sets) > 1 else label
-            devices[label] = _short([c for c in own if c.item.device == device])
-    return {**found, **({"by_device": devices} if devices else {})}
-
-
-def _short(cases: Sequence[Case]) -> dict[str, Any]:
-    lesions = [c for c in cases if c.item.has_lesion]
-    normals = [c for c in cases if not c.item.has_lesion]
-    line: dict[str, Any] = {"lesion_images": len(lesions), "normal_images": len(normals)}
-    if lesions:
-        means = {
-            "dice": [c.scores.dice for c in lesions],
-            "coarse_dice": [c.coarse.dice for c in lesions],
-            "boundary_f": [c.scores.boundary_f for c in lesions],
-            "coarse_boundary_f": [c.coarse.boundary_f for c in lesions],
-        }
-        line |= {name: round(float(np.mean(values)), 4) for name, values in means.items()}
-        line["missed"] = sum(c.scores.dice == 0 for c in lesions)
-    if normals:
-        line["false_alarms"] = sum(c.scores.marked > NORMAL_LIMIT for c in normals)
-    return line
+# --- lesion-free crops ------------------------------------------------------------------------------------------------
 
 
 def tissue_figures(predictor: Predictor, items: Sequence[Item], coarse_only: bool = False) -> dict[str, Any]:
@@ -309,26 +239,6 @@ def _alarm_figures(alarms: Sequence[bool]) -> dict[str, Any]:
     return {"count": len(alarms), "false_alarms": int(sum(alarms)), **rate}
 
 
-def _spread(values: Sequence[float], seed: int) -> dict[str, Any]:
-    low, high = bootstrap_interval(np.array(values), seed)
-    return {
-        "mean": round(float(np.mean(values)), 4),
-        "median": round(float(np.median(values)), 4),
-        "ci95": [round(low, 4), round(high, 4)],
-    }
-
-
-def _games(cases: Sequence[Case]) -> list[Game]:
-    return [c.game for c in cases if c.game is not None]
-
-
-def _paired(before: Sequence[Case], after: Sequence[Case]) -> dict[str, Any]:
-    lesion = [c.item.has_lesion for c in before]
-    figures = paired_figures([c.scores for c in before], [c.scores for c in after], lesion)
-    games = paired_games(_games(before), _games(after))
-    return {**figures, **({"robot": games} if games else {})}
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -340,10 +250,10 @@ def _write(out: Path, cases: Sequence[Case], others: Sequence[Case] | None) -> N
     write_overlays(cases, out / "overlays")
     if others is not None:
         write_rows(out / "against.csv", [c.row() for c in others])
-    if _games(cases):
+    if games_of(cases):
         write_rows(out / "robot.csv", [c.robot_row(c.game) for c in cases if c.game is not None])
-        curves = {cases[0].proposal.version: _games(cases)}
+        curves = {cases[0].proposal.version: games_of(cases)}
         if others is not None:
             write_rows(out / "against_robot.csv", [c.robot_row(c.game) for c in others if c.game is not None])
-            curves[f"against {others[0].proposal.version}"] = _games(others)
+            curves[f"against {others[0].proposal.version}"] = games_of(others)
         write_curves(curves, out / "robot.png")

@@ -82,6 +82,24 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(
     assert splits[0] == splits[1]
 
 
+def test_balanced_sets_are_shared_among_processes(
+    arguments: list[str], data: Path, tmp_path: Path, small_network: None, write_clean_folder
+) -> None:
+    """Each image as often as in one process, and the figures of a set are those of all processes."""
+    other = write_clean_folder(tmp_path / "other", 12, seed=7)
+    config = {**CONFIG, "data": {"select_share": 0.3, "phantoms": 2, "balance": 1.0}, "epochs": 2}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    code, output = torchrun(*arguments, "--data", str(other), "--out", str(tmp_path / "two"))
+    assert code == 0, output[-2000:]
+    whole = from_dict(TrainConfig, {**config, "batch_size": 4})
+    train(whole, [data, other], 0, tmp_path / "one", device="cpu")
+    one, two = (list(csv.DictReader((tmp_path / n / "history.csv").open())) for n in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert "select[other]" in a
+        for name in ("loss", "select", "select_loss", "select[d]", "select[other]"):
+            assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-4), (name, a, b)
+
+
 def test_a_nan_in_one_process_ends_all_and_names_its_images(arguments: list[str], tmp_path: Path) -> None:
     code, output = torchrun(*arguments, "--out", str(tmp_path / "r"), BREAK_RANK="1")
     assert code != 0

@@ -116,6 +116,9 @@ def test_a_start_that_has_seen_what_is_reported_is_refused(
         train(replace(CONFIG, init=files["cid"]), folders, 0, tmp_path / "r", leave_out=["cid"])
     with pytest.raises(InputError, match="has seen fold 1"):
         train(replace(CONFIG, init=files["joint"]), folders, 1, tmp_path / "r")
+    refine = RefineConfig(sam_init=files["cid"])
+    with pytest.raises(InputError, match="refine.sam_init.*cid"):
+        train(replace(CONFIG, refine=refine), folders, 0, tmp_path / "r", leave_out=["cid"])
     with pytest.raises(InputError, match="bob"):
         join([files["joint"]], [], folders, 0, tmp_path / "j.safetensors", leave_out=["bob"])
     train(replace(CONFIG, init=files["joint"]), folders[2], 1, tmp_path / "s", device="cpu")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from ultrarefiner_monai.data.datalist import Item, group_of, names_of
 from ultrarefiner_monai.data.phantoms import make_phantom
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL
+from ultrarefiner_monai.threads import in_threads
 
 GROUP = "group"  # of a sample: what it is balanced with; a phantom has none
 
@@ -73,11 +72,6 @@ class SeededDataset(Dataset):
             self.augment.set_random_state(seed=int(draw))
             sample = dict(self.augment(sample))
         return {IMAGE: sample[IMAGE], LABEL: sample[LABEL], ID: sample[ID]}
-
-
-def in_threads(work: Callable[[int], Any], indices: Iterable[int]) -> None:
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        list(pool.map(work, indices))
 
 
 def as_samples(items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -157,14 +151,14 @@ class BalancedSampler(DistributedSampler):
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(len(self.weights))
         ends = np.cumsum(self.weights[order])
-        marks = (rng.random() + np.arange(self.total_size)) * (ends[-1] / self.total_size)
+        marks = (rng.random() + np.arange(len(order))) * (ends[-1] / len(order))
         chosen = order[np.searchsorted(ends, marks, side="right").clip(max=len(order) - 1)]
         if getattr(self.dataset, "repeats", False):
             first = np.searchsorted(np.sort(chosen), chosen)  # chosen: equal ones stand side by side
             ranks = np.argsort(np.argsort(chosen, kind="stable"), kind="stable")
             chosen = chosen + (ranks - first) * len(order)
-        chosen = rng.permutation(chosen)
-        return iter(chosen[self.rank : self.total_size : self.num_replicas].tolist())
+        shown = np.resize(rng.permutation(chosen), self.total_size)  # as many for each process
+        return iter(shown[self.rank :: self.num_replicas].tolist())
 
 
 def training_loader(

@@ -19,10 +19,11 @@ from torch.utils.data import Dataset
 
 from ultrarefiner_monai.config import CorruptionConfig
 from ultrarefiner_monai.data.corruptions import Corruptor
-from ultrarefiner_monai.data.loading import SharedEpoch, in_threads
+from ultrarefiner_monai.data.loading import SharedEpoch
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL
 from ultrarefiner_monai.geometry import Letterbox, resize
+from ultrarefiner_monai.threads import in_threads
 from ultrarefiner_monai.types import InputError
 
 FEATURES, PROPOSAL, VALID = "features", "proposal", "valid_hw"

@@ -18,6 +18,7 @@ import numpy as np
 
 from ultrarefiner_monai.data.datalist import JOINT, Item
 from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.threads import in_threads
 
 BYTES = 8  # of a SHA-256: among 10^4 images two agree by chance with a probability of 10^-12
 DIGESTS, BEFORE = "digests", "seen_before"
@@ -34,7 +35,7 @@ def digest_of(image: np.ndarray) -> bytes:
 
 def digests_of(items: Iterable[Item]) -> set[bytes]:
     """The digests of the items' images, a few milliseconds each; kept while the process lives and the file is the same."""
-    return {_of_file(item.image, item.image.stat().st_mtime_ns) for item in items}
+    return set(in_threads(lambda item: _of_file(item.image, item.image.stat().st_mtime_ns), items))
 
 
 @lru_cache(maxsize=20_000)

@@ -12,6 +12,7 @@ from ultrarefiner_monai.checkpoints import read_checkpoint
 from ultrarefiner_monai.data.datalist import Item, Split, names_of, sets_of
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.seen import digests_of, name_records, named_sets, seen_by_name, unpack
+from ultrarefiner_monai.threads import in_threads
 from ultrarefiner_monai.types import InputError
 
 SHOWN = 5
@@ -30,7 +31,8 @@ def check_data(split: Split) -> None:
             f"the fold held out ({split.report[0].fold}) holds no image with a lesion: nothing could be reported of it; "
             "check index.csv's folds, or choose another --fold"
         )
-    faults = [fault for item, name in zip(everything, names_of(everything)) for fault in _faults(item, name)]
+    found = in_threads(lambda pair: list(_faults(*pair)), list(zip(everything, names_of(everything))))
+    faults = [fault for own in found for fault in own]
     if faults:
         more = f"; {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise InputError(f"the data cannot be trained on: {'; '.join(faults[:SHOWN])}{more}")

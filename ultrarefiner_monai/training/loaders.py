@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.data.corrections import read_corrections
-from ultrarefiner_monai.data.datalist import Item, Split, group_of
+from ultrarefiner_monai.data.datalist import Item, Split, group_of, names_of
 from ultrarefiner_monai.data.loading import (
     GROUP,
     SeededDataset,
@@ -78,7 +78,10 @@ def _refiner_loaders(
     masks = None if phase.coarse_size else _coarse_masks(config)  # in phase 3 the coarse network itself answers
     training = dataset(samples, augment=augment, variants=config.refine.variants, coarse_masks=masks)
     # The checkpoint is judged by what it will really be given: the coarse network's own predictions.
-    judged = [replace(_sample(i), proposals=(predict(phase.coarse, phase.system, i),)) for i in split.select]
+    judged = [
+        replace(_sample(i, name), proposals=(predict(phase.coarse, phase.system, i),))
+        for i, name in zip(split.select, names_of(split.select))
+    ]
     selection = dataset(judged, with_image=True)
     workers = config.data.workers if config.refine.cache != "ram" else 0  # a worker's RAM is not shared
     return (
@@ -111,8 +114,8 @@ def _embed(config: TrainConfig, phase: RefinerPhase, out: Path) -> Embed | None:
     return FeatureKeeper(encoder, config.refine.train, int(config.refine.cache_gb * GIB), folder, recipe)
 
 
-def _sample(item: Item) -> RefineSample:
-    return RefineSample(item.id, item.image, item.mask, group=group_of(item))
+def _sample(item: Item, name: str) -> RefineSample:
+    return RefineSample(name, item.image, item.mask, group=group_of(item))
 
 
 def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[RefineSample]:
@@ -122,8 +125,8 @@ def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[Refine
         # By time: the newest stands. Only images of the training part: the others judge or are reported.
         offered = {c.id: c.proposal for c in read_corrections(config.refine.corrections)}
     samples, real = [], 0
-    for item in items:
-        sample = _sample(item)
+    for item, name in zip(items, names_of(items)):
+        sample = _sample(item, name)
         if item.id in offered:
             sample = replace(sample, proposals=(offered[item.id].astype(np.float32),), is_correction=True)
         else:

@@ -66,6 +66,9 @@ def train(
     split = split_sets(items, fold, config.data.select_share, config.select_seed, leave_out)
     if Path(config.init).suffix == ".safetensors" and not resume:
         _check_start(config, split, fold, leave_out)
+    sam = None if resume else stored_meta(config.refine.sam_init)  # others' weights have no meta
+    if sam is not None:
+        check_held_out(f"refine.sam_init: {config.refine.sam_init}", sam, split, fold, leave_out)
     for path in config.loss.teachers:
         check_held_out(f"loss.teachers: {path}", read_checkpoint(path).meta, split, fold, leave_out)
     return train_split(config, split, out, device, resume, **about_data(items, fold, leave_out))
