@@ -27,7 +27,7 @@ from ultrarefiner_monai.data.seen import digests_of, unpack
 from ultrarefiner_monai.evaluation import evaluate
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.training.joining import join
-from ultrarefiner_monai.training.loaders import proposal_of
+from ultrarefiner_monai.training.loaders import read_proposals
 from ultrarefiner_monai.training.nested import nested_proposals
 from ultrarefiner_monai.training.run import train, train_all
 from ultrarefiner_monai.types import InputError
@@ -148,10 +148,10 @@ def test_proposals_of_several_sets_lie_in_folders_of_their_names(folders: list[P
     assert count == sum((tmp_path / "p" / f"{i.key}.png").is_file() for i in items if i.set != "cid") > 0
     assert not (tmp_path / "p" / "cid").exists()
     written = [i for i in items if (tmp_path / "p" / f"{i.key}.png").is_file()]
-    assert all(proposal_of(tmp_path / "p", i) is not None for i in written)
+    assert all(read_proposals(str(tmp_path / "p"), i) for i in written)
     one = written[0]
     shutil.copy(tmp_path / "p" / f"{one.key}.png", tmp_path / f"{one.id}.png")  # as a single set's lie
-    assert (proposal_of(tmp_path, one) == proposal_of(tmp_path / "p", one)).all()  # type: ignore[union-attr]
+    assert (read_proposals(str(tmp_path), one)[0] == read_proposals(str(tmp_path / "p"), one)[0]).all()
 
 
 def test_proposals_by_set_come_from_networks_that_never_saw_it(folders: list[Path], tmp_path: Path) -> None:
