@@ -101,7 +101,7 @@ def with_and_without_cache(init: str, clicks: float, options: argparse.Namespace
 
 def compact(options: argparse.Namespace, unit: str, folder: Path) -> None:
     """Print what a step of the compact preset takes, batch 8, in both precisions, turn by turn."""
-    first = load_yaml(TrainConfig, CONFIGS / "phase1_compact_full.yaml", {"init": "none"})
+    first = load_yaml(TrainConfig, CONFIGS / "phase1_compact.yaml", {"init": "none"})
     start = folder / "compact.safetensors"
     save_system(start, SystemConfig(coarse=first.system.coarse), build_coarse(first.system.coarse), half=False)
     second = load_yaml(TrainConfig, CONFIGS / "phase2_compact.yaml", {"init": str(start)})

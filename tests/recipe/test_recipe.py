@@ -89,9 +89,9 @@ def test_steps_become_jobs_in_their_order_and_each_set_is_left_out_in_a_row_of_i
     away = next(job for job in jobs if job.id == "without_c/coarse")
     assert away.training is not None and away.training.epochs == 2  # round(2 * 1.5 * .5), one at least
     assert away.command[away.command.index("--leave-out") + 1] == "c"
-    assert [job.id for job in up_to(jobs_of(work_in(folder, folder / "out")), "refiner")][-1] == "refiner"
+    assert [job.id for job in up_to(jobs_of(work_in(folder, folder / "out")), ["refiner"])][-1] == "refiner"
     with pytest.raises(ConfigError, match="there is no step none; there are coarse"):
-        up_to(jobs, "none")
+        up_to(jobs, ["none"])
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,10 @@ def recipe(
     workers: Annotated[
         int, typer.Option(min=-1, help="Processes that prepare each step's images; -1: by the cores.")
     ] = -1,
-    until: Annotated[str, typer.Option(help="Stop after this step: the rest can be done on another machine.")] = "",
+    until: Annotated[
+        list[str] | None,
+        typer.Option(help="Do no more than this step needs (several for several): the rest can be done elsewhere."),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be done and how long it takes, and stop.")
     ] = False,
@@ -84,6 +87,6 @@ def recipe(
         typer.echo("\nstopped; the same command goes on", err=True)
         raise typer.Exit(130) from None
     if until:
-        typer.echo(f"{until} is done; the same command without --until goes on")
+        typer.echo(f"{', '.join(until)} done; the same command without --until goes on")
         return
     typer.echo(f"{out / work.recipe.result / 'model.safetensors'}; figures: {write_card(work, jobs)}")

@@ -21,7 +21,7 @@ class StepConfig:
     """One step of a recipe file.
 
     ``{NAME}`` in an option or a path stands for the folder of the step NAME, which then comes first. train: ``config``
-    with ``options``. proposals: networks of ``config`` that each leave a part out and predict it; by: how many parts, or
+    with ``options``; ``away_options`` come on top where a set is left out that the start weights may have seen. proposals: networks of ``config`` that each leave a part out and predict it; by: how many parts, or
     ``sets``: each part is a whole data set, so that what is predicted comes from a hospital never seen. join: the means
     of ``coarse`` and of ``sam``, calibrated where asked. evaluate: figures of ``model``.
     """
@@ -30,6 +30,7 @@ class StepConfig:
     command: Literal["train", "proposals", "join", "evaluate"]
     config: str = ""
     options: dict[str, object] = field(default_factory=dict)
+    away_options: dict[str, object] = field(default_factory=dict)
     by: str = BY_SETS
     coarse: tuple[str, ...] = ()
     sam: tuple[str, ...] = ()
@@ -48,9 +49,14 @@ class StepConfig:
 
     @property
     def waits_for(self) -> set[str]:
-        """Names of the steps whose folders it reads."""
+        """Names of the steps whose folders it reads, in a row that leaves nothing out."""
         texts = [json.dumps(self.options), *self.coarse, *self.sam, self.model]
         return {name for text in texts for name in _PLACE.findall(text)}
+
+    def in_row(self, left_out: Sequence[str]) -> StepConfig:
+        """The step as it is in a row that leaves these sets out."""
+        more = self.away_options if left_out else {}
+        return replace(self, options={**self.options, **more}, away_options={})
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class RecipeConfig:
     def __post_init__(self) -> None:
         names: list[str] = []
         for step in self.steps:
-            unknown = sorted(step.waits_for - set(names))
+            unknown = sorted((step.waits_for | step.in_row(["any"]).waits_for) - set(names))
             if unknown:
                 raise ConfigError(f"step {step.name} reads {', '.join(unknown)}: no step before it has that name")
             if step.name in names:
@@ -126,12 +132,13 @@ def jobs_of(work: Work) -> list[Job]:
     return jobs
 
 
-def up_to(jobs: Sequence[Job], step: str) -> list[Job]:
-    """The jobs of ``step`` and all that they need. ConfigError for a step that there is not."""
-    wanted = {job.id for job in jobs if job.step.name == step}
-    if not wanted:
-        names = ", ".join(dict.fromkeys(job.step.name for job in jobs))
-        raise ConfigError(f"there is no step {step}; there are {names}")
+def up_to(jobs: Sequence[Job], steps: Sequence[str]) -> list[Job]:
+    """The jobs of ``steps`` and all that they need. ConfigError for a step that there is not."""
+    names = list(dict.fromkeys(job.step.name for job in jobs))
+    unknown = sorted(set(steps) - set(names))
+    if unknown:
+        raise ConfigError(f"there is no step {', '.join(unknown)}; there are {', '.join(names)}")
+    wanted = {job.id for job in jobs if job.step.name in steps}
     for job in reversed(jobs):
         if job.id in wanted:
             wanted |= set(job.waits_for)
@@ -140,7 +147,8 @@ def up_to(jobs: Sequence[Job], step: str) -> list[Job]:
 
 def _row(work: Work, left_out: tuple[str, ...], scale: float, prefix: str) -> Iterator[Job]:
     ids: dict[str, list[str]] = {}
-    for step in work.recipe.steps:
+    for config in work.recipe.steps:
+        step = config.in_row(left_out)
         waits = [job for name in sorted(step.waits_for) for job in ids[name]]
         jobs = list(_jobs(work, step, left_out, scale, prefix, tuple(waits)))
         ids[step.name] = [job.id for job in jobs]
