@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ultrarefiner_monai.coarse import coarse_arrays
 from ultrarefiner_monai.config import SystemConfig, TrainConfig
 from ultrarefiner_monai.data.datalist import DataDirs, Item, Split, names_of, read_sets, sets_of, split_sets
 from ultrarefiner_monai.data.readers import read_study
+from ultrarefiner_monai.data.seen import digests_of, name_records, named_sets, unpack
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.geometry import Letterbox
 from ultrarefiner_monai.types import InputError
@@ -71,6 +73,22 @@ def _pieces(items: Sequence[Item], parts: int, seed: int, by_set: bool) -> dict[
     return {name: [i for i in items if i.set == name] for name in names}
 
 
+def _unseen_start(config: TrainConfig, piece: Sequence[Item]) -> TrainConfig:
+    """The configuration for a network that predicts ``piece``: start weights that have seen its hospital or one of its images
+    are not used; ImageNet's are, or none, where the stem has no others."""
+    from ultrarefiner_monai.training.check import stored_meta
+
+    meta = stored_meta(config.init)
+    if meta is None:
+        return config
+    seen = any(named_sets(record, name) for record in name_records(meta) for name in sets_of(piece))
+    if not seen and not (unpack(meta) or set()) & digests_of(piece):
+        return config
+    start = "imagenet" if config.system.coarse.arch == "compact" else "none"
+    log.info("init: %s has seen images that are to be predicted; starts from %s", config.init, start)
+    return replace(config, init=start)
+
+
 def nested_proposals(
     config: TrainConfig,
     data_dir: DataDirs,
@@ -112,7 +130,7 @@ def nested_proposals(
             # What is away from a hospital is also selected away from it.
             select = tuple(i for i in split.select if not by_set or i.set != name)
             inner = Split(rest, select, tuple(piece))
-            train_split(config, inner, run, device, resume=(run / "last.pt").is_file())
+            train_split(_unseen_start(config, piece), inner, run, device, resume=(run / "last.pt").is_file())
         system = load_system(run / "best.safetensors", device=device or "cpu")
         for item in todo:
             write_proposal(out, names[item.key], predict(system.coarse, system.config, item))
