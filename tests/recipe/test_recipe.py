@@ -18,7 +18,7 @@ from ultrarefiner_monai.recipe.runner import is_done, log_of, record_of, run
 from ultrarefiner_monai.recipe.steps import RecipeConfig, Work, jobs_of, up_to
 from ultrarefiner_monai.types import InputError
 
-SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "recipe_compact.yaml"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 COARSE = {
     "arch": "compact", "image_size": 32, "hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 32,
     "decoder_channels": [16, 8, 8],
@@ -68,12 +68,14 @@ def work_in(folder: Path, out: Path, **more) -> Work:
     return Work(recipe, folder, tuple(folder / n for n in "abc"), "0", out, **more)
 
 
-def test_the_shipped_recipe_is_sound_and_ends_with_figures() -> None:
-    recipe = load_yaml(RecipeConfig, SHIPPED)
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("recipe_*.yaml")), ids=lambda p: p.stem)
+def test_the_shipped_recipes_are_sound_and_end_with_figures(path: Path) -> None:
+    recipe = load_yaml(RecipeConfig, path)
     assert recipe.result == "shipped" and recipe.steps[-1].command == "evaluate"
     for step in recipe.steps:
         if step.config:
-            load_yaml(TrainConfig, SHIPPED.parent / step.config, dict(step.options))
+            for left_out in ([], ["any"]):
+                load_yaml(TrainConfig, CONFIGS / step.config, dict(step.in_row(left_out).options))
 
 
 def test_steps_become_jobs_in_their_order_and_each_set_is_left_out_in_a_row_of_its_own(folder: Path) -> None:

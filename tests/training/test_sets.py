@@ -156,15 +156,33 @@ def test_proposals_of_several_sets_lie_in_folders_of_their_names(folders: list[P
 
 def test_proposals_by_set_come_from_networks_that_never_saw_it(folders: list[Path], tmp_path: Path) -> None:
     count = nested_proposals(CONFIG, folders[:2], 0, tmp_path / "p", device="cpu", by_set=True)
-    for k, name in enumerate(("ann", "bob")):
-        split = json.loads((tmp_path / "p" / f"part{k}" / "split.json").read_text())
+    for name in ("ann", "bob"):
+        split = json.loads((tmp_path / "p" / f"without_{name}" / "split.json").read_text())
         other = {"ann": "bob", "bob": "ann"}[name]
         used = [i for i in read_sets(folders) if i.set == other]
-        meta = read_checkpoint(tmp_path / "p" / f"part{k}" / "best.safetensors").meta
+        meta = read_checkpoint(tmp_path / "p" / f"without_{name}" / "best.safetensors").meta
         assert unpack(meta) <= digests_of(used) and len(split["report"]) == count / 2
         assert len(list((tmp_path / "p" / name).glob("*.png"))) == count / 2
-    with pytest.raises(InputError, match="at least two sets"):
+    with pytest.raises(InputError, match="at least two data sets"):
         nested_proposals(CONFIG, folders[:2], 0, tmp_path / "q", device="cpu", by_set=True, leave_out=["ann"])
+
+
+def test_one_part_is_made_alone_and_never_from_weights_that_have_seen_it(
+    folders: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(CONFIG, folders[0], 0, tmp_path / "ann", device="cpu")
+    config = replace(CONFIG, init=str(tmp_path / "ann" / "best.safetensors"))
+    with caplog.at_level("INFO"):
+        for name in ("ann", "bob"):
+            nested_proposals(config, folders[:2], 0, tmp_path / "p", device="cpu", by_set=True, only=name)
+    assert caplog.text.count("has seen images that are to be predicted; starts from imagenet") == 1
+    seen = {
+        n: unpack(read_checkpoint(tmp_path / "p" / f"without_{n}" / "best.safetensors").meta) for n in ("ann", "bob")
+    }
+    first = digests_of([i for i in read_sets(folders) if i.set == "ann"])
+    assert not seen["ann"] & first and seen["bob"] <= first
+    with pytest.raises(InputError, match="there is no part cid; there are ann, bob"):
+        nested_proposals(config, folders[:2], 0, tmp_path / "p", device="cpu", by_set=True, only="cid")
 
 
 def test_a_row_of_phases_over_several_sets(
