@@ -151,6 +151,20 @@ def test_small_groups_are_shown_more_often_and_an_epoch_stays_as_long(balance: f
     assert np.allclose(means, weights, atol=0.12)
 
 
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_a_set_with_many_scanners_does_not_count_for_many(balance: float) -> None:
+    groups = ["one/"] * 100 + [f"two/{k}" for k in range(5) for _ in range(20)]
+    weights = balanced_weights(groups, balance)
+    assert weights is not None and sum(weights[:100]) == pytest.approx(sum(weights[100:]))
+
+
+def test_images_that_are_read_at_once_are_the_same(folder: Path) -> None:
+    one, other = dataset(folder), dataset(folder)
+    other.prepare_all()
+    for k in range(len(one)):
+        assert torch.equal(one[k][IMAGE], other[k][IMAGE]) and torch.equal(one[k][LABEL], other[k][LABEL])
+
+
 def test_nothing_is_weighed_where_nothing_is_to_be_balanced() -> None:
     assert balanced_weights(GROUPS, 0.0) is None
     assert balanced_weights(["one/"] * 5 + [None], 1.0) is None

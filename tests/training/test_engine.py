@@ -128,6 +128,23 @@ def test_interrupted_and_resumed_is_bit_for_bit_the_same(tmp_path: Path, monkeyp
     assert [{**r, "seconds": ""} for r in rows[0]] == [{**r, "seconds": ""} for r in rows[1]]
 
 
+def test_few_looks_at_the_selection_images_change_nothing_of_what_is_learnt(tmp_path: Path, monkeypatch) -> None:
+    often, seldom = make(tmp_path / "often"), make(tmp_path / "seldom", replace(CONFIG, validate_every=3))
+    often.fit()
+    with monkeypatch.context() as patch:
+        interrupt_in(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            seldom.fit()
+    assert load_state(tmp_path / "seldom" / "last.pt")["epoch"] == 0  # kept after each look
+    again = make(tmp_path / "seldom", replace(CONFIG, validate_every=3))
+    again.resume()
+    again.fit()
+    a, b = (load_state(tmp_path / n / "last.pt") for n in ("often", "seldom"))
+    assert all(torch.equal(a["average"][k], b["average"][k]) for k in a["average"])
+    rows = list(csv.DictReader((tmp_path / "seldom" / "history.csv").open()))
+    assert [bool(r["select"]) for r in rows] == [False, False, True, True] and all(r["loss"] for r in rows)
+
+
 def test_patience_survives_an_interruption(tmp_path: Path, monkeypatch) -> None:
     config = replace(CONFIG, epochs=9, early_stop=3)
     monkeypatch.setattr(TinyPhase, "selects", (0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4))

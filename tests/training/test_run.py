@@ -159,6 +159,15 @@ def test_it_learns_one_batch(folder: Path, tmp_path: Path) -> None:
     assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
 
 
+def test_without_a_calibration_the_result_is_the_best_weights_in_half_precision(folder: Path, tmp_path: Path) -> None:
+    train(replace(CONFIG, epochs=1, calibrate=False), folder, 0, tmp_path / "r")
+    best, result = (read_checkpoint(tmp_path / "r" / f"{n}.safetensors") for n in ("best", "model"))
+    assert result.config == best.config and "calibration" not in result.meta and result.meta == best.meta
+    assert all(
+        torch.equal(v.half() if v.is_floating_point() else v, result.tensors[k]) for k, v in best.tensors.items()
+    )
+
+
 def test_an_existing_run_is_not_overwritten_and_nothing_cannot_be_resumed(
     finished: Path, folder: Path, tmp_path
 ) -> None:
