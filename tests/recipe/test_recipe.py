@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from ultrarefiner_monai.checkpoints import read_checkpoint
 from ultrarefiner_monai.cli import app
 from ultrarefiner_monai.config import ConfigError, TrainConfig, from_dict, load_yaml
 from ultrarefiner_monai.recipe.plan import estimates, plan_table, step_seconds
-from ultrarefiner_monai.recipe.runner import is_done, log_of, record_of, run
+from ultrarefiner_monai.recipe.runner import _lock_of, is_done, log_of, record_of, run
 from ultrarefiner_monai.recipe.steps import RecipeConfig, Work, jobs_of, up_to
 from ultrarefiner_monai.types import InputError
 
@@ -76,6 +78,7 @@ def test_the_shipped_recipes_are_sound_and_end_with_figures(path: Path) -> None:
         if step.config:
             for left_out in ([], ["any"]):
                 load_yaml(TrainConfig, CONFIGS / step.config, dict(step.in_row(left_out).options))
+    jobs_of(Work(recipe, CONFIGS, (Path("a"), Path("b"), Path("c")), "0", Path("out"), away_scale=1.0))
 
 
 def test_steps_become_jobs_in_their_order_and_each_set_is_left_out_in_a_row_of_its_own(folder: Path) -> None:
@@ -123,8 +126,94 @@ def test_what_is_done_is_left_alone_and_another_recipe_in_its_place_is_refused(f
     run(work_in(folder, tmp_path), [first], 1, said.append)
     assert said == []
     longer = jobs_of(work_in(folder, tmp_path, scale=4.0))[0]
-    with pytest.raises(InputError, match=r"another recipe, scale or choice of data \(epochs differ\)"):
+    with pytest.raises(InputError, match=r"another recipe, configuration, scale .*\(epochs differ\)"):
         is_done(longer)
+
+
+def kept(job, **changes) -> None:
+    """Write down that a job is done, as another version or call of the program might have."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    definition = {**json.loads(json.dumps(job.definition)), **changes}
+    record_of(job).write_text(json.dumps({"definition": {k: v for k, v in definition.items() if v is not None}}))
+
+
+def test_a_configuration_that_changed_between_two_calls_is_refused_and_the_order_of_folders_is_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    for name in ("r.yaml", "one.yaml", "two.yaml"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    recipe = load_yaml(RecipeConfig, tmp_path / "r.yaml")
+    work = Work(recipe, tmp_path, tuple(folder / n for n in "abc"), "0", tmp_path / "out")
+    job = jobs_of(work)[0]
+    kept(job, sets=["c", "a", "b"])
+    assert is_done(job)
+    settings = yaml.safe_load((tmp_path / "one.yaml").read_text())
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump({**settings, "ema": 0.5}))
+    with pytest.raises(InputError, match=r"\(settings differ\)"):
+        is_done(jobs_of(work)[0])
+    kept(job, settings=None)  # of before: it did not say
+    assert is_done(jobs_of(work)[0])
+
+
+@pytest.mark.parametrize("text", ["", '{"definition": {"na', "[]"])
+def test_a_damaged_record_is_none(folder: Path, tmp_path: Path, text: str) -> None:
+    first = jobs_of(work_in(folder, tmp_path))[0]
+    first.out.mkdir(parents=True)
+    record_of(first).write_text(text)
+    assert not is_done(first)
+
+
+def test_a_join_takes_the_selection_images_of_its_runs(folder: Path, tmp_path: Path) -> None:
+    for job in jobs_of(work_in(folder, tmp_path)):
+        if job.step.command == "join":
+            command = job.command
+            assert command[command.index("--select-share") + 1] == "0.3"
+            assert command[command.index("--select-seed") + 1] == "0"
+    steps = [dict(s) for s in STEPS[:4]]
+    steps[2]["options"] = {**steps[2]["options"], "seed": 1}
+    work = Work(
+        from_dict(RecipeConfig, {"steps": steps, "result": "joined"}),
+        folder,
+        (folder / "a", folder / "b"),
+        "0",
+        tmp_path,
+    )
+    with pytest.raises(ConfigError, match="joined joins runs of other selection images"):
+        jobs_of(work)
+
+
+def test_what_cannot_be_is_said_before_the_first_step_starts(folder: Path, tmp_path: Path) -> None:
+    recipe = load_yaml(RecipeConfig, folder / "r.yaml")
+    with pytest.raises(ConfigError, match="step elsewhere: proposals by sets need two sets to learn from, there is a"):
+        jobs_of(Work(recipe, folder, (folder / "a",), "0", tmp_path))
+    with pytest.raises(ConfigError, match="step without_a/elsewhere: .* there is b"):
+        jobs_of(Work(recipe, folder, (folder / "a", folder / "b"), "0", tmp_path, away_scale=1.0))
+    with pytest.raises(ConfigError, match="step coarse: no configuration at .*nowhere"):
+        jobs_of(Work(recipe, tmp_path / "nowhere", (folder / "a",), "0", tmp_path))
+    command = ["recipe", str(folder / "r.yaml"), "--out", str(tmp_path / "out"), "--no-timing", "--leave-out", "d"]
+    for name in "abc":
+        command += ["--data", str(folder / name)]
+    answer = CliRunner().invoke(app, command)
+    assert isinstance(answer.exception, InputError) and "no such set" in str(answer.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_recipes_do_not_work_at_the_same_step(folder: Path, tmp_path: Path) -> None:
+    first, second = jobs_of(work_in(folder, tmp_path))[:2]
+    first.out.mkdir(parents=True)
+    # As the step of a recipe that was killed: it holds the lock that it was given.
+    orphan = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[(lock := _lock_of(first)).fileno()]
+    )
+    lock.close()
+    try:
+        with pytest.raises(InputError, match="coarse: another recipe, .* wait until it ends"):
+            run(work_in(folder, tmp_path), [first], 1, lambda _: None)
+        _lock_of(replace(second, out=first.out)).close()  # another step's
+    finally:
+        orphan.kill()
+        orphan.wait()
+    _lock_of(first).close()
 
 
 def test_a_job_that_fails_says_why_and_where_its_log_lies(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,7 @@ def recipe(
     from rich.console import Console
 
     from ultrarefiner_monai.config import load_yaml
+    from ultrarefiner_monai.data.datalist import check_left_out, read_sets
     from ultrarefiner_monai.recipe.card import write_card
     from ultrarefiner_monai.recipe.plan import estimates, plan_table
     from ultrarefiner_monai.recipe.runner import is_done, run
@@ -74,6 +76,7 @@ def recipe(
         device,
         workers,
     )
+    check_left_out(read_sets(data), work.leave_out)
     jobs = jobs_of(work)
     jobs = up_to(jobs, until) if until else jobs
     done = {job.id for job in jobs if is_done(job)}
@@ -81,11 +84,14 @@ def recipe(
         Console().print(plan_table(estimates(work, jobs), done, parallel))
     if plan:
         return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no step is left running alone
     try:
         run(work, jobs, parallel, typer.echo)
     except KeyboardInterrupt:
         typer.echo("\nstopped; the same command goes on", err=True)
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if until:
         typer.echo(f"{', '.join(until)} done; the same command without --until goes on")
         return

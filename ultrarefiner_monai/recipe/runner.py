@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.recipe.steps import Job, Work
@@ -36,14 +38,27 @@ def is_done(job: Job) -> bool:
     path = record_of(job)
     if not path.is_file():
         return False
-    done = json.loads(path.read_text(encoding="utf-8"))["definition"]
-    if done != job.definition:
-        differ = sorted(k for k in {*done, *job.definition} if done.get(k) != job.definition.get(k))
+    try:
+        done = json.loads(path.read_text(encoding="utf-8"))["definition"]
+    except (ValueError, KeyError, TypeError):  # damaged: the step looks itself at what is there, and goes on
+        return False
+    differ = _differences(done, job.definition)
+    if differ:
         raise InputError(
-            f"{path.parent} was made by another recipe, scale or choice of data ({', '.join(differ)} differ): give another "
-            "--out, or remove that folder and those of the steps after it"
+            f"{path.parent} was made by another recipe, configuration, scale or choice of data ({', '.join(differ)} "
+            "differ): give another --out, or remove that folder and those of the steps after it"
         )
     return True
+
+
+def _differences(done: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """What two definitions differ in. The order of the data folders changes nothing; records of before lack ``settings``."""
+    pairs = {k: (done.get(k), asked.get(k)) for k in {*done, *asked}}
+    if "settings" not in done:
+        pairs.pop("settings", None)
+    for name in ("sets", "left_out"):
+        pairs[name] = tuple(sorted(definition.get(name) or []) for definition in (done, asked))  # type: ignore[assignment]
+    return sorted(k for k, (was, now) in pairs.items() if was != now)
 
 
 @dataclass
@@ -51,11 +66,12 @@ class _Running:
     job: Job
     process: subprocess.Popen
     started: float
+    lock: IO[str]
 
 
 def run(work: Work, jobs: Sequence[Job], parallel: int, say: Callable[[str], None]) -> None:
     """Run what is not done yet, at most ``parallel`` jobs at a time. InputError when a job failed, after the others that
-    were running have ended; KeyboardInterrupt ends them all. The same call goes on."""
+    were running have ended, and for one that another recipe is at; KeyboardInterrupt ends them all. The same call goes on."""
     done = {job.id for job in jobs if is_done(job)}
     waiting = [job for job in jobs if job.id not in done]
     running: list[_Running] = []
@@ -63,14 +79,23 @@ def run(work: Work, jobs: Sequence[Job], parallel: int, say: Callable[[str], Non
     try:
         while running or (waiting and not failures):
             for job in [j for j in waiting if done.issuperset(j.waits_for)][: parallel - len(running)]:
-                if not failures:
-                    waiting.remove(job)
+                if failures:
+                    break
+                waiting.remove(job)
+                try:
+                    if is_done(job):  # by another recipe meanwhile
+                        done.add(job.id)
+                        continue
                     running.append(_start(job, parallel))
+                except InputError as error:
+                    failures.append(str(error))
+                else:
                     say(f"{job.id}: started, log in {log_of(job)}")
             time.sleep(_POLL_SECONDS)
             for one in [r for r in running if r.process.poll() is not None]:
                 running.remove(one)
                 fault = _ended(one)
+                one.lock.close()
                 if fault:
                     failures.append(fault)
                 else:
@@ -83,8 +108,26 @@ def run(work: Work, jobs: Sequence[Job], parallel: int, say: Callable[[str], Non
         raise InputError("; ".join(failures))
 
 
+def _lock_of(job: Job) -> IO[str]:
+    """Held by the recipe and by the job's process, whichever lives longer: a recipe that was killed leaves its steps running,
+    and two processes in one folder would spoil it. Raises InputError where another holds it."""
+    file = (job.out / f".{job.part or 'step'}.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(
+            f"{job.id}: another recipe, or the process of one that was killed, works in {job.out}: wait until it ends, "
+            "then give the same command again"
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
 def _start(job: Job, parallel: int) -> _Running:
     job.out.mkdir(parents=True, exist_ok=True)
+    lock = _lock_of(job)
     command = [sys.executable, "-m", "ultrarefiner_monai.cli", *job.command]
     if job.step.command == "train" and (job.out / "last.pt").is_file():
         command.append("--resume")
@@ -95,9 +138,14 @@ def _start(job: Job, parallel: int) -> _Running:
         command = ["nice", *command]
     with log_of(job).open("a", encoding="utf-8") as log:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=(lock.fileno(),),
         )
-    return _Running(job, process, time.monotonic())
+    return _Running(job, process, time.monotonic(), lock)
 
 
 def _ended(one: _Running) -> str:

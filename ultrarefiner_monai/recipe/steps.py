@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from ultrarefiner_monai.config import ConfigError, TrainConfig, load_yaml, to_dict
 
 BY_SETS = "sets"
@@ -21,9 +23,10 @@ class StepConfig:
     """One step of a recipe file.
 
     ``{NAME}`` in an option or a path stands for the folder of the step NAME, which then comes first. train: ``config``
-    with ``options``; ``away_options`` come on top where a set is left out that the start weights may have seen. proposals: networks of ``config`` that each leave a part out and predict it; by: how many parts, or
-    ``sets``: each part is a whole data set, so that what is predicted comes from a hospital never seen. join: the means
-    of ``coarse`` and of ``sam``, calibrated where asked. evaluate: figures of ``model``.
+    with ``options``; ``away_options`` come on top where a set is left out that the start weights may have seen.
+    proposals: networks of ``config`` that each leave a part out and predict it; by: how many parts, or ``sets``: each part
+    is a whole data set, so that what is predicted comes from a hospital never seen. join: the means of ``coarse`` and of
+    ``sam``, calibrated where asked. evaluate: figures of ``model``.
     """
 
     name: str
@@ -93,6 +96,7 @@ class Job:
     training: TrainConfig | None = None
     left_out: tuple[str, ...] = ()
     part: str = ""
+    selected: tuple[float, int] | None = None  # data.select_share and select_seed of its run, or of those that it joins
 
     @property
     def away(self) -> bool:
@@ -146,17 +150,17 @@ def up_to(jobs: Sequence[Job], steps: Sequence[str]) -> list[Job]:
 
 
 def _row(work: Work, left_out: tuple[str, ...], scale: float, prefix: str) -> Iterator[Job]:
-    ids: dict[str, list[str]] = {}
+    made: dict[str, list[Job]] = {}
     for config in work.recipe.steps:
         step = config.in_row(left_out)
-        waits = [job for name in sorted(step.waits_for) for job in ids[name]]
-        jobs = list(_jobs(work, step, left_out, scale, prefix, tuple(waits)))
-        ids[step.name] = [job.id for job in jobs]
+        waits = [job for name in sorted(step.waits_for) for job in made[name]]
+        jobs = list(_jobs(work, step, left_out, scale, prefix, waits))
+        made[step.name] = jobs
         yield from jobs
 
 
 def _jobs(
-    work: Work, step: StepConfig, left_out: tuple[str, ...], scale: float, prefix: str, waits: tuple[str, ...]
+    work: Work, step: StepConfig, left_out: tuple[str, ...], scale: float, prefix: str, waits: Sequence[Job]
 ) -> Iterator[Job]:
     root = work.out / prefix
     out = root / step.name
@@ -164,20 +168,43 @@ def _jobs(
     step = _placed(step, root)
     training = None
     if step.config:
-        training = scaled(load_yaml(TrainConfig, work.folder / step.config, dict(step.options)), scale)
-        about["epochs"] = training.epochs
-    base = Job(prefix + step.name, step, out, waits, about, (), training, left_out)
+        path = work.folder / step.config
+        if not path.is_file():
+            raise ConfigError(f"step {step.name}: no configuration at {path}")
+        training = scaled(load_yaml(TrainConfig, path, dict(step.options)), scale)
+        about |= {"epochs": training.epochs, "settings": yaml.safe_load(path.read_text(encoding="utf-8"))}
+    base = Job(prefix + step.name, step, out, tuple(job.id for job in waits), about, (), training, left_out)
+    if training is not None:
+        base = replace(base, selected=(training.data.select_share, training.select_seed))
     if step.command == "train":
         yield replace(base, command=tuple(_train(work, base)))
     elif step.command == "proposals":
         left = [s for s in work.sets if s not in left_out]
+        if step.by == BY_SETS and len(left) < 2:
+            raise ConfigError(
+                f"step {base.id}: proposals by sets need two sets to learn from, there {'is ' + left[0] if left else 'is none'}"
+                ": give more --data, or say by: 2 in the recipe"
+            )
         for part in left if step.by == BY_SETS else [str(k) for k in range(int(step.by))]:
             one = replace(base, id=f"{base.id}/{part}", part=part, definition={**about, "part": part})
             yield replace(one, command=tuple(_proposals(work, one)))
     elif step.command == "join":
+        base = replace(base, selected=_selected(base.id, waits))
         yield replace(base, command=tuple(_join(work, base)))
     else:
         yield replace(base, command=tuple(_evaluate(work, base)))
+
+
+def _selected(name: str, waits: Sequence[Job]) -> tuple[float, int] | None:
+    """What draws the selection images of the runs that the join ``name`` reads: it would calibrate on what they learnt
+    with any other."""
+    found = {job.selected for job in waits if job.selected is not None}
+    if len(found) > 1:
+        said = "; ".join(f"{share:g} and {seed}" for share, seed in sorted(found))
+        raise ConfigError(
+            f"step {name} joins runs of other selection images (data.select_share and select_seed: {said})"
+        )
+    return found.pop() if found else None
 
 
 def scaled(config: TrainConfig, scale: float) -> TrainConfig:
@@ -242,6 +269,8 @@ def _proposals(work: Work, job: Job) -> Iterator[str]:
 
 def _join(work: Work, job: Job) -> Iterator[str]:
     yield from ("weights", "join", str(job.out / "model.safetensors"), *_data(work, job.left_out))
+    if job.selected is not None:
+        yield from ("--select-share", str(job.selected[0]), "--select-seed", str(job.selected[1]))
     for name in ("coarse", "sam"):
         for path in getattr(job.step, name):
             yield from (f"--{name}", path)
