@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from ultrarefiner_monai.checkpoints import read_checkpoint
 from ultrarefiner_monai.cli import app
 from ultrarefiner_monai.config import ConfigError, TrainConfig, from_dict, load_yaml
+from ultrarefiner_monai.recipe.card import write_card
 from ultrarefiner_monai.recipe.plan import estimates, plan_table, step_seconds
 from ultrarefiner_monai.recipe.runner import _lock_of, is_done, log_of, record_of, run
 from ultrarefiner_monai.recipe.steps import RecipeConfig, Work, jobs_of, up_to
@@ -190,12 +191,44 @@ def test_what_cannot_be_is_said_before_the_first_step_starts(folder: Path, tmp_p
         jobs_of(Work(recipe, folder, (folder / "a", folder / "b"), "0", tmp_path, away_scale=1.0))
     with pytest.raises(ConfigError, match="step coarse: no configuration at .*nowhere"):
         jobs_of(Work(recipe, tmp_path / "nowhere", (folder / "a",), "0", tmp_path))
+    two = [*STEPS[:2], {**STEPS[2], "options": {**STEPS[2]["options"], "refine.proposals": "{elsewhere},{elsewhere}"}}]
+    sets = (folder / "a", folder / "b")
+    with pytest.raises(ConfigError, match="--out must not hold a comma"):
+        jobs_of(Work(from_dict(RecipeConfig, {"steps": two, "result": "refiner"}), folder, sets, "0", Path("x,y")))
     command = ["recipe", str(folder / "r.yaml"), "--out", str(tmp_path / "out"), "--no-timing", "--leave-out", "d"]
     for name in "abc":
         command += ["--data", str(folder / name)]
     answer = CliRunner().invoke(app, command)
     assert isinstance(answer.exception, InputError) and "no such set" in str(answer.exception)
     assert not (tmp_path / "out").exists()
+
+
+def summary_of(dice: float, sets: str) -> dict:
+    spread = {"mean": dice, "median": dice, "ci95": [dice, dice]}
+    own = {
+        "lesion_images": {"count": 7, "dice": spread, "boundary_f": spread, "missed": 1},
+        "normal_images": {"count": 0},
+    }
+    crops = {"count": 5, "false_alarms": 2, "by_set": {name: {"count": 0, "false_alarms": 0} for name in sets}}
+    about = {"data": "+".join(sets), "fold": "0", "version": "v"}
+    return {**about, **own, "by_set": dict.fromkeys(sets, own), "tissue_images": crops}
+
+
+def test_the_card_has_the_sets_that_were_learnt_from_beside_one_that_was_left_out(folder: Path, tmp_path: Path) -> None:
+    steps = [{**step, "by": "2"} if step["name"] == "elsewhere" else step for step in STEPS]
+    recipe = from_dict(RecipeConfig, {"steps": steps, "result": "final"})
+    work = replace(work_in(folder, tmp_path, leave_out=("c",), away_scale=0.5), recipe=recipe)
+    jobs = jobs_of(work)
+    found = [job for job in jobs if job.step.command == "evaluate"]
+    assert [job.id for job in found] == ["figures", "without_a/figures", "without_b/figures"]
+    for job, dice in zip(found, (0.9, 0.8, 0.7)):
+        job.out.mkdir(parents=True)
+        (job.out / "summary.json").write_text(json.dumps(summary_of(dice, "abc")))
+    away, main = write_card(work, jobs).read_text().split("## a+b+c, fold 0")
+    rows = [line.split(" | ")[:3] for line in away.splitlines() if line.startswith(("| a", "| b", "| c"))]
+    assert rows == [["| a", "7", ".800"], ["| b", "7", ".700"]]
+    assert "without c: reported on all of it" in main and all(f"| {name} | 7 | .900" in main for name in "abc")
+    assert "| a | none | none |" in main  # no room for a crop: not the others' count
 
 
 def test_two_recipes_do_not_work_at_the_same_step(folder: Path, tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam import build_sam, encode
 from ultrarefiner_monai.training.features import FeatureKeeper, to_embedding
 from ultrarefiner_monai.training.joint import JointPhase, _scaled_gradient
-from ultrarefiner_monai.training.loaders import build_loaders, read_proposals
+from ultrarefiner_monai.training.loaders import build_loaders, proposal_folders, read_proposals
 from ultrarefiner_monai.training.nested import nested_proposals, parts_of, write_proposal
 from ultrarefiner_monai.training.phases import build_phase
 from ultrarefiner_monai.training.run import train, train_all
@@ -282,11 +282,15 @@ def test_proposals_of_several_folders_and_sets_are_read(tmp_path: Path) -> None:
     item = Item("x", tmp_path / "x.png", tmp_path / "x.png", "g", "1", "", True, set="here")
     write_proposal(tmp_path / "one", "here/x", np.full((4, 5), 0.2, np.float32))
     write_proposal(tmp_path / "two", "x", np.full((4, 5), 0.6, np.float32))
-    values = [
-        round(float(p.mean()), 1) for p in read_proposals(f"{tmp_path}/one, {tmp_path}/two,{tmp_path}/none", item)
-    ]
-    assert values == [0.2, 0.6]
-    assert read_proposals("", item) == ()
+    folders = proposal_folders(f"{tmp_path}/one, {tmp_path}/two")
+    assert [round(float(p.mean()), 1) for p in read_proposals(folders, item)] == [0.2, 0.6]
+    # Another set's x would get the prediction of a strange image.
+    assert [round(float(p.mean()), 1) for p in read_proposals(folders, item, by_id=False)] == [0.2]
+    assert read_proposals(proposal_folders(""), item) == ()
+    write_proposal(tmp_path / "a, b", "x", np.full((4, 5), 0.4, np.float32))
+    assert proposal_folders(str(tmp_path / "a, b")) == [tmp_path / "a, b"]
+    with pytest.raises(InputError, match="none is no folder"):
+        proposal_folders(f"{tmp_path}/one,{tmp_path}/none")
 
 
 def test_a_label_of_another_size_is_refused() -> None:
@@ -305,7 +309,7 @@ def test_nested_proposals_never_come_from_a_network_that_saw_the_image(folder: P
         used = set(json.loads((tmp_path / "p" / f"part{k}" / "split.json").read_text())["train"])
         assert not used & {i.id for i in piece} and not used & {i.id for i in (*split.report, *split.select)}
         assert not {i.group for i in piece} & {i.group for i in split.train if i.id in used}
-    (prob,) = read_proposals(str(tmp_path / "p"), split.train[0])
+    (prob,) = read_proposals([tmp_path / "p"], split.train[0])
     assert prob is not None and prob.ndim == 2 and 0 <= prob.min() <= prob.max() <= 1
     stamp = (tmp_path / "p" / "part0" / "last.pt").stat().st_mtime_ns
     assert nested_proposals(PHASE1, folder, 0, tmp_path / "p", parts=2) == count

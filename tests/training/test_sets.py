@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -24,11 +25,11 @@ from ultrarefiner_monai.config import (
 )
 from ultrarefiner_monai.data.datalist import read_sets
 from ultrarefiner_monai.data.seen import digests_of, unpack
-from ultrarefiner_monai.evaluation import evaluate
+from ultrarefiner_monai.evaluation import evaluate, tissue_figures
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.training.joining import join
-from ultrarefiner_monai.training.loaders import read_proposals
-from ultrarefiner_monai.training.nested import nested_proposals
+from ultrarefiner_monai.training.loaders import _training_samples, read_proposals
+from ultrarefiner_monai.training.nested import nested_proposals, write_proposal
 from ultrarefiner_monai.training.run import train, train_all
 from ultrarefiner_monai.types import InputError
 
@@ -148,10 +149,30 @@ def test_proposals_of_several_sets_lie_in_folders_of_their_names(folders: list[P
     assert count == sum((tmp_path / "p" / f"{i.key}.png").is_file() for i in items if i.set != "cid") > 0
     assert not (tmp_path / "p" / "cid").exists()
     written = [i for i in items if (tmp_path / "p" / f"{i.key}.png").is_file()]
-    assert all(read_proposals(str(tmp_path / "p"), i) for i in written)
+    assert all(read_proposals([tmp_path / "p"], i) for i in written)
     one = written[0]
     shutil.copy(tmp_path / "p" / f"{one.key}.png", tmp_path / f"{one.id}.png")  # as a single set's lie
-    assert (read_proposals(str(tmp_path), one)[0] == read_proposals(str(tmp_path / "p"), one)[0]).all()
+    assert (read_proposals([tmp_path], one)[0] == read_proposals([tmp_path / "p"], one)[0]).all()
+
+
+def test_a_prediction_is_not_taken_for_another_sets_image_of_that_name(folders: list[Path], tmp_path: Path) -> None:
+    ann, bob = (read_sets(folder) for folder in folders[:2])
+    for item in ann:  # as a single set's
+        write_proposal(tmp_path / "p", item.id, np.ones((8, 8), np.float32))
+    config = replace(CONFIG, refine=RefineConfig(proposals=str(tmp_path / "p")))
+    assert {i.id for i in ann} == {i.id for i in bob}
+    assert all(s.proposals for s in _training_samples(config, ann))
+    assert all(s.proposals for s in _training_samples(config, [*ann, *ann]))  # shown twice
+    with pytest.raises(InputError, match="holds no prediction"):
+        _training_samples(config, [*ann, *bob])
+
+
+def test_crops_are_counted_for_each_set_even_where_one_has_no_room(run: Path, folders: list[Path]) -> None:
+    predictor = Predictor(load_system(run / "model.safetensors"))
+    figures = tissue_figures(predictor, [i for i in read_sets(folders[:2]) if i.set == "ann" or not i.has_lesion])
+    assert set(figures["by_set"]) == {"ann", "bob"}
+    assert figures["by_set"]["bob"] == {"count": 0, "false_alarms": 0}
+    assert figures["by_set"]["ann"]["count"] == figures["count"]
 
 
 def test_proposals_by_set_come_from_networks_that_never_saw_it(folders: list[Path], tmp_path: Path) -> None:

@@ -24,19 +24,21 @@ def write_card(work: Work, jobs: Sequence[Job]) -> Path:
 
 def _lines(jobs: Sequence[Job]) -> Iterator[str]:
     found = [(job, _summary(job)) for job in jobs if job.step.command == "evaluate"]
-    away = [(job, summary) for job, summary in found if job.left_out]
+    away = [(job, summary) for job, summary in found if job.away]
     if away:
         yield from ("## A hospital that training never saw", "")
         yield "Trained without the set, reported on all of it."
         yield from ("", _row("set left out", *_COLUMNS), _rule(1 + len(_COLUMNS)))
         for job, summary in away:
-            for name in job.left_out:
-                yield _row(name, *_figures(_of_set(summary, name)))
+            name = job.left_out[-1]  # before it stands what the whole recipe leaves out
+            yield _row(name, *_figures(_of_set(summary, name)))
         yield ""
     for job, summary in found:
-        if job.left_out:
+        if job.away:
             continue
         yield from (f"## {summary['data']}, fold {summary['fold']}, version {summary['version']}", "")
+        if job.left_out:
+            yield from (f"Trained without {', '.join(job.left_out)}: reported on all of it.", "")
         yield from (_row("set", *_COLUMNS), _rule(1 + len(_COLUMNS)))
         names = list(summary.get("by_set", {})) or [summary["data"]]
         for name in names:

@@ -164,6 +164,10 @@ def _jobs(
 ) -> Iterator[Job]:
     root = work.out / prefix
     out = root / step.name
+    if "," in str(root) and "," in str(step.options.get("refine.proposals", "")):
+        raise ConfigError(
+            f"step {step.name} reads proposals of several folders: --out must not hold a comma, got {root}"
+        )
     about: dict[str, Any] = {"sets": work.sets, "fold": work.fold, "left_out": list(left_out), **to_dict(step)}
     step = _placed(step, root)
     training = None
@@ -182,8 +186,8 @@ def _jobs(
         left = [s for s in work.sets if s not in left_out]
         if step.by == BY_SETS and len(left) < 2:
             raise ConfigError(
-                f"step {base.id}: proposals by sets need two sets to learn from, there {'is ' + left[0] if left else 'is none'}"
-                ": give more --data, or say by: 2 in the recipe"
+                f"step {base.id}: proposals by sets need two sets to learn from, there is {left[0] if left else 'none'}: "
+                'give more --data, or say by: "2" in the recipe'
             )
         for part in left if step.by == BY_SETS else [str(k) for k in range(int(step.by))]:
             one = replace(base, id=f"{base.id}/{part}", part=part, definition={**about, "part": part})

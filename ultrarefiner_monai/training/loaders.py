@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -124,16 +125,20 @@ def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[Refine
     if config.refine.corrections:
         # By time: the newest stands. Only images of the training part: the others judge or are reported.
         offered = {c.id: c.proposal for c in read_corrections(config.refine.corrections)}
-    samples, real = [], 0
+    folders = proposal_folders(config.refine.proposals)
+    # Of two images of one id in different sets nobody knows which one was meant.
+    counts = Counter(i.id for i in {i.key: i for i in items}.values())
+    samples, real, corrected = [], 0, 0
     for item, name in zip(items, names_of(items)):
-        sample = _sample(item, name)
-        if item.id in offered:
+        sample, alone = _sample(item, name), counts[item.id] == 1
+        if alone and item.id in offered:
             sample = replace(sample, proposals=(offered[item.id].astype(np.float32),), is_correction=True)
         else:
-            sample = replace(sample, proposals=read_proposals(config.refine.proposals, item))
+            sample = replace(sample, proposals=read_proposals(folders, item, by_id=alone))
         real += bool(sample.proposals)
+        corrected += sample.is_correction
         samples.append(sample)
-    log.info("%d of %d training images have a real proposal, %d of them corrected", real, len(items), len(offered))
+    log.info("%d of %d training images have a real proposal, %d of them corrected", real, len(items), corrected)
     if config.refine.proposals and not real:
         raise InputError(
             f"refine.proposals: {config.refine.proposals} holds no prediction for any image of the training part; "
@@ -142,16 +147,31 @@ def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[Refine
     return samples
 
 
-def read_proposals(folders: str, item: Item) -> tuple[np.ndarray, ...]:
+def proposal_folders(text: str) -> list[Path]:
+    """The folders of ``refine.proposals``: one, or several with commas between them. Raises InputError for one that is not
+    there."""
+    if not text or Path(text).is_dir():  # its own name may hold a comma
+        return [Path(text)] if text else []
+    found = [Path(name.strip()) for name in text.split(",") if name.strip()]
+    missing = [str(folder) for folder in found if not folder.is_dir()]
+    if missing:
+        raise InputError(
+            f"refine.proposals: {', '.join(missing)} is no folder; `ultrarefiner proposals` makes them (commas stand between "
+            "several folders)"
+        )
+    return found
+
+
+def read_proposals(folders: Sequence[Path], item: Item, by_id: bool = True) -> tuple[np.ndarray, ...]:
     """Predictions of an image as ``nested.write_proposal`` kept them, (h, w) in [0, 1] each.
 
-    folders: with commas between them; in each it lies as SET/ID.png, or as ID.png in a folder for one set.
+    In each folder it lies as SET/ID.png, or as ID.png in a folder for one set. by_id: whether the latter can be meant.
     """
     found = []
-    for folder in filter(None, (name.strip() for name in folders.split(","))):
-        several = bool(item.set) and (Path(folder) / item.set).is_dir()
-        path = Path(folder) / f"{item.key if several else item.id}.png"
-        if path.is_file():
+    for folder in folders:
+        several = bool(item.set) and (folder / item.set).is_dir()
+        path = folder / f"{item.key if several else item.id}.png"
+        if (several or by_id) and path.is_file():
             with Image.open(path) as image:
                 found.append(np.asarray(image.convert("L"), dtype=np.float32) / 255)
     return tuple(found)
