@@ -269,3 +269,18 @@ def test_pictures_are_drawn_every_so_often(tmp_path: Path) -> None:
         assert picture.size == (3 * 12, 12) and picture.mode == "RGB"
         colours = {tuple(c) for _, c in picture.getcolors() or []}
     assert (53, 208, 127) in colours or (255, 176, 0) in colours
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_only_where_there_are_several_sets_a_name_before_a_slash_is_one(tmp_path: Path, several: bool) -> None:
+    class Named(Squares):
+        def __getitem__(self, k: int) -> dict:
+            return {**super().__getitem__(k), "id": f"{'ab'[k % 2]}/deep/{k}"}
+
+    config, data = replace(CONFIG, epochs=1), Named()
+    sets = ["ab"[k % 2] for k in range(10)] if several else None
+    Run(TinyPhase(), config, training_loader(data, 2, 0), plain_loader(data, 4, sets), tmp_path).fit()
+    names = next(csv.reader((tmp_path / "history.csv").open()))
+    assert {n for n in names if "[" in n} == (
+        {f"{n}[{s}]" for n in ("select", "tiny_dice") for s in "ab"} if several else set()
+    )

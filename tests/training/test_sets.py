@@ -23,10 +23,11 @@ from ultrarefiner_monai.config import (
     SystemConfig,
     TrainConfig,
 )
-from ultrarefiner_monai.data.datalist import read_sets
+from ultrarefiner_monai.data.datalist import read_sets, split_sets
 from ultrarefiner_monai.data.seen import digests_of, unpack
 from ultrarefiner_monai.evaluation import evaluate, tissue_figures
 from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.training.check import copies_in_report
 from ultrarefiner_monai.training.joining import join
 from ultrarefiner_monai.training.loaders import _training_samples, read_proposals
 from ultrarefiner_monai.training.nested import nested_proposals, write_proposal
@@ -173,6 +174,29 @@ def test_crops_are_counted_for_each_set_even_where_one_has_no_room(run: Path, fo
     assert set(figures["by_set"]) == {"ann", "bob"}
     assert figures["by_set"]["bob"] == {"count": 0, "false_alarms": 0}
     assert figures["by_set"]["ann"]["count"] == figures["count"]
+
+
+def test_pictures_that_stand_in_two_sets_are_told(folders: list[Path], tmp_path: Path, caplog) -> None:
+    copy = Path(shutil.copytree(folders[0], tmp_path / "copy"))
+    assert copies_in_report(split_sets(read_sets(folders), 0, 0.3)) == 0 and not caplog.records
+    away = split_sets(read_sets([folders[0], copy]), 0, 0.3, leave_out=["copy"])
+    assert copies_in_report(away) > 0 and "are two data folders copies" in caplog.text.lower()
+
+
+def test_a_set_without_lesions_is_predicted_too_and_one_that_leaves_none_is_refused(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    healthy = Path(shutil.copytree(folders[2], tmp_path / "healthy"))
+    with (healthy / "index.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["class"] == "normal"]
+    with (healthy / "index.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    count = nested_proposals(CONFIG, [*folders[:2], healthy], 0, tmp_path / "p", device="cpu", by_set=True)
+    assert count and list((tmp_path / "p" / "healthy").glob("*.png"))
+    with pytest.raises(InputError, match="without part ann no image with a lesion is left"):
+        nested_proposals(CONFIG, [folders[0], healthy], 0, tmp_path / "q", device="cpu", by_set=True, only="ann")
 
 
 def test_proposals_by_set_come_from_networks_that_never_saw_it(folders: list[Path], tmp_path: Path) -> None:

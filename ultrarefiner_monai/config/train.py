@@ -234,12 +234,12 @@ class DataConfig:
     # Phase 1: share of the batches whose images swap rectangles with each other (CutMix), labels with them.
     cutmix: float = 0.0
     workers: int = 0
-    # How far small groups (a set's images of one scanner) are shown more often: an image's probability goes with
-    # n_group^(-balance). 0: every image equally often, 1: every group.
+    # How far small sets, and in each its rare scanners, are shown more often: a share of an epoch goes with
+    # n^(1 - balance). 0: every image equally often, 1: every set, and in it every scanner.
     balance: float = 0.0
     # augment: machines.
     machines: MachinesConfig = field(default_factory=MachinesConfig)
-    # Phase 1: lesion-free crops of lesion images among the training images, as a share of the lesion images.
+    # Lesion-free crops of lesion images among the training images, as a share of the lesion images.
     tissue: float = 0.0
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ultrarefiner_monai.data.seen import digests_of, name_records, named_sets, s
 from ultrarefiner_monai.threads import in_threads
 from ultrarefiner_monai.types import InputError
 
+log = logging.getLogger(__name__)
 SHOWN = 5
 
 
@@ -63,6 +65,21 @@ def _size(path: Path) -> tuple[int, int]:
     except UnidentifiedImageError as error:
         raise InputError(f"{path.name} is not a picture") from error
     return size
+
+
+def copies_in_report(split: Split) -> int:
+    """How many of the reported images also stand, pixel by pixel, in the training or selection part; logs a warning.
+
+    Within a set groups keep them together. Two sets may hold the same pictures, such as copies of one folder.
+    """
+    count = len(digests_of(split.report) & digests_of((*split.train, *split.select)))
+    if count:
+        log.warning(
+            "%d pictures that are reported also stand among those that are trained on or selected by: the figures promise "
+            "too much. Are two data folders copies, or parts, of one?",
+            count,
+        )
+    return count
 
 
 def check_held_out(

@@ -1,8 +1,8 @@
 """One training loop for every phase, on MONAI's trainer, evaluator and handlers.
 
-An epoch's end (``validate_every``) writes ``last.pt`` (all that is needed to go on) and, when the selection figure is the
-best so far,
-``best.safetensors`` (what serves); with ``keep: last`` every epoch replaces it. Both are whole files at any moment.
+An epoch's end (each ``validate_every``-th and the last one's) writes ``last.pt`` (all that is needed to go on) and, when
+the selection figure is the best so far, ``best.safetensors`` (what serves); with ``keep: last`` it is replaced each time.
+Both are whole files at any moment.
 Under ``torchrun`` every process runs this loop on its share; process 0 writes (``ddp``).
 """
 
@@ -103,7 +103,9 @@ class Run:
     def _figures(self, engine: Engine, batch: Batch) -> dict[str, torch.Tensor]:
         self.evaluated.eval()
         with self.steps.autocast():
-            return with_set(self.phase.figures(self.evaluated, self.steps.to_device(batch)), batch[ID])
+            figures = self.phase.figures(self.evaluated, self.steps.to_device(batch))
+        # ``plain_loader`` makes lists of batches where there are several sets.
+        return with_set(figures, batch[ID]) if isinstance(self.selection.batch_sampler, list) else figures
 
     # --- handlers -----------------------------------------------------------------------------------------------------
 

@@ -45,13 +45,11 @@ class Means:
 
 
 def with_set(figures: Mapping[str, torch.Tensor], ids: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Figures of a batch, once more under names like ``coarse_dice[busi]`` where its images are called SET/ID.
+    """Figures of a batch whose images are called SET/ID, once more under names like ``coarse_dice[busi]``.
 
     The batch is of one set (``loading.plain_loader``); only Dice and the selection figure are told by set.
     """
-    name = str(ids[0]).rpartition("/")[0]
-    if not name:
-        return dict(figures)
+    name = str(ids[0]).partition("/")[0]
     return {**figures, **{f"{k}[{name}]": v for k, v in figures.items() if k == SELECT or k.endswith("_dice")}}
 
 

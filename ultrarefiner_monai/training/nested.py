@@ -129,7 +129,10 @@ def nested_proposals(
         if not (run / "model.safetensors").is_file():  # a run's last word
             # What is away from a hospital is also selected away from it.
             select = tuple(i for i in split.select if not by_set or i.set != name)
-            inner = Split(rest, select, tuple(piece))
+            if not all(any(i.has_lesion for i in part) for part in (rest, select)):
+                raise InputError(f"without part {name} no image with a lesion is left to train on, or to select by")
+            # A set may have no lesion at all: then nothing can be reported of it, but predicted.
+            inner = Split(rest, select, tuple(piece) if any(i.has_lesion for i in piece) else ())
             train_split(_unseen_start(config, piece), inner, run, device, resume=(run / "last.pt").is_file())
         system = load_system(run / "best.safetensors", device=device or "cpu")
         for item in todo:

@@ -32,7 +32,7 @@ from ultrarefiner_monai.data.seen import about_seen, digests_of, named_sets
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.training import ddp
 from ultrarefiner_monai.training.calibrate import finish
-from ultrarefiner_monai.training.check import check_data, check_held_out, stored_meta
+from ultrarefiner_monai.training.check import check_data, check_held_out, copies_in_report, stored_meta
 from ultrarefiner_monai.training.console import header
 from ultrarefiner_monai.training.cpu import keep_memory, no_denormals
 from ultrarefiner_monai.training.engine import Best, Run
@@ -53,8 +53,11 @@ def train(
     device: str | None = None,
     leave_out: Sequence[str] = (),
 ) -> Best:
-    """Train one phase on one data folder or several (sets). leave_out: sets that are only reported. Writes into ``out``: model.safetensors (the result: best weights, calibrated, half precision),
-    best.safetensors, last.pt (to go on from), split.json, history.csv and tensorboard/."""
+    """Train one phase on one data folder or several (sets). leave_out: sets that are only reported.
+
+    Writes into ``out``: model.safetensors (the result: best weights, calibrated, half precision), best.safetensors, last.pt
+    (to go on from), split.json, history.csv and tensorboard/.
+    """
     # Each fold needs proposals of its own: those of another fold's networks have seen what this run reports.
     if config.refine.proposals == NESTED and config.phase != "phase1_coarse":
         raise InputError(
@@ -64,6 +67,8 @@ def train(
     config = replace(config, refine=replace(config.refine, proposals=proposals))
     items = read_sets(data_dir)
     split = split_sets(items, fold, config.data.select_share, config.select_seed, leave_out)
+    if len(sets_of(items)) > 1 and not resume:
+        copies_in_report(split)
     if Path(config.init).suffix == ".safetensors" and not resume:
         _check_start(config, split, fold, leave_out)
     sam = None if resume else stored_meta(config.refine.sam_init)  # others' weights have no meta
