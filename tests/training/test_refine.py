@@ -313,6 +313,8 @@ def test_nested_proposals_never_come_from_a_network_that_saw_the_image(folder: P
     assert prob is not None and prob.ndim == 2 and 0 <= prob.min() <= prob.max() <= 1
     stamp = (tmp_path / "p" / "part0" / "last.pt").stat().st_mtime_ns
     assert nested_proposals(PHASE1, folder, 0, tmp_path / "p", parts=2) == count
+    with pytest.raises(InputError, match="another split"):  # those networks have seen fold 1
+        nested_proposals(PHASE1, folder, 1, tmp_path / "p", parts=2)
     stages = [("coarse", PHASE1), ("refiner", phase2(tmp_path / "none", proposals="nested", nested_parts=2))]
     shutil.copytree(tmp_path / "p", tmp_path / "row" / "proposals")  # made above: only the way there is tested
     train_all(stages, folder, 0, tmp_path / "row", device="cpu")

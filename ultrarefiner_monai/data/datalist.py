@@ -167,6 +167,10 @@ def split_sets(
     """
     fold, names = str(fold), sets_of(items)
     check_left_out(items, leave_out)
+    if names and set(names) <= set(leave_out):
+        raise InputError(
+            f"--leave-out names every set ({', '.join(names)}): none is left to train on; give more --data"
+        )
     parts: dict[str, list[Item]] = {"train": [], "select": [], "report": []}
     for name in names:
         own = [i for i in items if i.set == name]

@@ -107,7 +107,7 @@ def nested_proposals(
     proposed for an image is by a network that has not seen its hospital. only: one part, by its number or set; others may
     be made by other processes at the same time."""
     from ultrarefiner_monai.checkpoints import load_system
-    from ultrarefiner_monai.training.run import train_split
+    from ultrarefiner_monai.training.run import check_same_split, train_split
 
     if config.phase != "phase1_coarse":
         raise InputError(f"proposals are made by a phase1_coarse configuration, got {config.phase}")
@@ -121,18 +121,21 @@ def nested_proposals(
     if only and only not in pieces:
         raise InputError(f"there is no part {only}; there are {', '.join(pieces)}")
     for name, piece in pieces.items():
-        todo = [i for i in piece if not (out / f"{names[i.key]}.png").is_file()]
-        if not todo or only not in ("", name):
+        if only not in ("", name):
             continue
+        todo = [i for i in piece if not (out / f"{names[i.key]}.png").is_file()]
         run = out / f"part{name}" if name.isdigit() else out / f"without_{name}"
         rest = tuple(i for other in pieces.values() if other is not piece for i in other)
+        # What is away from a hospital is also selected away from it.
+        select = tuple(i for i in split.select if not by_set or i.set != name)
+        # A set may have no lesion at all: then nothing can be reported of it, but predicted.
+        inner = Split(rest, select, tuple(piece) if any(i.has_lesion for i in piece) else ())
+        check_same_split(inner, run / "split.json")  # another fold's networks have seen what is reported
+        if not todo:
+            continue
         if not (run / "model.safetensors").is_file():  # a run's last word
-            # What is away from a hospital is also selected away from it.
-            select = tuple(i for i in split.select if not by_set or i.set != name)
             if not all(any(i.has_lesion for i in part) for part in (rest, select)):
                 raise InputError(f"without part {name} no image with a lesion is left to train on, or to select by")
-            # A set may have no lesion at all: then nothing can be reported of it, but predicted.
-            inner = Split(rest, select, tuple(piece) if any(i.has_lesion for i in piece) else ())
             train_split(_unseen_start(config, piece), inner, run, device, resume=(run / "last.pt").is_file())
         system = load_system(run / "best.safetensors", device=device or "cpu")
         for item in todo:

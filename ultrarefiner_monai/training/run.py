@@ -184,15 +184,24 @@ def _with_proposals(
 
 def _keep_split(split: Split, path: Path, resume: bool) -> None:
     """Write which images went where. A resumed run has to have the very same: else it trains on what it reports."""
-    everything = [i for part in vars(split).values() for i in part]
-    names = dict(zip((i.key for i in everything), names_of(everything)))
-    ids = {k: [names[i.key] for i in v] for k, v in vars(split).items()}
-    if resume and path.is_file() and json.loads(path.read_text(encoding="utf-8")) != ids:
+    if resume:
+        check_same_split(split, path)
+    with replacing(path, "w") as file:
+        json.dump(_split_ids(split), file, indent=1)
+
+
+def check_same_split(split: Split, path: Path) -> None:
+    """Raise InputError where ``path``, a run's split.json, says another split; a run from before has none."""
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != _split_ids(split):
         raise InputError(
             f"{path} was another split: the run was begun with another --fold, --data or --leave-out, or index.csv changed"
         )
-    with replacing(path, "w") as file:
-        json.dump(ids, file, indent=1)
+
+
+def _split_ids(split: Split) -> dict[str, list[str]]:
+    everything = [i for part in vars(split).values() for i in part]
+    names = dict(zip((i.key for i in everything), names_of(everything)))
+    return {k: [names[i.key] for i in v] for k, v in vars(split).items()}
 
 
 def _check_start(config: TrainConfig, split: Split, fold: str | int, leave_out: Sequence[str]) -> None:
