@@ -41,7 +41,7 @@ from ultrarefiner_monai.training.joint import JointPhase, _scaled_gradient
 from ultrarefiner_monai.training.loaders import build_loaders, proposal_folders, read_proposals
 from ultrarefiner_monai.training.nested import nested_proposals, parts_of, write_proposal
 from ultrarefiner_monai.training.phases import build_phase
-from ultrarefiner_monai.training.run import train, train_all
+from ultrarefiner_monai.training.run import _check_start, train, train_all
 from ultrarefiner_monai.training.simulate import as_prompts, draw_counts, simulate, worst_clicks
 from ultrarefiner_monai.types import InputError
 
@@ -156,6 +156,18 @@ def _split(folder: Path):
     from ultrarefiner_monai.data.datalist import read_index, split_fold
 
     return split_fold(read_index(folder), 0, 0.3, 0)
+
+
+def test_a_refiner_that_starts_from_nothing_is_told(folder: Path, first: Path, second: Path, caplog) -> None:
+    split = _split(folder)
+    for init, more, told in (
+        (first, {}, True),
+        (first, {"sam_init": "stem"}, False),
+        (second / "model.safetensors", {}, False),
+    ):
+        caplog.clear()
+        _check_start(phase2(init, LITE, **more), split, 0, ())
+        assert ("starts from random weights" in caplog.text) == told
 
 
 def test_wrong_starts_are_refused_with_what_to_do(folder: Path, first: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 ``TrainConfig`` describes a training run, ``ServeConfig`` a server.
 """
 
+from .machines import MachinesConfig
 from .reading import ConfigError, from_dict, load_yaml, set_option, to_dict
 from .serve import PacsConfig, ServeConfig, serve_config
 from .system import (
@@ -22,7 +23,6 @@ from .train import (
     CorruptionConfig,
     DataConfig,
     JointConfig,
-    MachinesConfig,
     OptimiserConfig,
     RefineConfig,
     TrainConfig,

@@ -206,7 +206,14 @@ def _split_ids(split: Split) -> dict[str, list[str]]:
 
 def _check_start(config: TrainConfig, split: Split, fold: str | int, leave_out: Sequence[str]) -> None:
     """A run that starts from our own weights must hold out what they held out. Raises InputError otherwise."""
-    meta = read_checkpoint(config.init).meta
+    stored = read_checkpoint(config.init)
+    meta = stored.meta
+    if config.phase != "phase1_coarse" and config.refine.sam_init == "none" and stored.config.sam is None:
+        log.warning(
+            "the refiner starts from random weights: refine.sam_init is none, and init: %s holds no SAM; for the compact "
+            "preset --set refine.sam_init=stem begins with the coarse network's CNN",
+            config.init,
+        )
     check_held_out(f"init: {config.init}", meta, split, fold, leave_out)
     if not any(named_sets(meta, name) for name in sets_of(split.train)):
         return
