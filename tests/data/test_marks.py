@@ -39,6 +39,16 @@ def test_each_kind_draws_something_and_only_a_little(kind: str) -> None:
     assert max(drawn) > 0 and sum(d > 0 for d in drawn) >= 9 and max(drawn) < 0.25
 
 
+@pytest.mark.parametrize("shape", [(16, 16), (32, 32), (64, 64), (30, 400), (400, 30)])
+def test_small_and_narrow_pictures_take_every_kind(shape: tuple[int, int]) -> None:
+    for seed in range(250):
+        for kind in {*marks._OTHERS, lambda pen: marks._calipers(pen, pen.somewhere())}:
+            pen = marks._Pen.new(shape, np.random.RandomState(seed))
+            pen.shade()
+            kind(pen)
+            assert np.isfinite(pen.onto(blank(*shape))).all()
+
+
 def test_both_kinds_of_random_numbers_do_and_a_seed_decides() -> None:
     for make in (np.random.RandomState, np.random.default_rng):
         a, b, other = (with_marks(blank(), make(s), None, 3) for s in (5, 5, 6))

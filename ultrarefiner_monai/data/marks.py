@@ -219,6 +219,7 @@ def _bar(pen: _Pen) -> None:
     """The grey bar that shows the grey map."""
     width, height = pen.canvas.size
     x, top, bar = width * float(pen.rng.choice([0.01, 0.96])), pen.length(5, 40), pen.length(4, 9)
+    top = min(top, height / 2)  # of a wide, low picture
     steps = 16
     tall = min(pen.length(50, 120), height - top) / steps
     for k in range(steps):
@@ -228,11 +229,13 @@ def _bar(pen: _Pen) -> None:
 
 def _logo(pen: _Pen) -> None:
     (x, y), size = pen.place(), pen.length(8, 18)
-    box = (x, y, x + size, y + size * float(pen.rng.uniform(0.6, 1)))
+    tall = size * float(pen.rng.uniform(0.6, 1))
+    box = (x, y, x + size, y + tall)
     if pen.rng.uniform() < 0.5:
         pen.draw.ellipse(box, outline=pen.grey, width=pen.width)
     else:
-        pen.draw.rounded_rectangle(box, size / 5, fill=pen.grey if pen.rng.uniform() < 0.4 else None, outline=pen.grey)
+        round_off = size / 5 if tall > 4.5 else 0  # Pillow has no room for corners in less
+        pen.draw.rounded_rectangle(box, round_off, fill=pen.grey if pen.rng.uniform() < 0.4 else None, outline=pen.grey)
     pen.draw.text((x + size / 4, y), str(pen.rng.choice(_LETTERS[:20])), fill=128, font=_font(max(6, round(size / 2))))
 
 

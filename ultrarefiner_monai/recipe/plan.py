@@ -81,7 +81,7 @@ def _known(costs: dict[str, float], name: str, measure: Any) -> float:
 def _largest(jobs: Sequence[Job]) -> SystemConfig:
     """The networks that the recipe ends with: the last ones that have a refiner, else the last."""
     systems = [job.training.system for job in jobs if job.training is not None]
-    return next((s for s in reversed(systems) if s.sam is not None), systems[-1])
+    return next((s for s in reversed(systems) if s.sam is not None), systems[-1] if systems else SystemConfig())
 
 
 # --- timing -----------------------------------------------------------------------------------------------------------

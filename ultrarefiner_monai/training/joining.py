@@ -64,6 +64,7 @@ def join(
     }
     with tempfile.TemporaryDirectory() as folder:
         meta = {**first.meta, **_seen([c.meta for c in (first, *stored.values())]), "joined": about}
+        meta.pop("calibration", None)  # of other weights
         whole = write_checkpoint(Path(folder) / "joined.safetensors", tensors, config, meta)
         if not calibrate:
             in_half_precision(whole, out)
