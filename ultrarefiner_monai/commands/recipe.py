@@ -29,9 +29,7 @@ def recipe(
             help="Above 0: also the whole recipe without each set in turn, at this share of its epochs, for the figure of a new hospital.",
         ),
     ] = 0.0,
-    parallel: Annotated[
-        int, typer.Option(min=0, help="Steps at a time; 0: one on a CPU, a half of the cores on a GPU.")
-    ] = 0,
+    parallel: Annotated[int, typer.Option(min=0, help="Steps at a time; 0: one on a CPU, up to four on a GPU.")] = 0,
     workers: Annotated[
         int, typer.Option(min=-1, help="Processes that prepare each step's images; -1: by the cores.")
     ] = -1,
@@ -61,7 +59,7 @@ def recipe(
         raise InputError(f"no recipe at {file}")
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     cores, on_gpu = os.cpu_count() or 1, not chosen.startswith("cpu")
-    parallel = parallel or (max(1, cores // 2) if on_gpu else 1)
+    parallel = parallel or (max(1, min(4, cores // 3)) if on_gpu else 1)
     if workers < 0:  # on a CPU the steps themselves need the cores
         workers = max(1, cores // parallel) if on_gpu else 0
     work = Work(
