@@ -1,16 +1,17 @@
-"""Whether a network looks for crosses: ``python benchmarks/check_marks.py --model compact --data DIR --data DIR --fold 0``.
+"""Whether a network looks for burned-in marks such as caliper crosses:
+``python benchmarks/check_marks.py --model compact --data DIR --data DIR --fold 0``.
 
 In BUSI and BUS-BRA calipers, dotted lines and letters stand beside many lesions. A network that has learnt them loses the
 lesion when they are painted over, and finds one where they are drawn around nothing. Measured for each set, on images of
 one fold, with the predictor that serves:
 
 - Dice as they are, with the marks painted over (found as thin, sharp and bright; filled from their surroundings), and with
-  more marks drawn anywhere; apart for the images in which marks were found within or beside the lesion;
+  more marks drawn anywhere; apart for the images in which marks were found within or beside the lesion; ``lost``: images
+  whose Dice falls from above 0 to 0;
 - false alarms on lesion-free crops of lesion images and on lesion-free images: as they are, painted over, and with calipers
   drawn around tissue; ``at calipers``: of the latter, those whose mask lies for the greater part within the calipers.
 
-The table goes to the screen, the same figures and those of each image to --out (JSON). --show: a folder for pictures of
-what was painted over and drawn.
+The table goes to the screen, the same figures and those of each image to --out (JSON). Nothing is changed in the data.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ultrarefiner_monai.data.tissue import tissue_pairs
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.metrics import NORMAL_LIMIT, bootstrap_interval, dice_of
+from ultrarefiner_monai.types import InputError
 
 THIN = 7  # pixels of a 500 pixel image: marks are thinner
 # How far a mark stands out (above the opened image, and above the darkest of 3 pixels on both sides) and its least
@@ -209,17 +211,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="compact", help="a checkpoint; compact is the shipped one")
     parser.add_argument("--data", type=Path, action="append", required=True, help="a data folder; may be given again")
-    parser.add_argument("--fold", default="0")
-    parser.add_argument("--task", choices=("ultrarefiner", "transunet"), default="ultrarefiner")
+    parser.add_argument("--fold", default="0", help="the fold to look at: 0 to 4, or test; what the training held out")
+    parser.add_argument(
+        "--task",
+        choices=("ultrarefiner", "transunet"),
+        default="ultrarefiner",
+        help="the automatic result, or the coarse network alone",
+    )
     parser.add_argument("--count", type=int, default=0, help="images of each kind and set at most; 0: all")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device")
-    parser.add_argument("--out", type=Path, default=Path("runs/check_marks.json"))
-    parser.add_argument("--show", type=Path)
+    parser.add_argument("--threads", type=int, default=2, help="cores to use")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU where there is one")
+    parser.add_argument("--out", type=Path, default=Path("runs/check_marks.json"), help="the figures (JSON)")
+    parser.add_argument("--show", type=Path, help="a folder for pictures of what was painted over and drawn")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.show is not None:
         args.show.mkdir(parents=True, exist_ok=True)
+    try:
+        check_sets(args)
+    except InputError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def check_sets(args: argparse.Namespace) -> None:
+    """All data folders: the tables to the screen, everything to --out."""
     predictor = build_predictor(args.model, None, args.device)
     check = Check(predictor, args.task == "transunet", args.show)
     found: dict[str, Any] = {"version": predictor.system.version, "fold": args.fold, "task": args.task, "sets": {}}

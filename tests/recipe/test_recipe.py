@@ -263,7 +263,7 @@ def test_one_command_goes_from_data_to_the_file_and_its_figures(folder: Path, tm
     data = [text for name in "abc" for text in ("--data", str(folder / name))]
     command = ["recipe", str(folder / "r.yaml"), *data, "--out", str(out), "--parallel", "2", "--device", "cpu"]
     planned = CliRunner().invoke(app, [*command, "--plan"])
-    assert planned.exit_code == 0 and "8 steps, 0 of them done" in planned.output and not out.exists()
+    assert planned.exit_code == 0 and "8 steps, 0 done" in planned.output and not out.exists()
     first = CliRunner().invoke(app, [*command, "--until", "refiner"])
     assert first.exit_code == 0, first.output
     stamp = (out / "coarse" / "best.safetensors").stat().st_mtime_ns
@@ -295,5 +295,9 @@ def test_the_plan_counts_images_and_time(folder: Path, tmp_path: Path) -> None:
     whole, part = by_id["coarse"], by_id["elsewhere/a"]
     assert whole.images > part.images > 0 and by_id["figures"].images == 0
     table = plan_table(found, {"coarse"}, 2)
-    assert table.title is not None and "1 of them done" in str(table.title)
+    assert table.title is not None and "1 done; about" in str(table.title)
     assert [str(c) for c in table.columns[0].cells][-3:] == ["without_a", "without_b", "without_c"]
+    untimed = plan_table(estimates(work, jobs, timing=False), {"coarse"}, 2)
+    assert "about" not in str(untimed.title)  # nothing is said of what was not measured
+    assert {str(c) for c in untimed.columns[-1].cells} == {"done", ""}
+    assert [str(c) for c in untimed.columns[2].cells] == [str(c) for c in table.columns[2].cells]

@@ -10,11 +10,13 @@ import yaml
 
 Data = Annotated[Path, typer.Option("--data", help="A folder made by `ultrarefiner prepare`.")]
 DataSets = Annotated[
-    list[Path], typer.Option("--data", help="A folder made by `ultrarefiner prepare`; several make one list of sets.")
+    list[Path], typer.Option("--data", help="A folder made by `ultrarefiner prepare` (a set); may be given again.")
 ]
 LeaveOut = Annotated[
     list[str] | None,
-    typer.Option("--leave-out", help="A set of --data (its folder's name) that is not learnt from but reported whole."),
+    typer.Option(
+        "--leave-out", help="A set of --data (its folder's name): nothing is learnt from it, all of it is reported."
+    ),
 ]
 Fold = Annotated[str, typer.Option(help="The fold held out and reported: 0 to 4, or test.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default a GPU where there is one.")]

@@ -22,10 +22,10 @@ def proposals(
     by_set: Annotated[
         bool,
         typer.Option(
-            "--by-set", help="The parts are the data sets: predictions by networks that never saw the hospital."
+            "--by-set", help="Each part is a whole set: it is predicted by a network that never saw that hospital."
         ),
     ] = False,
-    only: Annotated[str, typer.Option(help="One part alone: its number, or with --by-set its set.")] = "",
+    only: Annotated[str, typer.Option(help="One part alone: its number from 0, or with --by-set its set.")] = "",
     leave_out: LeaveOut = None,
     device: Device = None,
     option: Annotated[list[str] | None, typer.Option("--set", help="Override an option: epochs=10.")] = None,

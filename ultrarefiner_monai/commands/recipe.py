@@ -35,12 +35,14 @@ def recipe(
     ] = -1,
     until: Annotated[
         list[str] | None,
-        typer.Option(help="Do no more than this step needs (several for several): the rest can be done elsewhere."),
+        typer.Option(help="Stop after this step of the recipe and what it needs; may be given again."),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be done and how long it takes, and stop.")
     ] = False,
-    timing: Annotated[bool, typer.Option(help="Time some steps of each kind first, for the plan.")] = True,
+    timing: Annotated[
+        bool, typer.Option(help="Time some steps of each kind first; without it the plan has no times.")
+    ] = True,
     device: Device = None,
 ) -> None:
     """Train, join, calibrate and evaluate as a recipe says: from data to one model file, resumable at every step."""
@@ -79,7 +81,7 @@ def recipe(
     jobs = up_to(jobs, until) if until else jobs
     done = {job.id for job in jobs if is_done(job)}
     if timing or plan:
-        Console().print(plan_table(estimates(work, jobs), done, parallel))
+        Console().print(plan_table(estimates(work, jobs, timing), done, parallel))
     if plan:
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no step is left running alone

@@ -33,16 +33,16 @@ _ROBOT_ANSWERS = 20  # what a robot's clicks cost beside one automatic result
 
 @dataclass(frozen=True)
 class Estimate:
-    """A job, the images that its run passes (0 where it trains nothing), and its seconds when it runs alone."""
+    """A job, the images that its run passes (0 where it trains nothing), and its seconds when it runs alone (0: not timed)."""
 
     job: Job
     images: int
     seconds: float
 
 
-def estimates(work: Work, jobs: Sequence[Job]) -> list[Estimate]:
+def estimates(work: Work, jobs: Sequence[Job], timing: bool = True) -> list[Estimate]:
     """How long each job takes by a few steps on phantoms, timed on this machine. The augmentation's time is in it where
-    one process makes it."""
+    one process makes it. Without ``timing`` only what each job does."""
     device = work.device or ("cuda" if torch.cuda.is_available() else "cpu")
     items = read_sets(work.data)
     costs: dict[str, float] = {}
@@ -51,6 +51,9 @@ def estimates(work: Work, jobs: Sequence[Job]) -> list[Estimate]:
         select = 0.1 if job.training is None else job.training.data.select_share
         split = split_sets(items, work.fold, select, 0, job.left_out)
         if job.training is None:
+            if not timing:
+                out.append(Estimate(job, 0, 0.0))
+                continue
             count = len(split.report) if job.step.command == "evaluate" else 2 * len(split.select)
             each = _known(costs, "answer", partial(_answer_seconds, _largest(jobs), device))
             each *= _ROBOT_ANSWERS if job.step.robot and not job.away else 1
@@ -58,6 +61,9 @@ def estimates(work: Work, jobs: Sequence[Job]) -> list[Estimate]:
             continue
         count = _trained_on(job, len(split.train), [i.set for i in split.train])
         images = count * job.training.epochs
+        if not timing:
+            out.append(Estimate(job, images, 0.0))
+            continue
         kind = f"{job.training.phase} {job.training.system} {job.training.refine.train}"
         each = _known(costs, kind, partial(step_seconds, job.training, device))
         out.append(Estimate(job, images, _START_SECONDS + images * each))
@@ -159,12 +165,15 @@ def _now(device: str) -> float:
 
 
 def plan_table(found: Sequence[Estimate], done: set[str], parallel: int) -> Table:
-    """A line for each job with its time, and the whole."""
+    """A line for each job with its time, and the whole; without the times where nothing was timed."""
     left = [e for e in found if e.job.id not in done]
     total, longest = sum(e.seconds for e in left), _longest_chain(left)
     expected = max(longest, total / parallel)
-    title = f"{len(found)} steps, {len(done)} of them done; about {span(expected)}"
-    title += f" ({parallel} at a time; one after the other {span(total)})" if parallel > 1 else ""
+    timed = any(e.seconds for e in found)
+    title = f"{len(found)} step{'' if len(found) == 1 else 's'}, {len(done)} done"
+    if timed:
+        title += f"; about {span(expected)}"
+        title += f" ({parallel} at a time; one after the other {span(total)})" if parallel > 1 else ""
     table = Table(title=title)
     table.add_column("step", no_wrap=True)
     table.add_column("what", no_wrap=True)
@@ -175,8 +184,8 @@ def plan_table(found: Sequence[Estimate], done: set[str], parallel: int) -> Tabl
             table.add_row(*_row_of(one, one.job.id in done))
     for prefix in dict.fromkeys(e.job.id.split("/")[0] for e in found if e.job.away):
         own = [e for e in found if e.job.id.startswith(f"{prefix}/")]
-        time_left = sum(e.seconds for e in own if e.job.id not in done)
-        table.add_row(prefix, f"{len(own)} steps, as above", "", "", span(time_left) if time_left else "done")
+        left = [e for e in own if e.job.id not in done]
+        table.add_row(prefix, f"{len(own)} steps, as above", "", "", _time_left(left))
     return table
 
 
@@ -184,7 +193,12 @@ def _row_of(one: Estimate, done: bool) -> tuple[str, ...]:
     job, training = one.job, one.job.training
     what = training.phase if training is not None and job.step.command == "train" else job.step.command
     passed = ("", "") if training is None else (f"{one.images // training.epochs}", str(training.epochs))
-    return job.id, what, *passed, "done" if done else span(one.seconds)
+    return job.id, what, *passed, _time_left([] if done else [one])
+
+
+def _time_left(left: Sequence[Estimate]) -> str:
+    seconds = sum(e.seconds for e in left)
+    return "done" if not left else span(seconds) if seconds else ""
 
 
 def _longest_chain(found: Sequence[Estimate]) -> float:
