@@ -80,3 +80,8 @@ def test_sets_and_folds_by_name() -> None:
     assert [seen_by_name(meta, "a", fold) for fold in ("2", "test", "0")] == [False, False, True]
     assert seen_by_name({"data": "a+b", "fold": "0"}, "a+b", "1") is True  # one folder of that name
     assert seen_by_name({"data": "a"}, "a", "1") is None
+
+
+def test_a_folder_in_capitals_is_the_same_set() -> None:
+    meta = {"data": "busi+BREAST", "fold": "0", "left_out": "BREAST"}
+    assert [seen_by_name(meta, name, "1") for name in ("BUSI", "busi", "breast", "BUS")] == [True, True, False, None]

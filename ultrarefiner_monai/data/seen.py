@@ -83,11 +83,12 @@ def name_records(meta: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def named_sets(meta: Mapping[str, Any], name: str) -> bool | None:
-    """Whether the set ``name`` was trained on; None where the meta does not name it."""
-    data = str(meta.get("data", ""))
+    """Whether the set ``name`` was trained on; None where the meta does not name it. BUSI and busi are one set: the same
+    dataset lies in a folder of either name."""
+    name, data = name.casefold(), str(meta.get("data", "")).casefold()
     if name != data and name not in data.split(JOINT):
         return None
-    return name not in str(meta.get("left_out", "")).split(JOINT)
+    return name not in str(meta.get("left_out", "")).casefold().split(JOINT)
 
 
 def seen_by_name(meta: Mapping[str, Any], name: str, fold: str) -> bool | None:
