@@ -177,18 +177,18 @@ def test_a_small_set_counts_as_much_as_a_large_one() -> None:
 
 def test_the_presence_is_judged_by_crops_where_a_set_has_no_lesion_free_images() -> None:
     lesions = [Example(prob(LABEL), None, LABEL, p, set="b") for p in (0.9, 0.8, 0.62)]
-    crops = [Example(prob(LABEL), None, EMPTY, p, set="b", tissue=True) for p in (0.1, 0.3, 0.52)]
+    crops = [Example(prob(LABEL), None, EMPTY, p, set="b", tissue=True) for p in (0.1, 0.3, 0.42)]
     alone, _ = choose(lesions, START)
     assert 0 < alone.post.min_presence <= 0.6
     config, figure = choose(lesions + crops, START)
-    assert config.post.min_presence in (0.55, 0.6) and figure == 1
+    assert config.post.min_presence == 0.45 and figure == 1  # the lowest bar that clears them all
     # Beside true normals crops are one group: a hundred of them do not outweigh two.
     normals = [Example(prob(LABEL), None, EMPTY, 0.1, set="b")] * 2
     marked = [replace(crops[0], presence=0.95)] * 100
     hundred = choose(lesions + normals + marked, START)
     assert hundred[0].post.min_presence <= 0.6
     assert hundred[1] == pytest.approx(0.75 + 0.25 * (1 + (0 - 0.9)) / 2, abs=1e-6)
-    assert max(PRESENCES) >= 0.6
+    assert max(PRESENCES) == 0.5  # what is held likelier than not is never hidden
 
 
 def test_sets_without_lesions_and_without_lesion_free_images() -> None:
