@@ -292,7 +292,7 @@ def test_a_training_that_gets_no_memory_says_why(training_server, trainer):
     [child] = wait(lambda: children(server))
     wait(lambda: trainer.info()["train_stats"]["transunet"].get("epoch", 0) >= 1)
     child.rlimit(psutil.RLIMIT_AS, (1 << 20, 1 << 20))
-    wait(lambda: trainer.train_status()["status"] == "ERROR", 240)
+    wait(lambda: trainer.train_status()["status"] == "ERROR", 60)
     task, stats = trainer.train_status(), trainer.info()["train_stats"]["transunet"]
     for words in (task["error"], stats["error"]):
         assert "memory" in words and "smaller train_batch_size (it was 4)" in words, (words, server.log[-3000:])
