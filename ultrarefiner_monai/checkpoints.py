@@ -125,25 +125,35 @@ class Checkpoint:
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a file that ``save_system`` wrote. Raises InputError for anything else."""
-    path = Path(path)
+    metadata, tensors = _opened(Path(path), True)
+    return Checkpoint(tensors, *_described(Path(path), metadata), _version(Path(path)))
+
+
+def read_header(path: str | Path) -> tuple[SystemConfig, dict[str, Any]]:
+    """Configuration and meta alone, as ``read_checkpoint`` gives them, without reading the weights."""
+    return _described(Path(path), _opened(Path(path), False)[0])
+
+
+def _opened(path: Path, weights: bool) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = file.keys() if weights else ()
+            return file.metadata() or {}, {k: file.get_tensor(k) for k in names}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _described(path: Path, metadata: dict[str, str]) -> tuple[SystemConfig, dict[str, Any]]:
     if metadata.get("format") != FORMAT:
         raise InputError(
             f"{path} is not an ultrarefiner checkpoint (format {metadata.get('format')!r}, expected {FORMAT!r})"
         )
     try:
-        config = from_dict(SystemConfig, json.loads(metadata["config"]))
-        meta = json.loads(metadata.get("meta", "{}"))
+        return from_dict(SystemConfig, json.loads(metadata["config"])), json.loads(metadata.get("meta", "{}"))
     except (ConfigError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: its configuration cannot be read by this version: {error}") from error
-    return Checkpoint(tensors, config, meta, _version(path))
 
 
 def _version(path: Path) -> str:

@@ -34,6 +34,12 @@ class SharedEpoch:
         self._value.value = epoch
 
 
+def drawn(seed: int, epoch: int, index: int, again: int = 0) -> int:
+    """A random number for item ``index`` in an epoch, the ``again``-th time that it is shown there besides the first."""
+    entropy = [seed, epoch, index, *([again] if again > 0 else [])]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
 class SeededDataset(Dataset):
     """Samples as dictionaries. The augmentation of item i in epoch e depends on (seed, e, i) alone.
 
@@ -67,9 +73,7 @@ class SeededDataset(Dataset):
         again, index = divmod(index, len(self.items))
         sample = dict(self._prepared(index))
         if self.augment is not None:
-            entropy = [self.seed, self._epoch.get(), index, *([again] if again > 0 else [])]
-            draw = np.random.SeedSequence(entropy).generate_state(1)[0]
-            self.augment.set_random_state(seed=int(draw))
+            self.augment.set_random_state(seed=drawn(self.seed, self._epoch.get(), index, again))
             sample = dict(self.augment(sample))
         return {IMAGE: sample[IMAGE], LABEL: sample[LABEL], ID: sample[ID]}
 

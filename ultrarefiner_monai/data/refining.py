@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from ultrarefiner_monai.config import CorruptionConfig
 from ultrarefiner_monai.data.corruptions import Corruptor
-from ultrarefiner_monai.data.loading import SharedEpoch
+from ultrarefiner_monai.data.loading import SharedEpoch, drawn
 from ultrarefiner_monai.data.readers import read_mask, read_study
 from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL
 from ultrarefiner_monai.geometry import Letterbox, resize
@@ -159,9 +159,7 @@ class RefineDataset(Dataset):
     def _variant(self, index: int, again: int = 0) -> int:
         if self.variants == 1:
             return 0
-        entropy = [self.seed, self._epoch.get(), index, *([again] if again > 0 else [])]
-        state = np.random.SeedSequence(entropy).generate_state(1)[0]
-        return int(state) % self.variants
+        return drawn(self.seed, self._epoch.get(), index, again) % self.variants
 
     def _remember(self, index: int, variant: int) -> Made:
         made = self._make(index, variant)

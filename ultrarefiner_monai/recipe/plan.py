@@ -22,6 +22,7 @@ from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, preparation
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.sam import build_sam
 from ultrarefiner_monai.recipe.steps import BY_SETS, Job, Work
+from ultrarefiner_monai.training.console import span
 from ultrarefiner_monai.training.phases import CoarsePhase, Phase, build_phase
 from ultrarefiner_monai.training.steps import Steps
 
@@ -50,23 +51,17 @@ def estimates(work: Work, jobs: Sequence[Job], timing: bool = True) -> list[Esti
     for job in jobs:
         select = 0.1 if job.training is None else job.training.data.select_share
         split = split_sets(items, work.fold, select, 0, job.left_out)
+        images = 0
         if job.training is None:
-            if not timing:
-                out.append(Estimate(job, 0, 0.0))
-                continue
-            count = len(split.report) if job.step.command == "evaluate" else 2 * len(split.select)
-            each = _known(costs, "answer", partial(_answer_seconds, _largest(jobs), device))
-            each *= _ROBOT_ANSWERS if job.step.robot and not job.away else 1
-            out.append(Estimate(job, 0, _START_SECONDS + count * each))
-            continue
-        count = _trained_on(job, len(split.train), [i.set for i in split.train])
-        images = count * job.training.epochs
-        if not timing:
-            out.append(Estimate(job, images, 0.0))
-            continue
-        kind = f"{job.training.phase} {job.training.system} {job.training.refine.train}"
-        each = _known(costs, kind, partial(step_seconds, job.training, device))
-        out.append(Estimate(job, images, _START_SECONDS + images * each))
+            answers = len(split.report) if job.step.command == "evaluate" else 2 * len(split.select)
+            answers *= _ROBOT_ANSWERS if job.step.robot and not job.away else 1
+            passed, kind, measure = answers, "answer", partial(_answer_seconds, _largest(jobs), device)
+        else:
+            images = _trained_on(job, len(split.train), [i.set for i in split.train]) * job.training.epochs
+            kind = f"{job.training.phase} {job.training.system} {job.training.refine.train}"
+            passed, measure = images, partial(step_seconds, job.training, device)
+        seconds = _START_SECONDS + passed * _known(costs, kind, measure) if timing else 0.0
+        out.append(Estimate(job, images, seconds))
     return out
 
 
@@ -206,11 +201,3 @@ def _longest_chain(found: Sequence[Estimate]) -> float:
     for one in found:
         ends[one.job.id] = one.seconds + max((ends.get(name, 0.0) for name in one.job.waits_for), default=0.0)
     return max(ends.values(), default=0.0)
-
-
-def span(seconds: float) -> str:
-    """Hours and minutes, or seconds where it is short."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

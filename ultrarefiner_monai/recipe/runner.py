@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.recipe.steps import Job, Work
+from ultrarefiner_monai.training.console import span
 from ultrarefiner_monai.types import InputError
 
 _POLL_SECONDS = 0.5
@@ -100,7 +101,7 @@ def run(work: Work, jobs: Sequence[Job], parallel: int, say: Callable[[str], Non
                     failures.append(fault)
                 else:
                     done.add(one.job.id)
-                took = _span(time.monotonic() - one.started)
+                took = span(time.monotonic() - one.started)
                 say(f"{one.job.id}: {'failed' if fault else 'done'} after {took}; {len(done)} of {len(jobs)} done")
     finally:
         _stop(running)
@@ -173,7 +174,3 @@ def _stop(running: Sequence[_Running]) -> None:
         except subprocess.TimeoutExpired:
             one.process.kill()
             one.process.wait()
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

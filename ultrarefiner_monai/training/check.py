@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ultrarefiner_monai.checkpoints import read_checkpoint
+from ultrarefiner_monai.checkpoints import read_header
 from ultrarefiner_monai.data.datalist import Item, Split, names_of, sets_of
 from ultrarefiner_monai.data.masks import read_mask
 from ultrarefiner_monai.data.seen import digests_of, name_records, named_sets, seen_by_name, unpack
@@ -137,6 +137,6 @@ def stored_meta(path: str | Path) -> dict[str, Any] | None:
     if Path(path).suffix != ".safetensors" or not Path(path).is_file():
         return None
     try:
-        return read_checkpoint(path).meta
+        return read_header(path)[1]
     except InputError:  # a SAM of others
         return None

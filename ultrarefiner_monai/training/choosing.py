@@ -166,9 +166,8 @@ class Table:
         found = []
         for i, j, net in np.argwhere(allowed.any(axis=-1)):
             row = total[i, j, net]
-            k = int(
-                np.flatnonzero(row >= row.max() - TOLERANCE)[0]
-            )  # the lowest bar of nearly equal ones hides least elsewhere
+            # The lowest bar of nearly equal ones hides least elsewhere.
+            k = int(np.flatnonzero(row >= row.max() - TOLERANCE)[0])
             found.append(self._chosen(int(i), int(j), int(net) == 0, bars[k], figure[i, j, net, k], row[k]))
         # From a trustworthy figure the first of equals.
         tolerance = 0.0 if self.says or also is not None else TOLERANCE

@@ -57,7 +57,7 @@ class EpochTable:
         rest = {f"train {k}": v for k, v in train.items() if _metric(k) is None}
         rest |= {k: v for k, v in select.items() if _metric(k) is None}
         facts = [f"{k} {v:.4f}" for k, v in rest.items()] + [f"lr {lr:.2e}", f"{seconds:.0f} s"]
-        facts += [f"about {_span(left)} left"] if epoch < self.epochs else []
+        facts += [f"about {span(left)} left"] if epoch < self.epochs else []
         self.console.print(" · ".join(facts), highlight=False, markup=False, style="dim")  # select[busi] is no markup
 
     def resume(self, epoch: int) -> None:
@@ -110,7 +110,8 @@ def _metric(figure: str) -> tuple[str, str] | None:
     return (who, metric) if who not in ("", "loss") and metric in METRICS and metric != "loss" else None
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
+    """Hours and minutes, or seconds where it is short."""
     minutes = round(seconds / 60)
     if minutes < 2:
         return f"{seconds:.0f} s"

@@ -72,7 +72,9 @@ class JointPhase(RefinerPhase):
     def begin(self, selection: DataLoader) -> None:
         """Measure where both stand before the first step. Called once, with the start weights in place."""
         self.network.eval()
-        means = Means(next(self.network.parameters()).device)
+        device = next(self.network.parameters()).device
+        self.start = {k: v.to(device) for k, v in self.start.items()}  # for the anchor, copied once
+        means = Means(device)
         for batch in selection:
             means.add(self.figures(self.network, batch))
         self.before = means.compute()
@@ -184,10 +186,7 @@ class JointPhase(RefinerPhase):
 
     def _anchor(self, coarse: nn.Module) -> torch.Tensor:
         """Sum over the coarse network's weights of (w - w_0)^2."""
-        terms = []
-        for name, parameter in coarse.named_parameters():
-            self.start[name] = self.start[name].to(parameter.device)  # copied once
-            terms.append((parameter - self.start[name]).square().sum())
+        terms = [(p - self.start[k].to(p.device)).square().sum() for k, p in coarse.named_parameters()]
         return torch.stack(terms).sum()
 
 

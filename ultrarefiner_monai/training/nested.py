@@ -25,6 +25,7 @@ from ultrarefiner_monai.data.readers import read_study
 from ultrarefiner_monai.data.seen import digests_of, name_records, named_sets, unpack
 from ultrarefiner_monai.files import replacing
 from ultrarefiner_monai.geometry import Letterbox
+from ultrarefiner_monai.training.check import stored_meta
 from ultrarefiner_monai.types import InputError
 
 log = logging.getLogger(__name__)
@@ -76,8 +77,6 @@ def _pieces(items: Sequence[Item], parts: int, seed: int, by_set: bool) -> dict[
 def _unseen_start(config: TrainConfig, piece: Sequence[Item]) -> TrainConfig:
     """The configuration for a network that predicts ``piece``: start weights that have seen its hospital or one of its images
     are not used; ImageNet's are, or none, where the stem has no others."""
-    from ultrarefiner_monai.training.check import stored_meta
-
     meta = stored_meta(config.init)
     if meta is None:
         return config

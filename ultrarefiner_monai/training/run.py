@@ -15,7 +15,7 @@ from monai.utils import set_determinism
 from rich.console import Console
 
 from ultrarefiner_monai import __version__
-from ultrarefiner_monai.checkpoints import in_half_precision, read_checkpoint
+from ultrarefiner_monai.checkpoints import in_half_precision, read_header
 from ultrarefiner_monai.config import NESTED, TrainConfig
 from ultrarefiner_monai.data.datalist import (
     JOINT,
@@ -75,7 +75,7 @@ def train(
     if sam is not None:
         check_held_out(f"refine.sam_init: {config.refine.sam_init}", sam, split, fold, leave_out)
     for path in config.loss.teachers:
-        check_held_out(f"loss.teachers: {path}", read_checkpoint(path).meta, split, fold, leave_out)
+        check_held_out(f"loss.teachers: {path}", read_header(path)[1], split, fold, leave_out)
     return train_split(config, split, out, device, resume, **about_data(items, fold, leave_out))
 
 
@@ -206,9 +206,8 @@ def _split_ids(split: Split) -> dict[str, list[str]]:
 
 def _check_start(config: TrainConfig, split: Split, fold: str | int, leave_out: Sequence[str]) -> None:
     """A run that starts from our own weights must hold out what they held out. Raises InputError otherwise."""
-    stored = read_checkpoint(config.init)
-    meta = stored.meta
-    if config.phase != "phase1_coarse" and config.refine.sam_init == "none" and stored.config.sam is None:
+    system, meta = read_header(config.init)
+    if config.phase != "phase1_coarse" and config.refine.sam_init == "none" and system.sam is None:
         log.warning(
             "the refiner starts from random weights: refine.sam_init is none, and init: %s holds no SAM; for the compact "
             "preset --set refine.sam_init=stem begins with the coarse network's CNN",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from filelock import Timeout
 
-from ultrarefiner_monai.checkpoints import load_system, read_checkpoint, save_system
+from ultrarefiner_monai.checkpoints import load_system, read_header, save_system
 from ultrarefiner_monai.config import TrainConfig, to_dict
 from ultrarefiner_monai.data.corrections import Labelled
 from ultrarefiner_monai.data.datalist import NO_FOLD, SELECT_FOLD, Item, read_index
@@ -110,13 +110,13 @@ def reason_of(error: BaseException, batch_size: Any = None) -> str:
 
 def started_from(settings: TrainConfig, start: Start, folder: TrainingFolder, work: WorkFolder) -> TrainConfig:
     """``settings`` with the networks and weights of ``start``. Raises InputError where it lacks what is to be trained."""
-    system = read_checkpoint(start.path).config
+    system = read_header(start.path)[0]
     if settings.phase == "phase1_coarse":
         return replace(settings, system=replace(system, sam=None), init=str(start.path))
     path = start.path
     if start.refiner is not None:
         path = _whole(start, folder)
-        system = read_checkpoint(path).config
+        system = read_header(path)[0]
     if system.sam is None:
         raise InputError(
             f"the model that is served ({start.name}) has no refiner to train: train one with `ultrarefiner train "

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ultrarefiner_monai.cache import EmbeddingCache
-from ultrarefiner_monai.checkpoints import load_system, read_checkpoint
+from ultrarefiner_monai.checkpoints import load_system, read_header
 from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.inference import Predictor
 from ultrarefiner_monai.registry import CONFIGURED, Registry, Start
@@ -103,7 +103,7 @@ class Served:
             return Start(name, shipped if shipped.is_file() else resolve(self.config.weights), refiner)
         path = self.registry.get(name).path
         # A candidate that brings a refiner of its own was made to be served with it.
-        return Start(name, path, None if refiner is None or read_checkpoint(path).config.sam is not None else refiner)
+        return Start(name, path, None if refiner is None or read_header(path)[0].sam is not None else refiner)
 
 
 def device_of(name: str) -> str:
