@@ -70,7 +70,7 @@ $(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/.python
 # --- serve --------------------------------------------------------------------------------------------------------------
 
 serve: $(VENV)/.serve
-	@exec $(BIN)/python -m ultrarefiner_monai.launch --studies "$$STUDIES" --host "$$HOST" --port "$$PORT" $(ARGS)
+	@exec $(BIN)/python -m ultrarefiner_monai.cli.launch --studies "$$STUDIES" --host "$$HOST" --port "$$PORT" $(ARGS)
 
 # --- checks -------------------------------------------------------------------------------------------------------------
 

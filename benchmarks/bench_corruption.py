@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from ultrarefiner_monai.config import CorruptionConfig
-from ultrarefiner_monai.data.corruption_fields import field_cells, gaussian_field
-from ultrarefiner_monai.data.corruptions import Corruptor
-from ultrarefiner_monai.data.datalist import read_index
-from ultrarefiner_monai.data.phantoms import make_phantom
-from ultrarefiner_monai.data.readers import read_mask
-from ultrarefiner_monai.geometry import Letterbox
+from ultrarefiner_monai.core.geometry import Letterbox
+from ultrarefiner_monai.datasets.datalist import read_index
+from ultrarefiner_monai.datasets.phantoms import make_phantom
+from ultrarefiner_monai.imaging.readers import read_mask
+from ultrarefiner_monai.training.data.corruption_fields import field_cells, gaussian_field
+from ultrarefiner_monai.training.data.corruptions import Corruptor
 
 GOALS = {(0.0, 224): 1000, (0.0, 512): 200, (1.0, 224): 300}
 

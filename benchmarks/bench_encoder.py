@@ -13,7 +13,7 @@ import torch
 from segment_anything import sam_model_registry
 
 from ultrarefiner_monai.config import SamConfig
-from ultrarefiner_monai.models.sam import build_sam, encode, normalise
+from ultrarefiner_monai.models.sam.network import build_sam, encode, normalise
 
 
 def main() -> None:

@@ -21,16 +21,16 @@ import numpy as np
 import requests
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
 
 from bench_serving import Client, cpu_seconds, memory_mb, start, weights_path  # noqa: E402
 from orthanc import Orthanc, free_port  # noqa: E402
 
-from ultrarefiner_monai.batch import plan_batch, run_batch  # noqa: E402
+from ultrarefiner_monai.batch.archive import plan_batch, run_batch  # noqa: E402
 from ultrarefiner_monai.config import PacsConfig  # noqa: E402
-from ultrarefiner_monai.data.phantoms import make_phantom  # noqa: E402
-from ultrarefiner_monai.data.samples import dicom_bytes, make_cine  # noqa: E402
-from ultrarefiner_monai.pacs.client import Pacs  # noqa: E402
+from ultrarefiner_monai.datasets.phantoms import make_phantom  # noqa: E402
+from ultrarefiner_monai.datasets.samples import dicom_bytes, make_cine  # noqa: E402
+from ultrarefiner_monai.dicomweb.client import Pacs  # noqa: E402
 
 CINES, TINY, IMAGES = 9_000, 10_000, 50_000  # numbers of patients; dates tell the three apart
 

@@ -8,7 +8,7 @@ import time
 import torch
 
 from ultrarefiner_monai.config import PromptConfig
-from ultrarefiner_monai.models.prompts import derive_prompts
+from ultrarefiner_monai.models.prompts.derive import derive_prompts
 
 CASES = {
     "box + points": (PromptConfig(mask="none"), 0.02),

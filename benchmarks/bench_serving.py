@@ -25,12 +25,12 @@ import requests
 import torch
 from PIL import Image
 
-from ultrarefiner_monai.checkpoints import System, load_system, save_system
 from ultrarefiner_monai.config import SamConfig
-from ultrarefiner_monai.data.phantoms import make_phantom
-from ultrarefiner_monai.models.sam import build_sam, decode
-from ultrarefiner_monai.types import Prompts
-from ultrarefiner_monai.weights import resolve
+from ultrarefiner_monai.core.types import Prompts
+from ultrarefiner_monai.datasets.phantoms import make_phantom
+from ultrarefiner_monai.models.checkpoints import System, load_system, save_system
+from ultrarefiner_monai.models.sam.network import build_sam, decode
+from ultrarefiner_monai.models.weights.pretrained import resolve
 
 APP = Path(__file__).resolve().parents[1] / "apps" / "ultrarefiner"
 

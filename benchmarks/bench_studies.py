@@ -20,7 +20,7 @@ import numpy as np
 from bench_serving import Client, start, weights_path
 from PIL import Image
 
-from ultrarefiner_monai.data.phantoms import make_phantom
+from ultrarefiner_monai.datasets.phantoms import make_phantom
 
 SIDE = 256
 GRID = np.diag([-1.0, -1.0, 1.0, 1.0])  # RAS of a picture as ITK places it

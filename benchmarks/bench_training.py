@@ -19,17 +19,17 @@ from pathlib import Path
 
 import torch
 
-from ultrarefiner_monai.checkpoints import save_system
 from ultrarefiner_monai.config import SystemConfig, TrainConfig, load_yaml
-from ultrarefiner_monai.data.loading import phantom_samples
-from ultrarefiner_monai.data.refining import CoarseMasks, RefineDataset, RefineSample
-from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, preparation
 from ultrarefiner_monai.models.build import build_coarse
-from ultrarefiner_monai.training.cpu import keep_memory, no_denormals
-from ultrarefiner_monai.training.features import FeatureKeeper
-from ultrarefiner_monai.training.optim import build_optimiser
-from ultrarefiner_monai.training.phases import Phase, build_phase
-from ultrarefiner_monai.training.refine import RefinerPhase
+from ultrarefiner_monai.models.checkpoints import save_system
+from ultrarefiner_monai.training.data.features import FeatureKeeper
+from ultrarefiner_monai.training.data.loading import phantom_samples
+from ultrarefiner_monai.training.data.refining import CoarseMasks, RefineDataset, RefineSample
+from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL, preparation
+from ultrarefiner_monai.training.loop.cpu import keep_memory, no_denormals
+from ultrarefiner_monai.training.loop.optim import build_optimiser
+from ultrarefiner_monai.training.phases.phase import Phase, build_phase
+from ultrarefiner_monai.training.phases.refiner import RefinerPhase
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

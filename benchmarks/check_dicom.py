@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +17,17 @@ import numpy as np
 import pydicom
 import pydicom.data
 
-from ultrarefiner_monai.data.codings import Coded, every_coding
-from ultrarefiner_monai.data.dicomfile import has_mark, open_dicom
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.files import replacing
-from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.core.files import replacing
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.dicom.file import has_mark, open_dicom
+from ultrarefiner_monai.imaging.readers import read_study
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from codings import Coded, every_coding  # noqa: E402
 
 HEAD = """# Compatibility with DICOM files
 
-Written by `python benchmarks/check_dicom.py --out docs/compatibility.md`; `tests/data/test_dicom_compat.py` reads the same
+Written by `python benchmarks/check_dicom.py --out docs/compatibility.md`; `tests/dicom/test_dicom_compat.py` reads the same
 files. Versions: {versions}.
 
 What is not read is refused with a message that names the file, the coding and what to do; the server offers it to nobody.

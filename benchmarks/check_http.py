@@ -17,11 +17,11 @@ import requests
 from bench_serving import start, weights_path
 from PIL import Image
 
-from ultrarefiner_monai.checkpoints import load_system
-from ultrarefiner_monai.data.datalist import Item, read_index
-from ultrarefiner_monai.data.readers import read_mask, read_study
-from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.metrics import score
+from ultrarefiner_monai.datasets.datalist import Item, read_index
+from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.masks.metrics import score
+from ultrarefiner_monai.models.checkpoints import load_system
+from ultrarefiner_monai.pipeline.predictor import Predictor
 
 
 def served_mask(url: str, image_id: str) -> np.ndarray:

@@ -27,15 +27,15 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from ultrarefiner_monai.commands import build_predictor
-from ultrarefiner_monai.data.datalist import Item, read_index
-from ultrarefiner_monai.data.marks import Box, with_calipers, with_marks
-from ultrarefiner_monai.data.readers import read_mask, read_study
-from ultrarefiner_monai.data.tissue import tissue_pairs
-from ultrarefiner_monai.files import replacing
-from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.metrics import NORMAL_LIMIT, bootstrap_interval, dice_of
-from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.cli.options import build_predictor
+from ultrarefiner_monai.core.files import replacing
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.datalist import Item, read_index
+from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT, bootstrap_interval, dice_of
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.training.data.marks import Box, with_calipers, with_marks
+from ultrarefiner_monai.training.data.tissue import tissue_pairs
 
 THIN = 7  # pixels of a 500 pixel image: marks are thinner
 # How far a mark stands out (above the opened image, and above the darkest of 3 pixels on both sides) and its least

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ultrarefiner_monai.checkpoints import load_system
-from ultrarefiner_monai.commands import shipped
-from ultrarefiner_monai.data.phantoms import make_phantom
-from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.metrics import dice_of
-from ultrarefiner_monai.robot import Click, as_clicks, play
+from ultrarefiner_monai.cli.options import shipped
+from ultrarefiner_monai.datasets.phantoms import make_phantom
+from ultrarefiner_monai.interaction.robot import Click, as_clicks, play
+from ultrarefiner_monai.masks.metrics import dice_of
+from ultrarefiner_monai.models.checkpoints import load_system
+from ultrarefiner_monai.pipeline.predictor import Predictor
 
 CLICKS = 2
 

@@ -11,7 +11,7 @@ import torch
 from orthanc import _archives, orthanc, orthanc_login, run_orthanc  # noqa: F401 (fixtures)
 from PIL import Image
 
-from ultrarefiner_monai.data.phantoms import make_phantom
+from ultrarefiner_monai.datasets.phantoms import make_phantom
 
 
 def pytest_configure() -> None:
@@ -50,3 +50,15 @@ def write_clean_folder() -> Callable[..., Path]:
         return out
 
     return write
+
+
+@pytest.fixture
+def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coarse networks of two convolutions, whatever the configuration says: those of ``launched.py``."""
+    import launched
+
+    from ultrarefiner_monai.models import checkpoints
+    from ultrarefiner_monai.training.phases import phase, refiner
+
+    for module in (phase, checkpoints, refiner):
+        monkeypatch.setattr(module, "build_coarse", launched.small)

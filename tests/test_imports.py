@@ -16,24 +16,17 @@ CORE = sorted(PACKAGE.rglob("*.py"))
 # Imported inside the functions that use them: they cost seconds, or are not needed on a serving machine.
 HEAVY = {"matplotlib", "highdicom", "mlflow", "submitit", "tensorboard", "itk", "skimage", "pandas", "sklearn", "av"}
 
-# Layers from the ground up; a module may import from its own layer and the ones below. models and data are one floor
-# but do not know each other.
-LAYERS: list[set[str]] = [
-    {"types", "config", "files", "setaside", "threads", "__init__"},
-    {"geometry", "losses", "metrics", "postprocess", "uncertainty", "clicks", "cuts", "pixels", "measure"}
-    | {"coarse", "request", "download", "cache", "recent", "journal", "journalqueue", "opensaves"}
-    | {"robot", "trainingfolder", "workfolder", "presence"},
-    {"models", "data", "known_weights", "weights"},
-    {"checkpoints", "inference", "regions", "pacs"},
-    {"registry"},
-    {"training", "recipe", "evaluation", "comparison", "summaries", "sheets", "batch"},
-    {"commands", "launch"},
-    {"cli"},
-]
+# The package's folders from the ground up. A folder uses itself and those before it; docs/architecture.md says what is in each.
+ROOMS = (
+    "core config masks interaction models dicom imaging datasets dicomweb pipeline studies exchange training learning "
+    "evaluation batch recipe cli"
+).split()
+# They do not know each other: networks and what is fed to them.
+STRANGERS = {("interaction", "models"), ("imaging", "models"), ("datasets", "models"), ("dicom", "models")}
 
 
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+def module_name(path: Path, root: Path = ROOT) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
 def absolute(node: ast.Import | ast.ImportFrom, path: Path) -> Iterator[str]:
@@ -70,22 +63,54 @@ def imports(path: Path, only_early: bool = False) -> set[str]:
     return found
 
 
-def part_of(name: str) -> str | None:
-    """ultrarefiner_monai.models.sam -> models; None for other packages."""
+def room_of(name: str) -> str | None:
+    """ultrarefiner_monai.models.sam.network -> models; None for other packages and for the package itself."""
     first, *rest = name.split(".")
-    return (rest[0] if rest else "__init__") if first == "ultrarefiner_monai" else None
+    return rest[0] if rest and first == "ultrarefiner_monai" else None
 
 
-def layer_of(part: str) -> int | None:
-    return next((level for level, parts in enumerate(LAYERS) if part in parts), None)
+def graph(package: Path, root: Path) -> dict[str, set[str]]:
+    """Module -> modules of the same package that it imports, early or late, for types too."""
+    paths = {module_name(p, root): p for p in package.rglob("*.py")}
+    found: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                for module in absolute(node, path):
+                    inner = {f"{module}.{alias.name}" for alias in node.names} & set(paths)
+                    found[name] |= inner or ({module} & set(paths))
+        found[name].discard(name)
+    return found
+
+
+def circle_in(edges: dict[str, set[str]]) -> list[str]:
+    """The files of one import circle, none where there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(edges[name]):
+            circle = walk(other, [*way, name])
+            if circle:
+                return circle
+        done.add(name)
+        return []
+
+    return next((c for c in (walk(name, []) for name in sorted(edges)) if c), [])
 
 
 def test_the_parser_sees_imports(tmp_path: Path) -> None:
-    names = imports(PACKAGE / "geometry.py")
+    names = imports(PACKAGE / "core" / "geometry.py")
     assert "torch" in names
-    assert "ultrarefiner_monai.types" in imports(PACKAGE / "weights.py")
-    assert "ultrarefiner_monai.models.sam" in imports(PACKAGE / "weights.py")
-    assert "ultrarefiner_monai.models.sam" not in imports(PACKAGE / "weights.py", only_early=True)
+    assert "ultrarefiner_monai.core.types" in imports(PACKAGE / "models" / "weights" / "pretrained.py")
+    assert "ultrarefiner_monai.models.sam.network" in imports(PACKAGE / "models" / "weights" / "pretrained.py")
+    assert "ultrarefiner_monai.models.sam.network" not in imports(
+        PACKAGE / "models" / "weights" / "pretrained.py", only_early=True
+    )
 
 
 @pytest.mark.parametrize("path", CORE, ids=module_name)
@@ -94,35 +119,41 @@ def test_core_does_not_know_the_server(path: Path) -> None:
     assert not roots & {"monailabel", "lib", "apps", "fastapi", "starlette", "uvicorn"}
 
 
+def test_nothing_stands_loose_at_the_top() -> None:
+    assert {p.name for p in PACKAGE.glob("*.py")} == {"__init__.py"}
+    assert {p.parent.name for p in PACKAGE.glob("*/*.py")} == set(ROOMS)
+
+
 @pytest.mark.parametrize("path", CORE, ids=module_name)
 def test_imports_point_downwards(path: Path) -> None:
-    part = part_of(module_name(path)) or ""
-    level = layer_of(part)
-    assert level is not None, f"{part} stands in no layer: name it in LAYERS"
-    for name in imports(path):
-        other = part_of(name)
-        if other is None:
-            continue
-        other_level = layer_of(other)
-        assert other_level is not None, f"{other} stands in no layer: name it in LAYERS"
-        assert other_level <= level, f"{module_name(path)} imports {name}, which stands above it"
+    room = room_of(module_name(path))
+    for name in imports(path) if room else ():
+        other = room_of(name)
+        if other is not None:
+            assert ROOMS.index(other) <= ROOMS.index(str(room)), f"{module_name(path)} imports {name} from above"
+            assert not {(str(room), other), (other, str(room))} & STRANGERS, f"{room} does not know {other}"
+
+
+def test_a_circle_is_found() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert not circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+@pytest.mark.parametrize("package", [PACKAGE, ROOT / "apps" / "ultrarefiner" / "lib"], ids=lambda p: p.name)
+def test_no_files_import_each_other_in_a_circle(package: Path) -> None:
+    edges = graph(package, package.parent)
+    assert sum(map(len, edges.values())) > len(edges)
+    assert not circle_in(edges)
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").rglob("*.py")), ids=module_name)
-def test_models_know_nothing_of_monai_or_data(path: Path) -> None:
-    names = imports(path)
-    assert not {name.split(".")[0] for name in names} & {"monai", "ignite", "pydicom", "nibabel"}
-    assert not {part_of(name) for name in names} & {"data"}
-
-
-@pytest.mark.parametrize("path", sorted((PACKAGE / "data").rglob("*.py")), ids=module_name)
-def test_data_knows_nothing_of_models(path: Path) -> None:
-    assert not {part_of(name) for name in imports(path)} & {"models", "training", "checkpoints"}
+def test_models_know_nothing_of_monai(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & {"monai", "ignite", "pydicom", "nibabel"}
 
 
 @pytest.mark.parametrize("part", ["types", "geometry"])
 def test_the_ground_floor_knows_torch_only(part: str) -> None:
-    roots = {name.split(".")[0] for name in imports(PACKAGE / f"{part}.py")}
+    roots = {name.split(".")[0] for name in imports(PACKAGE / "core" / f"{part}.py")}
     assert roots <= {"__future__", "dataclasses", "torch", "typing", "math", "collections", "ultrarefiner_monai"}
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ultrarefiner_monai.checkpoints import System, load_system
-from ultrarefiner_monai.commands import shipped
-from ultrarefiner_monai.data.readers import read_mask, read_study
-from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.metrics import score
+from ultrarefiner_monai.cli.options import shipped
+from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.masks.metrics import score
+from ultrarefiner_monai.models.checkpoints import System, load_system
+from ultrarefiner_monai.pipeline.predictor import Predictor
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,33 +18,33 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 import ultrarefiner_monai
-from lib.background import Background
-from lib.datastore import StudiesFolder
 from lib.ending import Ending
-from lib.engine import Engine
-from lib.exchange import Exchange
-from lib.infers import LesionTask, Outline, make_tasks
-from lib.names import check_name
-from lib.pacs import PacsStudies
-from lib.prepare import Preparer
-from lib.problems import problems
-from lib.served import Served
-from lib.sessions import SessionStore
+from lib.routes.problems import problems
 from lib.startup import OnlyServer, Watch, clear
-from lib.strategies import NextSample
-from lib.trainers import make_trainers
-from ultrarefiner_monai import opensaves
+from lib.store.datastore import StudiesFolder
+from lib.store.exchange import Exchange
+from lib.store.names import check_name
+from lib.store.pacs import PacsStudies
+from lib.store.sessions import SessionStore
+from lib.tasks.answers import Engine
+from lib.tasks.background import Background
+from lib.tasks.infers import LesionTask, Outline, make_tasks
+from lib.tasks.prepare import Preparer
+from lib.tasks.served import Served
+from lib.tasks.strategies import NextSample
+from lib.tasks.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
-from ultrarefiner_monai.data.labelvalues import is_confirmed
-from ultrarefiner_monai.data.masks import read_mask
-from ultrarefiner_monai.data.study import Limits
-from ultrarefiner_monai.journal import Journal
-from ultrarefiner_monai.journalqueue import JournalQueue
-from ultrarefiner_monai.opensaves import Drawn
-from ultrarefiner_monai.pacs.client import Pacs
-from ultrarefiner_monai.presence import MARK_VARIABLE
-from ultrarefiner_monai.types import LABELS, NOTICE
-from ultrarefiner_monai.workfolder import WorkFolder, is_address
+from ultrarefiner_monai.core.image import Limits
+from ultrarefiner_monai.core.types import LABELS, NOTICE
+from ultrarefiner_monai.dicomweb.client import Pacs
+from ultrarefiner_monai.imaging.mask_files import read_mask
+from ultrarefiner_monai.masks.label_values import is_confirmed
+from ultrarefiner_monai.studies import open_saves as opensaves
+from ultrarefiner_monai.studies.availability import MARK_VARIABLE
+from ultrarefiner_monai.studies.journal import Journal
+from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.open_saves import Drawn
+from ultrarefiner_monai.studies.work_folder import WorkFolder, is_address
 
 logger = logging.getLogger(__name__)
 
@@ -202,10 +202,10 @@ class UltraRefinerApp(MONAILabelApp):
     def on_init_complete(self) -> None:
         from monailabel.app import app as server
 
-        from lib.doors import close_doors
-        from lib.endpoints import install
-        from lib.exchange import install as install_exchange
-        from lib.pacs_routes import install as install_pacs
+        from lib.routes.doors import close_doors
+        from lib.routes.endpoints import install
+        from lib.routes.pacs import install as install_pacs
+        from lib.store.exchange import install as install_exchange
 
         store = self.datastore()
         folder = None if isinstance(store, PacsStudies) else Path(self.studies)

@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import PlainTextResponse
 
-from lib.access import Access, kept_token, visitor
 from lib.commandline import listens_on
-from lib.messages import hide, public, public_values
-from lib.origins import Origins, is_loopback, route_path
+from lib.routes.access import Access, kept_token, visitor
+from lib.routes.messages import hide, public, public_values
+from lib.routes.origins import Origins, is_loopback, route_path
 
 TOKEN = "t" * 43
 LOCAL, OTHER = ("127.0.0.1", 5000), ("10.1.2.3", 5000)

@@ -11,27 +11,27 @@ import nibabel
 import numpy as np
 import pytest
 from app_server import APP, picture
+from coded_file import NATIVE, card, dicom
 from fastapi import HTTPException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monailabel.interfaces.exception import ImageNotFoundException
 from PIL import Image
 
-from lib.datastore import StudiesFolder
-from lib.engine import _bytes
-from lib.guard import check_target
-from lib.names import check_name
-from lib.pacs_routes import way_to
-from lib.prompts import clicks_of, frame_of
-from lib.sessions import SessionStore
-from lib.strategies import NextSample
+from lib.routes.guard import check_target
+from lib.routes.pacs import way_to
+from lib.store.datastore import StudiesFolder
+from lib.store.names import check_name
+from lib.store.sessions import SessionStore
+from lib.tasks.answers import _bytes
+from lib.tasks.prompts import clicks_of, frame_of
+from lib.tasks.strategies import NextSample
 from ultrarefiner_monai.cli import main
 from ultrarefiner_monai.config import ConfigError, ServeConfig, load_yaml, serve_config
-from ultrarefiner_monai.data.coded_file import NATIVE, card, dicom
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.types import Clicks, InputError
-from ultrarefiner_monai.workfolder import WorkFolder
+from ultrarefiner_monai.core.types import Clicks, InputError
+from ultrarefiner_monai.datasets.samples import dicom_bytes
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 # --- clicks -----------------------------------------------------------------------------------------------------------
 

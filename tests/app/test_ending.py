@@ -16,11 +16,11 @@ import requests
 from app_server import Server, encoded, eventually, picture, start
 from PIL import Image
 
-from ultrarefiner_monai.data.phantoms import make_phantom
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.data.writers import write_mask
-from ultrarefiner_monai.workfolder import WorkFolder
+from ultrarefiner_monai.datasets.phantoms import make_phantom
+from ultrarefiner_monai.datasets.samples import dicom_bytes
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.writers import write_mask
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,17 +21,15 @@ import pytest
 import requests
 from app_server import Server, picture, start
 from orthanc import Orthanc, us_file
+from segs import viewers_seg
 from typer.testing import CliRunner
 
-from ultrarefiner_monai.cli import app as cli
-from ultrarefiner_monai.journal import Journal, StoredCorrection
-from ultrarefiner_monai.pacs.ask import send_label
-from ultrarefiner_monai.pacs.client import Pacs
-from ultrarefiner_monai.pacs.segread import read_seg
-from ultrarefiner_monai.types import InputError
-
-sys.path.append(str(Path(__file__).parents[1] / "pacs"))
-from segs import viewers_seg  # noqa: E402
+from ultrarefiner_monai.cli.command import app as cli
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.dicom.seg_reader import read_seg
+from ultrarefiner_monai.dicomweb.client import Pacs
+from ultrarefiner_monai.exchange.ask import send_label
+from ultrarefiner_monai.studies.journal import Journal, StoredCorrection
 
 pytestmark = [pytest.mark.server, pytest.mark.orthanc]
 SIZE = (96, 130)

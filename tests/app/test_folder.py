@@ -15,11 +15,11 @@ from app_server import eventually, picture, start
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 from small_studies import LABEL, PNG, everything_below, make_store
 
-from lib.page import front_page
-from ultrarefiner_monai.data import notoffered
-from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.presence import StudiesAway
-from ultrarefiner_monai.types import InputError
+from lib.routes.page import front_page
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.samples import dicom_bytes
+from ultrarefiner_monai.studies import not_offered as notoffered
+from ultrarefiner_monai.studies.availability import StudiesAway
 
 # --- away and back ----------------------------------------------------------------------------------------------------
 

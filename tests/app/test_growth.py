@@ -18,18 +18,18 @@ import pytest
 from monailabel.endpoints.user.auth import User
 
 from ultrarefiner_monai.config import PacsConfig, ServeConfig
-from ultrarefiner_monai.data.masks import read_mask
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.data.series import frame_order, reordered
-from ultrarefiner_monai.data.writers import write_mask
-from ultrarefiner_monai.pacs.client import SeriesInfo
-from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import WorkFolder, forget
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.samples import dicom_bytes
+from ultrarefiner_monai.dicom.series import frame_order, reordered
+from ultrarefiner_monai.dicomweb.client import SeriesInfo
+from ultrarefiner_monai.imaging.mask_files import read_mask
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.writers import write_mask
+from ultrarefiner_monai.studies.work_folder import WorkFolder, forget
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner"))
-import lib.store_routes  # noqa: E402
-from lib.pacs import PacsStudies  # noqa: E402
+import lib.routes.store  # noqa: E402
+from lib.store.pacs import PacsStudies  # noqa: E402
 
 SERIES, SIZE = "1.2.5", (24, 32)
 
@@ -161,13 +161,13 @@ def test_nothing_about_a_label_is_lost_while_the_store_lists_nothing(desk: Desk)
 
 
 def test_clients_change_nothing_of_what_the_server_keeps(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lib.store_routes, "app_instance", lambda: SimpleNamespace(datastore=lambda: desk.store))
+    monkeypatch.setattr(lib.routes.store, "app_instance", lambda: SimpleNamespace(datastore=lambda: desk.store))
     desk.hold({"1.3.1": (1, 1)})
     desk.store.save_label(SERIES, str(desk.drawn(0)), "final", {"pacs": {"send": "2024-01-01"}, "note": "a"})
     saved = desk.store.get_label_info(SERIES, "final")
     assert {"ts", "name", "frames", "pacs"} < set(saved)
     sent = json.dumps({**dict.fromkeys([*saved, "stored", "from_pacs"], 4e9), "note": "b"})
-    asyncio.run(lib.store_routes.put_label_info_old(SERIES, "final", sent, User(username="x")))
+    asyncio.run(lib.routes.store.put_label_info_old(SERIES, "final", sent, User(username="x")))
     assert desk.store.get_label_info(SERIES, "final") == {**saved, "note": "b"}
 
 

@@ -18,7 +18,7 @@ from app_server import start
 from clinic import CHANGES, Clinic, change, label_at, mask_of, prepared
 from faults import ended, forked, steps
 
-from ultrarefiner_monai.journal import Journal
+from ultrarefiner_monai.studies.journal import Journal
 
 ROUNDS = 20
 # What is removed may lie with the versions and where it was, too, until it is removed again.

@@ -15,16 +15,16 @@ import pytest
 import requests
 import SimpleITK as sitk
 from app_server import APP, picture, start
+from coded_file import NATIVE, dicom
 from PIL import Image
 from slicer_module import Slicer, opened_with, write_label
 
-from lib.clientframes import ClientFrames
-from lib.datastore import StudiesFolder
+from lib.store.client_frames import ClientFrames
+from lib.store.datastore import StudiesFolder
 from ultrarefiner_monai.config import ServeConfig, load_yaml
-from ultrarefiner_monai.data.coded_file import NATIVE, dicom
-from ultrarefiner_monai.data.readers import read_mask, read_study
-from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import WorkFolder, forget
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.studies.work_folder import WorkFolder, forget
 
 H, W, T = 60, 84, 5
 FRAMES = np.stack([picture(k, H, W) for k in range(T)])
@@ -141,12 +141,12 @@ def test_the_file_for_clients_follows_the_video_and_goes_with_it(tmp_path: Path)
 
 
 def test_files_for_clients_stay_within_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lib.clientframes
+    import lib.store.client_frames
 
     frames = ClientFrames(WorkFolder.of(tmp_path), read_study)
     (tmp_path / "clip.gif").write_bytes(animation())
     one = frames.path("a", tmp_path / "clip.gif")
-    monkeypatch.setattr(lib.clientframes, "_KEPT_BYTES", 2 * one.stat().st_size)
+    monkeypatch.setattr(lib.store.client_frames, "_KEPT_BYTES", 2 * one.stat().st_size)
     made = [one, *(frames.path(name, tmp_path / "clip.gif") for name in "bcd")]
     assert [p.is_file() for p in made] == [False, False, True, True]
     with pytest.raises(InputError, match=r"gone\.gif"):

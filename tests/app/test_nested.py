@@ -12,12 +12,12 @@ import pytest
 from app_server import APP, picture
 from monailabel.interfaces.exception import ImageNotFoundException
 
-from lib.datastore import StudiesFolder
+from lib.store.datastore import StudiesFolder
 from ultrarefiner_monai.config import ServeConfig, load_yaml
-from ultrarefiner_monai.data.corrections import final_labels
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.workfolder import WorkFolder
+from ultrarefiner_monai.datasets.samples import dicom_bytes
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.studies.corrections import final_labels
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 
 def put(path: Path, instance: int = 1) -> str:

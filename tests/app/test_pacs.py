@@ -22,9 +22,9 @@ import requests
 from app_server import APP, Server, eventually, picture, start
 from orthanc import PASSWORD, USER, Orthanc, us_file
 
-from ultrarefiner_monai.journal import Journal
-from ultrarefiner_monai.pacs.client import Pacs
-from ultrarefiner_monai.workfolder import forget
+from ultrarefiner_monai.dicomweb.client import Pacs
+from ultrarefiner_monai.studies.journal import Journal
+from ultrarefiner_monai.studies.work_folder import forget
 
 pytestmark = [pytest.mark.server, pytest.mark.orthanc]
 
@@ -191,13 +191,13 @@ def test_trainings_know_patient_and_journal_of_an_image(clinic: Clinic) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
-        "from lib.pacs import PacsStudies\n"
-        "from lib.trainers import final_labels\n"
+        "from lib.store.pacs import PacsStudies\n"
+        "from lib.tasks.trainers import final_labels\n"
         "from ultrarefiner_monai.config import PacsConfig\n"
-        "from ultrarefiner_monai.data.readers import read_study\n"
-        "from ultrarefiner_monai.data.series import sha256_of_image\n"
-        "from ultrarefiner_monai.pacs.client import Pacs\n"
-        "from ultrarefiner_monai.workfolder import WorkFolder\n"
+        "from ultrarefiner_monai.imaging.readers import read_study\n"
+        "from ultrarefiner_monai.dicom.series import sha256_of_image\n"
+        "from ultrarefiner_monai.dicomweb.client import Pacs\n"
+        "from ultrarefiner_monai.studies.work_folder import WorkFolder\n"
         "config, work = PacsConfig(), WorkFolder(Path(sys.argv[3]))\n"
         "store = PacsStudies(Pacs(sys.argv[2], retries=0), work, config, ('.dcm',), read_study)\n"
         "[found] = final_labels(store)\n"

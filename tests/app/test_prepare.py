@@ -15,17 +15,17 @@ import pytest
 import requests
 from app_server import APP, Server, picture, save_tiny_system
 
-from ultrarefiner_monai.cache import EmbeddingCache, image_key
 from ultrarefiner_monai.config import ServeConfig
-from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.journalqueue import JournalQueue
-from ultrarefiner_monai.workfolder import WorkFolder, forget
+from ultrarefiner_monai.core.cache import EmbeddingCache, image_key
+from ultrarefiner_monai.datasets.samples import dicom_bytes
+from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.work_folder import WorkFolder, forget
 
 sys.path.insert(0, str(APP))
-from lib.engine import Engine  # noqa: E402
-from lib.infers import LesionTask  # noqa: E402
-from lib.prepare import MOST_IMAGES, Preparer, frame_order  # noqa: E402
-from lib.served import Served  # noqa: E402
+from lib.tasks.answers import Engine  # noqa: E402
+from lib.tasks.infers import LesionTask  # noqa: E402
+from lib.tasks.prepare import MOST_IMAGES, Preparer, frame_order  # noqa: E402
+from lib.tasks.served import Served  # noqa: E402
 
 FRAMES = 5
 

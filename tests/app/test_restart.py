@@ -11,11 +11,11 @@ import requests
 from app_server import picture, start
 from PIL import Image
 
-from ultrarefiner_monai.cache import image_key
-from ultrarefiner_monai.data.masks import read_mask
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.journal import Journal
-from ultrarefiner_monai.workfolder import forget
+from ultrarefiner_monai.core.cache import image_key
+from ultrarefiner_monai.imaging.mask_files import read_mask
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.studies.journal import Journal
+from ultrarefiner_monai.studies.work_folder import forget
 
 pytestmark = pytest.mark.server
 

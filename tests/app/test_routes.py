@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.routing import Mount
 
-from lib import background
-from lib.parameters import BATCH, INFER, NEXT_SAMPLE, checked
-from lib.routing import params_of
-from ultrarefiner_monai.types import InputError
+from lib.routes.parameters import BATCH, INFER, NEXT_SAMPLE, checked
+from lib.routes.routing import params_of
+from lib.tasks import background
+from ultrarefiner_monai.core.types import InputError
 
 TABLE = ROOT / "docs" / "it" / "security.md"
 _ROW = re.compile(r"^\| `([A-Z, ]+|any)` \| `(/[^`]*)` \|", re.M)
@@ -56,7 +56,9 @@ def opened(server: FastAPI, studies: str, checkpoint: Path, work: Path) -> set[t
     """The routes with the app's own in place, as ``on_init_complete`` puts them there."""
     from monailabel.interfaces.utils.app import app_instance
 
-    from lib import doors, endpoints, exchange, pacs_routes
+    from lib.routes import doors, endpoints
+    from lib.routes import pacs as pacs_routes
+    from lib.store import exchange
 
     app = app_instance(str(APP), studies, {"weights": str(checkpoint), "work_dir": str(work)})
     endpoints.install(server, app)

@@ -23,14 +23,14 @@ from fastapi import UploadFile
 from faults import ended, forked, steps
 from monailabel.endpoints.user.auth import User
 
-import lib.store_routes
-from ultrarefiner_monai import opensaves
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.journal import Journal
-from ultrarefiner_monai.journalqueue import JournalQueue
-from ultrarefiner_monai.opensaves import Drawn
-from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import forget
+import lib.routes.store
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.studies import open_saves as opensaves
+from ultrarefiner_monai.studies.journal import Journal
+from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.open_saves import Drawn
+from ultrarefiner_monai.studies.work_folder import forget
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_twenty_labels_at_once_are_read_a_few_at_a_time(clinic: Clinic, monkeypa
     opened.study.warnings.clear()
     engine = SimpleNamespace(open=lambda path: opened)
     content = label_at(clinic.folder, 1).read_bytes()
-    monkeypatch.setattr(lib.store_routes, "read_mask", read)
+    monkeypatch.setattr(lib.routes.store, "read_mask", read)
 
     async def save_all() -> list[Any]:
         app = SimpleNamespace(
@@ -151,10 +151,10 @@ def test_twenty_labels_at_once_are_read_a_few_at_a_time(clinic: Clinic, monkeypa
             work=clinic.work,
             savers=anyio.CapacityLimiter(3),
         )
-        monkeypatch.setattr(lib.store_routes, "app_instance", lambda: app)
+        monkeypatch.setattr(lib.routes.store, "app_instance", lambda: app)
         uploads = [UploadFile(io.BytesIO(content), filename="l.nii.gz") for _ in range(20)]
         return await asyncio.gather(
-            *(lib.store_routes.save_label("a", u, '{"client_id": "x"}', "", User(username="x")) for u in uploads)
+            *(lib.routes.store.save_label("a", u, '{"client_id": "x"}', "", User(username="x")) for u in uploads)
         )
 
     assert asyncio.run(save_all()) == [{"image": "a", "label": "a"}] * 20

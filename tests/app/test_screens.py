@@ -11,16 +11,16 @@ import nrrd
 import numpy as np
 import pytest
 
-from ultrarefiner_monai.cache import image_key
 from ultrarefiner_monai.config import ServeConfig
-from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.inference import Proposal
-from ultrarefiner_monai.types import Clicks, InputError
-from ultrarefiner_monai.workfolder import WorkFolder
+from ultrarefiner_monai.core.cache import image_key
+from ultrarefiner_monai.core.types import Clicks, InputError
+from ultrarefiner_monai.datasets.samples import dicom_bytes
+from ultrarefiner_monai.pipeline.predictor import Proposal
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner"))
-from lib.engine import Engine  # noqa: E402
-from lib.infers import LesionTask  # noqa: E402
+from lib.tasks.answers import Engine  # noqa: E402
+from lib.tasks.infers import LesionTask  # noqa: E402
 
 H, W = 80, 120
 REGIONS = [(0, 8, 55, 71, "tissue"), (60, 8, 115, 39, "spectrum"), (60, 44, 115, 71, "tissue")]

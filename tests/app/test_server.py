@@ -15,13 +15,13 @@ import requests
 from app_server import eventually
 from PIL import Image
 
-from ultrarefiner_monai.checkpoints import load_system
-from ultrarefiner_monai.data.masks import read_mask
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.writers import lost_position, write_mask
-from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.journal import Journal
-from ultrarefiner_monai.types import NOTICE, Clicks
+from ultrarefiner_monai.core.types import NOTICE, Clicks
+from ultrarefiner_monai.imaging.mask_files import read_mask
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.writers import lost_position, write_mask
+from ultrarefiner_monai.models.checkpoints import load_system
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.studies.journal import Journal
 
 pytestmark = pytest.mark.server
 

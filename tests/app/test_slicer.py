@@ -20,13 +20,13 @@ from app_server import Server, picture, start
 from PIL import Image
 from slicer_module import FORMS, LPS, Slicer, Volume, opened_with, write_label
 
-from ultrarefiner_monai.checkpoints import load_system
-from ultrarefiner_monai.data.phantoms import make_phantom
-from ultrarefiner_monai.data.readers import read_mask, read_study, write_mask
-from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.journal import Journal
-from ultrarefiner_monai.types import Clicks
+from ultrarefiner_monai.core.types import Clicks
+from ultrarefiner_monai.datasets.phantoms import make_phantom
+from ultrarefiner_monai.datasets.samples import dicom_bytes
+from ultrarefiner_monai.imaging.readers import read_mask, read_study, write_mask
+from ultrarefiner_monai.models.checkpoints import load_system
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.studies.journal import Journal
 
 pytestmark = pytest.mark.server
 

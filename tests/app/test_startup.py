@@ -11,14 +11,14 @@ from app_server import APP
 from small_studies import everything_below, make_store
 
 from lib.startup import OnlyServer, clear
-from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import WorkFolder
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 
 def test_a_second_server_ends_with_words(studies, tmp_path):
     code = (
         "import sys, time; sys.path[:0] = sys.argv[2:]\nfrom pathlib import Path\nfrom lib.startup import OnlyServer\n"
-        "from ultrarefiner_monai.workfolder import WorkFolder\nstudies = Path(sys.argv[1])\n"
+        "from ultrarefiner_monai.studies.work_folder import WorkFolder\nstudies = Path(sys.argv[1])\n"
         "only = OnlyServer(studies, WorkFolder.of(studies))\nprint('ready', flush=True)\ntime.sleep(600)"
     )
     command = [sys.executable, "-c", code, str(studies), str(APP.parents[1]), str(APP)]

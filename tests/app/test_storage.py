@@ -15,12 +15,12 @@ from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
 from filelock import Timeout
 
-from lib.endpoints import error_handlers
-from lib.storage import AWAY, FULL, LABEL, SavingDoor, explain, saved_by
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.files import replacing
-from ultrarefiner_monai.journal import Journal
-from ultrarefiner_monai.presence import StudiesAway
+from lib.routes.endpoints import error_handlers
+from lib.store.storage import AWAY, FULL, LABEL, SavingDoor, explain, saved_by
+from ultrarefiner_monai.core.files import replacing
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.studies.availability import StudiesAway
+from ultrarefiner_monai.studies.journal import Journal
 
 SECRET = "/srv/secret/place"
 

@@ -13,16 +13,16 @@ import pytest
 from main import UltraRefinerApp
 from test_growth import Shelf
 
-import lib.exchange
-from lib.exchange import Exchange
-from lib.pacs import PacsStudies
+import lib.store.exchange
+from lib.store.exchange import Exchange
+from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.config import PacsConfig, ServeConfig
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.journalqueue import JournalQueue
-from ultrarefiner_monai.pacs.client import SeriesInfo
-from ultrarefiner_monai.pacs.segread import SegInfo
-from ultrarefiner_monai.workfolder import WorkFolder
+from ultrarefiner_monai.datasets.samples import dicom_bytes
+from ultrarefiner_monai.dicom.seg_reader import SegInfo
+from ultrarefiner_monai.dicomweb.client import SeriesInfo
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 IMAGES = ("1.2.5", "1.2.6")
 WHEN = datetime(2024, 5, 6, tzinfo=timezone.utc)
@@ -52,7 +52,7 @@ def exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exchange:
     app = UltraRefinerApp.__new__(UltraRefinerApp)
     engine = SimpleNamespace(open=lambda path: SimpleNamespace(study=read_study(path), sha256="s"))
     vars(app).update(_datastore=store, config=config, work=work, engine=engine, journal=JournalQueue(work.journal))
-    monkeypatch.setattr(lib.exchange, "read_seg", lambda *_: np.ones((1, 24, 32), np.uint8))
+    monkeypatch.setattr(lib.store.exchange, "read_seg", lambda *_: np.ones((1, 24, 32), np.uint8))
     return Exchange(app, store)
 
 
@@ -73,7 +73,9 @@ def test_what_fails_on_the_second_image_is_taken_once_for_the_first(
         return work
 
     if place == "reading":
-        monkeypatch.setattr(lib.exchange, "read_seg", failing(lib.exchange.read_seg, lambda values: values[1]))
+        monkeypatch.setattr(
+            lib.store.exchange, "read_seg", failing(lib.store.exchange.read_seg, lambda values: values[1])
+        )
     else:
         monkeypatch.setattr(app.engine, "open", failing(app.engine.open, lambda values: values[0]))
     for _ in range(2):

@@ -18,17 +18,17 @@ from app_server import picture, start
 from PIL import Image
 from typer.testing import CliRunner
 
-from ultrarefiner_monai.checkpoints import load_system
-from ultrarefiner_monai.cli import app
-from ultrarefiner_monai.data.masks import read_mask
-from ultrarefiner_monai.data.phantoms import make_phantom
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.writers import write_mask
-from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.registry import CONFIGURED, Registry
-from ultrarefiner_monai.trainingfolder import read_json
-from ultrarefiner_monai.types import NOTICE, Clicks, InputError
-from ultrarefiner_monai.workfolder import WorkFolder, forget
+from ultrarefiner_monai.cli.command import app
+from ultrarefiner_monai.core.types import NOTICE, Clicks, InputError
+from ultrarefiner_monai.datasets.phantoms import make_phantom
+from ultrarefiner_monai.imaging.mask_files import read_mask
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.writers import write_mask
+from ultrarefiner_monai.learning.registry import CONFIGURED, Registry
+from ultrarefiner_monai.models.checkpoints import load_system
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.studies.training_folder import read_json
+from ultrarefiner_monai.studies.work_folder import WorkFolder, forget
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -17,11 +17,11 @@ from monailabel.endpoints.user.auth import User
 from starlette.datastructures import UploadFile
 from test_growth import SERIES, Desk
 
-from lib import infer_routes
-from lib.infers import Outline
-from lib.store_routes import _save_label
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.journalqueue import JournalQueue
+from lib.routes import infer as infer_routes
+from lib.routes.store import _save_label
+from lib.tasks.infers import Outline
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.studies.journal_queue import JournalQueue
 
 
 def make_app(**parts: Any) -> UltraRefinerApp:

@@ -1,14 +1,8 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "app"))
-
-from app_server import Server, save_tiny_system, start  # noqa: E402
-from seeds import images  # noqa: E402
+from app_server import Server, save_tiny_system, start
+from seeds import images
 
 STUDIES = ("grey.png", "frame.dcm", "cine.dcm", "flat.nii.gz", "raw.nrrd")
 

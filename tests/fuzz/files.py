@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
+PATHS = [str(ROOT), str(Path(__file__).parent), str(ROOT / "tests" / "support")]
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+    sys.path[:0] = PATHS
 
 from mutations import mutate  # noqa: E402
 from seeds import images, labels  # noqa: E402
@@ -80,7 +81,7 @@ class Reader:
 
     def _start(self) -> None:
         command = [sys.executable, __file__, "--work"]
-        path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+        path = os.pathsep.join(PATHS)
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             command,
@@ -130,7 +131,7 @@ def work() -> None:
     """Lines ``[path, study]`` on stdin, lines of JSON on stdout."""
     from seeds import _study
 
-    from ultrarefiner_monai.data.study import Limits
+    from ultrarefiner_monai.core.image import Limits
 
     studies = {name: _study(name) for name in ("frame.dcm", "cine.dcm")}
     limits = Limits(PIXELS, PIXELS)
@@ -150,9 +151,9 @@ def work() -> None:
 
 
 def _read(path: Path, study: Any, limits: Any) -> dict[str, Any]:
-    from ultrarefiner_monai.data.masks import read_mask
-    from ultrarefiner_monai.data.readers import read_study
-    from ultrarefiner_monai.types import InputError
+    from ultrarefiner_monai.core.types import InputError
+    from ultrarefiner_monai.imaging.mask_files import read_mask
+    from ultrarefiner_monai.imaging.readers import read_study
 
     try:
         if study is not None:

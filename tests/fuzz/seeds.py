@@ -10,13 +10,13 @@ from pathlib import Path
 import nibabel
 import nrrd
 import numpy as np
+from codings import every_coding
 from PIL import Image
 
-from ultrarefiner_monai.data.codings import every_coding
-from ultrarefiner_monai.data.phantoms import make_phantom
-from ultrarefiner_monai.data.readers import read_study
-from ultrarefiner_monai.data.samples import dicom_bytes
-from ultrarefiner_monai.data.writers import encode_mask
+from ultrarefiner_monai.datasets.phantoms import make_phantom
+from ultrarefiner_monai.datasets.samples import dicom_bytes
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.writers import encode_mask
 
 HEIGHT, WIDTH, FRAMES = 40, 56, 3
 LABELS = (".nrrd", ".seg.nrrd", ".nii.gz", ".nii", ".png")

@@ -26,8 +26,8 @@ def test_the_seeds_are_sound(tmp_path):
     """Else nothing is mutated that a reader would get far with."""
     from seeds import _study
 
-    from ultrarefiner_monai.data.masks import read_mask
-    from ultrarefiner_monai.data.readers import read_study
+    from ultrarefiner_monai.imaging.mask_files import read_mask
+    from ultrarefiner_monai.imaging.readers import read_study
 
     optional = (".gif", ".mp4", ".avi")
     for name, content in images().items():

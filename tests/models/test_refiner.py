@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from ultrarefiner_monai.config import GateConfig, PromptConfig, RefinerConfig, SamConfig, SystemConfig
+from ultrarefiner_monai.core.types import Prompts
 from ultrarefiner_monai.models.refiner import DISC, Gate, Refiner, canonical, draw_discs, select_softly
 from ultrarefiner_monai.models.roi import Roi, find_roi
-from ultrarefiner_monai.models.sam import build_sam
-from ultrarefiner_monai.types import Prompts
+from ultrarefiner_monai.models.sam.network import build_sam
 
 SIDE = 64
 TINY = SamConfig(

@@ -12,14 +12,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ultrarefiner_monai.checkpoints import read_checkpoint
-from ultrarefiner_monai.cli import app
+from ultrarefiner_monai.cli.command import app
 from ultrarefiner_monai.config import ConfigError, TrainConfig, from_dict, load_yaml
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.models.checkpoints import read_checkpoint
 from ultrarefiner_monai.recipe.card import write_card
 from ultrarefiner_monai.recipe.plan import estimates, plan_table, step_seconds
 from ultrarefiner_monai.recipe.runner import _lock_of, is_done, log_of, record_of, run
 from ultrarefiner_monai.recipe.steps import RecipeConfig, Work, jobs_of, up_to
-from ultrarefiner_monai.types import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 COARSE = {

@@ -9,13 +9,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ultrarefiner_monai import cli
-from ultrarefiner_monai.checkpoints import load_system, read_checkpoint, save_system
+from ultrarefiner_monai.cli import command as cli
 from ultrarefiner_monai.config import CoarseConfig, SamConfig, SystemConfig
+from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.models.build import build_coarse
-from ultrarefiner_monai.models.sam import build_sam
+from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint, save_system
+from ultrarefiner_monai.models.sam.network import build_sam
 from ultrarefiner_monai.training.joining import join
-from ultrarefiner_monai.types import InputError
 
 COARSE = CoarseConfig(
     arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ultrarefiner_monai.config import CoarseConfig, DataConfig, OptimiserConfig, SystemConfig, TrainConfig
-from ultrarefiner_monai.data.datalist import read_index, split_fold
-from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL
-from ultrarefiner_monai.training import loaders
+from ultrarefiner_monai.datasets.datalist import read_index, split_fold
+from ultrarefiner_monai.training.data import loaders
+from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL
 from ultrarefiner_monai.training.run import train
 
 COARSE = CoarseConfig(

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from ultrarefiner_monai.checkpoints import load_system, read_checkpoint
 from ultrarefiner_monai.config import (
     CoarseConfig,
     CoarseLossConfig,
@@ -20,17 +19,18 @@ from ultrarefiner_monai.config import (
     SystemConfig,
     TrainConfig,
 )
-from ultrarefiner_monai.data.datalist import read_index
-from ultrarefiner_monai.data.seen import digests_of
-from ultrarefiner_monai.data.transforms import IMAGE, LABEL
-from ultrarefiner_monai.evaluation import seen_in_training
-from ultrarefiner_monai.training import phases
-from ultrarefiner_monai.training.calibrate import Example, choose
-from ultrarefiner_monai.training.optim import build_optimiser, build_schedule
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.datalist import read_index
+from ultrarefiner_monai.datasets.seen import digests_of
+from ultrarefiner_monai.evaluation.figures import seen_in_training
+from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint
+from ultrarefiner_monai.training.calibration.calibrate import Example, choose
+from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL
+from ultrarefiner_monai.training.loop.optim import build_optimiser, build_schedule
+from ultrarefiner_monai.training.loop.state import load_state, save_state
+from ultrarefiner_monai.training.loop.steps import TrainingError
+from ultrarefiner_monai.training.phases import phase as phases
 from ultrarefiner_monai.training.run import train
-from ultrarefiner_monai.training.state import load_state, save_state
-from ultrarefiner_monai.training.steps import TrainingError
-from ultrarefiner_monai.types import InputError
 
 COARSE = CoarseConfig(
     arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)

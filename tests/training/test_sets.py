@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from ultrarefiner_monai import cli
-from ultrarefiner_monai.checkpoints import load_system, read_checkpoint, write_checkpoint
+from ultrarefiner_monai.cli import command as cli
 from ultrarefiner_monai.config import (
     CoarseConfig,
     DataConfig,
@@ -23,16 +22,17 @@ from ultrarefiner_monai.config import (
     SystemConfig,
     TrainConfig,
 )
-from ultrarefiner_monai.data.datalist import read_sets, split_sets
-from ultrarefiner_monai.data.seen import digests_of, unpack
-from ultrarefiner_monai.evaluation import evaluate, tissue_figures
-from ultrarefiner_monai.inference import Predictor
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.datalist import read_sets, split_sets
+from ultrarefiner_monai.datasets.seen import digests_of, unpack
+from ultrarefiner_monai.evaluation.figures import evaluate, tissue_figures
+from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint, write_checkpoint
+from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.training.check import copies_in_report
+from ultrarefiner_monai.training.data.loaders import _training_samples, read_proposals
 from ultrarefiner_monai.training.joining import join
-from ultrarefiner_monai.training.loaders import _training_samples, read_proposals
-from ultrarefiner_monai.training.nested import nested_proposals, write_proposal
+from ultrarefiner_monai.training.proposals import nested_proposals, write_proposal
 from ultrarefiner_monai.training.run import train, train_all
-from ultrarefiner_monai.types import InputError
 
 COARSE = CoarseConfig(
     arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ultrarefiner_monai.config import ConfigError, PacsConfig
-from ultrarefiner_monai.data.dicomindex import DAMAGED, FOREIGN, IMAGE, DicomIndex
-from ultrarefiner_monai.data.readers import IMAGE_EXTENSIONS
-from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.imaging.readers import IMAGE_EXTENSIONS
+from ultrarefiner_monai.studies.dicom_index import DAMAGED, FOREIGN, IMAGE, DicomIndex
 
 _ODD = re.compile(r"[^\w.-]+", re.ASCII)
 _NAME_BYTES = 120
@@ -71,7 +71,7 @@ def folder_jobs(folder: Path, remembered: Path, leave_out: Sequence[Path] = ()) 
 def store_jobs(studies: str, config: PacsConfig, filters: Sequence[str] = ()) -> list[Job]:
     """The series of a DICOMweb store, newest study first: those of ``config`` (modality, filter) that also match
     ``filters`` (QIDO, "StudyDate=20240101-20241231"; "Modality=..." stands in place of config's). Raises PacsError."""
-    from ultrarefiner_monai.pacs.client import Pacs
+    from ultrarefiner_monai.dicomweb.client import Pacs
 
     wanted = dict(_pair(text) for text in (*config.filter, *filters))
     modalities = [wanted.pop("Modality")] if "Modality" in wanted else list(config.modality)

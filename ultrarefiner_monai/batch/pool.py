@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from ultrarefiner_monai.batch.jobs import Job
 from ultrarefiner_monai.batch.table import Row
 from ultrarefiner_monai.batch.work import Setup, failure, serve
-from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.core.types import InputError
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.core.files import replacing
 
 Row = dict[str, str]
 DONE, FAILED = "done", "failed"

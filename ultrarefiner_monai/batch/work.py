@@ -21,17 +21,17 @@ import numpy as np
 from ultrarefiner_monai.batch.jobs import Job
 from ultrarefiner_monai.batch.table import DONE, FAILED, Row
 from ultrarefiner_monai.config import PacsConfig
-from ultrarefiner_monai.data.readers import Limits, Study, read_study, write_mask
-from ultrarefiner_monai.data.series import read_series, sort_instances
-from ultrarefiner_monai.files import replacing
-from ultrarefiner_monai.inference import Predictor
-from ultrarefiner_monai.measure import Measurement, measure
-from ultrarefiner_monai.metrics import cell
-from ultrarefiner_monai.regions import predict
-from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.core.files import replacing
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.dicom.series import read_series, sort_instances
+from ultrarefiner_monai.imaging.readers import Limits, Study, read_study, write_mask
+from ultrarefiner_monai.masks.measure import Measurement, measure
+from ultrarefiner_monai.masks.metrics import cell
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.pipeline.screens import predict
 
 if TYPE_CHECKING:
-    from ultrarefiner_monai.pacs.client import Pacs
+    from ultrarefiner_monai.dicomweb.client import Pacs
 
 Format = Literal["nii.gz", "nrrd", "png", "seg"]
 FORMATS: tuple[Format, ...] = ("nii.gz", "nrrd", "png", "seg")
@@ -70,14 +70,14 @@ class Worker:
     def __init__(self, setup: Setup):
         import torch
 
-        from ultrarefiner_monai.checkpoints import load_system
+        from ultrarefiner_monai.models.checkpoints import load_system
 
         torch.set_num_threads(setup.threads)
         self.setup = setup
         self.predictor = Predictor(load_system(setup.model, device=setup.device), device=setup.device)
         self._pacs: Pacs | None = None
         if setup.studies:
-            from ultrarefiner_monai.pacs.client import Pacs
+            from ultrarefiner_monai.dicomweb.client import Pacs
 
             self._pacs = Pacs.of(setup.studies, setup.pacs)
 
@@ -145,7 +145,7 @@ class Worker:
 
     def _seg(self, mask: np.ndarray, image: Image) -> Any:
         """A DICOM SEG whose UIDs are made of image, model and mask: stored again after a kill, it is the same object."""
-        from ultrarefiner_monai.pacs.seg import UID_ROOT, make_seg
+        from ultrarefiner_monai.dicom.seg import UID_ROOT, make_seg
 
         version = self.predictor.system.version
         seg = make_seg(mask, image.files, "ultrarefiner", version)
@@ -170,7 +170,7 @@ class Worker:
 def images_of(job: Job, files: Sequence[Path]) -> list[Image]:
     """The images of a fetched series, as the server has them (``pacs.mirror``): one, or each picture by itself where
     their sizes differ. Reports and documents are left out; InputError when there is nothing else."""
-    from ultrarefiner_monai.pacs.pictures import no_picture_message, pictures_of
+    from ultrarefiner_monai.dicom.pictures import no_picture_message, pictures_of
 
     sizes, others = pictures_of(files)
     if not sizes:

@@ -10,9 +10,9 @@ from ultrarefiner_monai.config import CoarseConfig
 def build_coarse(config: CoarseConfig) -> nn.Module:
     """A coarse network with random weights: (B, 1, S, S) in [0, 1] -> coarse_logits (B, 2, S, S)."""
     if config.arch == "compact":
-        from ultrarefiner_monai.models.encoders import CompactCoarse
+        from ultrarefiner_monai.models.coarse.compact import CompactCoarse
 
         return CompactCoarse(config)
-    from ultrarefiner_monai.models.transunet import build_transunet
+    from ultrarefiner_monai.models.coarse.transunet import build_transunet
 
     return build_transunet(config.arch, config.image_size, config.num_classes, config)

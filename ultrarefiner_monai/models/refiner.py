@@ -11,12 +11,12 @@ from segment_anything.modeling import Sam
 from torch import nn
 
 from ultrarefiner_monai.config import GateConfig, SystemConfig
-from ultrarefiner_monai.geometry import resize
-from ultrarefiner_monai.models.moments import ValidHW
-from ultrarefiner_monai.models.prompts import derive_mask_prompt, derive_prompts
+from ultrarefiner_monai.core.geometry import resize
+from ultrarefiner_monai.core.types import Prompts, RefinerOutput
+from ultrarefiner_monai.models.prompts.derive import derive_mask_prompt, derive_prompts
+from ultrarefiner_monai.models.prompts.moments import ValidHW
 from ultrarefiner_monai.models.roi import Roi, find_roi
-from ultrarefiner_monai.models.sam import at_least_single, decode, encode
-from ultrarefiner_monai.types import Prompts, RefinerOutput
+from ultrarefiner_monai.models.sam.network import at_least_single, decode, encode
 
 # Beyond what a mask prompt itself says ((2 p - 1) * 10), so that a click is told from a sure mask.
 DISC = 15.0

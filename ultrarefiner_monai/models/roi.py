@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 from ultrarefiner_monai.config import SystemConfig
-from ultrarefiner_monai.geometry import resize
-from ultrarefiner_monai.models.moments import ValidHW
-from ultrarefiner_monai.models.prompts import derive_prompts
-from ultrarefiner_monai.models.sam import box_is_given
-from ultrarefiner_monai.types import Prompts
+from ultrarefiner_monai.core.geometry import resize
+from ultrarefiner_monai.core.types import Prompts
+from ultrarefiner_monai.models.prompts.derive import derive_prompts
+from ultrarefiner_monai.models.prompts.moments import ValidHW
+from ultrarefiner_monai.models.sam.network import box_is_given
 
 MIN_SHARE = 0.125  # the least side of a region as share of the frame: a smaller one shows SAM only blur
 

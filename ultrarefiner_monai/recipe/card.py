@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.recipe.steps import Job, Work
 
 _COLUMNS = ("images", "Dice", "95 % interval", "median", "boundary F", "missed", "coarse Dice", "coarse boundary F")

@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ultrarefiner_monai.checkpoints import save_system
 from ultrarefiner_monai.config import SystemConfig, TrainConfig
-from ultrarefiner_monai.data.datalist import read_sets, split_sets
-from ultrarefiner_monai.data.loading import phantom_samples
-from ultrarefiner_monai.data.refining import CoarseMasks, RefineDataset, RefineSample
-from ultrarefiner_monai.data.transforms import ID, IMAGE, LABEL, preparation
+from ultrarefiner_monai.datasets.datalist import read_sets, split_sets
 from ultrarefiner_monai.models.build import build_coarse
-from ultrarefiner_monai.models.sam import build_sam
+from ultrarefiner_monai.models.checkpoints import save_system
+from ultrarefiner_monai.models.sam.network import build_sam
 from ultrarefiner_monai.recipe.steps import BY_SETS, Job, Work
-from ultrarefiner_monai.training.console import span
-from ultrarefiner_monai.training.phases import CoarsePhase, Phase, build_phase
-from ultrarefiner_monai.training.steps import Steps
+from ultrarefiner_monai.training.data.loading import phantom_samples
+from ultrarefiner_monai.training.data.refining import CoarseMasks, RefineDataset, RefineSample
+from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL, preparation
+from ultrarefiner_monai.training.loop.console import span
+from ultrarefiner_monai.training.loop.steps import Steps
+from ultrarefiner_monai.training.phases.phase import CoarsePhase, Phase, build_phase
 
 _BATCH, _TIMED = 8, 2
 # Beside the training steps: a process's start, its look at the data, the selection images after each epoch.

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ultrarefiner_monai.files import replacing
+from ultrarefiner_monai.core.files import replacing
+from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.recipe.steps import Job, Work
-from ultrarefiner_monai.training.console import span
-from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.training.loop.console import span
 
 _POLL_SECONDS = 0.5
 _ENDING_SECONDS = 60  # a training that is asked to stop writes nothing large

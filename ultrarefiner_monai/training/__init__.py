@@ -1,0 +1,1 @@
+"""From a data folder and a configuration to a checkpoint."""

@@ -9,12 +9,12 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ultrarefiner_monai.checkpoints import read_header
-from ultrarefiner_monai.data.datalist import Item, Split, names_of, sets_of
-from ultrarefiner_monai.data.masks import read_mask
-from ultrarefiner_monai.data.seen import digests_of, name_records, named_sets, seen_by_name, unpack
-from ultrarefiner_monai.threads import in_threads
-from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.core.threads import in_threads
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.datalist import Item, Split, names_of, sets_of
+from ultrarefiner_monai.datasets.seen import digests_of, name_records, named_sets, seen_by_name, unpack
+from ultrarefiner_monai.imaging.mask_files import read_mask
+from ultrarefiner_monai.models.checkpoints import read_header
 
 log = logging.getLogger(__name__)
 SHOWN = 5

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from ultrarefiner_monai.checkpoints import Checkpoint, in_half_precision, read_checkpoint, write_checkpoint
 from ultrarefiner_monai.config import SystemConfig
-from ultrarefiner_monai.data.datalist import DataDirs, read_sets, split_sets
-from ultrarefiner_monai.data.seen import BEFORE, DIGESTS, about_seen
-from ultrarefiner_monai.training.calibrate import finish
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.datalist import DataDirs, read_sets, split_sets
+from ultrarefiner_monai.datasets.seen import BEFORE, DIGESTS, about_seen
+from ultrarefiner_monai.models.checkpoints import Checkpoint, in_half_precision, read_checkpoint, write_checkpoint
+from ultrarefiner_monai.training.calibration.calibrate import finish
 from ultrarefiner_monai.training.check import check_held_out
-from ultrarefiner_monai.types import InputError
 
 Weights = dict[str, torch.Tensor]
 

@@ -15,9 +15,10 @@ from monai.utils import set_determinism
 from rich.console import Console
 
 from ultrarefiner_monai import __version__
-from ultrarefiner_monai.checkpoints import in_half_precision, read_header
 from ultrarefiner_monai.config import NESTED, TrainConfig
-from ultrarefiner_monai.data.datalist import (
+from ultrarefiner_monai.core.files import replacing
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.datalist import (
     JOINT,
     DataDirs,
     Item,
@@ -28,18 +29,17 @@ from ultrarefiner_monai.data.datalist import (
     sets_of,
     split_sets,
 )
-from ultrarefiner_monai.data.seen import about_seen, digests_of, named_sets
-from ultrarefiner_monai.files import replacing
-from ultrarefiner_monai.training import ddp
-from ultrarefiner_monai.training.calibrate import finish
+from ultrarefiner_monai.datasets.seen import about_seen, digests_of, named_sets
+from ultrarefiner_monai.models.checkpoints import in_half_precision, read_header
+from ultrarefiner_monai.training.calibration.calibrate import finish
 from ultrarefiner_monai.training.check import check_data, check_held_out, copies_in_report, stored_meta
-from ultrarefiner_monai.training.console import header
-from ultrarefiner_monai.training.cpu import keep_memory, no_denormals
-from ultrarefiner_monai.training.engine import Best, Run
-from ultrarefiner_monai.training.loaders import build_loaders
-from ultrarefiner_monai.training.phases import build_phase
-from ultrarefiner_monai.training.state import check_same_options, load_state
-from ultrarefiner_monai.types import InputError
+from ultrarefiner_monai.training.data.loaders import build_loaders
+from ultrarefiner_monai.training.loop import ddp
+from ultrarefiner_monai.training.loop.console import header
+from ultrarefiner_monai.training.loop.cpu import keep_memory, no_denormals
+from ultrarefiner_monai.training.loop.engine import Best, Run
+from ultrarefiner_monai.training.loop.state import check_same_options, load_state
+from ultrarefiner_monai.training.phases.phase import build_phase
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _with_proposals(
             f"refine.proposals: {NESTED} needs a phase1_coarse configuration in the same row of trainings; give it as the "
             "first --config, or name a folder made by `ultrarefiner proposals`"
         )
-    from ultrarefiner_monai.training.nested import nested_proposals  # it trains with this module
+    from ultrarefiner_monai.training.proposals import nested_proposals  # it trains with this module
 
     folder = out / "proposals"
     nested_proposals(coarse, data_dir, fold, folder, config.refine.nested_parts, device, leave_out)

@@ -22,11 +22,11 @@ import psutil
 from filelock import FileLock, Timeout
 
 from lib.commandline import listens_on
-from ultrarefiner_monai.files import replacing
-from ultrarefiner_monai.presence import STUDIES_MARK, Presence
-from ultrarefiner_monai.trainingfolder import read_json
-from ultrarefiner_monai.types import InputError
-from ultrarefiner_monai.workfolder import NAME, WorkFolder
+from ultrarefiner_monai.core.files import replacing
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.studies.availability import STUDIES_MARK, Presence
+from ultrarefiner_monai.studies.training_folder import read_json
+from ultrarefiner_monai.studies.work_folder import NAME, WorkFolder
 
 logger = logging.getLogger(__name__)
 

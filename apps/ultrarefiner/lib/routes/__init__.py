@@ -1,0 +1,1 @@
+"""What the server adds or repairs: routes, and the doors in front of them."""

@@ -1,0 +1,1 @@
+"""Studies as MONAI Label sees them: a folder or a PACS; labels, names, sessions."""

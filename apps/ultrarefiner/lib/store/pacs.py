@@ -1,0 +1,286 @@
+"""A DICOMweb store as studies: the list comes from the store, images are fetched when they are opened, labels lie here.
+
+Index, labels, their versions and the journal are those of a studies folder (``lib.store.datastore``), in the work folder.
+MONAI Label's own DICOMWebDatastore is not used: it lists CT, keeps lists for two hours, and downloads tools at its start.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from monailabel.datastore.local import DataModel, ImageLabelModel
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
+
+from lib.store.datastore import StudiesFolder
+from lib.store.frame_orders import FrameOrders, is_stale
+from ultrarefiner_monai.config import PacsConfig
+from ultrarefiner_monai.core.image import Limits
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.dicom.pictures import split_message
+from ultrarefiner_monai.dicom.series import frames_in, reordered
+from ultrarefiner_monai.dicomweb.client import Pacs, PacsError
+from ultrarefiner_monai.exchange.mirror import Mirror, MirrorImage
+from ultrarefiner_monai.imaging.mask_files import read_mask
+from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.writers import write_mask
+from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.open_saves import Drawn
+from ultrarefiner_monai.studies.work_folder import WorkFolder
+
+logger = logging.getLogger(__name__)
+
+# Who asks for a list waits so long for a new one, then gets the one before.
+PATIENCE_SECONDS = 10
+# A list that takes longer is only looked for every poll_seconds and, so that the store can do something else, ten times
+# as long as it took.
+_SLOW_SECONDS = 5.0
+# While the store is away: the pause until it is tried again, doubled up to poll_seconds.
+_FIRST_PAUSE_SECONDS = 2.0
+# In a label's info: the frames that it was drawn on (``frame_order``); when it was stored, where that is not its "ts"; that
+# it is to be sent, or the SOPInstanceUIDs under which it was; what a SEG of somebody else said about itself.
+FRAMES, STORED, MARK, ORIGIN = "frames", "stored", "pacs", "from_pacs"
+
+
+class PacsStudies(StudiesFolder):
+    """The images of ``pacs``. Its list is asked for every ``poll_seconds``, and when a client asks for it."""
+
+    own_info = (*StudiesFolder.own_info, FRAMES, STORED, MARK, ORIGIN)
+
+    def __init__(
+        self,
+        pacs: Pacs,
+        work: WorkFolder,
+        config: PacsConfig,
+        extensions: tuple[str, ...],
+        readable: Callable[[Path], Any],
+        limits: Limits | None = None,
+        journal: JournalQueue | None = None,
+    ):
+        self.pacs, self.config, self.limits = pacs, config, limits
+        self.mirror = Mirror(pacs, work.mirror, config)
+        self._refused: dict[str, MirrorImage] = {}
+        self._published: dict[str, MirrorImage] | None = None
+        self._wake, self._state, self._begun = threading.Event(), threading.Condition(), 0.0
+        self._took = 0.0
+        self._thread: threading.Thread | None = None
+        self._orders = FrameOrders()
+        super().__init__(str(work.mirror), work, extensions, readable, False, home=work.root, journal=journal)
+
+    def name(self) -> str:
+        return self.pacs.url
+
+    # --- the list -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to watch the store, in a thread; a store that is away does not stop the server."""
+        self._thread = threading.Thread(target=self._watch, name="pacs", daemon=True)
+        self._thread.start()
+
+    def fresh(self) -> None:
+        """Wait until the list is new. Returns at once where the store is known to be away or slow, or nobody watches."""
+        now = time.monotonic()
+        if self._thread is None or self.mirror.problem or self._took > _SLOW_SECONDS:
+            return
+        self._wake.set()
+        with self._state:
+            self._state.wait_for(lambda: self._begun >= now, PATIENCE_SECONDS)
+
+    def _watch(self) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            self._wake.clear()
+            begun = time.monotonic()
+            try:
+                self.mirror.update()
+                pause = _FIRST_PAUSE_SECONDS
+            except PacsError:
+                pause = min(2 * pause, self.config.poll_seconds)
+            except Exception:
+                logger.exception("the list of %s cannot be brought up to date", self.pacs.host)
+            try:
+                self._follow()
+            except OSError:
+                logger.exception("the index cannot be written")
+            with self._state:
+                self._begun, self._took = begun, time.monotonic() - begun
+                self._state.notify_all()
+            self.mirror.compare()
+            self._wake.wait(pause if self.mirror.problem else max(self.config.poll_seconds, 10 * self._took))
+
+    def _follow(self) -> None:
+        """Bring the index in line with the mirror's list."""
+        if self._published is not self.mirror.images:
+            self.refresh()
+
+    def _find_images(self, before: dict[str, ImageLabelModel]) -> dict[str, ImageLabelModel]:
+        images = self.mirror.images
+        objects = {}
+        for image_id, image in images.items():
+            known = {
+                "name": image_id,
+                "SeriesInstanceUID": image.series.uid,
+                "StudyInstanceUID": image.series.study_uid,
+                "StudyDate": image.series.date,
+                "Modality": image.series.modality,
+                "SeriesDescription": image.series.description,
+                "instances": 1 if image.sop else image.series.instances,
+            }
+            info = before[image_id].image.info if image_id in before else {"ts": int(time.time())}
+            objects[image_id] = ImageLabelModel(image=DataModel(info={**info, **known}, ext=""))
+        self._published = images
+        return objects
+
+    def contact(self) -> dict[str, Any]:
+        """For /info/: how the store does."""
+        asked, problem = int(self.mirror.asked) or None, self.mirror.problem
+        return {"url": self.pacs.url, "reachable": not problem, "problem": problem, "asked": asked}
+
+    # --- images -------------------------------------------------------------------------------------------------------
+
+    def entry(self, image_id: str) -> ImageLabelModel:
+        """As in a folder; InputError for a series whose pictures are images by themselves."""
+        try:
+            return super().entry(image_id)
+        except ImageNotFoundException:
+            sops = self.mirror.split(image_id) if isinstance(image_id, str) else ()
+            if sops:
+                raise InputError(split_message(image_id, sops)) from None
+            raise
+
+    def image_path(self, image_id: str) -> Path:
+        """The folder with the DICOM files of an image, fetched when they are not there. Raises as ``Mirror.open``."""
+        self.entry(image_id)
+        self.presence.check(recent=True)
+        try:
+            folder = self.mirror.open(image_id)
+        except KeyError:
+            raise ImageNotFoundException(f"there is no image {image_id!r:.120} in the PACS any more") from None
+        finally:
+            self._follow()  # it may have turned out to be several images
+        self._align(image_id, folder)
+        return folder
+
+    def require_image(self, image_id: str) -> None:
+        """As in a folder: the store lists it, and its files are in the mirror, fetched where they are not."""
+        self.presence.check()
+        self.entry(image_id)
+        if not (self.mirror.folder / "images" / image_id).is_dir():
+            self.mirror.open(image_id)
+
+    def client_path(self, image_id: str) -> Path:
+        """The NIfTI file that clients get of an image, made when it is not there. Raises as ``image_path``."""
+        self.image_path(image_id)
+        return self.mirror.nifti(image_id, self.limits)
+
+    def get_image_uri(self, image_id: str) -> str:
+        return str(self.client_path(image_id))
+
+    def is_readable(self, image_id: str) -> bool:
+        """As in a folder. While the store is away, only what is on this disk can be read."""
+        image = self.mirror.images.get(image_id)
+        if image is None or self._refused.get(image_id) == image:
+            return False
+        if self.mirror.problem and not self.mirror.cached(image_id):
+            return False
+        try:
+            return super().is_readable(image_id)
+        except PacsError as error:
+            logger.warning("%s is not offered: %s", image_id, error)
+        except InputError as error:
+            logger.warning("%s is not offered: %s", image_id, error)
+            self._refused[image_id] = image
+        return False
+
+    # --- labels of a series that grows --------------------------------------------------------------------------------
+
+    def save_label(
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any],
+        drawn: Drawn | None = None,
+    ) -> str:
+        """As in a folder; its info keeps which frames it is about."""
+        order = self._orders.of(image_id, self.mirror.folder / "images" / image_id)
+        info = {**(label_info or {}), FRAMES: list(order)} if order else label_info
+        return super().save_label(image_id, label_filename, label_tag, info, drawn)
+
+    def fitted(self, image_id: str, label: Path) -> Path:
+        """A label that came from a client who was shown the series before it grew: on the frames that it has now."""
+        orders, folder = self._orders.known(image_id), self.mirror.folder / "images" / image_id
+        may_be_a_part = label.name.lower().endswith(".seg.nrrd")
+        if len(orders) < 2 or may_be_a_part:
+            return label
+        study = read_study(folder, self.limits)  # its grid is the limit for what comes
+        most = max(map(frames_in, orders)) * study.height * study.width
+        found = len(read_mask(label, limits=Limits(total_pixels=most)))
+        before = next((o for o in reversed(orders[:-1]) if frames_in(o) == found), None)
+        if before is None or found == frames_in(orders[-1]):
+            return label
+        path = label.with_name("fitted.nii.gz")
+        self._write_moved(label, folder, before, orders[-1], path)
+        return path
+
+    def _align(self, image_id: str, folder: Path) -> None:
+        """Labels that were drawn before the series changed follow their frames; those before are kept as versions."""
+        order = self._orders.of(image_id, folder)
+        if not any(is_stale(label.info.get(FRAMES), order) for label in self.entry(image_id).labels.values()):
+            return
+        with self._changing():  # not twice, by another process
+            for tag, label in self.entry(image_id).labels.items():
+                if not is_stale(label.info.get(FRAMES), order):
+                    continue
+                before = label.info[FRAMES]
+                with tempfile.TemporaryDirectory(dir=self.work.root) as name:
+                    path = Path(name, f"{image_id}.nii.gz")
+                    try:
+                        whole = self._write_moved(
+                            self.label_file(image_id, tag, label.ext), folder, before, order, path
+                        )
+                    except InputError as error:
+                        logger.error("label %s of %s cannot follow its frames: %s", tag, image_id, error)
+                        self.update_label_info(image_id, tag, {FRAMES: []})
+                        continue
+                    info = {STORED: label.info.get("ts"), **label.info}  # moving it makes it no newer
+                    super().save_label(image_id, str(path), tag, {**info, FRAMES: list(order)})
+                logger.log(
+                    logging.INFO if whole else logging.ERROR,
+                    "series %s has changed: its label %s follows its frames%s",
+                    image_id,
+                    tag,
+                    "" if whole else "; of those that are gone it is kept in versions/ only",
+                )
+
+    def _write_moved(self, label: Path, folder: Path, before: Sequence[str], now: Sequence[str], path: Path) -> bool:
+        """Write ``label``, drawn on the frames ``before``, for the image in ``folder``; whether nothing of it is lost."""
+        study = read_study(folder, self.limits)
+        grid = (study.width, study.height, frames_in(before))
+        drawn_on = replace(study, n_frames=grid[2], geometry=replace(study.geometry, shape=grid))
+        mask, whole = reordered(read_mask(label, drawn_on, confirmed=True), before, now)
+        write_mask(path, mask, study)
+        return whole
+
+    def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
+        """Final labels and their images as clients get them; with ``full_path`` the images are fetched."""
+        pairs = []
+        for image_id in self.get_labeled_images():
+            label = self.get_label_uri(image_id, DefaultLabelTag.FINAL.value)
+            image = self.get_image_uri(image_id) if full_path else f"nifti/{image_id}.nii.gz"
+            pairs.append({"image": image, "label": label if full_path else f"labels/final/{Path(label).name}"})
+        return pairs
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        raise InputError("the studies are those of the PACS: store the image there, or upload it as a session")
+
+    def remove_image(self, image_id: str) -> None:
+        self.entry(image_id)
+        raise InputError("the images are the PACS's own: remove it there; `ultrarefiner forget` removes what lies here")

@@ -1,0 +1,1 @@
+"""What MONAI Label calls tasks: infer, train, next sample; and the processes they run in."""

@@ -1,0 +1,173 @@
+"""The three tasks of the app: a study and the user's prompts in, a mask on the study's grid and its figures out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from lib.tasks.answers import Engine, FrameResult, OpenStudy
+from lib.tasks.prompts import ALL_FRAMES, clicks_of, frame_of
+from ultrarefiner_monai.core.image import Study
+from ultrarefiner_monai.core.types import LABELS, NOTICE, Clicks, InputError
+from ultrarefiner_monai.imaging.writers import encode_mask, lost_position
+from ultrarefiner_monai.pipeline.screens import Mode
+from ultrarefiner_monai.studies.journal import Journal, unpack_mask
+
+RESULT_EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".png")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A reply: the mask's file content, its extension, and the params that go with it."""
+
+    content: bytes
+    extension: str
+    reply: dict[str, Any]
+
+
+class LesionTask(InferTask):
+    """One entry of /info/: ``mode`` says how far the way goes (coarse network, whole system, the user's prompts)."""
+
+    def __init__(self, name: str, mode: Mode, engine: Engine, description: str):
+        kind = InferType.DEEPGROW if mode == "interact" else InferType.SEGMENTATION
+        # 3D Slicer shows these options and sends them along with every request.
+        super().__init__(kind, dict(LABELS), 3, f"{description} {NOTICE}", {"frame": ALL_FRAMES})
+        self.name, self.mode, self.engine = name, mode, engine
+
+    def is_valid(self) -> bool:
+        return True
+
+    def info(self) -> dict[str, Any]:
+        system = self.engine.served.now().system
+        state = "off" if self.mode == "coarse" else "trained" if system.refiner is not None else "untrained"
+        return {**super().info(), "version": system.version, "refiner": state, "notice": NOTICE}
+
+    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """As MONAI Label calls a task: the path of a file that the caller removes, and the reply's params."""
+        outline = self.outline(request)
+        self.engine.work.make(self.engine.work.tmp)
+        handle, path = tempfile.mkstemp(suffix=outline.extension, prefix="mask-", dir=self.engine.work.tmp)
+        with os.fdopen(handle, "wb") as file:
+            file.write(outline.content)
+        return path, outline.reply
+
+    def outline(self, request: dict[str, Any]) -> Outline:
+        """request: ``image`` (path), ``image_id``, and what the client sent (``frame``, ``foreground``, ``background``,
+        ``roi``, ``result_extension``, ``client_id``). Raises InputError for what cannot be used.
+        """
+        start = time.perf_counter()
+        self.engine.drop_forgotten()
+        extension = _extension(request)
+        opened = self.engine.open(Path(request["image"]))
+        study = opened.study
+        asked = frame_of(request, study.n_frames)
+        clicks: dict[int, Clicks] = {}
+        if self.mode == "interact":
+            clicks = clicks_of(request, study.n_frames, study.height, study.width, study.geometry.axes)
+        frames = list(range(study.n_frames)) if asked is None else sorted({asked, *clicks})
+        if extension == ".png" and len(frames) > 1:
+            raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
+        read = time.perf_counter()
+        predictor = self.engine.served.latest()  # one model for all frames, whatever is chosen meanwhile
+        mask = np.zeros(study.shape, np.uint8)
+        results: dict[int, FrameResult] = {}
+        steps, cached = dict[str, float](), 1.0
+        for k in frames:
+            results[k], fresh = self.engine.answer(predictor, opened, k, self.mode, clicks.get(k, Clicks()))
+            if fresh:
+                _add(steps, results[k].timings)
+                cached = min(cached, results[k].timings["cached"])
+            mask[k] = unpack_mask(results[k].mask, (study.height, study.width))
+        computed = time.perf_counter()
+        if extension == ".png":
+            content = encode_mask(extension, mask[frames], replace(study, n_frames=1))
+        else:
+            content = encode_mask(extension, mask, study)
+        reply = self._reply(study, results, clicks)
+        if lost := lost_position(extension, study):
+            reply["warnings"].append(lost)
+        now = time.perf_counter()
+        steps |= {"read": read - start, "infer": computed - read, "write": now - computed, "total": now - start}
+        steps["cached"] = cached  # 1.0: neither the coarse network nor the encoder ran
+        reply["timings"] = {name: round(seconds, 4) for name, seconds in steps.items()}
+        # The name that MONAI Label's own tasks use.
+        reply["latencies"] = {"total": round(now - start, 2)}
+        self._record(request, opened, mask, results, clicks, reply)
+        return Outline(content, extension, reply)
+
+    def _reply(self, study: Study, results: dict[int, FrameResult], clicks: dict[int, Clicks]) -> dict[str, Any]:
+        """With the figures of the frame that matters: the first with a click, else the one with the largest lesion."""
+        shown = min(clicks) if clicks else max(results, key=lambda k: (results[k].figures["area"], -k))
+        reply = {
+            "label_names": dict(LABELS),
+            "model": self.name,
+            **results[shown].figures,
+            "frame": shown,
+            "n_frames": study.n_frames,
+            "spacing_mm": study.spacing_of(shown),
+            "unit_reason": study.pixels_reason(shown),
+            "regions": [[x.start, y.start, x.stop - 1, y.stop - 1] for y, x in study.regions_of(shown)],
+            "warnings": list(study.warnings),
+            "notice": NOTICE,
+        }
+        if study.n_frames > 1:
+            names = ("iou_pred", "uncertainty", "presence", "safety_rule", "long_axis", "short_axis", "area")
+            reply["frames"] = [{"frame": k, **{n: results[k].figures[n] for n in names}} for k in results]
+        return reply
+
+    def _record(
+        self,
+        request: dict[str, Any],
+        opened: OpenStudy,
+        mask: np.ndarray,
+        results: dict[int, FrameResult],
+        clicks: dict[int, Clicks],
+        reply: dict[str, Any],
+    ) -> None:
+        def write(journal: Journal) -> None:
+            journal.record_proposal(
+                request["image_id"] or f"upload:{opened.sha256[:16]}",
+                opened.sha256,
+                mask,
+                model=self.name,
+                version=str(reply["version"]),
+                client=str(request.get("client_id") or ""),
+                prompts={str(k): c.to_dict() for k, c in clicks.items()},
+                reply={k: v for k, v in reply.items() if k not in ("label_names", "notice", "latencies")},
+                cache_keys=sorted({key for r in results.values() for key in r.keys}),
+            )
+
+        self.engine.journal.submit(write)
+
+
+def make_tasks(engine: Engine) -> dict[str, LesionTask]:
+    """The tasks by name. 3D Slicer runs the first segmentation model on each next sample: that is ``ultrarefiner``."""
+    texts: list[tuple[str, Mode, str]] = [
+        ("ultrarefiner", "propose", "Outlines breast lesions: TransUNet, prompts from it, SAM, safety net."),
+        ("transunet", "coarse", "Outlines breast lesions with the coarse network alone."),
+        ("sam_refiner", "interact", "Refines the outline with positive and negative clicks and a box (ROI)."),
+    ]
+    return {name: LesionTask(name, mode, engine, text) for name, mode, text in texts}
+
+
+def _extension(request: dict[str, Any]) -> str:
+    value = request.get("result_extension") or ""
+    if not isinstance(value, str) or (value and value.lower() not in RESULT_EXTENSIONS):
+        raise InputError(f"result_extension must be one of {', '.join(RESULT_EXTENSIONS)}, got {value!r:.80}")
+    if value:
+        return value.lower()
+    name = str(request["image"]).lower()
+    return ".nii.gz" if name.endswith((".nii", ".nii.gz")) else ".nrrd"
+
+
+def _add(steps: dict[str, float], timings: dict[str, float]) -> None:
+    for name, seconds in timings.items():
+        if name not in ("total", "cached"):
+            steps[name] = steps.get(name, 0.0) + seconds

@@ -1,0 +1,229 @@
+"""Trainings that clients start: the final labels of the datastore -> a candidate, in a process of its own.
+
+MONAI Label runs ``__call__`` in a subprocess, one at a time, and kills it when a client says stop. Nothing is lost then: a
+run's last finished epoch lies in the work folder, and the next start with the same labels and options goes on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import Timeout
+from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.utils.async_tasks.utils import tasks
+
+from lib.store.datastore import StudiesFolder
+from lib.tasks.background import FAILED, NOT_DONE, RUNNING, SHORT_OF_MEMORY, WAITING
+from lib.tasks.served import Served, device_of
+from ultrarefiner_monai.config import ConfigError, ServeConfig, TrainConfig, load_yaml
+from ultrarefiner_monai.core.image import Limits
+from ultrarefiner_monai.core.types import NOTICE, InputError
+from ultrarefiner_monai.learning.labelled import prepare_labels
+from ultrarefiner_monai.masks.label_values import is_confirmed
+from ultrarefiner_monai.studies.corrections import Labelled
+from ultrarefiner_monai.studies.training_folder import memory_advice
+from ultrarefiner_monai.studies.work_folder import WorkFolder
+
+logger = logging.getLogger(__name__)
+
+FINAL = DefaultLabelTag.FINAL.value
+# A request waits so long for new labels to be looked at; more of them are left to the training's own process.
+PATIENCE_SECONDS = 20
+# What MONAI Label and its clients send besides.
+_OTHERS = ("model", "name", "client_id", "gpus", "multi_gpu", "local_rank", "local", "run_id", "pretrained")
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+
+class LesionTraining(TrainTask):
+    """One entry of /info/'s trainers; ``settings``: its YAML file, a TrainConfig without networks."""
+
+    def __init__(self, name: str, settings: Path, served: Served, config: ServeConfig, work: WorkFolder, about: str):
+        super().__init__(f"{about} {NOTICE}")
+        self.name, self.settings, self.served, self.work = name, settings, served, work
+        self.limits = Limits(total_pixels=config.max_pixels)
+        # Phases with a refiner ask for one in the configuration; the real networks are those of the served model.
+        text = settings.read_text(encoding="utf-8")
+        self._networks: dict[str, Any] = {} if "phase1_coarse" in text else {"system": {"sam": {}}}
+        plain = load_yaml(TrainConfig, settings, self._networks)
+        self._config = {
+            "max_epochs": plain.epochs,
+            "train_batch_size": plain.batch_size,
+            "learning_rate": plain.optimiser.lr,
+            "early_stop_patience": plain.early_stop or 0,  # epochs without a better one; 0: never
+            "device": ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])],
+            "resume": True,
+        }
+
+    def config(self) -> dict[str, Any]:
+        """What clients show and send along; the first of a list is the default."""
+        return self._config
+
+    def stats(self) -> dict[str, Any]:
+        found, task = self.work.training.stats(self.name), _last_task(self.name)
+        if task is None:
+            return found
+        asked = _asked(task)
+        if found.get("start_ts", 0) >= asked:
+            return found
+        epochs = int(task["request"].get("max_epochs") or self._config["max_epochs"])
+        begun = {"status": "starting", "epoch": 0, "total_epochs": epochs, "start_ts": int(asked), "best_metric": 0}
+        if task["status"] == FAILED:  # before there was a run to note it in
+            return {**begun, "status": "failed", "error": task["error"]}
+        # Its process has not written anything yet: without this, 3D Slicer shows it as complete.
+        return begun
+
+    def failed(self, task: dict[str, Any], reason: str) -> str:
+        """Note why the process of a training ended, where it could not do so itself; the reason with what to do."""
+        if SHORT_OF_MEMORY in reason:
+            reason = memory_advice(reason, task["request"].get("train_batch_size"))
+        self.work.training.note_failure(self.name, _asked(task), reason)
+        return reason
+
+    def check(self, params: dict[str, Any], datastore: StudiesFolder) -> dict[str, Any]:
+        """The request with which to start the training. Raises InputError for what can be known before it begins."""
+        from ultrarefiner_monai.learning.retraining import started_from  # a server that only answers needs none of it
+
+        options = self._options(params, strict=True)
+        settings, folder = self._train_config(options), self.work.training
+        labelled = final_labels(datastore)
+        started_from(settings, self.served.start(), folder, self.work)
+        try:
+            with folder.lock().acquire(timeout=0):
+                lookup = partial(label_now, datastore)
+                if prepare_labels(labelled, folder, self.limits, PATIENCE_SECONDS, lookup=lookup) is None:
+                    logger.info("%s: there are many new labels; the training looks at the rest", self.name)
+        except Timeout:
+            logger.info("%s: another training runs; the labels are looked at when it has ended", self.name)
+        return options
+
+    def __call__(self, request: dict[str, Any], datastore: StudiesFolder) -> dict[str, Any]:
+        """Train; in MONAI Label's subprocess. An error that a user can mend ends the process with its message."""
+        from ultrarefiner_monai.learning.retraining import reason_of, train_on_labels
+
+        if hasattr(os, "nice"):
+            os.nice(5)  # who is served comes first
+        try:
+            options = self._options(request, strict=False)
+            device = device_of(options["device"])
+            candidate = train_on_labels(
+                self.name,
+                self._train_config(options),
+                self.served.start(),
+                final_labels(datastore),
+                self.work,
+                device,
+                options["resume"],
+                self.limits,
+                partial(label_now, datastore),
+            )
+        except (InputError, ConfigError, RuntimeError, OSError, MemoryError) as error:
+            logger.exception("%s failed", self.name)
+            reason = " ".join(reason_of(error, request.get("train_batch_size")).split())
+            print(f"{self.name} {NOT_DONE}{reason}", flush=True)
+            sys.exit(1)
+        print(
+            f"{candidate.name} is trained: see `ultrarefiner models list`, serve it with `ultrarefiner models use "
+            f"{candidate.name}`",
+            flush=True,
+        )
+        return {**self.stats(), "candidate": candidate.name, "version": candidate.version}
+
+    def _options(self, params: dict[str, Any], strict: bool) -> dict[str, Any]:
+        known = self.config()
+        unknown = sorted(str(k) for k in params if k not in known and k not in _OTHERS)
+        if strict and unknown:
+            raise InputError(f"there is no option {', '.join(unknown)[:120]}; known: {', '.join(known)}")
+        return {k: _typed(k, params.get(k), default) for k, default in known.items()}
+
+    def _train_config(self, options: dict[str, Any]) -> TrainConfig:
+        changes = {
+            "epochs": options["max_epochs"],
+            "batch_size": options["train_batch_size"],
+            "optimiser.lr": options["learning_rate"],
+            "early_stop": options["early_stop_patience"] or None,
+        }
+        try:
+            return load_yaml(TrainConfig, self.settings, {**self._networks, **changes})
+        except ConfigError as error:
+            raise InputError(str(error)) from error
+
+
+def make_trainers(app_dir: Path, served: Served, config: ServeConfig, work: WorkFolder) -> dict[str, LesionTraining]:
+    """The trainings by name, called as the tasks whose part they train."""
+    texts = {
+        "transunet": "Trains the coarse network on the final labels.",
+        "sam_refiner": "Trains the refiner on the final labels and on what was corrected.",
+        "ultrarefiner": "Trains coarse network and refiner together on the final labels.",
+    }
+    return {
+        name: LesionTraining(name, app_dir / "train" / f"{name}.yaml", served, config, work, text)
+        for name, text in texts.items()
+    }
+
+
+def _last_task(name: str) -> dict[str, Any] | None:
+    """The last training of a name that runs, waits or failed, as MONAI Label keeps it."""
+    own = [task for task in tasks("train") if task["request"].get("model") == name]
+    return own[-1] if own and own[-1]["status"] in (WAITING, RUNNING, FAILED) else None
+
+
+def _asked(task: dict[str, Any]) -> float:
+    """When a training was asked for, in seconds since 1970."""
+    return datetime.strptime(task["start_ts"], "%Y-%m-%d %H:%M:%S").timestamp()
+
+
+def final_labels(datastore: StudiesFolder) -> list[Labelled]:
+    """Images with a final label, by id; without those that a PACS cannot give at the moment. Those of a PACS as the DICOM
+    files that the journal knows, not as clients get them."""
+    return [p for i in sorted(datastore.get_labeled_images(FINAL)) if (p := _labelled(datastore, i)) is not None]
+
+
+def label_now(datastore: StudiesFolder, image_id: str) -> Labelled | None:
+    """An image and its final label as they stand in the studies at this moment; None when one of them is gone."""
+    datastore.refresh()
+    return _labelled(datastore, image_id)
+
+
+def _labelled(datastore: StudiesFolder, image_id: str) -> Labelled | None:
+    try:
+        image = datastore.image_path(image_id)
+        label = datastore.get_label_uri(image_id, FINAL)  # after: a label follows the frames of its image
+        confirmed = bool(label) and is_confirmed(datastore.get_label_info(image_id, FINAL))
+    except (InputError, MONAILabelException) as error:  # the image may be gone since it was listed
+        logger.warning("%s is left out: %s", image_id, getattr(error, "msg", None) or error)
+        return None
+    return Labelled(image_id, image, Path(label), confirmed) if label else None
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """``value`` as the type of ``default`` (clients send text as well); InputError for anything else."""
+    if isinstance(default, list):
+        value = default[0] if value in (None, "", default) else value
+        if value not in default:
+            raise InputError(f"{name} must be one of {', '.join(default)}, got {value!r:.80}")
+        return value
+    if value is None or value == "":
+        return default
+    if isinstance(default, bool):
+        text = str(value).lower()
+        if text not in (*_TRUE, *_FALSE):
+            raise InputError(f"{name} must be true or false, got {value!r:.80}")
+        return text in _TRUE
+    try:
+        number = float(value) if not isinstance(value, bool) else float("nan")
+    except (TypeError, ValueError):
+        number = float("nan")
+    fits = 0 <= number < 1e9 and (number > 0 or name == "early_stop_patience")
+    if not fits or (isinstance(default, int) and number != int(number)):
+        kind = "a whole number" if isinstance(default, int) else "a number"
+        raise InputError(f"{name} must be {kind} above 0, got {value!r:.80}")
+    return type(default)(number)

@@ -1,0 +1,79 @@
+"""Configuration: every shipped file loads, round trips, and mistakes are refused in the words of the option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ultrarefiner_monai.config import (
+    ConfigError,
+    PromptConfig,
+    SamConfig,
+    SystemConfig,
+    TrainConfig,
+    from_dict,
+    load_yaml,
+    to_dict,
+)
+
+# Recipes are of another kind: test_recipe.py.
+CONFIGS = sorted(
+    path for path in (Path(__file__).parents[2] / "configs").glob("*.yaml") if not path.name.startswith("recipe_")
+)
+
+
+def test_there_are_configs() -> None:
+    assert len(CONFIGS) >= 2
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_shipped_config_loads_and_round_trips(path: Path) -> None:
+    config = load_yaml(TrainConfig, path)
+    assert from_dict(TrainConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+def test_optional_groups_round_trip() -> None:
+    config = SystemConfig(sam=SamConfig(arch="compact", image_size=256))
+    assert from_dict(SystemConfig, to_dict(config)) == config
+    assert from_dict(SystemConfig, to_dict(SystemConfig())).sam is None
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"epohcs": 3}, "unknown option epohcs"),
+        ({"system": {"coarse": {"arhc": "compact"}}}, "unknown option system.coarse.arhc"),
+        ({"epochs": "many"}, "epochs: expected int"),
+        ({"epochs": True}, "epochs: expected int"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"system": {"coarse": {"arch": "resnet"}}}, "system.coarse.arch: expected one of"),
+        ({"system": {"coarse": {"image_size": 100}}}, "coarse.image_size must be a multiple of 16"),
+        ({"system": {"safety": {"area_ratio": [3, 1]}}}, "safety.area_ratio"),
+        ({"system": {"gate": {"g_min": 0.9, "g_max": 0.1}}}, "gate"),
+        ({"system": []}, "system: expected a mapping"),
+        ({"init": "imagenet"}, "init: imagenet is for"),
+        ({"optimiser": {"lr": -1}}, "optimiser.lr must be positive"),
+    ],
+)
+def test_mistakes_are_named(values: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        from_dict(TrainConfig, values)
+
+
+def test_overrides_win_and_reach_deep(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("epochs: 4\nsystem:\n  prompts:\n    sharpen: true\n")
+    config = load_yaml(TrainConfig, path, {"epochs": 7, "system.prompts.box": "minmax", "optimiser.lr": 1})
+    assert (config.epochs, config.optimiser.lr) == (7, 1.0)
+    assert config.system.prompts == PromptConfig(sharpen=True, box="minmax")
+    with pytest.raises(ConfigError, match="epochs is a value"):
+        load_yaml(TrainConfig, path, {"epochs.more": 1})
+
+
+def test_broken_yaml_is_refused_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("epochs: [1")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_yaml(TrainConfig, path)

@@ -1,0 +1,25 @@
+"""Work by several threads: what comes back, in which order, and which error."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from ultrarefiner_monai.core.threads import in_threads
+
+
+@pytest.mark.parametrize("count", [0, 1, 32, 33, 200])
+def test_results_come_in_the_order_of_the_items(count: int) -> None:
+    assert in_threads(lambda n: n * n, range(count)) == [n * n for n in range(count)]
+
+
+def test_few_items_need_no_threads() -> None:
+    assert set(in_threads(lambda _: threading.current_thread(), range(32))) == {threading.current_thread()}
+    assert threading.current_thread() not in in_threads(lambda _: threading.current_thread(), range(33))
+
+
+@pytest.mark.parametrize("count", [5, 100])
+def test_an_error_is_the_callers(count: int) -> None:
+    with pytest.raises(ZeroDivisionError):
+        in_threads(lambda n: 1 // (n - 3), range(count))

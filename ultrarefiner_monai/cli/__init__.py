@@ -1,0 +1,8 @@
+"""The ``ultrarefiner`` command: one file a group of sub-commands, each of which calls one function of the package."""
+
+
+def main() -> None:
+    """The command's entry. Importing this room loads nothing: ``launch`` starts a server with the standard library alone."""
+    from ultrarefiner_monai.cli.command import main as run
+
+    run()

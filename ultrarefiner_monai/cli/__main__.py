@@ -1,0 +1,3 @@
+from ultrarefiner_monai.cli import main
+
+main()

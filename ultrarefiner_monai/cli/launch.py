@@ -1,0 +1,175 @@
+"""``make serve``: from a checkout to a running MONAI Label server, saying what to open. Imports nothing heavy.
+
+python -m ultrarefiner_monai.cli.launch [--studies DIR_OR_URL] [--host H] [--port P] [more options of start_server]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_TIMEOUT_S = 600
+GRACE_S = 15
+LOOPBACK = ("127.", "localhost", "::1")
+
+
+class LaunchError(Exception):
+    """The server cannot be started; the message says why and what to do."""
+
+
+def choose_studies(given: str, root: Path = ROOT) -> str:
+    """The absolute studies folder or DICOMweb address. None given: a copy of sample-data in .work, made only once."""
+    if given.startswith(("http://", "https://")):
+        if "@" in given.split("/")[2]:
+            raise LaunchError(
+                "STUDIES: no user or password in the address, it would stand in logs: use pacs.user and "
+                "pacs.password_file (docs/pacs.md)"
+            )
+        return given
+    if given:
+        folder = Path(given).expanduser().absolute()
+        if not folder.is_dir():
+            raise LaunchError(f"STUDIES: there is no folder {str(folder)!r}")
+        return str(folder)
+    copy, source = root / ".work" / "studies", root / "sample-data"
+    if not copy.exists():
+        if not source.is_dir():
+            raise LaunchError(f"there are no sample studies in {source}: give a folder, make serve STUDIES=/path")
+        part = copy.with_name("studies.part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part, ignore=shutil.ignore_patterns("README.md"))
+        os.replace(part, copy)
+    return str(copy)
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse early, in words, what uvicorn would refuse after the seconds of importing."""
+    if not 0 < port < 65536:
+        raise LaunchError(f"PORT must be a number from 1 to 65535, got {port}")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise LaunchError(
+                f"cannot listen on {host} port {port}: {error.strerror or error}. Is another server running? Stop it, "
+                f"or take another port: make serve PORT={port + 1 if port < 65535 else 8000}"
+            ) from error
+
+
+def server_url(host: str, port: int) -> str:
+    """The address to open on this machine."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def wait_until_ready(url: str, running: threading.Event) -> bool:
+    """True when the server answers; False when ``running`` was cleared or time is up. Never through a proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + READY_TIMEOUT_S
+    while running.is_set() and time.monotonic() < end:
+        try:
+            with opener.open(f"{url}/info/", timeout=5):
+                return True
+        except urllib.error.HTTPError:  # it wants a login: it is there
+            return True
+        except OSError:
+            time.sleep(0.3)
+    return False
+
+
+def _announce(url: str, running: threading.Event, begun: float, port_of_all: int | None) -> None:
+    """Say what to open once the server answers. port_of_all: where other machines can reach it too, else None."""
+    if wait_until_ready(url, running):
+        seconds = time.monotonic() - begun
+        elsewhere = (
+            f"  From other machines: http://ADDRESS-OF-THIS-MACHINE:{port_of_all}; where a token stands above, it is the\n"
+            "  password, with your name as the user (docs/it/security.md).\n"
+        )
+        print(
+            f"\nREADY after {seconds:.0f} s.  In a browser: {url}/\n"
+            f"  In 3D Slicer: install the extension MONAILabel, open the module MONAILabel, enter the server {url},\n"
+            "  press the reload button, then Next Sample; correct with points in SmartEdit (docs/slicer.md).\n"
+            f"{elsewhere if port_of_all else ''}"
+            "  Research use only. Not a medical device.  Ctrl-C stops the server.\n",
+            flush=True,
+        )
+
+
+def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) -> int:
+    """Start the server and stay until it ends. Returns its exit code; 0 when it was stopped by Ctrl-C or SIGTERM."""
+    app, work = root / "apps" / "ultrarefiner", root / ".work"
+    if not (app / "main.py").is_file():
+        raise LaunchError(f"{app} holds no app: this starts the server from a checkout of the repository")
+    check_port(host, port)
+    work.mkdir(exist_ok=True)
+    studies, url = choose_studies(studies, root), server_url(host, port)
+    if not host.startswith(LOOPBACK):
+        print(
+            f"{host} can be reached from other machines. Unless a login is configured, or --conf open_to_network true is "
+            "given, they need the token\nthat is printed below, as the password with any user name "
+            "(docs/it/security.md)."
+        )
+    print(f"Starting {url} for {studies} (research use only, not a medical device) ...", flush=True)
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", studies]
+    command += ["--host", host, "--port", str(port), *more]
+    # Tools that packages bring (itkimage2segimage) lie beside this Python. From .work: a stray .env is not read.
+    environment = {**os.environ, "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")}
+    begun, running, stopped = time.monotonic(), threading.Event(), False
+    running.set()
+    server = subprocess.Popen(command, cwd=work, env=environment)
+
+    def end(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        server.terminate()
+
+    signal.signal(signal.SIGTERM, end)
+    threading.Thread(
+        target=_announce, args=(url, running, begun, None if host.startswith(LOOPBACK) else port), daemon=True
+    ).start()
+    while (code := server.poll()) is None:
+        try:
+            server.wait()
+        except KeyboardInterrupt:  # from a terminal the server got it too and shuts down by itself
+            if stopped:
+                server.kill()
+            stopped = True
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                server.wait(GRACE_S)
+            if server.poll() is None:
+                server.terminate()
+    running.clear()
+    if code and not stopped:
+        print(f"The server ended with code {code}; the reason stands above.", file=sys.stderr)
+    return 0 if stopped else code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="ultrarefiner_monai.cli.launch", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--studies", default="")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", default=8000, type=int)
+    options, more = parser.parse_known_args(arguments)
+    try:
+        return run(options.studies, options.host, options.port, more)
+    except LaunchError as error:
+        print(f"Cannot start: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

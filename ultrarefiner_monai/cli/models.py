@@ -1,0 +1,70 @@
+"""Models that trainings made: which there are, and which one is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Models that trainings on the studies made, and which one is served.")
+
+Studies = Annotated[str, typer.Option(help="The folder or store that is served.")]
+WorkDir = Annotated[Path | None, typer.Option(help="The work folder, where it is not the default.")]
+
+
+def _registry(studies: str, work_dir: Path | None) -> Any:
+    from ultrarefiner_monai.learning.registry import Registry
+    from ultrarefiner_monai.studies.work_folder import WorkFolder
+
+    return Registry(WorkFolder.existing(studies, work_dir))
+
+
+@app.command("list")
+def models_list(studies: Studies, work_dir: WorkDir = None) -> None:
+    """All candidates with what they were trained on and reached; the one that is served is marked."""
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from ultrarefiner_monai.learning.registry import CONFIGURED
+
+    registry = _registry(studies, work_dir)
+    pointer = registry.pointer()
+    table = Table(
+        "", Column("name", no_wrap=True), "version", "made", "started from", "images", "Dice", "Dice of start"
+    )
+    table.add_row(_mark(CONFIGURED, pointer), CONFIGURED, "", "", "the server's option weights", "", "", "")
+    for found in registry.candidates():
+        facts = found.facts
+        images = "{train} + {select}".format(**facts["images"]) if "images" in facts else ""
+        figures = [_dice(facts.get(key)) for key in ("figures", "start_figures")]
+        made = found.created[:16].replace("T", " ")
+        table.add_row(
+            _mark(found.name, pointer), found.name, found.version, made, str(facts.get("start", "")), images, *figures
+        )
+    Console().print(table)
+    typer.echo(
+        "images: trained on + validated on. Dice: mean over the validation images with a lesion; they also chose the"
+    )
+    typer.echo("epoch, so expect a little less on new images. Serve one: ultrarefiner models use NAME --studies DIR")
+
+
+@app.command("use")
+def models_use(name: str, studies: Studies, work_dir: WorkDir = None) -> None:
+    """Serve a candidate; a running server takes it with its next request."""
+    pointer = _registry(studies, work_dir).use(name)
+    typer.echo(f"{pointer.name} is served now; `models back` brings {pointer.before[0]} back")
+
+
+@app.command("back")
+def models_back(studies: Studies, work_dir: WorkDir = None) -> None:
+    """Serve again what was served before."""
+    typer.echo(f"{_registry(studies, work_dir).back().name} is served again")
+
+
+def _mark(name: str, pointer: Any) -> str:
+    return "served" if name == pointer.name else "before" if name in pointer.before[:1] else ""
+
+
+def _dice(figures: Any) -> str:
+    return f"{figures['dice']:.3f}" if isinstance(figures, dict) and figures.get("dice") is not None else ""

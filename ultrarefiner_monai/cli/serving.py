@@ -1,0 +1,49 @@
+"""Beside the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def forget(
+    image_id: Annotated[str, typer.Argument(metavar="ID", help="The image, as /datastore/ lists it.")],
+    studies: Annotated[str, typer.Option(help="The folder or store that is served.")],
+    work_dir: Annotated[Path | None, typer.Option(help="The work folder, where it is not the default.")] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Remove the image's labels too.")] = False,
+) -> None:
+    """Remove all that derives from one image: proposals, corrections, embeddings, copies made for trainings."""
+    from difflib import get_close_matches
+
+    from ultrarefiner_monai.core.types import InputError
+    from ultrarefiner_monai.studies.work_folder import forget as run
+    from ultrarefiner_monai.studies.work_folder import listed_images
+
+    report = run(studies, image_id, work_dir, labels)
+    known = listed_images(studies, work_dir)
+    if report.is_empty and image_id not in known:
+        near = [name for name in known if image_id.startswith(f"{name}.")] or get_close_matches(image_id, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "/datastore/?output=all of the server lists the ids"
+        raise InputError(f"there is nothing of {image_id!r} here: {hint}")
+    typer.echo(str(report))
+
+
+@app.command()
+def send(
+    image_id: Annotated[str, typer.Argument(metavar="ID", help="The image, as /datastore/ lists it.")],
+    server: Annotated[str, typer.Option(help="The running server.")] = "http://127.0.0.1:8000",
+    tag: Annotated[str, typer.Option(help="Which label: final, or original for a stored proposal.")] = "final",
+    sr: Annotated[
+        bool | None, typer.Option("--sr/--no-sr", help="With the measurements; default: as configured.")
+    ] = None,
+) -> None:
+    """Store a label of an image in the PACS that is served, as a DICOM SEG (and SR); the server sends it."""
+    from ultrarefiner_monai.exchange.ask import send_label
+
+    answer = send_label(server, image_id, tag, sr)
+    typer.echo(f"{image_id}: SEG {answer['seg']}{' and SR ' + answer['sr'] if 'sr' in answer else ''} on the way")

@@ -1,0 +1,1 @@
+"""What every room uses: types and errors, the letterbox, files written whole, threads, bounded caches."""

@@ -1,0 +1,1 @@
+"""Figures of a checkpoint: tables, pictures, comparisons, cross-validation."""

@@ -1,0 +1,1 @@
+"""Image files of all formats to frames with geometry; masks to and from files."""

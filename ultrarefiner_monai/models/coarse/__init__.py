@@ -1,0 +1,1 @@
+"""Coarse networks: TransUNet and the compact one, with their weights."""

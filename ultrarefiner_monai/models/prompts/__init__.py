@@ -1,0 +1,1 @@
+"""From coarse_prob to SAM's prompts, differentiably."""

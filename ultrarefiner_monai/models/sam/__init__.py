@@ -1,0 +1,1 @@
+"""SAM: as published, leaner, and with a compact image encoder; its state files."""

@@ -1,0 +1,1 @@
+"""Pretrained weights by name: which there are, fetched on request, checked."""

@@ -1,0 +1,122 @@
+"""One resumable download over HTTP: Range requests into a ``.part`` file, taken up again where a connection broke."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ultrarefiner_monai.core.types import InputError
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1 << 20
+ATTEMPTS = 5
+TIMEOUT_S = 30.0
+
+Progress = Callable[[int, "int | None"], None]
+"""Called with (bytes that lie on disk, total bytes or None where the host does not say)."""
+
+
+class FetchError(InputError):
+    """The network or the remote host failed; what has come so far is kept and the next fetch goes on from there."""
+
+
+def download(url: str, part: Path, size: int | None = None, progress: Progress | None = None) -> None:
+    """Bring ``part`` to its full length; a cut connection is taken up again where it broke.
+
+    size: the expected bytes where they are known. What came is not verified here. Raises FetchError.
+    """
+    problem: Exception | None = None
+    idle = 0
+    for attempt in range(ATTEMPTS):
+        before = _length(part)
+        try:
+            if _stream(url, part, size, progress):
+                return
+            problem = ConnectionError("the connection ended early")
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and before:  # what lies here is as long as the file, or longer: begin again
+                discard(part)
+            elif error.code < 500:
+                raise FetchError(f"{url} answered {error.code} {error.reason}: try again later") from error
+            problem = error
+        except (OSError, http.client.HTTPException) as error:
+            problem = error
+        log.info("%s: try %d of %d: %s", part.name, attempt + 1, ATTEMPTS, problem)
+        idle = 0 if _length(part) > before else idle + 1
+        if idle == 2:  # nothing came twice in a row: no use in hammering
+            break
+    # A URLError wraps the real reason; an HTTPError's text has the status.
+    reason = problem if isinstance(problem, urllib.error.HTTPError) else getattr(problem, "reason", problem)
+    raise FetchError(
+        f"cannot fetch {url}: {reason}. Is this machine offline, or behind a proxy (set https_proxy)? "
+        "What has come so far is kept: try again later"
+    ) from problem
+
+
+def _length(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _stream(url: str, part: Path, size: int | None, progress: Progress | None) -> bool:
+    """One connection. True when the file is complete by its Content-Length (or the known size)."""
+    have = _length(part)
+    if size is not None and have > size:
+        discard(part)
+        have = 0
+    if size is not None and have == size:
+        return True
+    tag_path = _tag_path(part)
+    headers = {"User-Agent": "ultrarefiner", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if tag_path.exists():  # if the host has another version by now it sends the whole, not the rest of a mixture
+            headers["If-Range"] = tag_path.read_text(encoding="utf-8")
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
+        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        have = have if resumed else 0
+        tag = response.headers.get("ETag", "")
+        if tag and not tag.startswith("W/"):
+            tag_path.write_text(tag, encoding="utf-8")
+        else:
+            tag_path.unlink(missing_ok=True)
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else size
+        with part.open("ab" if have else "wb") as stream:
+            while block := response.read(CHUNK):
+                stream.write(block)
+                have += len(block)
+                if progress is not None:
+                    progress(have, total)
+    return total is None or have == total
+
+
+@contextmanager
+def only_one(part: Path) -> Iterator[None]:
+    """Refuse a second fetch of the same file while one runs (a lock that dies with its process)."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock; the checks at the end still hold
+        yield
+        return
+    with part.with_name(part.name + ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FetchError(f"another process is fetching {part.stem}: wait for it, or stop it") from error
+        yield
+
+
+def discard(part: Path) -> None:
+    """Remove the part file and what is remembered about it."""
+    for path in (part, _tag_path(part)):
+        path.unlink(missing_ok=True)
+
+
+def _tag_path(part: Path) -> Path:
+    return part.with_name(part.name + ".tag")

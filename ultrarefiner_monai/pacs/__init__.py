@@ -1,1 +1,0 @@
-"""DICOMweb: the archive whose series are studies, and what is sent to it and taken from it."""

@@ -1,0 +1,310 @@
+"""From the pixels of one frame to a proposal: the one way that serving and evaluation share.
+
+    image -> letterbox -> coarse network -> prompts -> SAM refiner -> post-processing -> safety net -> Proposal
+
+What depends on the image alone (``coarse_prob`` in the coarse frame and ``image_embedding``) is cached; all that
+depends on clicks is computed anew, so the reply is a function of image, model and the set of prompts: undo is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from ultrarefiner_monai.config import to_dict
+from ultrarefiner_monai.core.cache import Arrays, EmbeddingCache, image_key, to_half
+from ultrarefiner_monai.core.geometry import Letterbox, to_prompts
+from ultrarefiner_monai.core.types import Clicks, RefinerOutput
+from ultrarefiner_monai.interaction.clicks import check_clicks, core_clicks, honour_clicks
+from ultrarefiner_monai.interaction.mending import mended
+from ultrarefiner_monai.masks.postprocess import fuse_band, prob_to_mask, safety_net
+from ultrarefiner_monai.masks.uncertainty import expected_iou, flip_uncertainty, outline_band, uncertainty
+from ultrarefiner_monai.models.checkpoints import System
+from ultrarefiner_monai.models.prompts.derive import derive_mask_prompt
+from ultrarefiner_monai.pipeline.coarse import coarse_arrays, coarse_to_sam, doubt, settle
+from ultrarefiner_monai.pipeline.recent_results import CoarseResult, RecentResults
+from ultrarefiner_monai.pipeline.request import Request, check_image
+
+_RECENT_BYTES = 64 * 2**20
+_CACHED_BY = ("coarse", "sam", "flip_tta", "tta_scales")
+
+
+@dataclass
+class Proposal:
+    """What is offered for one frame; arrays are (H, W) in the image frame.
+
+    mask: uint8, 0 or 1. final_prob: float32 in [0, 1], what the mask was made from (the coarse one where the safety net
+    fired). coarse_prob: float32 in [0, 1]; it may be read-only, shared by an image's answers. iou_pred: SAM's estimate,
+    mixed like the masks; where the coarse mask is returned, what its probabilities promise
+    (``uncertainty.expected_iou``; None for an empty mask). uncertainty, flip_uncertainty: see ``uncertainty``; the
+    latter None without flip_tta and with clicks. safety_rule: the rule that fired (``postprocess.safety_net``) or None.
+    presence: P(there is a lesion at all) by the coarse network, None where it does not say. Below ``post.min_presence`` the
+    automatic mask is empty, and coarse_prob is scaled to below the threshold: a click is answered where it is, and brings
+    back nothing of the rest.
+    refiner: "trained", "untrained" (there are no weights: the coarse mask stands) or "off" (not asked for).
+    timings: seconds of preprocess, coarse, encode, decode, post and total; 0 for what was not run or came from the
+    cache. "cached": 1.0 where neither the coarse network nor the encoder ran, else 0.0.
+    """
+
+    mask: np.ndarray
+    final_prob: np.ndarray
+    coarse_prob: np.ndarray
+    iou_pred: float | None
+    uncertainty: float
+    safety_rule: str | None
+    refiner: str
+    version: str
+    timings: dict[str, float] = field(default_factory=dict)
+    flip_uncertainty: float | None = None
+    presence: float | None = None
+
+
+class Predictor:
+    """A system ready to answer. Thread-safe: any number of threads may ask at once.
+
+    One lock lets a single coarse network or encoder run at a time (two would fight for the same cores); the short
+    decoder has a lock of its own, so that a click need not wait for the encoder of another image. No lock is held while
+    waiting for the cache.
+    """
+
+    def __init__(self, system: System, cache: EmbeddingCache | None = None, device: str | torch.device = "cpu"):
+        self.system, self.cache, self.device = system, cache, torch.device(device)
+        for network in (system.coarse, system.refiner):
+            if network is not None:
+                network.eval().to(self.device)
+        # These options change what is cached as much as the weights do; the others are for what is computed anew.
+        options = to_dict(system.config)
+        named = f"{system.version} {[(name, options[name]) for name in _CACHED_BY]}"
+        self._model_key = hashlib.sha256(named.encode()).hexdigest()[:16]
+        self._heavy, self._light = threading.Lock(), threading.Lock()
+        self._recent = RecentResults(_RECENT_BYTES)
+
+    # --- public -------------------------------------------------------------------------------------------------------
+
+    def coarse(self, image: np.ndarray) -> Proposal:
+        """The coarse network alone. image: (H, W) float32 in [0, 1], one frame's original pixels. InputError if not."""
+        return self._coarse_proposal(Request(image), "off")
+
+    def propose(self, image: np.ndarray) -> Proposal:
+        """The automatic result. image as for ``coarse``. Without refiner weights, and where the gate is closed (a refiner
+        that the calibration turned down), it is the coarse mask."""
+        request = Request(image)
+        if self.system.refiner is None:
+            return self._coarse_proposal(request, "untrained")
+        config = self.system.config
+        coarse = self._coarse(request)
+        if coarse.doubted or config.gate.closed:  # the refiner is asked as soon as somebody clicks
+            return self._coarse_proposal(request, "trained")
+        coarse_prob = coarse.prob
+        with request.clock("post"):
+            coarse_mask = prob_to_mask(coarse_prob, config.post)
+            clicks = core_clicks(coarse_mask) if config.refiner.self_click else Clicks()
+        output, final_prob = self._refine(request, coarse, clicks or None)
+        with request.clock("post"):
+            refined_mask = self._clicked_mask(final_prob, clicks) if clicks else prob_to_mask(final_prob, config.post)
+            mask, rule = safety_net(coarse_mask, refined_mask, config.safety)
+            if rule is not None:
+                final_prob, iou = coarse_prob, expected_iou(coarse_prob, mask)
+            else:
+                iou = self._iou(output)
+                if config.safety.enabled and config.safety.band_fusion_px:
+                    final_prob = fuse_band(coarse_prob, final_prob, coarse_mask, config.safety.band_fusion_px)
+        return self._finish(request, mask, final_prob, coarse, iou, rule, "trained")
+
+    def interact(self, image: np.ndarray, clicks: Clicks) -> Proposal:
+        """The result for a set of clicks and a box in the image frame; without any, ``propose``.
+
+        No gate, no safety net: the user decides. Every click is honoured (``clicks.honour_clicks``). Raises InputError
+        for clicks that cannot be used, before any network runs.
+        """
+        if not clicks:
+            return self.propose(image)
+        request = Request(image)
+        check_clicks(clicks, request.shape)
+        coarse = self._coarse(request)
+        coarse_prob = coarse.prob
+        trained = self.system.refiner is not None
+        final_prob, iou = coarse_prob, None
+        if trained:
+            output, final_prob = self._refine(request, coarse, clicks)
+            iou = self._iou(output)
+        with request.clock("post"):
+            mask = self._clicked_mask(final_prob, clicks)
+            if not trained:
+                iou = expected_iou(final_prob, mask)
+        state = "trained" if trained else "untrained"
+        return self._finish(request, mask, final_prob, coarse, iou, None, state, clicked=True)
+
+    def prepare(self, image: np.ndarray) -> None:
+        """Compute and cache what depends on the image alone, where it is not cached yet; image as for ``coarse``."""
+        request, config = Request(image), self.system.config
+        self._coarse(request)
+        if self.system.refiner is not None and config.sam is not None and not config.refiner.roi:
+            self._embedding(request, self._letterbox(request, config.sam.image_size))
+
+    def forget(self, image: np.ndarray) -> int:
+        """Remove what the cache holds of an image, whatever model made it; the number of entries."""
+        return 0 if self.cache is None else self.cache.forget(image_key(check_image(image)))
+
+    def _clicked_mask(self, final_prob: np.ndarray, clicks: Clicks) -> np.ndarray:
+        positive, negative = check_clicks(clicks, (final_prob.shape[0], final_prob.shape[1]))
+        # SAM was told where to look; a coarse mask has to pass the same bar as in the automatic result.
+        peaks = self.system.refiner is None
+        mask = prob_to_mask(final_prob, self.system.config.post, positive, negative, peaks=peaks)
+        return honour_clicks(mask, final_prob, clicks)
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def _coarse_proposal(self, request: Request, refiner: str) -> Proposal:
+        coarse = self._coarse(request)
+        coarse_prob = coarse.prob
+        with request.clock("post"):
+            mask = prob_to_mask(coarse_prob, self.system.config.post)
+            iou = expected_iou(coarse_prob, mask)
+        return self._finish(request, mask, coarse_prob, coarse, iou, None, refiner)
+
+    def _coarse(self, request: Request) -> CoarseResult:
+        """The coarse result: of the images asked for last it is at hand as it is needed, else made from the cache's."""
+        forgets = 0 if self.cache is None else self.cache.forgets
+        found = None if self.cache is None else self._recent.get(request.key, forgets)
+        if found is not None:
+            return found
+        letterbox = self._letterbox(request, self.system.config.coarse.image_size)
+
+        def compute() -> Arrays:
+            with request.clock("preprocess"):
+                image = self._square(request, letterbox)
+            with self._heavy, request.clock("coarse"):
+                config = self.system.config
+                return coarse_arrays(self.system.coarse, image, letterbox, config.flip_tta, config.tta_scales)
+
+        arrays = self._kept(request, "c1", compute)
+        with request.clock("post"):
+            arrays, doubted = doubt(settle(arrays, self.system.config.post), self.system.config.post)
+            coarse = CoarseResult(arrays, self._to_image(arrays["coarse_prob"], letterbox), doubted)
+        coarse.prob.setflags(write=False)
+        if self.cache is not None:
+            self._recent.put(request.key, coarse, forgets)
+        return coarse
+
+    @torch.inference_mode()
+    def _refine(
+        self, request: Request, coarse: CoarseResult, clicks: Clicks | None
+    ) -> tuple[RefinerOutput, np.ndarray]:
+        """(the refiner's output, final_prob (H, W) in the image frame)."""
+        config, refiner = self.system.config, self.system.refiner
+        assert refiner is not None and config.sam is not None
+        letterbox = self._letterbox(request, config.sam.image_size)
+
+        # ROI mode encodes the crop around coarse mask and prompts, which no embedding of the whole image can stand for.
+        embedding = image = None
+        if config.refiner.roi:
+            with request.clock("preprocess"):
+                image, request.cached = self._square(request, letterbox), False
+        else:
+            embedding = self._tensor(self._embedding(request, letterbox))
+        with request.clock("preprocess"):
+            coarse_prob = self._in_sam_frame(request, coarse, letterbox)
+            prompts = None if clicks is None else to_prompts(clicks, letterbox, self.device)
+            if prompts is not None and config.prompts.mend:
+                coarse_prob = mended(coarse_prob, prompts, config)
+            elif prompts is not None and embedding is not None:
+                mask = self._mask_prompt(coarse, coarse_prob, 4 * embedding.shape[-1], letterbox)
+                prompts = replace(prompts, mask_logits=mask)
+        options = {"image": image, "valid_hw": letterbox.inner_hw}
+        with self._heavy if config.refiner.roi else self._light, request.clock("decode"):
+            if prompts is None:
+                output = refiner(embedding, coarse_prob, **options)
+                final_prob = refiner.final_prob(coarse_prob, output.refined_prob)
+            else:
+                output = refiner.interactive(embedding, coarse_prob, prompts, **options)
+                final_prob = output.refined_prob
+        with request.clock("post"):
+            return output, self._to_image(final_prob[0, 0], letterbox)
+
+    def _embedding(self, request: Request, letterbox: Letterbox) -> np.ndarray:
+        """What SAM's encoder makes of the whole image, fp16."""
+        refiner = self.system.refiner
+        assert refiner is not None
+
+        def compute() -> Arrays:
+            with request.clock("preprocess"):
+                image = self._square(request, letterbox)
+            with self._heavy, request.clock("encode"), torch.inference_mode():
+                return {"image_embedding": refiner.embed(image).float().cpu().numpy()}
+
+        return self._kept(request, "e0", compute)["image_embedding"]
+
+    def _in_sam_frame(self, request: Request, coarse: CoarseResult, letterbox: Letterbox) -> torch.Tensor:
+        if coarse.sam_prob is None:
+            coarse_box = self._letterbox(request, self.system.config.coarse.image_size)
+            prob = self._tensor(coarse.arrays["coarse_prob"])[None, None]
+            coarse.sam_prob = coarse_to_sam(prob, coarse_box, letterbox)
+        return coarse.sam_prob
+
+    def _mask_prompt(
+        self, coarse: CoarseResult, coarse_prob: torch.Tensor, side: int, letterbox: Letterbox
+    ) -> torch.Tensor | None:
+        """The mask prompt that goes with any clicks: it is the coarse network's alone."""
+        if coarse.mask_logits is None:
+            prompts = self.system.config.prompts
+            coarse.mask_logits = derive_mask_prompt(coarse_prob, prompts, side, letterbox.inner_hw)
+        return coarse.mask_logits
+
+    def _finish(
+        self,
+        request: Request,
+        mask: np.ndarray,
+        final_prob: np.ndarray,
+        coarse: CoarseResult,
+        iou: float | None,
+        rule: str | None,
+        refiner: str,
+        clicked: bool = False,
+    ) -> Proposal:
+        with request.clock("post"):
+            band = outline_band(mask)
+            unsure = uncertainty(final_prob, mask, band)
+            flip = None
+            if "coarse_spread" in coarse.arrays and not clicked:
+                letterbox = self._letterbox(request, self.system.config.coarse.image_size)
+                flip = flip_uncertainty(self._to_image(coarse.arrays["coarse_spread"], letterbox), mask, band)
+        version, times = self.system.version, request.times()
+        return Proposal(
+            mask, final_prob, coarse.prob, iou, unsure, rule, refiner, version, times, flip, coarse.presence
+        )
+
+    # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _kept(self, request: Request, part: str, compute: Callable[[], Arrays]) -> Arrays:
+        def fresh() -> Arrays:
+            request.cached = False
+            return compute()
+
+        if self.cache is None:
+            return to_half(fresh())  # as the cache would: with and without it the answer is the same
+        return self.cache.get_or_compute(f"{request.key}-{self._model_key}-{part}", fresh)
+
+    def _letterbox(self, request: Request, size: int) -> Letterbox:
+        return Letterbox(*request.shape, size)
+
+    def _square(self, request: Request, letterbox: Letterbox) -> torch.Tensor:
+        """The image (1, 1, S, S) in a square frame, on the device."""
+        return letterbox.apply(torch.from_numpy(request.image)[None, None]).to(self.device)
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.tensor(array).to(self.device).float()  # torch widens fp16 twice as fast as numpy
+
+    def _to_image(self, prob: np.ndarray | torch.Tensor, letterbox: Letterbox) -> np.ndarray:
+        """(S, S) in a square frame -> (H, W) float32 in [0, 1] in the image frame."""
+        tensor = prob if isinstance(prob, torch.Tensor) else torch.from_numpy(prob.astype(np.float32))
+        return letterbox.invert(tensor.float().cpu()[None, None])[0, 0].clamp(0, 1).numpy()
+
+    def _iou(self, output: RefinerOutput) -> float:
+        weights = torch.softmax(output.iou_pred / self.system.config.refiner.selection_temperature, dim=-1)
+        return float((weights * output.iou_pred).sum(dim=-1)[0].clamp(0, 1))

@@ -1,0 +1,1 @@
+"""What a training sees: batches, preprocessing, augmentation of images, corruption of masks, lesion-free tissue."""

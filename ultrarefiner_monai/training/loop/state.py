@@ -1,0 +1,50 @@
+"""The file from which an interrupted run goes on: tensors and plain values, written beside its place and renamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ultrarefiner_monai.config import ConfigError, TrainConfig, from_dict, to_dict
+from ultrarefiner_monai.core.files import replacing
+from ultrarefiner_monai.core.types import InputError
+
+# Options that change nothing in what is computed for an epoch, so that a run may go on with others.
+FREE = ("epochs", "tracking", "mlflow_uri", "overlays", "overlay_every", "validate_every", "calibrate")
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` so that ``path`` holds either the old or the new state, also on a full disk."""
+    with replacing(path) as file:
+        torch.save(state, file)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what ``save_state`` wrote, without unpickling. Raises InputError for anything else."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for a broken file
+        raise InputError(f"{path} is not a readable training state: {error}") from error
+    missing = {"network", "optimiser", "schedule", "epoch", "best", "config"} - set(state)
+    if missing:
+        raise InputError(f"{path} is not a training state: it lacks {', '.join(sorted(missing))}")
+    return state
+
+
+def check_same_options(path: Path, stored: dict[str, Any], config: TrainConfig) -> None:
+    """Raise InputError unless ``stored``, a state's plain options, are those of ``config``, ``FREE`` ones apart.
+
+    An option that did not exist when the state was written counts as its default.
+    """
+    try:
+        before = to_dict(from_dict(TrainConfig, stored))
+    except ConfigError as error:
+        raise InputError(f"{path} is from another version of this package: {error}") from error
+    own = to_dict(config)
+    for options in (before, own):
+        options["data"].pop("workers")  # what a machine has; images come out the same
+    other = [k for k in own if k not in FREE and own[k] != before[k]]
+    if other:
+        raise InputError(f"{path} was trained with other options: {', '.join(other)} differ")

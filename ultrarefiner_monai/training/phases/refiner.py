@@ -1,0 +1,277 @@
+"""Phase 2: the refiner learns to mend coarse masks, by itself and with a user's clicks.
+
+Every item is played as it is served: without prompts (one pass, prompts derived from the coarse mask) or with clicks and
+perhaps a box (two passes). The coarse mask goes through the coarse frame on its way, as a real one does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ultrarefiner_monai.config import SystemConfig, TrainConfig
+from ultrarefiner_monai.core.geometry import resize
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.models.build import build_coarse
+from ultrarefiner_monai.models.checkpoints import Checkpoint, load_strictly, read_checkpoint, save_system
+from ultrarefiner_monai.models.refiner import Refiner
+from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
+from ultrarefiner_monai.models.sam.network import build_sam, encode, load_into_sam, load_sam_state
+from ultrarefiner_monai.training.data.features import to_embedding
+from ultrarefiner_monai.training.data.refining import FEATURES, PROPOSAL, VALID
+from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL
+from ultrarefiner_monai.training.phases.clicked import dice_after, loss_with_clicks, missed
+from ultrarefiner_monai.training.phases.losses import RefinerLoss, change_penalty, iou_loss, overlap
+from ultrarefiner_monai.training.phases.phase import selection_figures
+
+Batch = dict[str, Any]
+
+
+class RefinerPhase:
+    """Phase 2. ``network`` is the Refiner; the coarse network stands beside it, frozen, and goes into the checkpoint."""
+
+    coarse_size = 0  # phase 3 wants the coarse network's image too
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.system, self.coarse, stored = start_system(config)
+        self.refiner = build_refiner(config, self.system, self.coarse, stored)
+        self.network: nn.Module = self.refiner
+        self.loss = RefinerLoss(config.refine.focal_weight)
+        set_trainable(self.network, config.refine.train)
+
+    # --- what the engine asks for -------------------------------------------------------------------------------------
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return refiner_groups(self.network, self.config)
+
+    def losses(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        # Drawn from torch's generator, which the engine seeds per iteration: a resumed run plays the same games.
+        rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,))))
+        refiner = as_refiner(network)
+        embedding = embed(refiner, batch)
+        return play(refiner, embedding, in_sam_frame(batch, embedding.device), batch, self, rng)
+
+    @torch.no_grad()
+    def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        refiner = as_refiner(network)
+        embedding = embed(refiner, batch)
+        return refiner_figures(refiner, embedding, in_sam_frame(batch, embedding.device), batch)
+
+    def pictures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+        refiner = as_refiner(network)
+        return refiner_pictures(refiner, embed(refiner, batch), batch[PROPOSAL], batch)
+
+    def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
+        save_refiner(path, self.system, self.coarse, as_refiner(network), meta)
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def start_system(config: TrainConfig) -> tuple[SystemConfig, nn.Module, Checkpoint]:
+    """The system that a refiner is trained for: phase 1's coarse network and its post-processing, from ``init``."""
+    if config.init in ("none", "imagenet") or not config.init.endswith(".safetensors"):
+        raise InputError(
+            f"{config.phase} starts from a trained coarse network: init must be the .safetensors of phase1_coarse (or of a "
+            f"whole system), got {config.init!r}"
+        )
+    stored = read_checkpoint(config.init)
+    if stored.config.coarse != config.system.coarse:
+        own, other = vars(config.system.coarse), vars(stored.config.coarse)
+        differ = ", ".join(f"{k}: {other[k]!r} there, {own[k]!r} here" for k in own if own[k] != other[k])
+        raise InputError(f"init: {config.init} has another coarse network than system.coarse ({differ})")
+    system = replace(config.system, post=stored.config.post, flip_tta=stored.config.flip_tta)
+    coarse = build_coarse(system.coarse)
+    load_strictly(coarse, stored.part("coarse"), f"{config.init} (coarse)")
+    return system, coarse.float().eval().requires_grad_(False), stored
+
+
+def build_refiner(config: TrainConfig, system: SystemConfig, coarse: nn.Module, stored: Checkpoint) -> Refiner:
+    """The refiner with its start weights (``refine.sam_init``; ``none`` takes ``init``'s own where it has one)."""
+    assert system.sam is not None
+    sam, start = build_sam(system.sam), config.refine.sam_init
+    encoder = sam.image_encoder
+    if start == "stem":
+        if not isinstance(encoder, LiteSamEncoder) or getattr(system.coarse, "stem", None) != encoder.stem_name:
+            raise InputError("refine.sam_init: stem needs a compact coarse network and a sam.encoder of the same stem")
+        encoder.copy_stem(coarse)
+    elif start != "none":
+        load_into_sam(sam, load_sam_state(start), start)
+    elif stored.config.sam is not None:
+        load_into_sam(sam, stored.part("sam"), f"{config.init} (sam)")
+    refiner = Refiner(sam, system)
+    if start == "none" and stored.part("gate") and refiner.gate.state_dict():
+        load_strictly(refiner.gate, stored.part("gate"), f"{config.init} (gate)")
+    return refiner
+
+
+def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each part that ``refine.train`` may name, and of the gate, which always learns."""
+    sam = refiner.sam
+    encoder = list(sam.image_encoder.parameters())
+    neck: list[nn.Parameter] = []
+    deep: list[nn.Parameter] = []
+    if isinstance(sam.image_encoder, LiteSamEncoder):
+        stem = {id(p) for p in sam.image_encoder.stem.parameters()}
+        neck = [p for p in encoder if id(p) not in stem]
+        deep = list(sam.image_encoder.deep_modules.parameters())
+        encoder = [p for module in sam.image_encoder.shallow_modules for p in module.parameters()]
+    return {
+        "encoder": encoder,
+        "deep": deep,
+        "neck": neck,
+        "prompt_encoder": list(sam.prompt_encoder.parameters()),
+        "mask_decoder": list(sam.mask_decoder.parameters()),
+        "gate": list(refiner.gate.parameters()),
+    }
+
+
+def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
+    """Only the named parts (and the gate) receive gradients. Raises InputError for neck or deep where there are none."""
+    parts = refiner_parts(as_refiner(network))
+    if "neck" in train and not parts["neck"]:  # as with deep, which needs neck
+        raise InputError("refine.train: neck and deep are the compact preset's CNN encoder's; this sam has none")
+    whole = ("encoder", "neck", "deep") if "encoder" in train else ()
+    for name, parameters in parts.items():
+        for parameter in parameters:
+            parameter.requires_grad_(name in train or name == "gate" or name in whole)
+
+
+def refiner_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Optimiser groups: the image encoder's pretrained part with its own learning rate, then all that learns fully."""
+    parts, lr = refiner_parts(as_refiner(network)), config.optimiser.lr
+    pretrained = ("encoder", "deep")
+    full = [p for name, group in parts.items() if name not in pretrained for p in group if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": full, "lr": lr}]
+    slow = [p for name in pretrained for p in parts[name] if p.requires_grad]
+    if slow:
+        groups.append({"params": slow, "lr": lr * config.optimiser.pretrained_lr_factor})
+    return groups
+
+
+def as_refiner(network: nn.Module) -> Refiner:
+    assert isinstance(network, Refiner), type(network)
+    return network
+
+
+def save_refiner(path: Path, system: SystemConfig, coarse: nn.Module, refiner: Refiner, meta: dict[str, Any]) -> None:
+    gate = refiner.gate if refiner.gate.state_dict() else None
+    save_system(path, system, coarse, refiner.sam, meta, half=False, gate=gate)
+
+
+# --- a step -----------------------------------------------------------------------------------------------------------
+
+
+def embed(refiner: Refiner, batch: Batch) -> torch.Tensor:
+    """The image embedding of a batch, from kept features or from the image."""
+    device = next(refiner.parameters()).device
+    if FEATURES in batch:
+        return to_embedding(refiner.sam.image_encoder, [f.to(device).float() for f in batch[FEATURES]]).float()
+    return encode(refiner.sam, batch[IMAGE].to(device)).float()
+
+
+def in_sam_frame(batch: Batch, device: torch.device) -> torch.Tensor:
+    """What stands for the coarse network's result: (B, 1, S, S) in [0, 1]."""
+    side = batch[LABEL].shape[-1]
+    return resize(batch[PROPOSAL].to(device), side, side)
+
+
+def valid_hw(batch: Batch, index: torch.Tensor | None = None) -> list[tuple[int, int]]:
+    """(rows, columns) that the image covers, of all items or of some."""
+    rows = batch[VALID] if index is None else batch[VALID][index.cpu()]
+    return [(h, w) for h, w in rows.tolist()]  # a GPU is waited for once
+
+
+def play(
+    refiner: Refiner,
+    embedding: torch.Tensor,
+    coarse_prob: torch.Tensor,
+    batch: Batch,
+    phase: Any,
+    rng: np.random.Generator,
+) -> dict[str, torch.Tensor]:
+    """Refine some items without prompts and some with clicks; the losses of both. ``phase``: loss and configuration."""
+    options, device = phase.config.refine, embedding.device
+    side = 4 * embedding.shape[-1]
+    target = resize(batch[LABEL].to(device), side, side)
+    truth = target >= 0.5
+    present = truth.flatten(1).any(dim=1)
+    clicked = present & torch.as_tensor(rng.random(len(target)) < options.click_share, device=device)
+    zero = embedding.sum() * 0
+    out = {"mask": zero, "iou": zero, "change": zero, "clicks": zero}
+    alone = (~clicked).nonzero()[:, 0]
+    if len(alone):
+        coarse = coarse_prob[alone]
+        if options.overlooked_share:
+            coarse = missed(coarse, target[alone], options.overlooked_share, rng)
+        result = refiner(embedding[alone], coarse, None, valid_hw=valid_hw(batch, alone))
+        small = resize(coarse, side, side)
+        final = final_logits(refiner, small, result.refined_logits)
+        share = len(alone) / len(target)
+        out["mask"] = share * phase.loss(final, target[alone])
+        out["iou"] = share * iou_loss(result.mask_logits, result.iou_pred, target[alone])
+        out["change"] = share * change_penalty(options.penalty, torch.sigmoid(final), small, target[alone])
+    given = clicked.nonzero()[:, 0]
+    if len(given):
+        frame = (embedding[given], coarse_prob[given], valid_hw(batch, given))
+        share = len(given) / len(target)
+        loss, second = loss_with_clicks(refiner, frame, target[given], phase, rng)
+        out["clicks"] = share * loss
+        out["iou"] = out["iou"] + share * iou_loss(second.mask_logits, second.iou_pred, target[given])
+    loss = out["mask"] + out["clicks"] + options.iou_weight * out["iou"] + options.penalty_weight * out["change"]
+    return {"loss": loss, **{k: v.detach() for k, v in out.items()}}
+
+
+def final_logits(refiner: Refiner, coarse_prob: torch.Tensor, refined_logits: torch.Tensor) -> torch.Tensor:
+    """The refined logits, or those of the gated probability where there is a gate; all (B, 1, M, M)."""
+    if refiner.config.gate.mode == "off":
+        return refined_logits
+    prob = refiner.final_prob(coarse_prob, torch.sigmoid(refined_logits))
+    return torch.logit(prob.clamp(1e-4, 1 - 1e-4))
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def refiner_figures(
+    refiner: Refiner, embedding: torch.Tensor, coarse_prob: torch.Tensor, batch: Batch, clicks: tuple[int, ...] = (1, 3)
+) -> dict[str, torch.Tensor]:
+    """Dice at M x M before and after refining, without and with a careful user's clicks; ``select`` is their mean for an
+    image with a lesion, and whether it stayed unmarked for one without."""
+    side, valid = 4 * embedding.shape[-1], valid_hw(batch)
+    label = (resize(batch[LABEL].to(embedding.device), side, side) >= 0.5).float()
+    lesion = label.flatten(1).amax(dim=1) > 0
+    small = resize(coarse_prob, side, side)
+    alone = refiner(embedding, coarse_prob, None, valid_hw=valid)
+    prob = torch.sigmoid(final_logits(refiner, small, alone.refined_logits))
+    own = selection_figures(prob >= 0.5, label > 0.5, "refined")
+    select = [own.pop("select")]
+    out = {"coarse_dice": overlap((small >= 0.5).float(), label)[lesion], **own}
+    frame = (embedding, coarse_prob, valid)
+    for count in clicks:
+        dice = torch.where(lesion, dice_after(refiner, frame, prob, label > 0.5, count), select[0])
+        select.append(dice)
+        out[f"dice_{count}_click{'s' if count > 1 else ''}"] = dice[lesion]
+    return {"select": torch.stack(select).mean(dim=0), **out}
+
+
+@torch.no_grad()
+def refiner_pictures(
+    refiner: Refiner, embedding: torch.Tensor, coarse_prob: torch.Tensor, batch: Batch
+) -> dict[str, torch.Tensor]:
+    """What is drawn: image, label, and the masks before and after refining; (B, 1, S, S)."""
+    coarse_prob = coarse_prob.to(embedding.device)
+    refined = refiner(embedding, coarse_prob, None, valid_hw=valid_hw(batch)).refined_prob
+    final = refiner.final_prob(coarse_prob, refined)
+    masks = {"coarse": (coarse_prob >= 0.5).float(), "refined": (final >= 0.5).float()}
+    return {
+        "image": batch[IMAGE].to(embedding.device),
+        "label": (batch[LABEL] >= 0.5).float().to(embedding.device),
+        **masks,
+    }
