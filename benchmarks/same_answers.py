@@ -105,17 +105,8 @@ def of_image(server: Server, image: str) -> dict[str, dict[str, Any]]:
 
 def of_lists(server: Server) -> dict[str, dict[str, Any]]:
     """Replies that belong to no image."""
-    pages = [
-        "/",
-        "/info/",
-        "/openapi.json",
-        "/train/",
-        "/batch/infer",
-        "/auth/",
-        "/auth/token/valid",
-        "/docs",
-        "/nowhere",
-    ]
+    pages = ["/", "/info/", "/openapi.json", "/train/", "/batch/infer", "/auth/", "/auth/token/valid"]
+    pages += ["/docs", "/nowhere"]
     pages += [f"/datastore/?output={kind}" for kind in ("all", "stats", "train", "nothing")]
     return {f"GET {page}": server.ask("GET", page) for page in pages}
 
@@ -193,9 +184,8 @@ def record(out: Path, checkout: Path, studies: list[str], limit: int | None, con
                 replies |= of_server(server, name)
     about = {"checkout": str(checkout), "studies": names, "limit": limit, "conf": conf, "machine": platform.machine()}
     beside = out.with_name(out.name + ".part")
-    beside.write_text(
-        json.dumps({"about": about, "replies": replies}, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
+    text = json.dumps({"about": about, "replies": replies}, indent=1, sort_keys=True)
+    beside.write_text(text + "\n", encoding="utf-8")
     beside.replace(out)
     print(f"{out}: {len(replies)} replies of {', '.join(names)}")
 
@@ -209,9 +199,8 @@ def report(a: Path, b: Path) -> int:
     asked = {name for record in records for name in record["replies"]}
     masks = {name for record in records for name, reply in record["replies"].items() if "mask" in reply}
     changed = {name for name in masks & set(found) if any("mask" in line for line in found[name])}
-    print(
-        f"{len(asked) - len(found)} of {len(asked)} replies are the same, {len(masks - changed)} of {len(masks)} masks"
-    )
+    same = len(asked) - len(found)
+    print(f"{same} of {len(asked)} replies are the same, {len(masks - changed)} of {len(masks)} masks")
     return int(bool(found))
 
 
