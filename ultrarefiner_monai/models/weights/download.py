@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from ultrarefiner_monai.core.types import InputError
 
 log = logging.getLogger(__name__)
@@ -99,17 +101,15 @@ def _stream(url: str, part: Path, size: int | None, progress: Progress | None) -
 @contextmanager
 def only_one(part: Path) -> Iterator[None]:
     """Refuse a second fetch of the same file while one runs (a lock that dies with its process)."""
+    lock = FileLock(str(part.with_name(part.name + ".lock")))
     try:
-        import fcntl
-    except ImportError:  # Windows: no lock; the checks at the end still hold
+        lock.acquire(timeout=0)
+    except (Timeout, OSError) as error:
+        raise FetchError(f"another process is fetching {part.stem}: wait for it, or stop it") from error
+    try:
         yield
-        return
-    with part.with_name(part.name + ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FetchError(f"another process is fetching {part.stem}: wait for it, or stop it") from error
-        yield
+    finally:
+        lock.release()
 
 
 def discard(part: Path) -> None:
