@@ -57,7 +57,7 @@ def from_dict(cls: type[T], values: Any) -> T:
         # As JSON, for which "strict" means what it means in YAML: a list is a tuple and a mapping a dataclass, but no
         # number is a bool, no text a number.
         text = to_json(values, inf_nan_mode="constants")
-        return _adapter(cls).validate_json(text, strict=True, extra="forbid")
+        return _adapter(cls).validate_json(text, strict=True, extra="forbid")  # type: ignore[arg-type]
     except ValidationError as error:
         raise _in_words(cls, error.errors(include_url=False)) from error
 
