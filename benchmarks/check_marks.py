@@ -32,7 +32,8 @@ from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Item, read_index
 from ultrarefiner_monai.imaging.readers import read_mask, read_study
-from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT, bootstrap_interval, dice_of
+from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT, bootstrap_interval
+from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.training.data.marks import Box, with_calipers, with_marks
 from ultrarefiner_monai.training.data.tissue import tissue_pairs

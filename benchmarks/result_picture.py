@@ -14,7 +14,7 @@ import numpy as np
 from ultrarefiner_monai.cli.options import shipped
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.interaction.robot import Click, as_clicks, play
-from ultrarefiner_monai.masks.metrics import dice_of
+from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
 

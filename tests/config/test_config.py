@@ -52,12 +52,26 @@ def test_optional_groups_round_trip() -> None:
         ({"system": {"coarse": {"image_size": 100}}}, "coarse.image_size must be a multiple of 16"),
         ({"system": {"safety": {"area_ratio": [3, 1]}}}, "safety.area_ratio"),
         ({"system": {"gate": {"g_min": 0.9, "g_max": 0.1}}}, "gate"),
-        ({"system": []}, "system: expected a mapping"),
+        ({"system": []}, "system: expected a mapping of options, got list"),
+        ([], "TrainConfig: expected a mapping of options, got list"),
+        ({"zeal": 1, "epohcs": 3, "epochs": "many"}, "unknown option epohcs, zeal; known here: amp, batch_size,"),
+        ({"system": {"sam": {"arhc": 1}}}, "unknown option system.sam.arhc; known here: arch,"),
+        ({"epochs": 3.0}, "epochs: expected int, got 3.0"),
+        ({"epochs": None}, "epochs: expected int, got None"),
+        ({"init": 3}, "init: expected str, got 3"),
+        ({"system": {"flip_tta": 1}}, "system.flip_tta: expected bool, got 1"),
+        ({"optimiser": {"lr": "fast"}}, "optimiser.lr: expected float, got 'fast'"),
+        ({"system": {"coarse": {"stem": "x"}}}, "system.coarse.stem: expected one of 'lite0', 'lite2', got 'x'"),
+        ({"system": {"tta_scales": 0.5}}, "system.tta_scales: expected a list, got 0.5"),
+        ({"system": {"tta_scales": [0.5, "x"]}}, r"system.tta_scales\[1\]: expected float, got 'x'"),
+        ({"system": {"safety": {"area_ratio": [1]}}}, r"system.safety.area_ratio: expected 2 values, got \[1\]"),
+        ({"system": {"safety": {"area_ratio": [1, 2, 3]}}}, "system.safety.area_ratio: expected 2 values"),
+        ({"refine": {"corruption": {"kinds": 1}}}, "refine.corruption.kinds: expected a mapping, got 1"),
         ({"init": "imagenet"}, "init: imagenet is for"),
         ({"optimiser": {"lr": -1}}, "optimiser.lr must be positive"),
     ],
 )
-def test_mistakes_are_named(values: dict, words: str) -> None:
+def test_mistakes_are_named(values: object, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         from_dict(TrainConfig, values)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance
+from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou, compute_surface_dice
 from scipy import ndimage
 
-from ultrarefiner_monai.masks.metrics import bootstrap_interval, boundary_f, dice_of, paired_bootstrap, score
+from ultrarefiner_monai.masks.metrics import bootstrap_interval, boundary_f, outline_distances, paired_bootstrap, score
+from ultrarefiner_monai.masks.overlap import dice_of, mask_iou
 
 
 def square(x0: int, x1: int, size: int = 20, width: int = 30) -> np.ndarray:
@@ -85,6 +86,23 @@ def test_hd95_is_monais_in_pixels_of_the_image(case: int) -> None:
     assert score(pred, label).hd95_px == pytest.approx(expected, abs=1e-4)
     doubled = [np.kron(m, np.ones((2, 2), np.uint8)) for m in (pred, label)]
     assert score(*doubled).hd95_px == pytest.approx(2 * expected, rel=0.1)
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_overlap_and_outlines_are_monais(case: int) -> None:
+    rng = np.random.default_rng(100 + case)
+    pred, label = blob(rng, 70 + case, 110), blob(rng, 70 + case, 110)
+    pair = [torch.from_numpy(m[None, None].astype(np.float32)) for m in (pred, label)]
+    found = score(pred, label)
+    assert found.dice == dice_of(pred, label) == pytest.approx(float(compute_dice(*pair)), abs=1e-6)
+    assert found.iou == mask_iou(pred, label) == pytest.approx(float(compute_iou(*pair)), abs=1e-6)
+    there, back = outline_distances(pred.astype(bool), label.astype(bool))
+    surface = float(compute_surface_dice(*pair, class_thresholds=[2.0], include_background=True))
+    assert np.mean(np.concatenate([there, back]) <= 2.0) == pytest.approx(surface, abs=1e-6)
+    # Between the shares of the two outlines, as surface Dice is.
+    assert (
+        min((there <= 2).mean(), (back <= 2).mean()) <= found.boundary_f <= max((there <= 2).mean(), (back <= 2).mean())
+    )
 
 
 def test_dice_of_is_the_dice_of_score() -> None:

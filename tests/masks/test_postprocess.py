@@ -5,7 +5,8 @@ import pytest
 from scipy import ndimage
 
 from ultrarefiner_monai.config import PostConfig, SafetyConfig
-from ultrarefiner_monai.masks.postprocess import boundary_band, fill_holes, mask_iou, prob_to_mask, safety_net
+from ultrarefiner_monai.masks.overlap import mask_iou
+from ultrarefiner_monai.masks.postprocess import boundary_band, fill_holes, prob_to_mask, safety_net
 
 LOOSE = PostConfig(min_area=0.0, fill_holes=False)
 

@@ -109,7 +109,12 @@ def test_steps_become_jobs_in_their_order_and_each_set_is_left_out_in_a_row_of_i
         ({"steps": [{**STEPS[0], "config": ""}], "result": "coarse"}, "train needs config"),
         ({"steps": [{**STEPS[1], "by": "1"}], "result": "coarse"}, "number of parts from 2 on"),
         ({"steps": [{**STEPS[0], "name": "a/b"}], "result": "coarse"}, "a step's name is made of"),
-        ({"steps": [{**STEPS[0], "epochs": 3}], "result": "coarse"}, "unknown option"),
+        (
+            {"steps": [{**STEPS[0], "epochs": 3}], "result": "coarse"},
+            r"unknown option steps\[0\].epochs; known here: away_options, ",
+        ),
+        ({"steps": STEPS[:1]}, "result: the option is missing"),
+        ({"steps": [{"command": "train"}], "result": "coarse"}, r"steps\[0\].name: the option is missing"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_by_name(change: dict, words: str) -> None:

@@ -1,4 +1,9 @@
-"""Worker processes that may die: each has one job at a time, so that the parent knows what a dead one was working on."""
+"""Worker processes that may die: each has one job at a time, so that the parent knows what a dead one was working on.
+
+Why not pebble: its ``ProcessPool``, too, knows the job of a dead worker, but one that dies while it loads the model (too
+little memory for so many) is replaced again and again while others work, and else ends the whole pool. Here a process says
+when it is ready, one that dies before that is not replaced, and a batch gives up where deaths will not end.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,15 @@
-"""Plain values (YAML) -> frozen dataclasses and back; unknown keys, wrong types and impossible values by name."""
+"""Plain values (YAML) -> frozen dataclasses and back; unknown keys, wrong types and impossible values by name.
+
+pydantic reads and checks; its errors are said here in the words of who wrote the file.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -44,51 +48,70 @@ def check_ranges(
             require(value is None or holds(value), f"{group}{'.' if group else ''}{name} {says}, got {value}")
 
 
-def from_dict(cls: type[T], values: Any, path: str = "") -> T:
+def from_dict(cls: type[T], values: Any) -> T:
     """Build the dataclass ``cls`` from plain values; unknown keys and wrong types are refused with their full name."""
-    where = path or cls.__name__
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected a mapping of options, got {type(values).__name__}")
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(str(key) for key in values if key not in known)
-    if unknown:
-        names = ", ".join(f"{path}.{key}" if path else key for key in unknown)
-        raise ConfigError(f"unknown option {names}; known here: {', '.join(sorted(known))}")
-    kwargs = {k: _convert(hints[k], v, f"{path}.{k}" if path else k) for k, v in values.items()}
-    return cls(**kwargs)
+    from pydantic import ValidationError  # late: who only asks what options there are need not wait for it
+    from pydantic_core import to_json
+
+    try:
+        # As JSON, for which "strict" means what it means in YAML: a list is a tuple and a mapping a dataclass, but no
+        # number is a bool, no text a number.
+        text = to_json(values, inf_nan_mode="constants")
+        return _adapter(cls).validate_json(text, strict=True, extra="forbid")  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise _in_words(cls, error.errors(include_url=False)) from error
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+@cache
+def _adapter(cls: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
+
+
+def _in_words(cls: type, errors: Sequence[Mapping[str, Any]]) -> ConfigError:
+    """What pydantic found, said as the user wrote it: unknown options of one group all at once, else the first mistake."""
+    first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
+    kind, loc, value = first["type"], first["loc"], first["input"]
+    if kind == "value_error":  # of a __post_init__
+        return ConfigError(str(first["ctx"]["error"]))
+    if kind == "unexpected_keyword_argument":
+        names = sorted(_name(e["loc"]) for e in errors if e["type"] == kind and e["loc"][:-1] == loc[:-1])
+        known = sorted(f.name for f in dataclasses.fields(_hint_at(cls, loc[:-1])))
+        return ConfigError(f"unknown option {', '.join(names)}; known here: {', '.join(known)}")
+    if kind == "missing" and isinstance(loc[-1], str):
+        return ConfigError(f"{_name(loc)}: the option is missing")
+    if kind == "missing":  # one value of a list
+        loc = loc[:-1]
+    hint = _hint_at(cls, loc)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is object:  # another configuration's options
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        rest = [a for a in args if a is not type(None)]
-        return _convert(rest[0], value, path)
+    came = repr(value)
     if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_dict(hint, value, path)  # type: ignore[arg-type]
-    if origin is Literal:
-        if value not in args or isinstance(value, bool) != isinstance(args[0], bool):
-            raise ConfigError(f"{path}: expected one of {', '.join(map(repr, args))}, got {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{path}: expected a list, got {value!r}")
-        return tuple(_convert(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path}: expected a mapping, got {value!r}")
-        return {str(k): _convert(args[1], v, f"{path}.{k}") for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{path}: expected {hint.__name__}, got {value!r}")
-    return value
+        expected, came = "a mapping of options", type(value).__name__
+    elif origin is Literal:
+        expected = f"one of {', '.join(map(repr, args))}"
+    elif origin is tuple:
+        expected = f"{len(args)} values" if isinstance(value, list) else "a list"
+    else:
+        expected = "a mapping" if origin is dict else hint.__name__
+    return ConfigError(f"{_name(loc) or cls.__name__}: expected {expected}, got {came}")
+
+
+def _name(loc: Sequence[str | int]) -> str:
+    """("steps", 0, "by") -> steps[0].by"""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+
+
+def _hint_at(hint: Any, loc: Sequence[str | int]) -> Any:
+    """The type of the option at ``loc`` within ``hint``, without the None that may stand for it."""
+    for part in loc:
+        if dataclasses.is_dataclass(hint):
+            hint = typing.get_type_hints(hint)[str(part)]
+        else:
+            hint = typing.get_args(hint)[0 if typing.get_origin(hint) is tuple else 1]
+        if typing.get_origin(hint) in (typing.Union, types.UnionType):
+            hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    return hint
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 Keys are ``image_key(image)-version``, both hexadecimal, so that ``forget(image_key)`` removes all of an image, whatever
 model made it. Embeddings derive from patients' pixels: files are readable by their owner only.
+
+In RAM it is cachetools' ``LRUCache``. The disk is ours: diskcache keeps pickles in SQLite; here files of arrays carry a
+checksum, are never unpickled, and are forgotten by the beginning of their key.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from cachetools import LRUCache
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
@@ -65,8 +69,7 @@ class EmbeddingCache:
         self.disk_dir = Path(disk_dir) if disk_dir is not None and disk_bytes > 0 else None
         self.forgets = 0  # how often ``forget`` was called: who keeps what derives from the arrays drops it then
         self._lock = threading.Lock()
-        self._ram: OrderedDict[str, Arrays] = OrderedDict()
-        self._ram_used = 0
+        self._ram: LRUCache[str, Arrays] = LRUCache(ram_bytes, getsizeof=_size)
         self._disk: OrderedDict[str, int] = OrderedDict()
         self._flights: dict[str, _Flight] = {}
         self._landing: list[tuple[str, _Flight]] = []  # over for those who waited, on the way to the disk
@@ -132,7 +135,7 @@ class EmbeddingCache:
                 flight.forgotten |= key.startswith(prefix)
             gone = {key for key in self._ram if key.startswith(prefix)}
             for key in gone:
-                self._ram_used -= _size(self._ram.pop(key))
+                del self._ram[key]
             if self.disk_dir is not None and self.disk_dir.is_dir():
                 for path in self.disk_dir.glob(f"*{SUFFIX}"):  # also what another process wrote
                     if path.name.startswith(prefix):
@@ -152,7 +155,7 @@ class EmbeddingCache:
         with self._lock:
             return {
                 "ram_entries": len(self._ram),
-                "ram_bytes": self._ram_used,
+                "ram_bytes": int(self._ram.currsize),
                 "disk_entries": len(self._disk),
                 "disk_bytes": sum(self._disk.values()),
             }
@@ -160,20 +163,11 @@ class EmbeddingCache:
     # --- RAM (the lock is held) ---------------------------------------------------------------------------------------
 
     def _from_ram(self, key: str) -> Arrays | None:
-        arrays = self._ram.get(key)
-        if arrays is not None:
-            self._ram.move_to_end(key)
-        return arrays
+        return self._ram.get(key)
 
     def _into_ram(self, key: str, arrays: Arrays) -> None:
-        size = _size(arrays)
-        if size > self.ram_bytes or key in self._ram:
-            return
-        self._ram[key] = arrays
-        self._ram_used += size
-        while self._ram_used > self.ram_bytes:
-            _, old = self._ram.popitem(last=False)
-            self._ram_used -= _size(old)
+        if _size(arrays) <= self.ram_bytes and key not in self._ram:
+            self._ram[key] = arrays
 
     # --- disk ---------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,7 @@
-"""multipart/related as DICOMweb uses it: taken apart while it arrives (a cine is hundreds of MB), put together to send."""
+"""multipart/related as DICOMweb uses it: taken apart while it arrives (a cine is hundreds of MB), put together to send.
+
+Why not requests-toolbelt: its ``MultipartDecoder`` wants the whole answer in memory.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ last, so a job that has one is finished; any other goes on from its last epoch w
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import re
 import time
@@ -22,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from rich.table import Table
 
 from ultrarefiner_monai.config import ConfigError, TrainConfig
@@ -118,12 +118,15 @@ def name_of(data: DataDirs) -> str:
 def _alone(folder: Path) -> Iterator[None]:
     """Only one process works in ``folder``; the lock goes with the process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"another process works in {folder}: wait for it, or give another --out") from error
+    lock = FileLock(str(folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError) as error:
+        raise InputError(f"another process works in {folder}: wait for it, or give another --out") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def cross_validate(

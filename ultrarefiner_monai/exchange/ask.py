@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import urllib.error
 import urllib.parse
-import urllib.request
 from typing import Any
 
+import requests
+
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.core.web import certificates, reason_of
 
 TOKEN_VARIABLE = "ULTRAREFINER_TOKEN"
 _SECONDS = 120
@@ -27,21 +27,19 @@ def send_label(server: str, image_id: str, tag: str = "final", sr: bool | None =
         raise InputError(f"expected the server's address, http://HOST:PORT, got {server!r:.200}")
     token = os.environ.get(TOKEN_VARIABLE)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    request = urllib.request.Request(address, method="POST", headers=headers)
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=_SECONDS) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise InputError(f"{server} refuses: {_detail(error.read(4096)) or error.reason} ({error.code})") from error
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{server} cannot be asked ({getattr(error, 'reason', error)}); is the server running?"
-        ) from error
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy, no .netrc
+            answer = session.post(address, headers=headers, timeout=_SECONDS, verify=certificates())
+        if answer.ok:
+            return answer.json()
+    except (OSError, ValueError) as error:  # of requests, too
+        raise InputError(f"{server} cannot be asked ({reason_of(error)}); is the server running?") from error
+    raise InputError(f"{server} refuses: {_detail(answer) or answer.reason} ({answer.status_code})")
 
 
-def _detail(body: bytes) -> str:
+def _detail(answer: requests.Response) -> str:
     try:
-        return str(json.loads(body)["detail"])
+        return str(answer.json()["detail"])
     except (ValueError, KeyError, TypeError):
         return ""

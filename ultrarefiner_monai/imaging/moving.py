@@ -8,12 +8,12 @@ are. Then frames are decoded when they are asked for, and the last ones kept: 30
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 
 from ultrarefiner_monai.core.image import Limits, Study, flat_geometry, luminance, to_unit
 from ultrarefiner_monai.core.types import InputError
@@ -58,15 +58,18 @@ class Reel:
     """
 
     def __init__(self, name: str, start: Callable[[], Iterator[np.ndarray]], kept_bytes: int):
-        self._name, self._start, self._limit = name, start, kept_bytes
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._name, self._start = name, start
+        # The last frame is kept however large it is.
+        self._kept: LRUCache[int, np.ndarray] = LRUCache(
+            kept_bytes, getsizeof=lambda frame: min(frame.nbytes, kept_bytes)
+        )
         self._source: Iterator[np.ndarray] | None = None
         self._next, self._lock = 0, threading.Lock()
 
     def first_pass(self) -> Iterator[np.ndarray]:
         """All frames, in order; raises what the decoder does."""
         for index, frame in enumerate(self._start()):
-            self._keep(index, frame)
+            self._kept[index] = frame
             yield frame
 
     def load(self, index: int) -> np.ndarray:
@@ -75,8 +78,6 @@ class Reel:
             frame = self._kept.get(index)
             if frame is None:
                 frame = self._wind_to(index)
-            else:
-                self._kept.move_to_end(index)
         return to_unit(frame)
 
     def _wind_to(self, index: int) -> np.ndarray:
@@ -85,19 +86,13 @@ class Reel:
         try:
             while True:
                 frame = next(self._source)
-                self._keep(self._next, frame)
+                self._kept[self._next] = frame
                 self._next += 1
                 if self._next > index:
                     return frame
         except Exception as error:  # each decoder has its own errors, and the file may be gone
             self._source = None
             raise InputError(f"{self._name}: frame {index} cannot be decoded ({type(error).__name__})") from error
-
-    def _keep(self, index: int, frame: np.ndarray) -> None:
-        self._kept[index] = frame
-        self._kept.move_to_end(index)
-        while len(self._kept) > 1 and len(self._kept) * frame.nbytes > self._limit:
-            self._kept.popitem(last=False)
 
 
 class Animation:

@@ -14,7 +14,8 @@ import numpy as np
 from scipy import ndimage
 
 from ultrarefiner_monai.core.types import Clicks
-from ultrarefiner_monai.masks.metrics import bootstrap_interval, dice_of
+from ultrarefiner_monai.masks.metrics import bootstrap_interval
+from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.masks.postprocess import bounding_slices, label_components
 
 Click = tuple[int, int, bool]

@@ -25,7 +25,8 @@ from ultrarefiner_monai.datasets.datalist import NO_FOLD, SELECT_FOLD, Item, rea
 from ultrarefiner_monai.imaging.readers import read_mask, read_study
 from ultrarefiner_monai.learning.labelled import Lookup, Prepared, prepare_labels
 from ultrarefiner_monai.learning.registry import Candidate, Registry, Start
-from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT, dice_of
+from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT
+from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.models.checkpoints import load_system, read_header, save_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.corrections import Labelled

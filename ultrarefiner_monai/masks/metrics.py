@@ -3,6 +3,11 @@
 Conventions for empty masks, stated once: both empty is perfect (1, HD95 0); one empty scores 0 and HD95 is the image's
 diagonal, so that a missed lesion is never left out of a mean. A distance runs from the centre of a mask's outermost pixel
 to that of the nearest one of the other; HD95 is the larger of the two directed 95th percentiles.
+
+Where both masks hold something, Dice, IoU and HD95 are those of ``monai.metrics`` (tests/masks/test_metrics.py compares
+them); with an empty mask monai says NaN or infinity. One pass here finds all figures in less time than monai's HD95 alone.
+Boundary F is close to monai's surface Dice, the share of both outlines together that lies within the tolerance: it is the
+harmonic mean of the two outlines' own shares, so that a long ragged outline does not outvote a short one.
 """
 
 from __future__ import annotations
@@ -55,13 +60,6 @@ def score(pred_mask: np.ndarray, label_mask: np.ndarray, tolerance_px: float = 2
         boundary_f=_boundary_f(there, back, tolerance_px),
         marked=marked,
     )
-
-
-def dice_of(pred_mask: np.ndarray, label_mask: np.ndarray) -> float:
-    """Dice of two (H, W) masks; 1 when both are empty. The IoU is d / (2 - d)."""
-    pred, label = np.asarray(pred_mask, dtype=bool), np.asarray(label_mask, dtype=bool)
-    total = np.count_nonzero(pred) + np.count_nonzero(label)
-    return 2 * np.count_nonzero(pred & label) / total if total else 1.0
 
 
 def outline_distances(pred: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from ultrarefiner_monai.config import PostConfig, SafetyConfig
+from ultrarefiner_monai.masks.overlap import mask_iou
 
 EIGHT = np.ones((3, 3), dtype=bool)
 Pixels = Iterable[tuple[int, int]]
@@ -116,13 +117,6 @@ def boundary_band(mask: np.ndarray, radius: float) -> np.ndarray:
     shrunk = ndimage.minimum_filter(crop, side, mode="nearest")
     band[where] = grown != shrunk
     return band
-
-
-def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
-    """Intersection over union of two masks; 1 when both are empty."""
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    union = np.count_nonzero(a | b)
-    return 1.0 if union == 0 else np.count_nonzero(a & b) / union
 
 
 def safety_net(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ultrarefiner_monai.config import ConfigError, SamConfig, SystemConfig, from_dict, set_option, to_dict
-from ultrarefiner_monai.core.files import sha256_of
+from ultrarefiner_monai.core.files import replacing, sha256_of
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.strict import misfits
@@ -80,14 +79,9 @@ def write_checkpoint(
     metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "meta": json.dumps(meta or {})}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as file:
+        save_file(tensors, file.name, metadata)  # by its name: as bytes it would be in memory twice
+        os.chmod(file.name, 0o644)
     return path
 
 

@@ -38,6 +38,7 @@ class RecentResults:
     """The coarse results of the images that were asked for last: each click would resize them anew. Thread-safe.
 
     ``forgets`` is the cache's count: what was kept, or begun, before the last one is not handed out.
+    Not cachetools' ``LRUCache``, which weighs a value once, when it comes: a result grows while it is kept.
     """
 
     def __init__(self, limit: int):

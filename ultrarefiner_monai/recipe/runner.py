@@ -111,7 +111,11 @@ def run(work: Work, jobs: Sequence[Job], parallel: int, say: Callable[[str], Non
 
 def _lock_of(job: Job) -> IO[str]:
     """Held by the recipe and by the job's process, whichever lives longer: a recipe that was killed leaves its steps running,
-    and two processes in one folder would spoil it. Raises InputError where another holds it."""
+    and two processes in one folder would spoil it. Raises InputError where another holds it.
+
+    By ``fcntl``, not ``filelock``: the process inherits the open file and the lock with it, so that there is no moment in
+    which nobody holds it; a lock of ``filelock`` cannot be handed on.
+    """
     file = (job.out / f".{job.part or 'step'}.lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,7 +17,7 @@ import torch
 from ultrarefiner_monai.config import SamConfig
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.models.weights import pretrained as weights
-from ultrarefiner_monai.models.weights.download import FetchError
+from ultrarefiner_monai.models.weights.download import FetchError, only_one
 from ultrarefiner_monai.models.weights.known import KNOWN, WeightFile
 
 
@@ -274,3 +274,20 @@ def test_resolve_takes_a_plain_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     path.write_bytes(b"x")
     assert weights.resolve(path, tmp_path / "w") == path
+
+
+def test_only_one_process_fetches_a_file(tmp_path: Path, host: Host) -> None:
+    host.data = npz_bytes(tmp_path)
+    (tmp_path / "w").mkdir()
+    with only_one(tmp_path / "w" / "ViT.npz.part"), pytest.raises(FetchError, match=r"another process .* ViT\.npz"):
+        weights.fetch("vit", tmp_path / "w", known=entry_for(host))
+    assert weights.fetch("vit", tmp_path / "w", known=entry_for(host)).is_file()
+
+
+def test_a_failure_is_said_in_few_words(tmp_path: Path, host: Host) -> None:
+    known = entry_for(host, url="http://127.0.0.1:9/closed", size=None, sha256=None)
+    with pytest.raises(FetchError, match=r"closed: \[Errno \d+\] Connection refused\. Is this"):
+        weights.fetch("vit", tmp_path / "w", known=known)
+    host.data, host.status = npz_bytes(tmp_path), 503
+    with pytest.raises(FetchError, match=r"HTTP Error 503: Service Unavailable\. Is this"):
+        weights.fetch("vit", tmp_path / "w", known=entry_for(host))

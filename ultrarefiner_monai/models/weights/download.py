@@ -1,16 +1,21 @@
-"""One resumable download over HTTP: Range requests into a ``.part`` file, taken up again where a connection broke."""
+"""One resumable download over HTTP: Range requests into a ``.part`` file, taken up again where a connection broke.
+
+Why not pooch: it begins a broken download again from the start, which over a hospital's line may never end for 2.5 GB. A
+resuming downloader plugged into it would be this module, and pins, licences and progress (``pretrained``) ours as before.
+"""
 
 from __future__ import annotations
 
-import http.client
 import logging
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import requests
+from filelock import FileLock, Timeout
+
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.core.web import certificates, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +44,22 @@ def download(url: str, part: Path, size: int | None = None, progress: Progress |
             if _stream(url, part, size, progress):
                 return
             problem = ConnectionError("the connection ended early")
-        except urllib.error.HTTPError as error:
-            if error.code == 416 and before:  # what lies here is as long as the file, or longer: begin again
+        except requests.HTTPError as error:
+            status, words = error.response.status_code, error.response.reason
+            if status == 416 and before:  # what lies here is as long as the file, or longer: begin again
                 discard(part)
-            elif error.code < 500:
-                raise FetchError(f"{url} answered {error.code} {error.reason}: try again later") from error
+            elif status < 500:
+                raise FetchError(f"{url} answered {status} {words}: try again later") from error
             problem = error
-        except (OSError, http.client.HTTPException) as error:
+        except OSError as error:  # of requests, too
             problem = error
         log.info("%s: try %d of %d: %s", part.name, attempt + 1, ATTEMPTS, problem)
         idle = 0 if _length(part) > before else idle + 1
         if idle == 2:  # nothing came twice in a row: no use in hammering
             break
-    # A URLError wraps the real reason; an HTTPError's text has the status.
-    reason = problem if isinstance(problem, urllib.error.HTTPError) else getattr(problem, "reason", problem)
+    assert problem is not None
     raise FetchError(
-        f"cannot fetch {url}: {reason}. Is this machine offline, or behind a proxy (set https_proxy)? "
+        f"cannot fetch {url}: {reason_of(problem)}. Is this machine offline, or behind a proxy (set https_proxy)? "
         "What has come so far is kept: try again later"
     ) from problem
 
@@ -77,8 +82,12 @@ def _stream(url: str, part: Path, size: int | None, progress: Progress | None) -
         headers["Range"] = f"bytes={have}-"
         if tag_path.exists():  # if the host has another version by now it sends the whole, not the rest of a mixture
             headers["If-Range"] = tag_path.read_text(encoding="utf-8")
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S) as response:
-        resumed = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    with requests.get(url, headers=headers, timeout=TIMEOUT_S, stream=True, verify=certificates()) as response:
+        if not response.ok:
+            raise requests.HTTPError(f"HTTP Error {response.status_code}: {response.reason}", response=response)
+        # Where a connection breaks, what came before is written, too: the length is checked below.
+        response.raw.enforce_content_length = False
+        resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         have = have if resumed else 0
         tag = response.headers.get("ETag", "")
         if tag and not tag.startswith("W/"):
@@ -88,7 +97,7 @@ def _stream(url: str, part: Path, size: int | None, progress: Progress | None) -
         length = response.headers.get("Content-Length")
         total = have + int(length) if length is not None else size
         with part.open("ab" if have else "wb") as stream:
-            while block := response.read(CHUNK):
+            for block in response.iter_content(CHUNK):
                 stream.write(block)
                 have += len(block)
                 if progress is not None:
@@ -99,17 +108,15 @@ def _stream(url: str, part: Path, size: int | None, progress: Progress | None) -
 @contextmanager
 def only_one(part: Path) -> Iterator[None]:
     """Refuse a second fetch of the same file while one runs (a lock that dies with its process)."""
+    lock = FileLock(str(part.with_name(part.name + ".lock")))
     try:
-        import fcntl
-    except ImportError:  # Windows: no lock; the checks at the end still hold
+        lock.acquire(timeout=0)
+    except (Timeout, OSError) as error:
+        raise FetchError(f"another process is fetching {part.stem}: wait for it, or stop it") from error
+    try:
         yield
-        return
-    with part.with_name(part.name + ".lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise FetchError(f"another process is fetching {part.stem}: wait for it, or stop it") from error
-        yield
+    finally:
+        lock.release()
 
 
 def discard(part: Path) -> None:

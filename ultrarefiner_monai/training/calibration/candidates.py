@@ -14,7 +14,8 @@ import numpy as np
 from scipy import ndimage
 
 from ultrarefiner_monai.config import PostConfig, SafetyConfig
-from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT, dice_of
+from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT
+from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.masks.postprocess import EIGHT, bounding_slices, fill_holes, safety_net
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 from monailabel.utils.sessions import SessionInfo, Sessions
+
+from ultrarefiner_monai.core.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,6 @@ class SessionStore(Sessions):
         return count
 
     def _write_meta_info(self, session_id: str, session_info: Any) -> None:
-        meta = Path(self.store_path, session_id, "meta.info")
         # Two requests of one session may write at the same time.
-        beside = meta.with_name(f"meta.{os.getpid()}-{time.monotonic_ns()}")
-        beside.write_text(json.dumps(vars(session_info)), encoding="utf-8")
-        os.replace(beside, meta)
+        with replacing(Path(self.store_path, session_id, "meta.info"), "w") as file:
+            json.dump(vars(session_info), file)
