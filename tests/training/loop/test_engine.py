@@ -14,12 +14,14 @@ from torch.nn import functional as F
 
 from ultrarefiner_monai.config import OptimiserConfig, TrainConfig
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.datalist import Split
 from ultrarefiner_monai.training.data.loading import plain_loader, training_loader
 from ultrarefiner_monai.training.loop.engine import Run
 from ultrarefiner_monai.training.loop.epoch_means import Means
 from ultrarefiner_monai.training.loop.optim import Accumulation
 from ultrarefiner_monai.training.loop.state import load_state
 from ultrarefiner_monai.training.loop.steps import TrainingError, frozen_parts
+from ultrarefiner_monai.training.phases.phase import Loaders, Phase
 
 CONFIG = TrainConfig(
     epochs=4,
@@ -50,7 +52,7 @@ class Squares(torch.utils.data.Dataset):
         return {"image": 0.5 * noise + 0.5 * label, "label": label, "id": f"square{k}"}
 
 
-class TinyPhase:
+class TinyPhase(Phase):
     """A head on a stem that is frozen in epoch 1."""
 
     selects: tuple[float, ...] = ()  # figures to pretend, by epoch
@@ -59,7 +61,11 @@ class TinyPhase:
         torch.manual_seed(7)
         stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
         self.network = nn.Sequential(stem, nn.Conv2d(4, 1, 1))
-        self.epoch, self.saved = 0, []
+        self.config, self.epoch, self.saved = CONFIG, 0, []
+
+    def loaders(self, split: Split, out: Path) -> Loaders:
+        data = Squares()
+        return training_loader(data, self.config.batch_size, 0), plain_loader(data, 4)
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -88,8 +94,8 @@ class TinyPhase:
 
 def make(out: Path, config: TrainConfig = CONFIG) -> Run:
     out.mkdir(exist_ok=True)
-    data = Squares()
-    return Run(TinyPhase(), config, training_loader(data, config.batch_size, 0), plain_loader(data, 4), out)
+    phase = TinyPhase()
+    return Run(phase, config, *phase.loaders(Split((), (), ()), out), out)
 
 
 def interrupt_in(monkeypatch, epoch: int) -> None:

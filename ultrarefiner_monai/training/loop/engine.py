@@ -166,9 +166,7 @@ class Run:
             self.best = Best(figures["select"], epoch)
         if not ddp.is_main():
             return
-        judge = getattr(self.phase, "judge", None)
-        if judge is not None:
-            judge(epoch, figures)
+        self.phase.judge(epoch, figures)
         try:
             if is_best or self.config.keep == "last":
                 meta = {**self.meta, "phase": self.config.phase, "epoch": epoch, "selection": figures}
@@ -195,16 +193,17 @@ class Run:
 
     @torch.no_grad()
     def _draw(self, epoch: int) -> None:
-        """Outlines on the same few selection images each time, if the phase can draw (``Phase.pictures``)."""
-        pictures, dataset = getattr(self.phase, "pictures", None), self.selection.dataset
-        if pictures is None:
-            return
+        """Outlines on the same few selection images each time, where the phase draws (``Phase.pictures``)."""
+        dataset = self.selection.dataset
         number = min(self.config.overlays, len(dataset))  # type: ignore[arg-type]
         chosen = np.linspace(0, len(dataset) - 1, number).round().astype(int)  # type: ignore[arg-type]
         batch = (self.selection.collate_fn or default_collate)([dataset[int(k)] for k in chosen])
         self.evaluated.eval()
         with self.steps.autocast():
-            sheet = overlay_sheet(pictures(self.evaluated, self.steps.to_device(batch)))
+            pictures = self.phase.pictures(self.evaluated, self.steps.to_device(batch))
+        if pictures is None:
+            return
+        sheet = overlay_sheet(pictures)
         path = self.out / "overlays" / f"epoch_{epoch:04d}.png"
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as file:

@@ -51,10 +51,7 @@ class Steps:
 
     def start_epoch(self, epoch: int) -> None:
         """Tell the phase, which may freeze or thaw parts."""
-        start = getattr(self.phase, "start_epoch", None)
-        if start is None:
-            return
-        start(epoch)
+        self.phase.start_epoch(epoch)
         trainable = tuple(p.requires_grad for p in self.network.parameters())
         if trainable != self._trainable:
             self._trainable, self._frozen = trainable, frozen_parts(self.network)

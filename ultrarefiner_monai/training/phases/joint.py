@@ -23,10 +23,10 @@ from ultrarefiner_monai.training.data.refining import COARSE_IMAGE
 from ultrarefiner_monai.training.data.transforms import LABEL
 from ultrarefiner_monai.training.loop.epoch_means import Means
 from ultrarefiner_monai.training.phases.clicked import loss_with_clicks
+from ultrarefiner_monai.training.phases.coarse import coarse_loss, coarse_step
 from ultrarefiner_monai.training.phases.losses import RefinerLoss, iou_loss
-from ultrarefiner_monai.training.phases.phase import coarse_loss, coarse_step
+from ultrarefiner_monai.training.phases.phase import Batch
 from ultrarefiner_monai.training.phases.refiner import (
-    Batch,
     RefinerPhase,
     embed,
     final_logits,
@@ -66,7 +66,7 @@ class JointPhase(RefinerPhase):
         self.start = {k: v.detach().clone() for k, v in self.coarse.named_parameters()}
         self.before: dict[str, float] = {}
 
-    # --- what the engine asks for -------------------------------------------------------------------------------------
+    # --- what the loop asks for ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def begin(self, selection: DataLoader) -> None:
