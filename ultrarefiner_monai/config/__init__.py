@@ -5,7 +5,7 @@
 """
 
 from .machines import MachinesConfig
-from .reading import ConfigError, from_dict, load_yaml, set_option, to_dict
+from .reading import ConfigError, from_dict, load_yaml, read_yaml, set_option, to_dict
 from .serve import PacsConfig, ServeConfig, serve_config
 from .system import (
     CoarseConfig,
@@ -51,6 +51,7 @@ __all__ = [
     "TrainConfig",
     "from_dict",
     "load_yaml",
+    "read_yaml",
     "serve_config",
     "set_option",
     "to_dict",

@@ -57,11 +57,11 @@ class TinyPhase(Phase):
 
     selects: tuple[float, ...] = ()  # figures to pretend, by epoch
 
-    def __init__(self) -> None:
+    def __init__(self, config: TrainConfig = CONFIG) -> None:
         torch.manual_seed(7)
         stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
         self.network = nn.Sequential(stem, nn.Conv2d(4, 1, 1))
-        self.config, self.epoch, self.saved = CONFIG, 0, []
+        self.config, self.epoch, self.saved = config, 0, []
 
     def loaders(self, split: Split, out: Path) -> Loaders:
         data = Squares()
@@ -94,7 +94,7 @@ class TinyPhase(Phase):
 
 def make(out: Path, config: TrainConfig = CONFIG) -> Run:
     out.mkdir(exist_ok=True)
-    phase = TinyPhase()
+    phase = TinyPhase(config)
     return Run(phase, config, *phase.loaders(Split((), (), ()), out), out)
 
 
