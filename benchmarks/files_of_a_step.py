@@ -24,19 +24,13 @@ from ignite.engine import Events
 from ultrarefiner_monai.config import SystemConfig, TrainConfig, load_yaml
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.checkpoints import save_system
+from ultrarefiner_monai.training.data.acquisition_ranges import ranges
+from ultrarefiner_monai.training.data.loaders import coarse_masks
 from ultrarefiner_monai.training.data.loading import phantom_samples, plain_loader, training_loader
 from ultrarefiner_monai.training.data.refining import RefineDataset, RefineSample
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL, augmentation
 from ultrarefiner_monai.training.loop.engine import Run
-
-try:
-    from ultrarefiner_monai.training.phases.build import build_phase
-except ImportError:  # before that module was
-    from ultrarefiner_monai.training.phases.phase import build_phase  # type: ignore
-try:
-    from ultrarefiner_monai.training.data.loaders import coarse_masks
-except ImportError:
-    from ultrarefiner_monai.training.data.loaders import _coarse_masks as coarse_masks  # type: ignore
+from ultrarefiner_monai.training.phases.build import build_phase
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = str(ROOT / "ultrarefiner_monai")
@@ -72,7 +66,7 @@ def watched(steps: int, folder: Path) -> Watch:
     assert config.system.sam is not None
     side = config.system.sam.image_size
     samples = [RefineSample(s[ID], s[IMAGE], s[LABEL]) for s in phantom_samples(2 * steps, 0)]
-    augment = augmentation(data.augment, side, True, data.echogenicity, data.machines)
+    augment = augmentation(data.augment, side, True, data.echogenicity, ranges(data.machines))
     training = RefineDataset(samples, side, 0, augment, options.variants, coarse_masks=coarse_masks(config))
     selection = RefineDataset(samples[:1], side, 0)
     run = Run(phase, config, training_loader(training, 2, 0), plain_loader(selection, 1), folder)

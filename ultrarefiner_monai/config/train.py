@@ -49,12 +49,12 @@ class CoarseLossConfig:
     presence_weight: float = 0.1
     presence_smoothing: float = 0.0
     normal_weight: float = 1.0
-    # Phase 1: checkpoints whose mean prediction is learnt beside the labels, and what it counts for beside them.
+    # Phase 1: checkpoints whose mean prediction is learnt beside the labels (Hinton et al., Distilling the knowledge in a
+    # neural network, 2015): what several networks know together, in one that serves.
     teachers: tuple[str, ...] = ()
-    teacher_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        weights = ("presence_weight", "normal_weight", "teacher_weight")
+        weights = ("presence_weight", "normal_weight")
         check_ranges(self, "loss", shares=("ce_weight",), not_negative=weights)
         require(0 <= self.presence_smoothing < 0.5, "loss.presence_smoothing must be in [0, 0.5)")
 
@@ -139,8 +139,6 @@ class DataConfig:
     # Draws the selection images; null: the run's seed does. Runs of several seeds that go on from one another, or are
     # compared or averaged, need the same.
     select_seed: int | None = None
-    # Share of lesion-free images among the training images; null: as many as there are.
-    normal_share: float | None = None
     phantoms: int = 0
     augment: Literal["none", "standard", "strong", "machines"] = "standard"
     # Share of the lesions that are made darker or brighter than they are, to iso- and hyperechoic; they are rare.
@@ -159,7 +157,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "data", not_negative=("phantoms", "workers", "tissue"))
         require(0 < self.select_share < 1, "data.select_share must be between 0 and 1")
-        require(self.normal_share is None or 0 <= self.normal_share < 1, "data.normal_share must be in [0, 1)")
         require(0 <= self.echogenicity <= 1, "data.echogenicity must be in [0, 1]")
         require(
             not self.echogenicity or self.augment != "none",
@@ -195,7 +192,6 @@ class RefineConfig:
     # Fixed copies of each image: the image itself, then augmented ones. Their embeddings are computed once and kept.
     variants: int = 1
     cache: Literal["ram", "disk", "off"] = "ram"
-    cache_gb: float = 8.0
     corruption: CorruptionConfig = field(default_factory=CorruptionConfig)
     # From easy to hard coarse masks over the first half of the run.
     curriculum: bool = False
@@ -260,8 +256,6 @@ class JointConfig:
     freeze_coarse_epochs: int = 0
     freeze_refiner_epochs: int = 0
     freeze_refiner: Literal["all", "all_but_heads"] = "all"
-    # Said loudly when the coarse Dice on the selection images falls by more than this below where it began.
-    warn_drop: float = 0.02
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -273,7 +267,6 @@ class JointConfig:
                 "coarse_grad_scale",
                 "anchor",
                 "coarse_lr_factor",
-                "warn_drop",
                 "freeze_coarse_epochs",
                 "freeze_refiner_epochs",
             ),
@@ -308,9 +301,8 @@ class TrainConfig:
     # empty: mlflow.db (SQLite) in the folder that holds the run's folder, runs/mlflow.db for a run in runs/NAME.
     tracking: Literal["none", "tensorboard", "mlflow", "both"] = "tensorboard"
     mlflow_uri: str = ""
-    # Pictures of this many selection images, each so many epochs; 0: none.
+    # Every fifth epoch and after the last one, pictures of this many selection images; 0: none (they show patients).
     overlays: int = 4
-    overlay_every: int = 5
     # The selection images are looked at, and the state is kept, every so many epochs and after the last one.
     validate_every: int = 1
     # Whether the run's end chooses the post-processing on the selection images. Without it the result has the start's: for
@@ -326,7 +318,7 @@ class TrainConfig:
         check_ranges(
             self,
             not_negative=("overlays",),
-            at_least_one=("epochs", "overlay_every", "validate_every", "batch_size", "early_stop"),
+            at_least_one=("epochs", "validate_every", "batch_size", "early_stop"),
         )
         require(self.ema is None or 0 < self.ema < 1, "ema must be between 0 and 1, or null")
         require(

@@ -29,7 +29,6 @@ CONFIG = TrainConfig(
     ema=0.1,
     optimiser=OptimiserConfig(name="adamw", lr=1e-2, accumulate=3, warmup_epochs=1, clip_norm=1.0),
     tracking="none",
-    overlay_every=2,
     overlays=3,
 )
 
@@ -247,6 +246,22 @@ def test_a_state_without_newer_options_goes_on(tmp_path: Path) -> None:
         make(tmp_path / "r", replace(CONFIG, keep="last")).resume()
 
 
+def test_a_state_with_options_that_are_gone_goes_on_where_they_were_what_is_done_now(tmp_path: Path) -> None:
+    make(tmp_path / "r", replace(CONFIG, epochs=1)).fit()
+    state = load_state(tmp_path / "r" / "last.pt")
+    state["config"] |= {"overlay_every": 2}
+    state["config"]["joint"] |= {"warn_drop": 0.5}
+    state["config"]["data"]["machines"] |= {"zoom": [0.6, 1.6], "shadows": 3}
+    torch.save(state, tmp_path / "r" / "last.pt")
+    make(tmp_path / "r").resume()
+    state["config"]["data"]["machines"] |= {"zoom": [0.5, 2.0]}
+    torch.save(state, tmp_path / "r" / "last.pt")
+    with pytest.raises(
+        InputError, match=r"trained with data.machines.zoom: \[0.5, 2.0\], which is fixed at \(0.6, 1.6\)"
+    ):
+        make(tmp_path / "r").resume()
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_trains(tmp_path: Path, amp: str) -> None:
     optimiser = OptimiserConfig(name="adamw", schedule="constant")
@@ -268,9 +283,9 @@ def test_means_leave_out_what_is_not_there() -> None:
 def test_pictures_are_drawn_every_so_often(tmp_path: Path) -> None:
     from PIL import Image
 
-    make(tmp_path / "r", replace(CONFIG, epochs=3)).fit()
+    make(tmp_path / "r", replace(CONFIG, epochs=6)).fit()
     pictures = sorted((tmp_path / "r" / "overlays").iterdir())
-    assert [p.name for p in pictures] == ["epoch_0002.png", "epoch_0003.png"]
+    assert [p.name for p in pictures] == ["epoch_0005.png", "epoch_0006.png"]
     with Image.open(pictures[0]) as picture:
         assert picture.size == (3 * 12, 12) and picture.mode == "RGB"
         colours = {tuple(c) for _, c in picture.getcolors() or []}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ultrarefiner_monai.config import MachinesConfig
+from ultrarefiner_monai.training.data.acquisition_ranges import Ranges
 from ultrarefiner_monai.training.data.random_image import RandImaged, picture_area, smooth_curve
 
 _CELLS = 56  # shadows are drawn on so many cells a side and interpolated
@@ -17,7 +17,7 @@ _CELLS = 56  # shadows are drawn on so many cells a side and interpolated
 class RandGaind(RandImaged):
     """A time-gain curve (smooth, over depth, with a trend) and a gain that is uneven from left to right."""
 
-    def __init__(self, image: Hashable, config: MachinesConfig) -> None:
+    def __init__(self, image: Hashable, config: Ranges) -> None:
         super().__init__(image, config.gain_share)
         self.config = config
 
@@ -33,7 +33,7 @@ class RandGaind(RandImaged):
 class RandNoiseFloord(RandImaged):
     """Receiver noise, which the time-gain curve lifts with depth. Black surroundings of the picture stay black."""
 
-    def __init__(self, image: Hashable, config: MachinesConfig) -> None:
+    def __init__(self, image: Hashable, config: Ranges) -> None:
         super().__init__(image, config.noise_share)
         self.config = config
 
@@ -54,7 +54,7 @@ class RandShadowd(RandImaged):
     (poor contact: from the skin on), with soft edges.
     """
 
-    def __init__(self, image: Hashable, config: MachinesConfig) -> None:
+    def __init__(self, image: Hashable, config: Ranges) -> None:
         super().__init__(image, config.shadow_share)
         self.config = config
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ultrarefiner_monai.config import MachinesConfig
+from ultrarefiner_monai.training.data.acquisition_ranges import Ranges
 from ultrarefiner_monai.training.data.random_image import RandImaged, picture_area
 
 _LEVELS = 1024  # entries of the grey map
@@ -21,7 +21,7 @@ _CONV_FROM = 320  # pixels: from here on a short convolution is quicker than a m
 class RandSpeckled(RandImaged):
     """Multiplies with noise whose grain has another size, axially and laterally: speckle of another frequency."""
 
-    def __init__(self, image: Hashable, config: MachinesConfig) -> None:
+    def __init__(self, image: Hashable, config: Ranges) -> None:
         super().__init__(image, config.speckle_share)
         self.config = config
 
@@ -36,7 +36,7 @@ class RandSpeckled(RandImaged):
 class RandResolutiond(RandImaged):
     """Blurred as by a lower frequency or out of focus, sharpened as by edge enhancement, or sampled more coarsely."""
 
-    def __init__(self, image: Hashable, config: MachinesConfig) -> None:
+    def __init__(self, image: Hashable, config: Ranges) -> None:
         super().__init__(image, config.resolution_share)
         self.config = config
 
@@ -85,7 +85,7 @@ class RandGreyMapd(RandImaged):
     x -> 1 - k (1 - x), since a display shows x = 1 + dB / range. The black around the picture stays black.
     """
 
-    def __init__(self, image: Hashable, config: MachinesConfig) -> None:
+    def __init__(self, image: Hashable, config: Ranges) -> None:
         super().__init__(image, config.grey_share)
         self.config = config
 
@@ -113,7 +113,7 @@ class RandGreyMapd(RandImaged):
 class RandCompressiond(RandImaged):
     """Through a JPEG file of low quality (8 bits)."""
 
-    def __init__(self, image: Hashable, config: MachinesConfig) -> None:
+    def __init__(self, image: Hashable, config: Ranges) -> None:
         super().__init__(image, config.compression_share)
         self.quality = config.quality
 

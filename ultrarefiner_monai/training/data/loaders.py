@@ -18,6 +18,7 @@ from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Item, Split, group_of, names_of
 from ultrarefiner_monai.studies.corrections import read_corrections
+from ultrarefiner_monai.training.data.acquisition_ranges import ranges
 from ultrarefiner_monai.training.data.features import FeatureKeeper
 from ultrarefiner_monai.training.data.loading import (
     GROUP,
@@ -27,7 +28,6 @@ from ultrarefiner_monai.training.data.loading import (
     phantom_samples,
     plain_loader,
     training_loader,
-    with_normal_share,
 )
 from ultrarefiner_monai.training.data.predictions import proposal_folders, read_proposals
 from ultrarefiner_monai.training.data.refining import CoarseMasks, Embed, ProposalKind, RefineDataset, RefineSample
@@ -35,13 +35,13 @@ from ultrarefiner_monai.training.data.tissue import tissue_samples
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL, MACHINES, augmentation, preparation
 
 log = logging.getLogger(__name__)
-GIB = 2**30
+CACHE_BYTES = 8 * 2**30  # of kept features in memory (refine.cache: ram)
 
 
 def coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, DataLoader]:
     """(training, selection) of phase 1: images and labels in the coarse frame."""
     size = config.system.coarse.image_size
-    samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
+    samples = as_samples(split.train)
     samples += phantom_samples(config.data.phantoms, config.seed)
     samples += tissue_samples(split.train, config.data.tissue, config.seed)
     weights = balanced_weights([s.get(GROUP) for s in samples], config.data.balance)
@@ -74,8 +74,7 @@ def refiner_loaders(
     embed = _embed(config, encoder, out)
     dataset = partial(RefineDataset, size=sam.image_size, seed=config.seed, embed=embed, coarse_size=coarse_size)
     augment = _augmentation(config, sam.image_size, soft_label=True)
-    items = with_normal_share(split.train, config.data.normal_share, config.seed)
-    samples = training_samples(config, items)
+    samples = training_samples(config, split.train)
     made = phantom_samples(config.data.phantoms, config.seed)
     made += tissue_samples(split.train, config.data.tissue, config.seed)
     samples += [RefineSample(s[ID], s[IMAGE], s[LABEL], group=s.get(GROUP)) for s in made]
@@ -98,7 +97,7 @@ def _augmentation(config: TrainConfig, size: int, soft_label: bool = False) -> C
     if config.data.augment == "none":
         return None
     data = config.data
-    return augmentation(data.augment, size, soft_label, data.echogenicity, data.machines)
+    return augmentation(data.augment, size, soft_label, data.echogenicity, ranges(data.machines))
 
 
 def coarse_masks(config: TrainConfig) -> CoarseMasks:
@@ -114,8 +113,8 @@ def _embed(config: TrainConfig, encoder: nn.Module, out: Path) -> Embed | None:
     folder = out / "features" if config.refine.cache == "disk" else None
     recipe = f"{config.data.augment} {config.data.echogenicity}"
     if config.data.augment == MACHINES:
-        recipe += f" {config.data.machines}"
-    return FeatureKeeper(encoder, config.refine.train, int(config.refine.cache_gb * GIB), folder, recipe)
+        recipe += f" {ranges(config.data.machines)}"
+    return FeatureKeeper(encoder, config.refine.train, CACHE_BYTES, folder, recipe)
 
 
 def _sample(item: Item, name: str) -> RefineSample:

@@ -84,16 +84,6 @@ def as_samples(items: Sequence[Item]) -> list[dict[str, Any]]:
     return [{ID: n, IMAGE: i.image, LABEL: i.mask, GROUP: group_of(i)} for n, i in zip(names, items)]
 
 
-def with_normal_share(items: Sequence[Item], share: float | None, seed: int) -> list[Item]:
-    """Repeat or leave out lesion-free images so that they make up ``share`` of the list; None keeps the list."""
-    lesions, normals = [i for i in items if i.has_lesion], [i for i in items if not i.has_lesion]
-    if share is None or not normals:
-        return list(items)
-    count = round(share / (1 - share) * len(lesions))
-    order = np.random.default_rng(seed).permutation(len(normals))
-    return lesions + [normals[order[k % len(normals)]] for k in range(count)]
-
-
 def phantom_samples(count: int, seed: int) -> list[dict[str, Any]]:
     """Phantoms as samples, of random sizes between 256 and 320 pixels, a quarter of them without a lesion."""
     samples = []

@@ -39,6 +39,7 @@ from ultrarefiner_monai.training.loop.tracking import Trackers, overlay_sheet
 from ultrarefiner_monai.training.phases.phase import Batch, Phase
 
 log = logging.getLogger(__name__)
+OVERLAY_EVERY = 5  # epochs; and after the last one
 
 
 @dataclass
@@ -185,7 +186,7 @@ class Run:
         rates = {f"lr/{name}": rate for name, rate in self.steps.rates().items()}
         train, select = ({f"{p}/{k}": v for k, v in d.items()} for p, d in (("train", losses), ("select", figures)))
         self._trackers.scalars({**train, **select, **rates}, epoch)
-        if self.config.overlays and (epoch % self.config.overlay_every == 0 or epoch == self.config.epochs):
+        if self.config.overlays and (epoch % OVERLAY_EVERY == 0 or epoch == self.config.epochs):
             try:
                 self._draw(epoch)
             except OSError as error:

@@ -51,8 +51,7 @@ class CoarsePhase(Phase):
         image, label = cut_and_mix(batch[IMAGE], batch[LABEL], self.config.data.cutmix)
         coarse_logits, loss, presence_logits = coarse_step(network, image, label, self.loss)
         if self.teachers:
-            taught = teaching_loss(coarse_logits, presence_logits, *self._taught(image))
-            loss = loss + self.config.loss.teacher_weight * taught
+            loss = loss + teaching_loss(coarse_logits, presence_logits, *self._taught(image))
         with torch.no_grad():
             figures = selection_figures(coarse_logits[:, 1:2] >= coarse_logits[:, :1], label > 0.5, "coarse")
         # The mean of none is NaN, which the loop leaves out: a batch may hold no lesion.

@@ -40,6 +40,7 @@ from ultrarefiner_monai.training.phases.refiner import (
 )
 
 log = logging.getLogger(__name__)
+WARN_DROP = 0.02  # of the coarse Dice on the selection images: said loudly
 
 
 class JointNetwork(nn.Module):
@@ -140,7 +141,7 @@ class JointPhase(RefinerPhase):
     def judge(self, epoch: int, figures: dict[str, float]) -> None:
         """After each epoch's validation: warn when the coarse network got worse."""
         drop = self.before.get("coarse_dice", float("nan")) - figures["coarse_dice"]
-        if drop > self.config.joint.warn_drop:
+        if drop > WARN_DROP:
             log.warning(
                 "epoch %d: the coarse Dice on the selection images is %.4f, %.4f below where joint training began (%.4f); "
                 "lower joint.coarse_lr_factor or joint.coarse_grad_scale, or raise joint.anchor",
