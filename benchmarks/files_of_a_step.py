@@ -4,7 +4,8 @@
 
 A run of configs/phase2_compact.yaml on phantoms, in one process, with random weights. After an epoch that warms up, each
 step is watched from fetching its batch to its figures: a file counts where one of its functions runs. Printed: the files
-of a step (the median), and all that any of the steps passed, since augmentation and corruption are drawn.
+of a step (the median), how many of them make the batch alone (augmentation, corruption), and all that any of the steps
+passed, since augmentation and corruption are drawn.
 """
 
 from __future__ import annotations
@@ -41,18 +42,26 @@ class Watch:
 
     def __init__(self) -> None:
         self.steps: list[set[str]] = []
+        self.learning: list[set[str]] = []  # those of a step once its batch is there
+        self._here: set[str] = set()
 
     def start(self, _: Any) -> None:
-        self.steps.append(set())
+        self._here = set()
+        self.steps.append(self._here)
         sys.setprofile(self._seen)
+
+    def got_batch(self, _: Any) -> None:
+        self._here = set()
+        self.learning.append(self._here)
 
     def stop(self, _: Any) -> None:
         sys.setprofile(None)
+        self.steps[-1] |= self._here
 
     def _seen(self, frame: FrameType, event: str, _: Any) -> None:
         name = frame.f_code.co_filename
         if event == "call" and name.startswith(PACKAGE):
-            self.steps[-1].add(name[len(PACKAGE) + 1 :])
+            self._here.add(name[len(PACKAGE) + 1 :])
 
 
 def watched(steps: int, folder: Path) -> Watch:
@@ -73,7 +82,10 @@ def watched(steps: int, folder: Path) -> Watch:
     watch = Watch()
     second = Events.GET_BATCH_STARTED(event_filter=lambda engine, _: engine.state.epoch == 2)
     run.trainer.add_event_handler(second, watch.start)
-    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, watch.stop)
+    got = Events.GET_BATCH_COMPLETED(event_filter=lambda engine, _: engine.state.epoch == 2)
+    run.trainer.add_event_handler(got, watch.got_batch)
+    stopped = Events.ITERATION_COMPLETED(event_filter=lambda engine, _: engine.state.epoch == 2)
+    run.trainer.add_event_handler(stopped, watch.stop)
     run.fit()
     return watch
 
@@ -87,8 +99,12 @@ def main() -> None:
         watch = watched(options.steps, Path(folder))
     counts = [len(step) for step in watch.steps]
     print(f"files of a step: {statistics.median(counts):g} ({min(counts)} to {max(counts)} in {len(counts)} steps)")
+    own = [len(step) for step in watch.learning]
+    print(f"once its batch is there: {statistics.median(own):g} ({min(own)} to {max(own)})")
     whole = sorted(set().union(*watch.steps))
-    print(f"files of any step: {len(whole)}", *whole, sep="\n  ")
+    learning = set().union(*watch.learning)
+    print(f"files of any step: {len(whole)} (*: only to make its batch)")
+    print(*(f"  {name}{'' if name in learning else ' *'}" for name in whole), sep="\n")
 
 
 if __name__ == "__main__":

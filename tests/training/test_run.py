@@ -26,9 +26,8 @@ from ultrarefiner_monai.evaluation.figures import seen_in_training
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint
 from ultrarefiner_monai.training.calibration.calibrate import Example, choose
 from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL
-from ultrarefiner_monai.training.loop.optim import build_optimiser, build_schedule
 from ultrarefiner_monai.training.loop.state import load_state, save_state
-from ultrarefiner_monai.training.loop.steps import TrainingError
+from ultrarefiner_monai.training.loop.steps import TrainingError, build_optimiser, build_schedule
 from ultrarefiner_monai.training.phases.build import build_phase
 from ultrarefiner_monai.training.phases.coarse import CoarsePhase
 from ultrarefiner_monai.training.phases.selection import selection_figures

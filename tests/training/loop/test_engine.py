@@ -18,9 +18,8 @@ from ultrarefiner_monai.datasets.datalist import Split
 from ultrarefiner_monai.training.data.loading import plain_loader, training_loader
 from ultrarefiner_monai.training.loop.engine import Run
 from ultrarefiner_monai.training.loop.epoch_means import Means
-from ultrarefiner_monai.training.loop.optim import Accumulation
 from ultrarefiner_monai.training.loop.state import load_state
-from ultrarefiner_monai.training.loop.steps import TrainingError, frozen_parts
+from ultrarefiner_monai.training.loop.steps import Accumulation, TrainingError, frozen_parts
 from ultrarefiner_monai.training.phases.phase import Loaders, Phase
 
 CONFIG = TrainConfig(

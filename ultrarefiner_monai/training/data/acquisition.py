@@ -12,11 +12,13 @@ from collections.abc import Callable, Hashable
 
 from monai.transforms import Compose, Identityd, OneOf
 
-from ultrarefiner_monai.training.data.acquisition_beam import RandGaind, RandNoiseFloord, RandShadowd
 from ultrarefiner_monai.training.data.acquisition_looks import (
     RandCompressiond,
+    RandGaind,
     RandGreyMapd,
+    RandNoiseFloord,
     RandResolutiond,
+    RandShadowd,
     RandSpeckled,
 )
 from ultrarefiner_monai.training.data.acquisition_ranges import Ranges
