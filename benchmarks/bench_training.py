@@ -27,8 +27,9 @@ from ultrarefiner_monai.training.data.loading import phantom_samples
 from ultrarefiner_monai.training.data.refining import CoarseMasks, RefineDataset, RefineSample
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL, preparation
 from ultrarefiner_monai.training.loop.cpu import keep_memory, no_denormals
-from ultrarefiner_monai.training.loop.optim import build_optimiser
-from ultrarefiner_monai.training.phases.phase import Phase, build_phase
+from ultrarefiner_monai.training.loop.steps import build_optimiser
+from ultrarefiner_monai.training.phases.build import build_phase
+from ultrarefiner_monai.training.phases.phase import Phase
 from ultrarefiner_monai.training.phases.refiner import RefinerPhase
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

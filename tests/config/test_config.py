@@ -15,6 +15,7 @@ from ultrarefiner_monai.config import (
     TrainConfig,
     from_dict,
     load_yaml,
+    read_yaml,
     to_dict,
 )
 
@@ -84,6 +85,38 @@ def test_overrides_win_and_reach_deep(tmp_path: Path) -> None:
     assert config.system.prompts == PromptConfig(sharpen=True, box="minmax")
     with pytest.raises(ConfigError, match="epochs is a value"):
         load_yaml(TrainConfig, path, {"epochs.more": 1})
+
+
+def test_a_base_is_filled_up_mapping_by_mapping(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "root.yaml").write_text("epochs: 4\nseed: 3\nloss: {teachers: [a, b], ce_weight: 0.3}\n")
+    (tmp_path / "shared" / "middle.yaml").write_text("base: root.yaml\nsystem: {prompts: {sharpen: true}}\n")
+    path = tmp_path / "c.yaml"
+    path.write_text("base: shared/middle.yaml\nepochs: 9\nloss: {teachers: [c]}\nsystem: {prompts: {box: minmax}}\n")
+    config = load_yaml(TrainConfig, path, {"seed": 5})
+    assert (config.epochs, config.seed) == (9, 5)
+    assert config.system.prompts == PromptConfig(sharpen=True, box="minmax")
+    assert (config.loss.teachers, config.loss.ce_weight) == (("c",), 0.3)
+    assert "base" not in read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: none.yaml", "there is no file .*none.yaml; its name is read from the folder of c.yaml"),
+        ("base: c.yaml", "in a circle: .*c.yaml, .*c.yaml"),
+        ("base: other.yaml", "in a circle: .*c.yaml, .*other.yaml, .*c.yaml"),
+        ("base: [other.yaml]", "base: expected the name of a YAML file"),
+        ("base:", "base: expected the name of a YAML file"),
+        ("base: broken.yaml", "broken.yaml is not valid YAML"),
+    ],
+)
+def test_a_base_that_cannot_be_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"{text}\nepochs: 2\n")
+    (tmp_path / "other.yaml").write_text("base: c.yaml\n")
+    (tmp_path / "broken.yaml").write_text("epochs: [1")
+    with pytest.raises(ConfigError, match=words):
+        load_yaml(TrainConfig, tmp_path / "c.yaml")
 
 
 def test_broken_yaml_is_refused_with_its_file(tmp_path: Path) -> None:

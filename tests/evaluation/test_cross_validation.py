@@ -16,8 +16,8 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.evaluation import cross_validation as cv
 from ultrarefiner_monai.evaluation.cross_validation import FoldJob, cross_validate, results_table, run_fold, summary
 from ultrarefiner_monai.models.checkpoints import read_checkpoint
-from ultrarefiner_monai.training.phases import phase as phases
-from ultrarefiner_monai.training.run import train_all
+from ultrarefiner_monai.training.phases import build, coarse
+from ultrarefiner_monai.training.rows import train_all
 
 SMALL = TrainConfig(
     system=SystemConfig(coarse=CoarseConfig(image_size=32), flip_tta=False),
@@ -41,7 +41,7 @@ def test_stages_start_from_the_one_before_and_a_chain_goes_on(
     data: Path, tmp_path: Path, small_network: None, monkeypatch
 ) -> None:
     stages = [("first", SMALL), ("second", replace(SMALL, seed=SMALL.seed, batch_size=3))]
-    losses, calls = phases.CoarsePhase.losses, []
+    losses, calls = coarse.CoarsePhase.losses, []
 
     def counted(self, network, batch):
         calls.append(self.config.batch_size)
@@ -49,7 +49,7 @@ def test_stages_start_from_the_one_before_and_a_chain_goes_on(
             raise KeyboardInterrupt
         return losses(self, network, batch)
 
-    monkeypatch.setattr(phases.CoarsePhase, "losses", counted)
+    monkeypatch.setattr(coarse.CoarsePhase, "losses", counted)
     stopping = True
     with pytest.raises(KeyboardInterrupt):
         train_all(stages, data, 0, tmp_path, device="cpu")
@@ -58,8 +58,8 @@ def test_stages_start_from_the_one_before_and_a_chain_goes_on(
     result = train_all(stages, data, 0, tmp_path, resume=True, device="cpu")
     assert calls.count(4) == first  # the finished one was not trained again
     assert result == tmp_path / "second" / "model.safetensors" and read_checkpoint(result).meta["fold"] == "0"
-    start = phases.build_phase(replace(SMALL, init=str(tmp_path / "first" / "model.safetensors")))
-    assert phases.build_phase(SMALL).network[0].weight.ne(start.network[0].weight).any()
+    start = build.build_phase(replace(SMALL, init=str(tmp_path / "first" / "model.safetensors")))
+    assert build.build_phase(SMALL).network[0].weight.ne(start.network[0].weight).any()
     with pytest.raises(InputError, match="other options: .*epochs|other options: .*batch_size"):
         train_all([("first", replace(SMALL, batch_size=5)), stages[1]], data, 0, tmp_path, resume=True, device="cpu")
     with pytest.raises(InputError, match="different names"):
@@ -68,7 +68,7 @@ def test_stages_start_from_the_one_before_and_a_chain_goes_on(
 
 def test_a_checkpoint_of_another_network_is_refused_at_once(data: Path, tmp_path: Path, small_network: None) -> None:
     model = train_all([("a", replace(SMALL, epochs=1))], data, 0, tmp_path, device="cpu")
-    phases.build_coarse = lambda config: __import__("torch").nn.Conv2d(1, 2, 3)  # type: ignore[assignment]
+    coarse.build_coarse = lambda config: __import__("torch").nn.Conv2d(1, 2, 3)  # type: ignore[assignment]
     with pytest.raises(InputError, match="does not fit this network"):
         train_all([("b", replace(SMALL, init=str(model)))], data, 0, tmp_path, device="cpu")
     assert not (tmp_path / "b" / "last.pt").exists()

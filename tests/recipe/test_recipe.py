@@ -157,6 +157,12 @@ def test_a_configuration_that_changed_between_two_calls_is_refused_and_the_order
     (tmp_path / "one.yaml").write_text(yaml.safe_dump({**settings, "ema": 0.5}))
     with pytest.raises(InputError, match=r"\(settings differ\)"):
         is_done(jobs_of(work)[0])
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "one.yaml").write_text("base: base.yaml\n")  # the same, said elsewhere
+    assert is_done(jobs_of(work)[0])
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({**settings, "ema": 0.5}))
+    with pytest.raises(InputError, match=r"\(settings differ\)"):
+        is_done(jobs_of(work)[0])
     kept(job, settings=None)  # of before: it did not say
     assert is_done(jobs_of(work)[0])
 

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from ultrarefiner_monai.models import checkpoints
-from ultrarefiner_monai.training.phases import phase as phases
-from ultrarefiner_monai.training.phases import refiner as refine
+from ultrarefiner_monai.training.phases import coarse, refiner
 
 
 def small(_config: object) -> nn.Module:
@@ -22,10 +21,10 @@ def small(_config: object) -> nn.Module:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    phases.build_coarse = checkpoints.build_coarse = refine.build_coarse = small  # type: ignore[assignment]
+    coarse.build_coarse = checkpoints.build_coarse = refiner.build_coarse = small  # type: ignore[assignment]
     if os.environ.get("BREAK_RANK") == os.environ["RANK"]:
-        losses = phases.CoarsePhase.losses
-        phases.CoarsePhase.losses = lambda s, n, b: {"loss": losses(s, n, b)["loss"] * float("nan")}  # type: ignore
+        losses = coarse.CoarsePhase.losses
+        coarse.CoarsePhase.losses = lambda s, n, b: {"loss": losses(s, n, b)["loss"] * float("nan")}  # type: ignore
     from ultrarefiner_monai.cli import main
 
     main()

@@ -26,10 +26,11 @@ from ultrarefiner_monai.evaluation.figures import seen_in_training
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint
 from ultrarefiner_monai.training.calibration.calibrate import Example, choose
 from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL
-from ultrarefiner_monai.training.loop.optim import build_optimiser, build_schedule
 from ultrarefiner_monai.training.loop.state import load_state, save_state
-from ultrarefiner_monai.training.loop.steps import TrainingError
-from ultrarefiner_monai.training.phases import phase as phases
+from ultrarefiner_monai.training.loop.steps import TrainingError, build_optimiser, build_schedule
+from ultrarefiner_monai.training.phases.build import build_phase
+from ultrarefiner_monai.training.phases.coarse import CoarsePhase
+from ultrarefiner_monai.training.phases.selection import selection_figures
 from ultrarefiner_monai.training.run import train
 
 COARSE = CoarseConfig(
@@ -83,7 +84,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 ) -> None:
     """Interrupted in the middle of epoch 3, then resumed: bit for bit what the uninterrupted run has."""
     out = tmp_path / "r"
-    losses = phases.CoarsePhase.losses
+    losses = CoarsePhase.losses
     calls = {"n": 0}
 
     def interrupted(self, network, batch):
@@ -94,7 +95,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 
     steps = load_state(finished / "last.pt")["schedule"]["last_epoch"] // 3
     with monkeypatch.context() as patch:
-        patch.setattr(phases.CoarsePhase, "losses", interrupted)
+        patch.setattr(CoarsePhase, "losses", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(CONFIG, folder, 0, out, device="cpu")
     assert load_state(out / "last.pt")["epoch"] == 2
@@ -133,11 +134,11 @@ def test_teachers_are_followed_and_must_not_have_seen_the_fold(finished: Path, f
         train(taught, folder, 1, tmp_path / "other", device="cpu")
     smaller = replace(CONFIG.system.coarse, image_size=CONFIG.system.coarse.image_size // 2)
     with pytest.raises(InputError, match="loss.teachers.*image_size"):
-        phases.build_phase(replace(taught, system=replace(CONFIG.system, coarse=smaller)))
+        build_phase(replace(taught, system=replace(CONFIG.system, coarse=smaller)))
     torch.manual_seed(0)
     image = torch.rand(2, 1, COARSE.image_size, COARSE.image_size)
     batch = {IMAGE: image, LABEL: (image > 0.9).float()}
-    pupil, free = phases.CoarsePhase(taught), phases.CoarsePhase(replace(taught, loss=CONFIG.loss))
+    pupil, free = CoarsePhase(taught), CoarsePhase(replace(taught, loss=CONFIG.loss))
     extra = []
     for weights in (pupil.network.state_dict(), pupil.teachers[0].state_dict()):
         pupil.network.load_state_dict(weights)
@@ -180,8 +181,8 @@ def test_an_existing_run_is_not_overwritten_and_nothing_cannot_be_resumed(
 
 
 def test_nan_loss_stops_with_the_images_and_keeps_the_state(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    losses = phases.CoarsePhase.losses
-    monkeypatch.setattr(phases.CoarsePhase, "losses", lambda s, n, b: {"loss": losses(s, n, b)["loss"] * float("nan")})
+    losses = CoarsePhase.losses
+    monkeypatch.setattr(CoarsePhase, "losses", lambda s, n, b: {"loss": losses(s, n, b)["loss"] * float("nan")})
     with pytest.raises(TrainingError, match=r"nan in epoch 1 on .*p\d\d"):
         train(CONFIG, folder, 0, tmp_path / "r")
 
@@ -251,7 +252,7 @@ def test_selection_counts_missed_lesions_and_marked_normals() -> None:
     mask = torch.zeros_like(label)
     mask[0] = label[0]  # found; 1 is missed
     mask[2, :, :5] = True  # a false alarm; 3 stays clean
-    figures = phases.selection_figures(mask, label, "coarse")
+    figures = selection_figures(mask, label, "coarse")
     assert figures["select"].tolist() == [1, 0, 0, 1]
     assert figures["coarse_dice"].tolist() == [1, 0] and figures["normal_marked"].tolist() == [1, 0]
 

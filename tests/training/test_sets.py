@@ -29,10 +29,12 @@ from ultrarefiner_monai.evaluation.figures import evaluate, tissue_figures
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint, write_checkpoint
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.training.check import copies_in_report
-from ultrarefiner_monai.training.data.loaders import _training_samples, read_proposals
+from ultrarefiner_monai.training.data.loaders import training_samples
+from ultrarefiner_monai.training.data.predictions import read_proposals, write_proposal
 from ultrarefiner_monai.training.joining import join
-from ultrarefiner_monai.training.proposals import nested_proposals, write_proposal
-from ultrarefiner_monai.training.run import train, train_all
+from ultrarefiner_monai.training.proposals import nested_proposals
+from ultrarefiner_monai.training.rows import train_all
+from ultrarefiner_monai.training.run import train
 
 COARSE = CoarseConfig(
     arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)
@@ -162,10 +164,10 @@ def test_a_prediction_is_not_taken_for_another_sets_image_of_that_name(folders: 
         write_proposal(tmp_path / "p", item.id, np.ones((8, 8), np.float32))
     config = replace(CONFIG, refine=RefineConfig(proposals=str(tmp_path / "p")))
     assert {i.id for i in ann} == {i.id for i in bob}
-    assert all(s.proposals for s in _training_samples(config, ann))
-    assert all(s.proposals for s in _training_samples(config, [*ann, *ann]))  # shown twice
+    assert all(s.proposals for s in training_samples(config, ann))
+    assert all(s.proposals for s in training_samples(config, [*ann, *ann]))  # shown twice
     with pytest.raises(InputError, match="holds no prediction"):
-        _training_samples(config, [*ann, *bob])
+        training_samples(config, [*ann, *bob])
 
 
 def test_crops_are_counted_for_each_set_even_where_one_has_no_room(run: Path, folders: list[Path]) -> None:

@@ -5,7 +5,8 @@
 """
 
 from .machines import MachinesConfig
-from .reading import ConfigError, from_dict, load_yaml, set_option, to_dict
+from .reading import ConfigError, from_dict, load_yaml, read_yaml, set_option, to_dict
+from .refine import NESTED, CorruptionConfig, JointConfig, RefineConfig
 from .serve import PacsConfig, ServeConfig, serve_config
 from .system import (
     CoarseConfig,
@@ -17,16 +18,7 @@ from .system import (
     SamConfig,
     SystemConfig,
 )
-from .train import (
-    NESTED,
-    CoarseLossConfig,
-    CorruptionConfig,
-    DataConfig,
-    JointConfig,
-    OptimiserConfig,
-    RefineConfig,
-    TrainConfig,
-)
+from .train import CoarseLossConfig, DataConfig, OptimiserConfig, TrainConfig
 
 __all__ = [
     "NESTED",
@@ -51,6 +43,7 @@ __all__ = [
     "TrainConfig",
     "from_dict",
     "load_yaml",
+    "read_yaml",
     "serve_config",
     "set_option",
     "to_dict",

@@ -128,19 +128,51 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def load_yaml(cls: type[T], path: str | Path, overrides: dict[str, Any] | None = None) -> T:
-    """Read a YAML file into ``cls``. ``overrides``: dotted names -> values, as given on the command line."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of options, got {type(values).__name__}")
+    """Read a YAML file (``read_yaml``) into ``cls``. ``overrides``: dotted names -> values, as given on the command line."""
+    values = read_yaml(path)
     for name, value in (overrides or {}).items():
         set_option(values, name, value)
     try:
         return from_dict(cls, values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+BASE = "base"  # the key of a YAML file that names another one
+
+
+def read_yaml(path: str | Path, above: Sequence[Path] = ()) -> dict[str, Any]:
+    """The options of a YAML file as plain values.
+
+    ``base: OTHER.yaml`` (from the folder of the file that says so) stands for the options of that file: what the file says
+    itself comes on top, mapping by mapping; any other value, a list too, takes the place of the base's. A base may have a
+    base. above: the files that name this one. Raises ConfigError for a base that is not there, or a circle.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of options, got {type(values).__name__}")
+    if BASE not in values:
+        return values
+    name = values.pop(BASE)
+    require(isinstance(name, str) and bool(name), f"{path}: {BASE}: expected the name of a YAML file, got {name!r}")
+    base, above = path.parent / name, (*above, path)
+    if not base.is_file():
+        raise ConfigError(f"{path}: {BASE}: there is no file {base}; its name is read from the folder of {path.name}")
+    if base.resolve() in [other.resolve() for other in above]:
+        raise ConfigError(f"{BASE}: these files name each other in a circle: {', '.join(map(str, (*above, base)))}")
+    return _merged(read_yaml(base, above), values)
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merged(out[key], value) if both else value
+    return out
 
 
 def set_option(values: dict[str, Any], name: str, value: Any) -> None:

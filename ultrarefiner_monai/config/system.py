@@ -14,7 +14,7 @@ class CoarseConfig:
 
     arch: Literal["r50_vit_b16", "compact"] = "r50_vit_b16"
     image_size: int = 224
-    num_classes: int = 2
+    num_classes: int = 2  # background and lesion, as in the published network's weights; no other number is possible
     # Only the sizes that differ from the published network; ``tiny`` networks of the tests use them too.
     hidden_size: int = 768
     num_layers: int = 12
@@ -38,8 +38,9 @@ class SamConfig:
 
     arch: Literal["vit_b", "vit_l", "vit_h", "compact"] = "vit_b"
     image_size: int = 1024
-    # The rest is read for ``compact`` only; the vit_* sizes are SAM's own. encoder: a small ViT of the sizes below, or a
-    # CNN that can start from ImageNet weights (``models/lite.py``).
+    # The rest is read for ``compact`` only; the vit_* sizes are SAM's own. encoder: a CNN that can start from ImageNet
+    # weights (``models/sam/compact.py``; the shipped one), or a small ViT with windowed attention as in SAM, of the sizes
+    # below; it needs far more data, or a teacher (MobileSAM, Zhang et al. 2023).
     encoder: Literal["vit", "lite0", "lite2"] = "vit"
     embed_dim: int = 192
     depth: int = 6
@@ -57,21 +58,38 @@ class SamConfig:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """How prompts are derived from coarse_prob (system.md section 3)."""
+    """How prompts are derived from coarse_prob (``models/prompts/derive.py``).
 
+    All of SAM's kinds of prompts (Kirillov et al., Segment anything, ICCV 2023) made from a coarse mask, as SAMRefiner does
+    (Lin et al., ICLR 2025), but differentiably, so that phase 3 can train both networks. A refiner has to be served with
+    the style that it was trained with; the defaults suit one that is trained here.
+    """
+
+    # Probabilities pushed towards 0 and 1 first. For a coarse network that is never sure, whose boxes come out too large.
     sharpen: bool = False
+    # A positive point at the centroid, moved into the mask where that lies outside it. Off: box and mask alone.
     point: bool = True
+    # moments: mean and box_factor standard deviations of the mask along each axis; 2 is exact for a filled ellipse, more
+    # leaves a margin. What is below box_floor does not count, or a faint background would inflate it. minmax: the bounding
+    # box at one half, as MedSAM was trained with (Ma et al. 2024), for its weights without phase 3: it has no gradient.
     box: Literal["moments", "minmax", "none"] = "moments"
     box_factor: float = 2.5
     box_floor: float = 0.3
+    # A negative point at the background's centroid within the box, or at the box's corner that is farthest from the
+    # positive one: for lesions that fill their box. none: for a SAM that takes it badly.
     negative: Literal["centroid", "corner", "none"] = "centroid"
+    # direct: the probability as logits. gaussian: blurred first (sigma in pixels of a mask prompt of 256), for a SAM that
+    # was not fine-tuned, which follows a sharp mask blindly (as SAMRefiner's Gaussian masks). distance: the signed distance
+    # to the outline by distance_temperature, for coarse masks of 0 and 1.
     mask: Literal["direct", "gaussian", "distance", "none"] = "direct"
     gaussian_sigma: float = 4.0
     distance_temperature: float = 5.0
     # Besides as points, the user's clicks are drawn into the mask prompt as discs of this radius, a share of the frame's
-    # side (RITM, Sofiiuk et al. 2022, codes clicks so): a decoder that is trained on little learns them far sooner. 0: not.
+    # side (RITM, Sofiiuk et al. 2022, codes clicks so): a decoder that is trained on little learns them far sooner. 0: no
+    # discs, for weights of SAM, MedSAM or UltraSam, which have never seen them.
     click_disc: float = 0.0
-    # The user's clicks mend the coarse mask (``clicks.honour_clicks``) before it becomes the refiner's mask prompt.
+    # The user's clicks mend the coarse mask (``clicks.honour_clicks``) before it becomes the refiner's mask prompt. Off only
+    # for checkpoints that were trained without.
     mend: bool = True
 
     def __post_init__(self) -> None:
@@ -82,7 +100,12 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """final_prob = coarse_prob + g (refined_prob - coarse_prob); system.md section 6. ``off``: refined_prob as it is.
+    """How far the automatic result follows the refiner: final_prob = coarse_prob + g (refined_prob - coarse_prob).
+
+    ``off``: refined_prob as it is, for a refiner that is better everywhere. ``confidence``: g = g_min + (g_max - g_min)
+    (1 - |2 coarse_prob - 1|^gamma), so that the refiner changes what the coarse network is unsure of; for a SAM that was
+    not fine-tuned. ``learned``: a small CNN says g for each pixel, as a gated fusion (Arevalo et al., Gated multimodal
+    units, 2017); it has to be trained in phase 2 or 3. ``product``: both, where the learned one goes too far.
 
     The calibration at a run's end weakens it where the refiner harms: the same share everywhere (``confidence`` with
     g_min = g_max), or g_min and g_max times that share. Nothing of this applies where the user clicks.
@@ -119,12 +142,18 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class SafetyConfig:
-    """When the coarse mask is returned instead of the refined one."""
+    """When the coarse mask is returned instead of the refined one: the refiner's answer is implausible as a correction.
 
+    Not in use where the user clicks. The calibration switches it off where it costs more than it saves.
+    """
+
+    # The two have an IoU below min_iou, the area ratio (refined by coarse) leaves its range, or there are more components.
     enabled: bool = True
     min_iou: float = 0.5
     area_ratio: tuple[float, float] = (0.3, 3.0)
     max_components: int = 5
+    # The refined mask counts only within so many pixels of the coarse outline, as boundary refinement does (SegFix, Yuan et
+    # al., ECCV 2020): for a coarse network whose errors lie at the border alone. 0: everywhere.
     band_fusion_px: int = 0
 
     def __post_init__(self) -> None:
@@ -139,7 +168,12 @@ class SafetyConfig:
 class RefinerConfig:
     """How SAM is used on top of the coarse mask."""
 
+    # SAM's three masks become one, by the softmax of the predicted IoUs divided by this; lower takes the best one alone, as
+    # SAM itself does, but then the choice has no gradient.
     selection_temperature: float = 0.1
+    # The refiner sees a square around the coarse lesion, roi_expand times its extent, enlarged to its whole frame (zoom-in,
+    # as RITM's and f-BRS's, Sofiiuk et al., CVPR 2020). For lesions of a few pixels; the encoder then runs for each coarse
+    # mask anew, so nothing can be kept of an image, and a lesion that the coarse network misses is not seen.
     roi: bool = False
     roi_expand: float = 1.5
     # The automatic result as if a user had clicked into the middle of each coarse component, in two passes: what a refiner
@@ -166,6 +200,7 @@ class PostConfig:
     min_peak: float = 0.5
     peak_ratio: float = 0.0
     min_presence: float = 0.0
+    # Off only for lesions with real holes: a ring is never what a lesion looks like in ultrasound.
     fill_holes: bool = True
 
     def __post_init__(self) -> None:
@@ -185,7 +220,9 @@ class SystemConfig:
     gate: GateConfig = field(default_factory=GateConfig)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     post: PostConfig = field(default_factory=PostConfig)
-    # Test-time augmentation of the coarse network: the mirror image, and copies this many times as large, are averaged in.
+    # Test-time augmentation of the coarse network: the mirror image, and copies this many times as large, are averaged in
+    # (as nnU-Net mirrors, Isensee et al. 2021; scales as in DeepLab, Chen et al. 2017). Each costs a pass; scales help where
+    # lesions are larger in the frame than those of the training images.
     flip_tta: bool = True
     tta_scales: tuple[float, ...] = ()
 

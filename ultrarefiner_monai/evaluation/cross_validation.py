@@ -72,8 +72,8 @@ def run_fold(job: FoldJob) -> dict[str, Any]:
     from ultrarefiner_monai.evaluation.figures import evaluate
     from ultrarefiner_monai.models.checkpoints import load_system
     from ultrarefiner_monai.pipeline.predictor import Predictor
-    from ultrarefiner_monai.training.proposals import predict, write_proposal
-    from ultrarefiner_monai.training.run import train_all
+    from ultrarefiner_monai.training.data.predictions import predict, write_proposal
+    from ultrarefiner_monai.training.rows import train_all
 
     if job.result.is_file():
         return json.loads(job.result.read_text(encoding="utf-8"))

@@ -24,7 +24,9 @@ from ultrarefiner_monai.training.data.refining import CoarseMasks, RefineDataset
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL, preparation
 from ultrarefiner_monai.training.loop.console import span
 from ultrarefiner_monai.training.loop.steps import Steps
-from ultrarefiner_monai.training.phases.phase import CoarsePhase, Phase, build_phase
+from ultrarefiner_monai.training.phases.build import build_phase
+from ultrarefiner_monai.training.phases.phase import Phase
+from ultrarefiner_monai.training.phases.refiner import RefinerPhase
 
 _BATCH, _TIMED = 8, 2
 # Beside the training steps: a process's start, its look at the data, the selection images after each epoch.
@@ -114,14 +116,13 @@ def _one_step(steps: Steps, batch: Mapping[str, Any]) -> None:
 
 def _phantoms(config: TrainConfig, phase: Phase) -> dict[str, Any]:
     samples = phantom_samples(_BATCH, 0)
-    if isinstance(phase, CoarsePhase):
+    if not isinstance(phase, RefinerPhase):
         prepare = preparation(config.system.coarse.image_size)
         return torch.utils.data.default_collate([dict(prepare(s)) for s in samples])
     assert config.system.sam is not None
     masks = CoarseMasks(config.refine.corruption, config.system.coarse.image_size)
     own = [RefineSample(s[ID], s[IMAGE], s[LABEL]) for s in samples]
-    size = getattr(phase, "coarse_size", 0)
-    data = RefineDataset(own, config.system.sam.image_size, 0, coarse_size=size, coarse_masks=masks)
+    data = RefineDataset(own, config.system.sam.image_size, 0, coarse_size=phase.coarse_size, coarse_masks=masks)
     return torch.utils.data.default_collate([data[k] for k in range(_BATCH)])
 
 

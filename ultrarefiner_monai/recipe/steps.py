@@ -9,9 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from ultrarefiner_monai.config import ConfigError, TrainConfig, load_yaml, to_dict
+from ultrarefiner_monai.config import ConfigError, TrainConfig, load_yaml, read_yaml, to_dict
 
 BY_SETS = "sets"
 AWAY = "without_"  # begins the names of the rows that leave a set out
@@ -176,7 +174,7 @@ def _jobs(
         if not path.is_file():
             raise ConfigError(f"step {step.name}: no configuration at {path}")
         training = scaled(load_yaml(TrainConfig, path, dict(step.options)), scale)
-        about |= {"epochs": training.epochs, "settings": yaml.safe_load(path.read_text(encoding="utf-8"))}
+        about |= {"epochs": training.epochs, "settings": read_yaml(path)}
     base = Job(prefix + step.name, step, out, tuple(job.id for job in waits), about, (), training, left_out)
     if training is not None:
         base = replace(base, selected=(training.data.select_share, training.select_seed))

@@ -13,42 +13,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import nn
-
-from ultrarefiner_monai.config import SystemConfig, TrainConfig
-from ultrarefiner_monai.core.files import replacing
-from ultrarefiner_monai.core.geometry import Letterbox
+from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import DataDirs, Item, Split, names_of, read_sets, sets_of, split_sets
 from ultrarefiner_monai.datasets.seen import digests_of, name_records, named_sets, unpack
-from ultrarefiner_monai.imaging.readers import read_study
-from ultrarefiner_monai.pipeline.coarse import coarse_arrays
+from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.training.check import stored_meta
+from ultrarefiner_monai.training.data.predictions import predict, write_proposal
+from ultrarefiner_monai.training.run import check_same_split, train_split
 
 log = logging.getLogger(__name__)
-
-
-def predict(network: nn.Module, system: SystemConfig, item: Item) -> np.ndarray:
-    """coarse_prob (h, w) float32 in [0, 1]: the part of the coarse frame that the image covers, with mirror averaging as
-    in serving."""
-    image = read_study(item.image).frame(0)
-    letterbox = Letterbox(image.shape[0], image.shape[1], system.coarse.image_size)
-    square = letterbox.apply(torch.from_numpy(np.ascontiguousarray(image))[None, None])
-    square = square.to(next(network.parameters()).device)
-    rows, columns = letterbox.inner_hw
-    prob = coarse_arrays(network, square, letterbox, system.flip_tta, system.tta_scales)["coarse_prob"]
-    return np.asarray(prob[:rows, :columns], dtype=np.float32)
-
-
-def write_proposal(folder: Path, item_id: str, prob: np.ndarray) -> None:
-    """Keep a coarse_prob (h, w) in [0, 1] as an 8-bit PNG, which anyone can look at. item_id: ID, or SET/ID."""
-    path = folder / f"{item_id}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        Image.fromarray((np.clip(prob, 0, 1) * 255).round().astype(np.uint8)).save(file, format="PNG")
 
 
 def parts_of(items: Sequence[Item], count: int, seed: int) -> list[list[Item]]:
@@ -105,9 +79,6 @@ def nested_proposals(
     leave_out: sets that nothing is learnt from, and nothing proposed for. by_set: the parts are the sets, so that what is
     proposed for an image is by a network that has not seen its hospital. only: one part, by its number or set; others may
     be made by other processes at the same time."""
-    from ultrarefiner_monai.models.checkpoints import load_system
-    from ultrarefiner_monai.training.run import check_same_split, train_split
-
     if config.phase != "phase1_coarse":
         raise InputError(f"proposals are made by a phase1_coarse configuration, got {config.phase}")
     if parts < 2 and not by_set:

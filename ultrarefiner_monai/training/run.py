@@ -33,13 +33,11 @@ from ultrarefiner_monai.datasets.seen import about_seen, digests_of, named_sets
 from ultrarefiner_monai.models.checkpoints import in_half_precision, read_header
 from ultrarefiner_monai.training.calibration.calibrate import finish
 from ultrarefiner_monai.training.check import check_data, check_held_out, copies_in_report, stored_meta
-from ultrarefiner_monai.training.data.loaders import build_loaders
 from ultrarefiner_monai.training.loop import ddp
 from ultrarefiner_monai.training.loop.console import header
 from ultrarefiner_monai.training.loop.cpu import keep_memory, no_denormals
 from ultrarefiner_monai.training.loop.engine import Best, Run
-from ultrarefiner_monai.training.loop.state import check_same_options, load_state
-from ultrarefiner_monai.training.phases.phase import build_phase
+from ultrarefiner_monai.training.phases.build import build_phase
 
 log = logging.getLogger(__name__)
 
@@ -124,64 +122,6 @@ def train_split(
     return best
 
 
-def train_all(
-    stages: Sequence[tuple[str, TrainConfig]],
-    data_dir: DataDirs,
-    fold: str | int,
-    out: str | Path,
-    resume: bool = False,
-    device: str | None = None,
-    leave_out: Sequence[str] = (),
-) -> Path:
-    """Train several configurations in a row, each from the result of the one before (its ``init``); returns the last
-    result. stages: (name of its folder in ``out``, configuration). data_dir, leave_out: as for ``train``.
-
-    resume: finished ones are left alone, a begun one goes on.
-    """
-    out, result = Path(out), None
-    names = [name for name, _ in stages]
-    if not names or len(set(names)) != len(names):
-        raise InputError(f"expected configurations with different names, got {', '.join(names) or 'none'}")
-    with ddp.group(device or ("cuda" if torch.cuda.is_available() else "cpu")) as own_device:
-        for name, config in stages:
-            folder = out / name
-            config = config if result is None else replace(config, init=str(result))
-            result = folder / "model.safetensors"
-            config = _with_proposals(config, stages, data_dir, fold, out, own_device, leave_out)
-            begun = (folder / "last.pt").exists()
-            if resume and begun and result.exists():
-                check_same_options(folder / "last.pt", load_state(folder / "last.pt")["config"], config)
-                continue
-            train(config, data_dir, fold, folder, resume and begun, own_device, leave_out)
-    assert result is not None
-    return result
-
-
-def _with_proposals(
-    config: TrainConfig,
-    stages: Sequence[tuple[str, TrainConfig]],
-    data_dir: DataDirs,
-    fold: str | int,
-    out: Path,
-    device: str,
-    leave_out: Sequence[str],
-) -> TrainConfig:
-    """``refine.proposals: nested`` becomes the folder of proposals, made with the first phase 1 of the row."""
-    if config.refine.proposals != NESTED or config.phase == "phase1_coarse":
-        return config
-    coarse = next((c for _, c in stages if c.phase == "phase1_coarse"), None)
-    if coarse is None:
-        raise InputError(
-            f"refine.proposals: {NESTED} needs a phase1_coarse configuration in the same row of trainings; give it as the "
-            "first --config, or name a folder made by `ultrarefiner proposals`"
-        )
-    from ultrarefiner_monai.training.proposals import nested_proposals  # it trains with this module
-
-    folder = out / "proposals"
-    nested_proposals(coarse, data_dir, fold, folder, config.refine.nested_parts, device, leave_out)
-    return replace(config, refine=replace(config.refine, proposals=str(folder)))
-
-
 def _keep_split(split: Split, path: Path, resume: bool) -> None:
     """Write which images went where. A resumed run has to have the very same: else it trains on what it reports."""
     if resume:
@@ -232,7 +172,7 @@ def _seen(config: TrainConfig, split: Split) -> dict[str, Any]:
 
 def _build(config: TrainConfig, split: Split, out: Path, device: str, meta: dict[str, str]) -> Run:
     phase = build_phase(config)
-    training, selection = build_loaders(config, split, phase, out)
+    training, selection = phase.loaders(split, out)
     about = {
         "package": __version__,
         **meta,
@@ -242,10 +182,8 @@ def _build(config: TrainConfig, split: Split, out: Path, device: str, meta: dict
         "select_seed": config.select_seed,
         **_seen(config, split),
     }
-    begin = getattr(phase, "begin", None)
-    if begin is not None:
-        phase.network.to(device)
-        begin(selection)
+    phase.network.to(device)
+    phase.begin(selection)
     return Run(phase, config, training, selection, out, device, about)
 
 

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from ultrarefiner_monai.config import ConfigError, DataConfig, MachinesConfig, TrainConfig, from_dict, to_dict
+from ultrarefiner_monai.config import ConfigError, DataConfig, TrainConfig, from_dict, to_dict
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.training.data.acquisition import machine_steps
 from ultrarefiner_monai.training.data.acquisition_looks import RandGreyMapd, RandResolutiond, blur
+from ultrarefiner_monai.training.data.acquisition_ranges import Ranges, ranges
 from ultrarefiner_monai.training.data.acquisition_warp import RandFieldOfViewd
 from ultrarefiner_monai.training.data.random_image import picture_area
 from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL, augmentation, to_square
 
 SIZE = 96
-SHARES = [name for name in vars(MachinesConfig()) if name.endswith("_share")]
-ALWAYS = replace(MachinesConfig(), **{name: 1.0 for name in SHARES if name != "clean_share"}, clean_share=0.0)
-NEVER = replace(MachinesConfig(), **dict.fromkeys(SHARES, 0.0))
+SHARES = [name for name in vars(Ranges()) if name.endswith("_share")]
+ALWAYS = replace(Ranges(), **{name: 1.0 for name in SHARES if name != "clean_share"}, clean_share=0.0)
+NEVER = replace(Ranges(), **dict.fromkeys(SHARES, 0.0))
 
 
 def phantom(kind: str = "benign", size: int = SIZE, shape: tuple[int, int] = (90, 130)) -> dict[str, torch.Tensor]:
@@ -188,15 +189,14 @@ def test_some_images_keep_their_grey_values() -> None:
 def test_the_configuration_says_what_is_wrong() -> None:
     for bad, word in (
         ({"clean_share": 1.5}, "clean_share"),
-        ({"zoom": [1.6, 0.6]}, "zoom"),
-        ({"crop_top": 0.6}, "crop_top"),
-        ({"quality": [10, 100]}, "quality"),
-        ({"marks": 0}, "marks"),
+        ({"marks_at_lesion": -0.1}, "marks_at_lesion"),
+        ({"zoom": [0.5, 2]}, "machines.zoom"),
         ({"colour": 1}, "colour"),
     ):
         with pytest.raises(ConfigError, match=word):
             from_dict(DataConfig, {"augment": "machines", "machines": bad})
-    config = from_dict(TrainConfig, {"data": {"augment": "machines", "machines": {"zoom": [0.5, 2]}}})
-    assert config.data.machines.zoom == (0.5, 2.0) and from_dict(TrainConfig, to_dict(config)) == config
+    config = from_dict(TrainConfig, {"data": {"augment": "machines", "machines": {"marks_share": 0.7}}})
+    assert from_dict(TrainConfig, to_dict(config)) == config
+    assert ranges(config.data.machines) == Ranges(marks_share=0.7)
     with pytest.raises(ValueError, match="machines"):
         augmentation("other")

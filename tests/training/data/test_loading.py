@@ -19,7 +19,6 @@ from ultrarefiner_monai.training.data.loading import (
     phantom_samples,
     plain_loader,
     training_loader,
-    with_normal_share,
 )
 from ultrarefiner_monai.training.data.transforms import (
     ID,
@@ -91,14 +90,6 @@ def test_a_mask_of_another_size_is_refused_with_both_sizes(folder: Path, tmp_pat
         SeededDataset([item], preparation(64), None, 0)[0]
     cause = caught.value.__cause__ or caught.value
     assert isinstance(cause, InputError) and "(30, 20)" in str(cause) and "(64, 48)" in str(cause)
-
-
-def test_normal_share_is_met_by_repeating_or_leaving_out(folder: Path) -> None:
-    items = read_index(folder)
-    assert with_normal_share(items, None, 0) == items
-    for share in (0.0, 0.2, 0.5):
-        chosen = with_normal_share(items, share, 0)
-        assert np.mean([not i.has_lesion for i in chosen]) == pytest.approx(share, abs=0.06)
 
 
 def test_phantoms_are_reproducible_and_some_have_no_lesion() -> None:

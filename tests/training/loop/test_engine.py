@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from ultrarefiner_monai.config import OptimiserConfig, TrainConfig
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.datalist import Split
 from ultrarefiner_monai.training.data.loading import plain_loader, training_loader
 from ultrarefiner_monai.training.loop.engine import Run
 from ultrarefiner_monai.training.loop.epoch_means import Means
-from ultrarefiner_monai.training.loop.optim import Accumulation
 from ultrarefiner_monai.training.loop.state import load_state
-from ultrarefiner_monai.training.loop.steps import TrainingError, frozen_parts
+from ultrarefiner_monai.training.loop.steps import Accumulation, TrainingError, frozen_parts
+from ultrarefiner_monai.training.phases.phase import Loaders, Phase
 
 CONFIG = TrainConfig(
     epochs=4,
@@ -27,7 +28,6 @@ CONFIG = TrainConfig(
     ema=0.1,
     optimiser=OptimiserConfig(name="adamw", lr=1e-2, accumulate=3, warmup_epochs=1, clip_norm=1.0),
     tracking="none",
-    overlay_every=2,
     overlays=3,
 )
 
@@ -50,16 +50,20 @@ class Squares(torch.utils.data.Dataset):
         return {"image": 0.5 * noise + 0.5 * label, "label": label, "id": f"square{k}"}
 
 
-class TinyPhase:
+class TinyPhase(Phase):
     """A head on a stem that is frozen in epoch 1."""
 
     selects: tuple[float, ...] = ()  # figures to pretend, by epoch
 
-    def __init__(self) -> None:
+    def __init__(self, config: TrainConfig = CONFIG) -> None:
         torch.manual_seed(7)
         stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
         self.network = nn.Sequential(stem, nn.Conv2d(4, 1, 1))
-        self.epoch, self.saved = 0, []
+        self.config, self.epoch, self.saved = config, 0, []
+
+    def loaders(self, split: Split, out: Path) -> Loaders:
+        data = Squares()
+        return training_loader(data, self.config.batch_size, 0), plain_loader(data, 4)
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -88,8 +92,8 @@ class TinyPhase:
 
 def make(out: Path, config: TrainConfig = CONFIG) -> Run:
     out.mkdir(exist_ok=True)
-    data = Squares()
-    return Run(TinyPhase(), config, training_loader(data, config.batch_size, 0), plain_loader(data, 4), out)
+    phase = TinyPhase(config)
+    return Run(phase, config, *phase.loaders(Split((), (), ()), out), out)
 
 
 def interrupt_in(monkeypatch, epoch: int) -> None:
@@ -241,6 +245,22 @@ def test_a_state_without_newer_options_goes_on(tmp_path: Path) -> None:
         make(tmp_path / "r", replace(CONFIG, keep="last")).resume()
 
 
+def test_a_state_with_options_that_are_gone_goes_on_where_they_were_what_is_done_now(tmp_path: Path) -> None:
+    make(tmp_path / "r", replace(CONFIG, epochs=1)).fit()
+    state = load_state(tmp_path / "r" / "last.pt")
+    state["config"] |= {"overlay_every": 2}
+    state["config"]["joint"] |= {"warn_drop": 0.5}
+    state["config"]["data"]["machines"] |= {"zoom": [0.6, 1.6], "shadows": 3}
+    torch.save(state, tmp_path / "r" / "last.pt")
+    make(tmp_path / "r").resume()
+    state["config"]["data"]["machines"] |= {"zoom": [0.5, 2.0]}
+    torch.save(state, tmp_path / "r" / "last.pt")
+    with pytest.raises(
+        InputError, match=r"trained with data.machines.zoom: \[0.5, 2.0\], which is fixed at \(0.6, 1.6\)"
+    ):
+        make(tmp_path / "r").resume()
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_trains(tmp_path: Path, amp: str) -> None:
     optimiser = OptimiserConfig(name="adamw", schedule="constant")
@@ -262,9 +282,9 @@ def test_means_leave_out_what_is_not_there() -> None:
 def test_pictures_are_drawn_every_so_often(tmp_path: Path) -> None:
     from PIL import Image
 
-    make(tmp_path / "r", replace(CONFIG, epochs=3)).fit()
+    make(tmp_path / "r", replace(CONFIG, epochs=6)).fit()
     pictures = sorted((tmp_path / "r" / "overlays").iterdir())
-    assert [p.name for p in pictures] == ["epoch_0002.png", "epoch_0003.png"]
+    assert [p.name for p in pictures] == ["epoch_0005.png", "epoch_0006.png"]
     with Image.open(pictures[0]) as picture:
         assert picture.size == (3 * 12, 12) and picture.mode == "RGB"
         colours = {tuple(c) for _, c in picture.getcolors() or []}

@@ -35,15 +35,23 @@ from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 from ultrarefiner_monai.models.sam.network import build_sam, encode
 from ultrarefiner_monai.training.data.features import FeatureKeeper, to_embedding
-from ultrarefiner_monai.training.data.loaders import build_loaders, proposal_folders, read_proposals
-from ultrarefiner_monai.training.data.refining import COARSE_IMAGE, FEATURES, CoarseMasks, RefineDataset, RefineSample
+from ultrarefiner_monai.training.data.predictions import proposal_folders, read_proposals, write_proposal
+from ultrarefiner_monai.training.data.refining import (
+    COARSE_IMAGE,
+    FEATURES,
+    CoarseMasks,
+    ProposalKind,
+    RefineDataset,
+    RefineSample,
+)
 from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL, augmentation
+from ultrarefiner_monai.training.phases.build import build_phase
 from ultrarefiner_monai.training.phases.joint import JointPhase, _scaled_gradient
 from ultrarefiner_monai.training.phases.losses import RefinerLoss, change_penalty, iou_loss, overlap, soft_dice_loss
-from ultrarefiner_monai.training.phases.phase import build_phase
 from ultrarefiner_monai.training.phases.simulate import as_prompts, draw_counts, simulate, worst_clicks
-from ultrarefiner_monai.training.proposals import nested_proposals, parts_of, write_proposal
-from ultrarefiner_monai.training.run import _check_start, train, train_all
+from ultrarefiner_monai.training.proposals import nested_proposals, parts_of
+from ultrarefiner_monai.training.rows import train_all
+from ultrarefiner_monai.training.run import _check_start, train
 
 COARSE = CoarseConfig(
     arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)
@@ -138,7 +146,7 @@ def test_phase_2_learns_one_batch(folder: Path, first: Path, tmp_path: Path) -> 
     config = phase2(first, LITE, train=("neck", "prompt_encoder", "mask_decoder"), sam_init="stem", click_share=0.5)
     phase = build_phase(config)
     split = _split(folder)
-    training, _ = build_loaders(config, split, phase, tmp_path)
+    training, _ = phase.loaders(split, tmp_path)
     batch = next(iter(training))
     optimiser = torch.optim.AdamW(phase.parameter_groups())
     losses = []
@@ -183,7 +191,7 @@ def test_wrong_starts_are_refused_with_what_to_do(folder: Path, first: Path, tmp
     (tmp_path / "p").mkdir()
     config = phase2(first, proposals=str(tmp_path / "p"))
     with pytest.raises(InputError, match="holds no prediction"):
-        build_loaders(config, _split(folder), build_phase(config), tmp_path)
+        build_phase(config).loaders(_split(folder), tmp_path)
 
 
 # --- kept features ------------------------------------------------------------------------------------------------------
@@ -286,7 +294,7 @@ def test_a_coarse_mask_is_a_real_prediction_or_a_corrupted_label_drawn_anew_in_e
 
     real = seen(0.0)
     assert {0.25, 0.75} <= real  # either prediction has its turn
-    assert seen(1.0, is_correction=True) == real  # a correction's proposal is always used
+    assert seen(1.0, kind=ProposalKind.CORRECTION) == real  # a correction's proposal is always used
     assert not {0.25, 0.75} & seen(1.0)
 
 

@@ -12,19 +12,21 @@ from collections.abc import Callable, Hashable
 
 from monai.transforms import Compose, Identityd, OneOf
 
-from ultrarefiner_monai.config import MachinesConfig
-from ultrarefiner_monai.training.data.acquisition_beam import RandGaind, RandNoiseFloord, RandShadowd
 from ultrarefiner_monai.training.data.acquisition_looks import (
     RandCompressiond,
+    RandGaind,
     RandGreyMapd,
+    RandNoiseFloord,
     RandResolutiond,
+    RandShadowd,
     RandSpeckled,
 )
+from ultrarefiner_monai.training.data.acquisition_ranges import Ranges
 from ultrarefiner_monai.training.data.acquisition_warp import RandFieldOfViewd
 from ultrarefiner_monai.training.data.marks import RandMarksd
 
 
-def machine_steps(config: MachinesConfig, image: Hashable, label: Hashable) -> list[Callable]:
+def machine_steps(config: Ranges, image: Hashable, label: Hashable) -> list[Callable]:
     """The transforms in the order in which an image comes about: the body, the beam, the machine's screen, the file.
 
     image (1, S, S) float32 in [0, 1]; label (C, S, S), the lesion first; both stay in their range. A share

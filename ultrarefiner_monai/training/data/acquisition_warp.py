@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from monai.transforms import MapTransform, RandomizableTransform
 
-from ultrarefiner_monai.config import MachinesConfig
+from ultrarefiner_monai.training.data.acquisition_ranges import Ranges
 from ultrarefiner_monai.training.data.random_image import plain
 
 _TRIES = 3
@@ -27,7 +27,7 @@ class RandFieldOfViewd(RandomizableTransform, MapTransform):
     given up: the lesion of a label never gets lost.
     """
 
-    def __init__(self, image: Hashable, label: Hashable, config: MachinesConfig) -> None:
+    def __init__(self, image: Hashable, label: Hashable, config: Ranges) -> None:
         MapTransform.__init__(self, [image, label])
         RandomizableTransform.__init__(self, config.warp_share)
         self.image, self.label, self.config = image, label, config

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from monai.transforms import Compose
-from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Item, Split, group_of, names_of
 from ultrarefiner_monai.studies.corrections import read_corrections
+from ultrarefiner_monai.training.data.acquisition_ranges import ranges
 from ultrarefiner_monai.training.data.features import FeatureKeeper
 from ultrarefiner_monai.training.data.loading import (
     GROUP,
@@ -27,29 +28,20 @@ from ultrarefiner_monai.training.data.loading import (
     phantom_samples,
     plain_loader,
     training_loader,
-    with_normal_share,
 )
-from ultrarefiner_monai.training.data.refining import CoarseMasks, Embed, RefineDataset, RefineSample
+from ultrarefiner_monai.training.data.predictions import proposal_folders, read_proposals
+from ultrarefiner_monai.training.data.refining import CoarseMasks, Embed, ProposalKind, RefineDataset, RefineSample
 from ultrarefiner_monai.training.data.tissue import tissue_samples
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL, MACHINES, augmentation, preparation
-from ultrarefiner_monai.training.phases.phase import Phase
-from ultrarefiner_monai.training.phases.refiner import RefinerPhase
-from ultrarefiner_monai.training.proposals import predict
 
 log = logging.getLogger(__name__)
-GIB = 2**30
+CACHE_BYTES = 8 * 2**30  # of kept features in memory (refine.cache: ram)
 
 
-def build_loaders(config: TrainConfig, split: Split, phase: Phase, out: Path) -> tuple[DataLoader, DataLoader]:
-    """(training, selection) for a phase. out: the run's folder, where embeddings lie with ``refine.cache: disk``."""
-    if isinstance(phase, RefinerPhase):
-        return _refiner_loaders(config, split, phase, out)
-    return _coarse_loaders(config, split)
-
-
-def _coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, DataLoader]:
+def coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, DataLoader]:
+    """(training, selection) of phase 1: images and labels in the coarse frame."""
     size = config.system.coarse.image_size
-    samples = as_samples(with_normal_share(split.train, config.data.normal_share, config.seed))
+    samples = as_samples(split.train)
     samples += phantom_samples(config.data.phantoms, config.seed)
     samples += tissue_samples(split.train, config.data.tissue, config.seed)
     weights = balanced_weights([s.get(GROUP) for s in samples], config.data.balance)
@@ -61,27 +53,37 @@ def _coarse_loaders(config: TrainConfig, split: Split) -> tuple[DataLoader, Data
     )
 
 
-def _refiner_loaders(
-    config: TrainConfig, split: Split, phase: RefinerPhase, out: Path
+def refiner_loaders(
+    config: TrainConfig,
+    split: Split,
+    out: Path,
+    encoder: nn.Module,
+    proposed: Callable[[Item], np.ndarray],
+    coarse_size: int = 0,
 ) -> tuple[DataLoader, DataLoader]:
-    """Phases 2 and 3: images as kept features (or pixels), labels, and real proposals where there are any."""
+    """(training, selection) of phases 2 and 3: images as kept features (or pixels), labels, and real proposals where there
+    are any.
+
+    out: the run's folder, where features lie with ``refine.cache: disk``. encoder: the image encoder, for the features.
+    proposed: what the coarse network says of an image (``predict``), which the selection images are judged with.
+    coarse_size: the side of the coarse network's image, where that network learns too (phase 3) and answers for itself; 0:
+    it stands still, and what stands for its result comes from the data.
+    """
     sam = config.system.sam
     assert sam is not None
-    embed = _embed(config, phase, out)
-    dataset = partial(RefineDataset, size=sam.image_size, seed=config.seed, embed=embed, coarse_size=phase.coarse_size)
+    embed = _embed(config, encoder, out)
+    dataset = partial(RefineDataset, size=sam.image_size, seed=config.seed, embed=embed, coarse_size=coarse_size)
     augment = _augmentation(config, sam.image_size, soft_label=True)
-    items = with_normal_share(split.train, config.data.normal_share, config.seed)
-    samples = _training_samples(config, items)
+    samples = training_samples(config, split.train)
     made = phantom_samples(config.data.phantoms, config.seed)
     made += tissue_samples(split.train, config.data.tissue, config.seed)
     samples += [RefineSample(s[ID], s[IMAGE], s[LABEL], group=s.get(GROUP)) for s in made]
     weights = balanced_weights([s.group for s in samples], config.data.balance)
-    masks = None if phase.coarse_size else _coarse_masks(config)  # in phase 3 the coarse network itself answers
+    masks = None if coarse_size else coarse_masks(config)
     training = dataset(samples, augment=augment, variants=config.refine.variants, coarse_masks=masks)
     # The checkpoint is judged by what it will really be given: the coarse network's own predictions.
     judged = [
-        replace(_sample(i, name), proposals=(predict(phase.coarse, phase.system, i),))
-        for i, name in zip(split.select, names_of(split.select))
+        replace(_sample(i, name), proposals=(proposed(i),)) for i, name in zip(split.select, names_of(split.select))
     ]
     selection = dataset(judged, with_image=True)
     workers = config.data.workers if config.refine.cache != "ram" else 0  # a worker's RAM is not shared
@@ -95,31 +97,31 @@ def _augmentation(config: TrainConfig, size: int, soft_label: bool = False) -> C
     if config.data.augment == "none":
         return None
     data = config.data
-    return augmentation(data.augment, size, soft_label, data.echogenicity, data.machines)
+    return augmentation(data.augment, size, soft_label, data.echogenicity, ranges(data.machines))
 
 
-def _coarse_masks(config: TrainConfig) -> CoarseMasks:
+def coarse_masks(config: TrainConfig) -> CoarseMasks:
+    """What stands for the coarse network's result in phase 2, as configured."""
     options = config.refine
     easy = max(1, config.epochs // 2) if options.curriculum else 0
     return CoarseMasks(options.corruption, config.system.coarse.image_size, options.corrupted_share, easy)
 
 
-def _embed(config: TrainConfig, phase: RefinerPhase, out: Path) -> Embed | None:
+def _embed(config: TrainConfig, encoder: nn.Module, out: Path) -> Embed | None:
     if config.refine.cache == "off":
         return None
     folder = out / "features" if config.refine.cache == "disk" else None
-    encoder = phase.refiner.sam.image_encoder
     recipe = f"{config.data.augment} {config.data.echogenicity}"
     if config.data.augment == MACHINES:
-        recipe += f" {config.data.machines}"
-    return FeatureKeeper(encoder, config.refine.train, int(config.refine.cache_gb * GIB), folder, recipe)
+        recipe += f" {ranges(config.data.machines)}"
+    return FeatureKeeper(encoder, config.refine.train, CACHE_BYTES, folder, recipe)
 
 
 def _sample(item: Item, name: str) -> RefineSample:
     return RefineSample(name, item.image, item.mask, group=group_of(item))
 
 
-def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[RefineSample]:
+def training_samples(config: TrainConfig, items: Sequence[Item]) -> list[RefineSample]:
     """Items with what was really proposed for them: recorded corrections first, else out-of-fold predictions."""
     offered = {}
     if config.refine.corrections:
@@ -132,11 +134,11 @@ def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[Refine
     for item, name in zip(items, names_of(items)):
         sample, alone = _sample(item, name), counts[item.id] == 1
         if alone and item.id in offered:
-            sample = replace(sample, proposals=(offered[item.id].astype(np.float32),), is_correction=True)
+            sample = replace(sample, proposals=(offered[item.id].astype(np.float32),), kind=ProposalKind.CORRECTION)
         else:
             sample = replace(sample, proposals=read_proposals(folders, item, by_id=alone))
         real += bool(sample.proposals)
-        corrected += sample.is_correction
+        corrected += sample.kind is ProposalKind.CORRECTION
         samples.append(sample)
     log.info("%d of %d training images have a real proposal, %d of them corrected", real, len(items), corrected)
     if config.refine.proposals and not real:
@@ -145,33 +147,3 @@ def _training_samples(config: TrainConfig, items: Sequence[Item]) -> list[Refine
             "`ultrarefiner proposals` makes them"
         )
     return samples
-
-
-def proposal_folders(text: str) -> list[Path]:
-    """The folders of ``refine.proposals``: one, or several with commas between them. Raises InputError for one that is not
-    there."""
-    if not text or Path(text).is_dir():  # its own name may hold a comma
-        return [Path(text)] if text else []
-    found = [Path(name.strip()) for name in text.split(",") if name.strip()]
-    missing = [str(folder) for folder in found if not folder.is_dir()]
-    if missing:
-        raise InputError(
-            f"refine.proposals: {', '.join(missing)} is no folder; `ultrarefiner proposals` makes them (commas stand between "
-            "several folders)"
-        )
-    return found
-
-
-def read_proposals(folders: Sequence[Path], item: Item, by_id: bool = True) -> tuple[np.ndarray, ...]:
-    """Predictions of an image as ``nested.write_proposal`` kept them, (h, w) in [0, 1] each.
-
-    In each folder it lies as SET/ID.png, or as ID.png in a folder for one set. by_id: whether the latter can be meant.
-    """
-    found = []
-    for folder in folders:
-        several = bool(item.set) and (folder / item.set).is_dir()
-        path = folder / f"{item.key if several else item.id}.png"
-        if (several or by_id) and path.is_file():
-            with Image.open(path) as image:
-                found.append(np.asarray(image.convert("L"), dtype=np.float32) / 255)
-    return tuple(found)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 from monai.data import DataLoader
 from monai.transforms import Compose
 from torch.utils.data import Dataset, DistributedSampler
@@ -17,6 +16,7 @@ from ultrarefiner_monai.core.threads import in_threads
 from ultrarefiner_monai.datasets.datalist import Item, group_of, names_of
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL
+from ultrarefiner_monai.training.loop.ddp import process_share
 
 GROUP = "group"  # of a sample: what it is balanced with; a phantom has none
 
@@ -84,16 +84,6 @@ def as_samples(items: Sequence[Item]) -> list[dict[str, Any]]:
     return [{ID: n, IMAGE: i.image, LABEL: i.mask, GROUP: group_of(i)} for n, i in zip(names, items)]
 
 
-def with_normal_share(items: Sequence[Item], share: float | None, seed: int) -> list[Item]:
-    """Repeat or leave out lesion-free images so that they make up ``share`` of the list; None keeps the list."""
-    lesions, normals = [i for i in items if i.has_lesion], [i for i in items if not i.has_lesion]
-    if share is None or not normals:
-        return list(items)
-    count = round(share / (1 - share) * len(lesions))
-    order = np.random.default_rng(seed).permutation(len(normals))
-    return lesions + [normals[order[k % len(normals)]] for k in range(count)]
-
-
 def phantom_samples(count: int, seed: int) -> list[dict[str, Any]]:
     """Phantoms as samples, of random sizes between 256 and 320 pixels, a quarter of them without a lesion."""
     samples = []
@@ -104,13 +94,6 @@ def phantom_samples(count: int, seed: int) -> list[dict[str, Any]]:
         image, label = phantom.image.astype(np.float32) / 255, phantom.mask.astype(np.float32)
         samples.append({ID: f"phantom_{k:04d}", IMAGE: image, LABEL: label})
     return samples
-
-
-def process_share() -> tuple[int, int]:
-    """(this process, number of processes) of a training by torchrun; (0, 1) for any other."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def balanced_weights(groups: Sequence[str | None], balance: float) -> list[float] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,26 @@ Embed = Callable[[str, Callable[[], torch.Tensor]], list[torch.Tensor]]
 Made = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
+class ProposalKind(Enum):
+    """Where a coarse mask comes from that the refiner learns to mend."""
+
+    PREDICTION = "prediction"  # of a coarse network that has not seen the image
+    CORRECTION = "correction"  # what was offered to a user, who saved something else
+    CORRUPTED = "corrupted"  # the label, spoilt
+
+
 @dataclass(frozen=True)
 class RefineSample:
     """One image: paths, or arrays (H, W) (phantoms). proposals: what coarse networks said of it, each (H, W) or (c, c) in
-    the coarse frame's inner part, float in [0, 1]. is_correction: they are what a user corrected, so they are always used.
-    group: what it is balanced with (``balanced_weights``)."""
+    the coarse frame's inner part, float in [0, 1]. kind: of these proposals. group: what it is balanced with
+    (``balanced_weights``)."""
 
     id: str
     image: Path | np.ndarray
     label: Path | np.ndarray
     proposals: tuple[np.ndarray, ...] = ()
     frame: int = 0
-    is_correction: bool = False
+    kind: ProposalKind = ProposalKind.PREDICTION
     group: str | None = None
 
     def key(self) -> str:
@@ -70,11 +79,19 @@ class CoarseMasks:
         self.corruptor = Corruptor(config, 0)
         self.size, self.share, self.easy_epochs = size, share, easy_epochs
 
+    def draw(self, kind: ProposalKind, count: int, rng: np.random.Generator) -> ProposalKind:
+        """What an image with ``count`` proposals of a kind gets this time. A correction is always used."""
+        if not count:
+            return ProposalKind.CORRUPTED
+        if kind is ProposalKind.CORRECTION or rng.random() >= self.share:
+            return kind
+        return ProposalKind.CORRUPTED
+
     def __call__(
-        self, label: torch.Tensor, proposals: torch.Tensor, always_real: bool, epoch: int, rng: np.random.Generator
+        self, label: torch.Tensor, proposals: torch.Tensor, kind: ProposalKind, epoch: int, rng: np.random.Generator
     ) -> torch.Tensor:
         """label (1, S, S) and proposals (n, S, S) in [0, 1], n may be 0 -> coarse_prob (1, c, c) in [0, 1]."""
-        if len(proposals) and (always_real or rng.random() >= self.share):
+        if self.draw(kind, len(proposals), rng) is not ProposalKind.CORRUPTED:
             which = int(rng.integers(len(proposals)))
             return resize(proposals[None, which : which + 1], self.size, self.size)[0]
         self.corruptor.set_seed(int(rng.integers(2**31)))
@@ -154,7 +171,7 @@ class RefineDataset(Dataset):
             return proposals[:1].float() / 255 if len(proposals) else torch.zeros_like(label)
         epoch = self._epoch.get()
         rng = np.random.default_rng([self.seed, epoch, index, _COARSE_MASKS, again])
-        return self.coarse_masks(label, proposals.float() / 255, self.samples[index].is_correction, epoch, rng)
+        return self.coarse_masks(label, proposals.float() / 255, self.samples[index].kind, epoch, rng)
 
     def _variant(self, index: int, again: int = 0) -> int:
         if self.variants == 1:

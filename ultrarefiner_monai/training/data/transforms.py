@@ -30,11 +30,11 @@ from monai.transforms import (
     ToTensord,
 )
 
-from ultrarefiner_monai.config import MachinesConfig
 from ultrarefiner_monai.core.geometry import Letterbox
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.readers import read_mask, read_study
 from ultrarefiner_monai.training.data.acquisition import machine_steps
+from ultrarefiner_monai.training.data.acquisition_ranges import Ranges
 from ultrarefiner_monai.training.data.echogenicity import RandEchogenicityd
 
 IMAGE, LABEL, ID = "image", "label", "id"
@@ -118,7 +118,7 @@ def augmentation(
     size: int = 224,
     soft_label: bool = False,
     echogenicity: float = 0.0,
-    machines: MachinesConfig | None = None,
+    machines: Ranges | None = None,
 ) -> Compose:
     """Changes that a breast-ultrasound image may go through and stay one: no vertical flip (depth has a meaning).
 
@@ -133,7 +133,7 @@ def augmentation(
     if echogenicity:
         steps.append(RandEchogenicityd(IMAGE, LABEL, prob=echogenicity))
     if name == MACHINES:
-        steps += machine_steps(machines or MachinesConfig(), IMAGE, LABEL)
+        steps += machine_steps(machines or Ranges(), IMAGE, LABEL)
     else:
         steps += _steps(STRENGTHS[name], size)
     if not soft_label:

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ultrarefiner_monai.training.data.loading import process_share
 from ultrarefiner_monai.training.phases.phase import Batch, Phase
 
 
@@ -38,6 +37,13 @@ def group(device: str) -> Iterator[str]:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def process_share() -> tuple[int, int]:
+    """(this process, number of processes) of a training by torchrun; (0, 1) for any other."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def rank() -> int:

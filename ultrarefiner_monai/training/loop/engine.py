@@ -39,6 +39,7 @@ from ultrarefiner_monai.training.loop.tracking import Trackers, overlay_sheet
 from ultrarefiner_monai.training.phases.phase import Batch, Phase
 
 log = logging.getLogger(__name__)
+OVERLAY_EVERY = 5  # epochs; and after the last one
 
 
 @dataclass
@@ -166,9 +167,7 @@ class Run:
             self.best = Best(figures["select"], epoch)
         if not ddp.is_main():
             return
-        judge = getattr(self.phase, "judge", None)
-        if judge is not None:
-            judge(epoch, figures)
+        self.phase.judge(epoch, figures)
         try:
             if is_best or self.config.keep == "last":
                 meta = {**self.meta, "phase": self.config.phase, "epoch": epoch, "selection": figures}
@@ -187,7 +186,7 @@ class Run:
         rates = {f"lr/{name}": rate for name, rate in self.steps.rates().items()}
         train, select = ({f"{p}/{k}": v for k, v in d.items()} for p, d in (("train", losses), ("select", figures)))
         self._trackers.scalars({**train, **select, **rates}, epoch)
-        if self.config.overlays and (epoch % self.config.overlay_every == 0 or epoch == self.config.epochs):
+        if self.config.overlays and (epoch % OVERLAY_EVERY == 0 or epoch == self.config.epochs):
             try:
                 self._draw(epoch)
             except OSError as error:
@@ -195,16 +194,17 @@ class Run:
 
     @torch.no_grad()
     def _draw(self, epoch: int) -> None:
-        """Outlines on the same few selection images each time, if the phase can draw (``Phase.pictures``)."""
-        pictures, dataset = getattr(self.phase, "pictures", None), self.selection.dataset
-        if pictures is None:
-            return
+        """Outlines on the same few selection images each time, where the phase draws (``Phase.pictures``)."""
+        dataset = self.selection.dataset
         number = min(self.config.overlays, len(dataset))  # type: ignore[arg-type]
         chosen = np.linspace(0, len(dataset) - 1, number).round().astype(int)  # type: ignore[arg-type]
         batch = (self.selection.collate_fn or default_collate)([dataset[int(k)] for k in chosen])
         self.evaluated.eval()
         with self.steps.autocast():
-            sheet = overlay_sheet(pictures(self.evaluated, self.steps.to_device(batch)))
+            pictures = self.phase.pictures(self.evaluated, self.steps.to_device(batch))
+        if pictures is None:
+            return
+        sheet = overlay_sheet(pictures)
         path = self.out / "overlays" / f"epoch_{epoch:04d}.png"
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as file:

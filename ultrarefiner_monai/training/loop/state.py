@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ultrarefiner_monai.config import ConfigError, TrainConfig, from_dict, to_dict
+from ultrarefiner_monai.config import ConfigError, MachinesConfig, TrainConfig, from_dict, to_dict
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.training.data.acquisition_ranges import Ranges
 
 # Options that change nothing in what is computed for an epoch, so that a run may go on with others.
-FREE = ("epochs", "tracking", "mlflow_uri", "overlays", "overlay_every", "validate_every", "calibrate")
+FREE = ("epochs", "tracking", "mlflow_uri", "overlays", "validate_every", "calibrate")
+
+# Options that are none any more, and what is done in their place: a run that was begun with that goes on.
+GONE: dict[str, Any] = {
+    "data.normal_share": None,
+    "loss.teacher_weight": 1.0,
+    **{f"data.machines.{k}": v for k, v in vars(Ranges()).items() if k not in vars(MachinesConfig())},
+}
+GONE_AND_FREE = ("refine.cache_gb", "joint.warn_drop", "overlay_every")  # whatever they were
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -36,10 +46,11 @@ def load_state(path: Path) -> dict[str, Any]:
 def check_same_options(path: Path, stored: dict[str, Any], config: TrainConfig) -> None:
     """Raise InputError unless ``stored``, a state's plain options, are those of ``config``, ``FREE`` ones apart.
 
-    An option that did not exist when the state was written counts as its default.
+    An option that did not exist when the state was written counts as its default. One that is none any more (``GONE``) has
+    to have had the value that is fixed now.
     """
     try:
-        before = to_dict(from_dict(TrainConfig, stored))
+        before = to_dict(from_dict(TrainConfig, without_gone(path, stored)))
     except ConfigError as error:
         raise InputError(f"{path} is from another version of this package: {error}") from error
     own = to_dict(config)
@@ -48,3 +59,20 @@ def check_same_options(path: Path, stored: dict[str, Any], config: TrainConfig) 
     other = [k for k in own if k not in FREE and own[k] != before[k]]
     if other:
         raise InputError(f"{path} was trained with other options: {', '.join(other)} differ")
+
+
+def without_gone(path: Path, stored: dict[str, Any]) -> dict[str, Any]:
+    """A state's plain options without those of ``GONE``. Raises InputError where one had another value than is fixed now."""
+    out = copy.deepcopy(stored)
+    for name in (*GONE, *GONE_AND_FREE):
+        *groups, last = name.split(".")
+        options: Any = out
+        for group in groups:
+            options = options.get(group) if isinstance(options, dict) else None
+        if not isinstance(options, dict) or last not in options:
+            continue
+        value, fixed = options.pop(last), GONE.get(name)
+        same = list(value) == list(fixed) if isinstance(fixed, tuple) else value == fixed
+        if name in GONE and not same:
+            raise InputError(f"{path} was trained with {name}: {value}, which is fixed at {fixed} now: begin a new run")
+    return out

@@ -23,10 +23,10 @@ from ultrarefiner_monai.training.data.refining import COARSE_IMAGE
 from ultrarefiner_monai.training.data.transforms import LABEL
 from ultrarefiner_monai.training.loop.epoch_means import Means
 from ultrarefiner_monai.training.phases.clicked import loss_with_clicks
+from ultrarefiner_monai.training.phases.coarse import coarse_loss, coarse_step
 from ultrarefiner_monai.training.phases.losses import RefinerLoss, iou_loss
-from ultrarefiner_monai.training.phases.phase import coarse_loss, coarse_step
+from ultrarefiner_monai.training.phases.phase import Batch
 from ultrarefiner_monai.training.phases.refiner import (
-    Batch,
     RefinerPhase,
     embed,
     final_logits,
@@ -40,6 +40,7 @@ from ultrarefiner_monai.training.phases.refiner import (
 )
 
 log = logging.getLogger(__name__)
+WARN_DROP = 0.02  # of the coarse Dice on the selection images: said loudly
 
 
 class JointNetwork(nn.Module):
@@ -66,7 +67,7 @@ class JointPhase(RefinerPhase):
         self.start = {k: v.detach().clone() for k, v in self.coarse.named_parameters()}
         self.before: dict[str, float] = {}
 
-    # --- what the engine asks for -------------------------------------------------------------------------------------
+    # --- what the loop asks for ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def begin(self, selection: DataLoader) -> None:
@@ -140,7 +141,7 @@ class JointPhase(RefinerPhase):
     def judge(self, epoch: int, figures: dict[str, float]) -> None:
         """After each epoch's validation: warn when the coarse network got worse."""
         drop = self.before.get("coarse_dice", float("nan")) - figures["coarse_dice"]
-        if drop > self.config.joint.warn_drop:
+        if drop > WARN_DROP:
             log.warning(
                 "epoch %d: the coarse Dice on the selection images is %.4f, %.4f below where joint training began (%.4f); "
                 "lower joint.coarse_lr_factor or joint.coarse_grad_scale, or raise joint.anchor",

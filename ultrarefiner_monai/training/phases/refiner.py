@@ -7,6 +7,7 @@ perhaps a box (two passes). The coarse mask goes through the coarse frame on its
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,27 @@ from torch import nn
 from ultrarefiner_monai.config import SystemConfig, TrainConfig
 from ultrarefiner_monai.core.geometry import resize
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.datalist import Split
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.checkpoints import Checkpoint, load_strictly, read_checkpoint, save_system
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 from ultrarefiner_monai.models.sam.network import build_sam, encode, load_into_sam, load_sam_state
 from ultrarefiner_monai.training.data.features import to_embedding
+from ultrarefiner_monai.training.data.loaders import refiner_loaders
+from ultrarefiner_monai.training.data.predictions import predict
 from ultrarefiner_monai.training.data.refining import FEATURES, PROPOSAL, VALID
 from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.training.phases.clicked import dice_after, loss_with_clicks, missed
 from ultrarefiner_monai.training.phases.losses import RefinerLoss, change_penalty, iou_loss, overlap
-from ultrarefiner_monai.training.phases.phase import selection_figures
+from ultrarefiner_monai.training.phases.phase import Batch, Loaders, Phase
+from ultrarefiner_monai.training.phases.selection import selection_figures
 
-Batch = dict[str, Any]
 
-
-class RefinerPhase:
+class RefinerPhase(Phase):
     """Phase 2. ``network`` is the Refiner; the coarse network stands beside it, frozen, and goes into the checkpoint."""
 
-    coarse_size = 0  # phase 3 wants the coarse network's image too
+    coarse_size: int = 0  # the side of the coarse network's image in a batch; 0: it is not needed
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -45,7 +48,11 @@ class RefinerPhase:
         self.loss = RefinerLoss(config.refine.focal_weight)
         set_trainable(self.network, config.refine.train)
 
-    # --- what the engine asks for -------------------------------------------------------------------------------------
+    # --- what the loop asks for ---------------------------------------------------------------------------------------
+
+    def loaders(self, split: Split, out: Path) -> Loaders:
+        proposed = partial(predict, self.coarse, self.system)
+        return refiner_loaders(self.config, split, out, self.refiner.sam.image_encoder, proposed, self.coarse_size)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return refiner_groups(self.network, self.config)
@@ -193,7 +200,7 @@ def play(
     embedding: torch.Tensor,
     coarse_prob: torch.Tensor,
     batch: Batch,
-    phase: Any,
+    phase: RefinerPhase,
     rng: np.random.Generator,
 ) -> dict[str, torch.Tensor]:
     """Refine some items without prompts and some with clicks; the losses of both. ``phase``: loss and configuration."""
