@@ -264,13 +264,13 @@ def test_a_seg_of_a_photograph_is_refused(tiny: Path, tmp_path: Path) -> None:
 WITHOUT_PACS = """
 import sys
 from pathlib import Path
-from ultrarefiner_monai.batch.archive import plan_batch, run_batch
+from ultrarefiner_monai.batch.archive import plan_batch
 from ultrarefiner_monai.batch.work import Worker
+from ultrarefiner_monai.cli.command import app
 
 studies, out, model = sys.argv[1:]
+app(["batch", "--studies", studies, "--out", out, "--model", model, "--format", "seg"], standalone_mode=False)
 jobs, setup = plan_batch(studies, Path(out), Path(model), "seg")
-summary = run_batch(jobs, setup)
-assert (summary.done, summary.failed) == (2, 0), summary
 rows = [row for job in jobs for row in Worker(setup).answer(job)[0]]  # what its processes do, in this one
 assert [row["status"] for row in rows] == ["done", "done"], rows
 print(*sorted(name for name in sys.modules if name.startswith("ultrarefiner_monai.")))
@@ -285,7 +285,8 @@ def test_dicom_is_not_pacs_segs_of_a_folder_need_nothing_of_the_store(tiny: Path
     command = [sys.executable, "-c", WITHOUT_PACS, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    loaded = done.stdout.split()
+    assert "2 outlined, 0 already finished, 0 failed" in done.stdout
+    loaded = done.stdout.splitlines()[-1].split()
     assert "ultrarefiner_monai.dicom.seg" in loaded and "ultrarefiner_monai.batch.work" in loaded
     assert not [name for name in loaded if name.split(".")[1] in ("dicomweb", "exchange")]
     masks = [

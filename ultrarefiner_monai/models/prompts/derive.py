@@ -11,7 +11,6 @@ empty: no point (label -1), no box (inverted), no mask (all zero), and a gradien
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -39,12 +38,7 @@ def derive_prompts(
     or one per item; the rest is the letterbox's padding, which is neither lesion nor background. None: all of it.
     points_xy: (B, N, 2), N = 0 to 2: the positive, then the negative one.
     """
-    if coarse_prob.ndim != 4 or coarse_prob.shape[1] != 1:
-        raise ValueError(f"coarse_prob must be (B, 1, H, W), got {tuple(coarse_prob.shape)}")
-    prob = coarse_prob.flatten(0, 1)  # (B, H, W); a view whose backward is free, unlike that of indexing
-    if config.sharpen:
-        prob = torch.sigmoid(SHARPEN_SLOPE * (prob - 0.5))
-    moments = Moments(prob, config.box_floor, Frame(prob, valid_hw))
+    prob, moments = _moments_of(coarse_prob, config, valid_hw)
     box = _threshold_box(prob, moments) if config.box == "minmax" else moments.box(config.box_factor)
 
     xy, labels = [], []
@@ -67,8 +61,18 @@ def derive_mask_prompt(
     coarse_prob: torch.Tensor, config: PromptConfig, mask_side: int = 256, valid_hw: ValidHW = None
 ) -> torch.Tensor | None:
     """The mask prompt alone, (B, 1, mask_side, mask_side): what stays beside a user's points and box."""
-    only_mask = replace(config, point=False, box="none", negative="none")
-    return derive_prompts(coarse_prob, only_mask, mask_side, valid_hw).mask_logits
+    prob, moments = _moments_of(coarse_prob, config, valid_hw)
+    return mask_prompt(prob[:, None], config, mask_side, moments.empty)
+
+
+def _moments_of(coarse_prob: torch.Tensor, config: PromptConfig, valid_hw: ValidHW) -> tuple[torch.Tensor, Moments]:
+    """(prob (B, H, W), where the lesion lies in it)."""
+    if coarse_prob.ndim != 4 or coarse_prob.shape[1] != 1:
+        raise ValueError(f"coarse_prob must be (B, 1, H, W), got {tuple(coarse_prob.shape)}")
+    prob = coarse_prob.flatten(0, 1)  # a view whose backward is free, unlike that of indexing
+    if config.sharpen:
+        prob = torch.sigmoid(SHARPEN_SLOPE * (prob - 0.5))
+    return prob, Moments(prob, config.box_floor, Frame(prob, valid_hw))
 
 
 # --- Box and points ---------------------------------------------------------------------------------------------------

@@ -17,9 +17,9 @@ from ultrarefiner_monai.core.image import Limits, Study
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.dicom.series import sha256_of_image, state_of
 from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.masks.pixels import pack_mask, unpack_mask
 from ultrarefiner_monai.pipeline.outline import NO_CLICKS, FrameOutline, outline_frame
 from ultrarefiner_monai.pipeline.predictor import Predictor
-from ultrarefiner_monai.studies.journal import pack_mask, unpack_mask
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
