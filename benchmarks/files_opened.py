@@ -11,7 +11,6 @@ A reader opens those that hand the click on, which are marked *: they call into 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import shutil
 import sys
 import tempfile
@@ -64,23 +63,21 @@ def _name(code: CodeType) -> str:
 def click_files(model: Path) -> dict[str, set[str]]:
     """Those of a click on an image of sample-data that was clicked on before."""
     sys.path[:0] = [str(APP), str(ROOT)]
-    from monailabel.config import settings
     from monailabel.interfaces.utils.app import app_instance
 
-    from lib.routes.infer import infer
+    from lib.routes.infer import _infer
 
+    image = "phantom_01"
     with tempfile.TemporaryDirectory() as name:
         studies = Path(name, "studies")
         studies.mkdir()
-        shutil.copy(ROOT / "sample-data" / "phantom_01.png", studies)
-        settings.MONAI_LABEL_APP_DIR, settings.MONAI_LABEL_STUDIES = str(APP), str(studies)
-        settings.MONAI_LABEL_APP_CONF = {"weights": str(model), "work_dir": str(Path(name, "work"))}
-        app = app_instance()
+        shutil.copy(ROOT / "sample-data" / f"{image}.png", studies)
+        app = app_instance(str(APP), str(studies), {"weights": str(model), "work_dir": str(Path(name, "work"))})
         app.served.latest()
 
         def click(x: int) -> None:
-            params = f'{{"foreground": [[{x}, 200, 0]]}}'
-            answer = asyncio.run(infer("sam_refiner", image="phantom_01", params=params, output=None, frame=""))
+            stored = image, app.datastore().image_path(image)
+            answer = _infer(app, "sam_refiner", stored, "", f'{{"foreground": [[{x}, 200, 0]]}}', None, None, "")
             assert answer.status_code == 200, answer.body
 
         click(200)

@@ -38,7 +38,7 @@ def derive_prompts(
     or one per item; the rest is the letterbox's padding, which is neither lesion nor background. None: all of it.
     points_xy: (B, N, 2), N = 0 to 2: the positive, then the negative one.
     """
-    prob, moments = _moments_of(coarse_prob, config, valid_hw)
+    prob, moments = _seen(coarse_prob, config, valid_hw)
     box = _threshold_box(prob, moments) if config.box == "minmax" else moments.box(config.box_factor)
 
     xy, labels = [], []
@@ -61,12 +61,12 @@ def derive_mask_prompt(
     coarse_prob: torch.Tensor, config: PromptConfig, mask_side: int = 256, valid_hw: ValidHW = None
 ) -> torch.Tensor | None:
     """The mask prompt alone, (B, 1, mask_side, mask_side): what stays beside a user's points and box."""
-    prob, moments = _moments_of(coarse_prob, config, valid_hw)
+    prob, moments = _seen(coarse_prob, config, valid_hw)
     return mask_prompt(prob[:, None], config, mask_side, moments.empty)
 
 
-def _moments_of(coarse_prob: torch.Tensor, config: PromptConfig, valid_hw: ValidHW) -> tuple[torch.Tensor, Moments]:
-    """(prob (B, H, W), where the lesion lies in it)."""
+def _seen(coarse_prob: torch.Tensor, config: PromptConfig, valid_hw: ValidHW) -> tuple[torch.Tensor, Moments]:
+    """(B, H, W) and its moments."""
     if coarse_prob.ndim != 4 or coarse_prob.shape[1] != 1:
         raise ValueError(f"coarse_prob must be (B, 1, H, W), got {tuple(coarse_prob.shape)}")
     prob = coarse_prob.flatten(0, 1)  # a view whose backward is free, unlike that of indexing
