@@ -130,10 +130,12 @@ class UltraRefinerApp(MONAILabelApp):
             "notice": NOTICE,
         }
 
-    def outline(self, model: str, path: Path, image_id: str, request: dict[str, Any] | None = None) -> Outline:
-        """Run ``model`` on one image file; request: what the client sent besides."""
+    def outline(
+        self, model: str, path: Path, image_id: str, request: dict[str, Any] | None = None, as_file: bool = True
+    ) -> Outline:
+        """Run ``model`` on one image file; request: what the client sent besides; as_file: see ``LesionTask.outline``."""
         with self.preparer.request():
-            return self._task(model).outline({**(request or {}), "image": str(path), "image_id": image_id})
+            return self._task(model).outline({**(request or {}), "image": str(path), "image_id": image_id}, as_file)
 
     def _task(self, model: str) -> LesionTask:
         if model not in self._infers:

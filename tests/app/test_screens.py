@@ -115,3 +115,27 @@ def test_a_series_of_files_is_one_image(task: LesionTask, tmp_path: Path) -> Non
     (folder / "c").write_bytes(dicom_bytes(screen()[None], 1, 0.2, instance=3))
     after = task.engine.open(folder)
     assert after.study.n_frames == 3 and after.sha256 != before.sha256
+
+
+def test_a_remembered_frame_is_the_same_and_took_no_time(task: LesionTask, tmp_path: Path) -> None:
+    path = tmp_path / "split.dcm"
+    path.write_bytes(dicom_bytes(screen()[None], 1, 0.1, regions=REGIONS))
+    opened, clicks = task.engine.open(path), Clicks(((20, 60),))
+    first, again = (task.engine.answer(Bright(), opened, 0, clicks) for _ in range(2))  # type: ignore[arg-type]
+    assert "measure" in first.timings and again.timings == {}
+    np.testing.assert_array_equal(first.mask, again.mask)
+    assert (first.size, first.keys) == (again.size, again.keys) and first.mask[60, 20] == 1
+    # Another frame, other clicks, none: each is a question of its own.
+    plain = task.engine.answer(Bright(), opened, 0)  # type: ignore[arg-type]
+    assert plain.timings and plain.mask[60, 20] == 0
+
+
+def test_whoever_goes_on_with_the_mask_gets_it_without_a_file(task: LesionTask, tmp_path: Path) -> None:
+    path = tmp_path / "split.dcm"
+    path.write_bytes(dicom_bytes(screen()[None], 1, 0.1, regions=REGIONS))
+    request = {"image": str(path), "image_id": "x"}
+    array, file = task.outline(request, as_file=False), task.outline(request)
+    assert array.content == b"" and file.content and array.mask.any()
+    np.testing.assert_array_equal(array.mask, file.mask)
+    np.testing.assert_array_equal(asked(task, path, tmp_path)[0], file.mask)
+    assert len(task.engine.journal.kept) == 3  # a proposal all the same

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
 from main import UltraRefinerApp
 from monailabel.endpoints.infer import ResultType
@@ -44,7 +45,7 @@ def test_an_image_on_its_way_takes_no_place_of_those_that_compute(monkeypatch: p
 
     def outline(model: str, path: Path, image_id: str, request: Any) -> Outline:
         answers.append(image_id)
-        return Outline(b"", ".nrrd", {})
+        return Outline(b"", ".nrrd", {}, np.zeros((1, 1, 1), np.uint8))
 
     monkeypatch.setattr(app, "outline", outline)
     monkeypatch.setattr(infer_routes, "app_instance", lambda: app)

@@ -25,6 +25,7 @@ from ultrarefiner_monai.batch.archive import plan_batch, run_batch
 from ultrarefiner_monai.batch.jobs import folder_jobs
 from ultrarefiner_monai.batch.pool import Pool
 from ultrarefiner_monai.batch.table import COLUMNS, Results
+from ultrarefiner_monai.batch.work import Worker
 from ultrarefiner_monai.cli import command as cli
 from ultrarefiner_monai.config import CoarseConfig, ConfigError, SystemConfig
 from ultrarefiner_monai.core.types import InputError
@@ -240,7 +241,7 @@ def test_other_formats(kind: str, tiny: Path, tmp_path: Path) -> None:
     jobs, setup = plan_batch(str(tmp_path), tmp_path / "o", tiny, kind)
     # What a worker does, without starting one.
     (setup.out / "masks").mkdir(parents=True)
-    [row], _ = batch.work.Worker(setup).answer(jobs[0])
+    [row], _ = Worker(setup).answer(jobs[0])
     assert row["status"] == "done", row["error"]
     path = setup.out / row["mask"]
     if kind == "seg":
@@ -255,9 +256,43 @@ def test_other_formats(kind: str, tiny: Path, tmp_path: Path) -> None:
 def test_a_seg_of_a_photograph_is_refused(tiny: Path, tmp_path: Path) -> None:
     Image.fromarray(picture(1)).save(tmp_path / "a.png")
     jobs, setup = plan_batch(str(tmp_path), tmp_path / "o", tiny, "seg")
-    [row], unreachable = batch.work.Worker(setup).answer(jobs[0])
+    [row], unreachable = Worker(setup).answer(jobs[0])
     assert (row["status"], unreachable) == ("failed", False)
     assert "a.png: a DICOM SEG needs a DICOM image, this one is png" in row["error"]
+
+
+WITHOUT_PACS = """
+import sys
+from pathlib import Path
+from ultrarefiner_monai.batch.archive import plan_batch
+from ultrarefiner_monai.batch.work import Worker
+from ultrarefiner_monai.cli.command import app
+
+studies, out, model = sys.argv[1:]
+app(["batch", "--studies", studies, "--out", out, "--model", model, "--format", "seg"], standalone_mode=False)
+jobs, setup = plan_batch(studies, Path(out), Path(model), "seg")
+rows = [row for job in jobs for row in Worker(setup).answer(job)[0]]  # what its processes do, in this one
+assert [row["status"] for row in rows] == ["done", "done"], rows
+print(*sorted(name for name in sys.modules if name.startswith("ultrarefiner_monai.")))
+"""
+
+
+def test_dicom_is_not_pacs_segs_of_a_folder_need_nothing_of_the_store(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for k in range(2):
+        (tmp_path / "s" / f"{k}.dcm").write_bytes(dicom_bytes(picture(k)[None], k, 0.2))
+    arguments = [tmp_path / "s", tmp_path / "o", tiny]
+    command = [sys.executable, "-c", WITHOUT_PACS, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "2 outlined, 0 already finished, 0 failed" in done.stdout
+    loaded = done.stdout.splitlines()[-1].split()
+    assert "ultrarefiner_monai.dicom.seg" in loaded and "ultrarefiner_monai.batch.work" in loaded
+    assert not [name for name in loaded if name.split(".")[1] in ("dicomweb", "exchange")]
+    masks = [
+        read_seg(pydicom.dcmread(tmp_path / "o" / "masks" / f"{k}.dcm"), [tmp_path / "s" / f"{k}.dcm"]) for k in (0, 1)
+    ]
+    assert all(mask.shape == (1, 48, 64) for mask in masks)
 
 
 def test_what_cannot_work_is_refused_before_anything_is_computed(tiny: Path, tmp_path: Path) -> None:

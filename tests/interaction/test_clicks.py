@@ -30,8 +30,12 @@ def count(mask: np.ndarray) -> int:
     return ndimage.label(mask, np.ones((3, 3)))[1]
 
 
+def honour(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndarray:
+    return honour_clicks(mask, prob, check_clicks(clicks, (mask.shape[0], mask.shape[1])))
+
+
 def honoured(mask: np.ndarray, clicks: Clicks) -> bool:
-    positive, negative = check_clicks(clicks, (mask.shape[0], mask.shape[1]))
+    positive, negative, _ = check_clicks(clicks, (mask.shape[0], mask.shape[1]))
     return all(mask[p] for p in positive) and not any(mask[n] for n in negative)
 
 
@@ -48,11 +52,11 @@ probs = st.sampled_from([PROB, np.zeros_like(PROB), np.ones_like(PROB)])
 def test_every_click_is_honoured_in_any_order(mask, prob, foreground, background, box) -> None:
     background = [p for p in background if p not in foreground]
     clicks = Clicks(tuple(foreground), tuple(background), box)
-    out = honour_clicks(mask, prob, clicks)
+    out = honour(mask, prob, clicks)
     assert out.dtype == np.uint8 and set(np.unique(out)) <= {0, 1}
     assert honoured(out, clicks)
     turned = Clicks(tuple(reversed(foreground)), tuple(reversed(background)), box)
-    assert np.array_equal(out, honour_clicks(mask, prob, turned))
+    assert np.array_equal(out, honour(mask, prob, turned))
     if box is not None and not foreground:
         outside = np.ones_like(out, dtype=bool)
         outside[box_window(box, (H, W), margin=0.05)] = False
@@ -62,17 +66,17 @@ def test_every_click_is_honoured_in_any_order(mask, prob, foreground, background
 @given(st.lists(xy, min_size=1, max_size=4))
 def test_clicks_that_are_already_right_change_nothing(points) -> None:
     clicks = Clicks(tuple(p for p in points if MASK[p[1], p[0]]), tuple(p for p in points if not MASK[p[1], p[0]]))
-    assert np.array_equal(honour_clicks(MASK, PROB, clicks), MASK)
+    assert np.array_equal(honour(MASK, PROB, clicks), MASK)
 
 
 def test_input_is_left_alone() -> None:
     mask, prob = MASK.copy(), PROB.copy()
-    honour_clicks(mask, prob, Clicks(((5, 5), (150, 75)), ((100, 75),), (20, 20, 160, 140)))
+    honour(mask, prob, Clicks(((5, 5), (150, 75)), ((100, 75),), (20, 20, 160, 140)))
     assert np.array_equal(mask, MASK) and np.array_equal(prob, PROB)
 
 
 def test_near_click_pulls_the_outline_locally() -> None:
-    out = honour_clicks(MASK, PROB, Clicks(((149, 75),)))
+    out = honour(MASK, PROB, Clicks(((149, 75),)))
     added = (out == 1) & (MASK == 0)
     assert count(out) == 1 and not (out < MASK).any()
     assert 9 < added.sum() < 0.1 * MASK.sum()
@@ -80,7 +84,7 @@ def test_near_click_pulls_the_outline_locally() -> None:
 
 
 def test_far_click_adds_the_region_that_the_map_shows() -> None:
-    out = honour_clicks(MASK, PROB, Clicks(((32, 121),)))
+    out = honour(MASK, PROB, Clicks(((32, 121),)))
     added = (out == 1) & (MASK == 0)
     expected = (PROB > 0.5 * PROB[121, 32]) & (ROWS > 105) & (COLUMNS < 50)  # without the big lesion's rim
     assert count(out) == 2
@@ -88,7 +92,7 @@ def test_far_click_adds_the_region_that_the_map_shows() -> None:
 
 
 def test_far_click_without_evidence_adds_a_disc() -> None:
-    out = honour_clicks(MASK, PROB, Clicks(((180, 12),)))
+    out = honour(MASK, PROB, Clicks(((180, 12),)))
     added = (out == 1) & (MASK == 0)
     assert count(out) == 2 and 9 <= added.sum() < 0.01 * H * W
     assert [round(float(c.mean())) for c in np.nonzero(added)] == [12, 180]
@@ -96,9 +100,9 @@ def test_far_click_without_evidence_adds_a_disc() -> None:
 
 def test_deep_negative_click_removes_what_no_positive_click_holds() -> None:
     two = MASK | (ellipse(122, 30, 12, 16) > 0)
-    out = honour_clicks(two, PROB, Clicks((), ((30, 122),)))
+    out = honour(two, PROB, Clicks((), ((30, 122),)))
     assert np.array_equal(out, MASK)
-    kept = honour_clicks(two, PROB, Clicks(((24, 122),), ((36, 122),)))
+    kept = honour(two, PROB, Clicks(((24, 122),), ((36, 122),)))
     assert kept[122, 24] and count(kept) == 2
     # Of what is nearer to the positive click nothing is taken.
     nearer = (two == 1) & (COLUMNS < 30)
@@ -106,7 +110,7 @@ def test_deep_negative_click_removes_what_no_positive_click_holds() -> None:
 
 
 def test_shallow_negative_click_bites_locally() -> None:
-    out = honour_clicks(MASK, PROB, Clicks((), ((139, 75),)))
+    out = honour(MASK, PROB, Clicks((), ((139, 75),)))
     removed = (MASK == 1) & (out == 0)
     assert count(out) == 1 and not (out > MASK).any()
     assert 4 < removed.sum() < 0.2 * MASK.sum()
@@ -114,15 +118,15 @@ def test_shallow_negative_click_bites_locally() -> None:
 
 
 def test_negative_click_half_way_to_the_core_does_not_remove_the_lesion() -> None:
-    out = honour_clicks(MASK, PROB, Clicks((), ((100, 58),)))  # 13 of 30 pixels deep
+    out = honour(MASK, PROB, Clicks((), ((100, 58),)))  # 13 of 30 pixels deep
     assert not out[58, 100] and out[75, 100] and count(out) == 1
 
 
 def test_negative_click_in_a_weak_half_leaves_the_sure_one() -> None:
     prob = np.where(COLUMNS < 100, 0.95, 0.6).astype(np.float32)
-    out = honour_clicks(MASK, prob, Clicks((), ((128, 75),)))  # deep, but the network was not sure there
+    out = honour(MASK, prob, Clicks((), ((128, 75),)))  # deep, but the network was not sure there
     assert out[75, 70] and not out[75, 128]
-    assert not honour_clicks(MASK, prob, Clicks((), ((90, 75),))).any()
+    assert not honour(MASK, prob, Clicks((), ((90, 75),))).any()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,7 @@ def test_negative_click_in_a_weak_half_leaves_the_sure_one() -> None:
 )
 def test_what_a_click_moves_joins_the_outline_without_horns_and_notches(clicks: Clicks) -> None:
     mask = ndimage.zoom(MASK, 5, order=1)
-    out = honour_clicks(mask, np.full(mask.shape, 0.9, np.float32), clicks).astype(bool)
+    out = honour(mask, np.full(mask.shape, 0.9, np.float32), clicks).astype(bool)
     disc = np.hypot(*np.mgrid[-7:8, -7:8]) <= 7
     changed = ndimage.binary_dilation(out != (mask > 0), iterations=6)
     horns = out & ~ndimage.binary_opening(out, disc) & changed
@@ -142,22 +146,22 @@ def test_negative_click_on_an_appendage_removes_it_whole() -> None:
     leak = MASK.copy()
     leak[72:78, 140:180] = 1
     leak[66:84, 172:190] = 1
-    out = honour_clicks(leak, np.where(leak, 0.99, 0.01).astype(np.float32), Clicks((), ((181, 75),)))
+    out = honour(leak, np.where(leak, 0.99, 0.01).astype(np.float32), Clicks((), ((181, 75),)))
     assert not out[:, 172:].any()
     assert (out & MASK).sum() > 0.97 * MASK.sum()
 
 
 def test_box_cuts_and_falls_back_to_the_likeliest_region_or_an_ellipse() -> None:
-    half = honour_clicks(MASK, PROB, Clicks(box_xyxy=(100, 0, 199, 149)))
+    half = honour(MASK, PROB, Clicks(box_xyxy=(100, 0, 199, 149)))
     assert half[75, 130] and not half[:, :94].any()
-    faint = honour_clicks(MASK, PROB, Clicks(box_xyxy=(10, 105, 52, 140)))
+    faint = honour(MASK, PROB, Clicks(box_xyxy=(10, 105, 52, 140)))
     assert faint[122, 30] and count(faint) == 1
-    nothing = honour_clicks(MASK, np.zeros_like(PROB), Clicks(box_xyxy=(10, 105, 52, 140)))
+    nothing = honour(MASK, np.zeros_like(PROB), Clicks(box_xyxy=(10, 105, 52, 140)))
     assert nothing.sum() == pytest.approx(math.pi / 4 * 43 * 36, rel=0.03)
 
 
 def test_box_of_one_pixel_gives_that_pixel() -> None:
-    out = honour_clicks(np.zeros_like(MASK), np.zeros_like(PROB), Clicks(box_xyxy=(7, 9, 7, 9)))
+    out = honour(np.zeros_like(MASK), np.zeros_like(PROB), Clicks(box_xyxy=(7, 9, 7, 9)))
     assert out.sum() == 1 and out[9, 7]
 
 
@@ -179,7 +183,7 @@ def test_pixels_are_rounded_and_clamped_by_at_most_one() -> None:
 )
 def test_unusable_clicks_are_refused(clicks: Clicks, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        honour_clicks(MASK, PROB, clicks)
+        honour(MASK, PROB, clicks)
 
 
 def test_positive_click_beside_a_denied_component_is_another_lesion() -> None:
@@ -187,9 +191,9 @@ def test_positive_click_beside_a_denied_component_is_another_lesion() -> None:
     mask = (ellipse(60, 50, 25, 18) > 0).astype(np.uint8)
     prob = 0.9 * mask.astype(np.float32)
     beside = ((50.0, 32.0),)  # just above its outline
-    denied = honour_clicks(mask, prob, Clicks(foreground_xy=beside, background_xy=((50, 60),)))
+    denied = honour(mask, prob, Clicks(foreground_xy=beside, background_xy=((50, 60),)))
     assert denied[32, 50] and not denied[60, 50] and count(denied) == 1 and denied.sum() < 0.2 * mask.sum()
-    pulled = honour_clicks(mask, prob, Clicks(foreground_xy=beside))
+    pulled = honour(mask, prob, Clicks(foreground_xy=beside))
     assert pulled[32, 50] and pulled[60, 50] and count(pulled) == 1
 
 

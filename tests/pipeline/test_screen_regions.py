@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ultrarefiner_monai.core.types import Clicks, InputError
+from ultrarefiner_monai.pipeline.outline import predict
 from ultrarefiner_monai.pipeline.predictor import Proposal
-from ultrarefiner_monai.pipeline.screens import predict
 
 LEFT, RIGHT = (slice(10, 50), slice(5, 45)), (slice(10, 60), slice(50, 100))
 
@@ -54,15 +54,15 @@ def test_nothing_outside_the_regions_is_lesion_and_masks_lie_where_they_were() -
 
 def test_without_regions_the_whole_frame_is_asked() -> None:
     proposal, predictor = ask(screen())
-    assert proposal.mask[:8].all() and predictor.seen == [((70, 110), None)]
+    assert proposal.mask[:8].all() and predictor.seen == [((70, 110), Clicks())]
 
 
 def test_clicks_reach_the_region_they_lie_in_in_its_own_frame() -> None:
     clicks = Clicks(((12.0, 21.0),), ((99.25, 59.25),), (40.0, 12.0, 58.0, 70.0))  # the box's middle is at x = 49
     with pytest.raises(InputError, match="middle of the box"):
-        ask(screen(), regions=(LEFT, RIGHT), mode="interact", clicks=clicks)
+        ask(screen(), regions=(LEFT, RIGHT), clicks=clicks)
     clicks = Clicks(clicks.foreground_xy, clicks.background_xy, (44.0, 12.0, 70.0, 70.0))
-    _, predictor = ask(screen(), regions=(LEFT, RIGHT), mode="interact", clicks=clicks)
+    _, predictor = ask(screen(), regions=(LEFT, RIGHT), clicks=clicks)
     assert [c for _, c in predictor.seen] == [
         Clicks(((7.0, 11.0),)),
         Clicks((), ((49.25, 49.25),), (0.0, 2.0, 20.0, 49.0)),
@@ -70,10 +70,10 @@ def test_clicks_reach_the_region_they_lie_in_in_its_own_frame() -> None:
 
 
 def test_with_clicks_the_figures_are_those_of_the_region_that_was_clicked() -> None:
-    proposal, _ = ask(screen(), regions=(LEFT, RIGHT), mode="interact", clicks=Clicks(((12.0, 21.0),)))
+    proposal, _ = ask(screen(), regions=(LEFT, RIGHT), clicks=Clicks(((12.0, 21.0),)))
     assert proposal.iou_pred == 1 / 13 and int(proposal.mask.sum()) == 112
 
 
 def test_a_click_outside_every_region_is_refused() -> None:
     with pytest.raises(InputError, match=r"\(47, 30\) lies outside .*x 5 to 44, y 10 to 49; x 50 to 99, y 10 to 59"):
-        ask(screen(), regions=(LEFT, RIGHT), mode="interact", clicks=Clicks(((47.0, 30.0),)))
+        ask(screen(), regions=(LEFT, RIGHT), clicks=Clicks(((47.0, 30.0),)))

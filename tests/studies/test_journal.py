@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.masks.pixels import pack_mask, unpack_mask
 from ultrarefiner_monai.studies import journal_queue as journalqueue
 from ultrarefiner_monai.studies import open_saves as opensaves
-from ultrarefiner_monai.studies.journal import Journal, pack_mask, unpack_mask
+from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
 from ultrarefiner_monai.studies.work_folder import WorkFolder, forget
 

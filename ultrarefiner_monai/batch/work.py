@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,10 +26,9 @@ from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.series import read_series, sort_instances
 from ultrarefiner_monai.imaging.readers import Limits, Study, read_study, write_mask
-from ultrarefiner_monai.masks.measure import Measurement, measure
 from ultrarefiner_monai.masks.metrics import cell
+from ultrarefiner_monai.pipeline.outline import StudyOutline, outline, outline_frame
 from ultrarefiner_monai.pipeline.predictor import Predictor
-from ultrarefiner_monai.pipeline.screens import predict
 
 if TYPE_CHECKING:
     from ultrarefiner_monai.dicomweb.client import Pacs
@@ -113,9 +113,9 @@ class Worker:
         else:
             study = read_study(job.path, limits)
         check_format(self.setup.format, study)
-        mask, figures = outline(self.predictor, study)
-        seg = self._seg(mask, image) if self.setup.format == "seg" or self.setup.store else None
-        path = self._write(image.id, mask, study, seg)
+        found = outline(study, partial(outline_frame, self.predictor, study))
+        seg = self._seg(found.mask, image) if self.setup.format == "seg" or self.setup.store else None
+        path = self._write(image.id, found.mask, study, seg)
         stored = ""
         if self.setup.store and self._pacs is not None and seg is not None:
             self._pacs.store([seg])
@@ -123,7 +123,7 @@ class Worker:
         return {
             "id": image.id,
             "version": self.predictor.system.version,
-            **figures,
+            **figures_of(found),
             "warnings": "; ".join(study.warnings),
             "mask": path.relative_to(self.setup.out).as_posix(),
             "stored": stored,
@@ -183,35 +183,23 @@ def images_of(job: Job, files: Sequence[Path]) -> list[Image]:
     ]  # fetched files are called by their SOPInstanceUID
 
 
-def outline(predictor: Predictor, study: Study) -> tuple[np.ndarray, Row]:
-    """(mask (T, H, W) uint8, the figures of the frame with the largest lesion as text; ``seconds`` apart)."""
-    mask = np.zeros(study.shape, np.uint8)
-    shown: tuple[tuple, int, Measurement, Any] | None = None
-    for k in range(study.n_frames):
-        proposal = predict(predictor, study.frame(k), study.regions_of(k))
-        mask[k] = proposal.mask
-        spacing = study.spacing_of(k)
-        size = measure(proposal.mask, spacing)
-        # Frames may differ in whether their pixel size is known: lesions in mm come first.
-        weight = (size.area > 0, size.unit == "mm", size.area)
-        if shown is None or weight > shown[0]:
-            shown = (weight, k, size, proposal)
-    assert shown is not None
-    _, frame, size, proposal = shown
-    marked = int(mask.any(axis=(1, 2)).sum())
-    return mask, {
-        "frames": str(study.n_frames),
-        "frame": str(frame),
+def figures_of(found: StudyOutline) -> Row:
+    """The figures of the frame with the largest lesion as text; ``seconds`` apart."""
+    frame = found.frames[found.shown]
+    marked = int(found.mask.any(axis=(1, 2)).sum())
+    return {
+        "frames": str(len(found.mask)),
+        "frame": str(found.shown),
         "lesion": "yes" if marked else "no",
         "lesion_frames": str(marked),
-        "long_axis": cell(size.long_axis) if marked else "",
-        "short_axis": cell(size.short_axis) if marked else "",
-        "area": cell(size.area) if marked else "",
-        "unit": size.unit if marked else "",
-        "iou_pred": cell(proposal.iou_pred),
-        "uncertainty": cell(proposal.uncertainty),
-        "presence": cell(proposal.presence),
-        "safety_rule": proposal.safety_rule or "",
+        "long_axis": cell(frame.size.long_axis) if marked else "",
+        "short_axis": cell(frame.size.short_axis) if marked else "",
+        "area": cell(frame.size.area) if marked else "",
+        "unit": frame.size.unit if marked else "",
+        "iou_pred": cell(frame.iou_pred),
+        "uncertainty": cell(frame.uncertainty),
+        "presence": cell(frame.presence),
+        "safety_rule": frame.safety_rule or "",
     }
 
 

@@ -87,7 +87,8 @@ class RefinerOutput:
     """What the refiner returns for a batch, in the sam frame unless said otherwise.
 
     refined_logits: (B, 1, M, M), the one mask mixed from three at low resolution. refined_prob: (B, 1, S, S) in [0, 1].
-    mask_logits: (B, 3, M, M), the three masks. iou_pred: (B, 3). prompts: what the decoder was given.
+    mask_logits: (B, 3, M, M), the three masks. iou_pred: (B, 3). prompts: what the decoder was given. first_logits: the
+    refined_logits of the first of two passes, None where there was one.
     """
 
     refined_logits: torch.Tensor
@@ -95,3 +96,4 @@ class RefinerOutput:
     mask_logits: torch.Tensor
     iou_pred: torch.Tensor
     prompts: Prompts = field(default_factory=Prompts)
+    first_logits: torch.Tensor | None = None

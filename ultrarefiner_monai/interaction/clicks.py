@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -77,8 +78,17 @@ def box_window(box_xyxy: tuple[float, float, float, float], shape: tuple[int, in
     return rows, columns
 
 
-def check_clicks(clicks: Clicks, shape: tuple[int, int]) -> tuple[list[Pixel], list[Pixel]]:
-    """The pixels (row, column) of the positive and of the negative clicks, each sorted.
+class PixelClicks(NamedTuple):
+    """Clicks and box that were checked against their frame. The pixels (row, column) of the positive and of the negative
+    clicks, each sorted; box_xyxy reaches the frame, which it may overstep."""
+
+    positive: list[Pixel]
+    negative: list[Pixel]
+    box_xyxy: tuple[float, float, float, float] | None = None
+
+
+def check_clicks(clicks: Clicks, shape: tuple[int, int]) -> PixelClicks:
+    """A user's clicks as all below takes them. The one check of a frame (H, W): what comes after it relies on it.
 
     Raises InputError for clicks or a box outside the image and for a positive and a negative click on one pixel.
     """
@@ -92,10 +102,10 @@ def check_clicks(clicks: Clicks, shape: tuple[int, int]) -> tuple[list[Pixel], l
         )
     if clicks.box_xyxy is not None:
         box_window(clicks.box_xyxy, shape)
-    return positive, negative
+    return PixelClicks(positive, negative, clicks.box_xyxy)
 
 
-def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndarray:
+def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: PixelClicks) -> np.ndarray:
     """mask (H, W), prob (H, W) in [0, 1] and the user's clicks -> mask (H, W) uint8 in which each click is honoured.
 
     box: nothing outside it (plus a small margin) is kept; if nothing is left, the likeliest region in it, or else the
@@ -105,15 +115,14 @@ def honour_clicks(mask: np.ndarray, prob: np.ndarray, clicks: Clicks) -> np.ndar
     negative click inside the mask: removes a whole component that no positive click holds when the click is in its core
         (deep, and where the network is sure) or the component small; else the appendage it sits on, the weak part
         around it, and at least a bite of the outline. Pixels nearer to a positive click are never taken, nor given where a negative click is nearer.
-    A positive click outside the box counts all the same. Raises InputError like ``check_clicks``.
+    A positive click outside the box counts all the same.
     """
-    shape = (mask.shape[0], mask.shape[1])
-    positive, negative = check_clicks(clicks, shape)
+    positive, negative, box_xyxy = clicks
     kept = np.asarray(mask, dtype=bool).copy()
     window = None
-    if clicks.box_xyxy is not None:
-        window = box_window(clicks.box_xyxy, shape, BOX_MARGIN)
-        kept = _inside_box(kept, prob, clicks.box_xyxy, window, positive)
+    if box_xyxy is not None:
+        window = box_window(box_xyxy, (mask.shape[0], mask.shape[1]), BOX_MARGIN)
+        kept = _inside_box(kept, prob, box_xyxy, window, positive)
     kept = deny(kept, prob, positive, negative, boxed=window is not None)
     kept = _add(kept, prob, positive, negative, window)
     kept = cut(kept, prob, positive, negative)
@@ -131,16 +140,15 @@ def core_clicks(mask: np.ndarray) -> Clicks:
     return Clicks(foreground_xy=tuple(points))
 
 
-def mend(prob: np.ndarray, clicks: Clicks, config: PostConfig) -> np.ndarray:
+def mend(prob: np.ndarray, clicks: PixelClicks, config: PostConfig) -> np.ndarray:
     """The coarse probability as clicks alone would mend it: (H, W) float32 in [0, 1].
 
     It is what the refiner starts from, since it sharpens a mask sooner than it gives one up or finds another: at least
     SURE inside the mask, at most UNLIKELY outside, and DOUBTED where a click denied a whole component. Whether all of
     that is wrong or only the side that was clicked, the refiner can see in the image and the clicks cannot say.
-    A function of the set of clicks. Raises InputError like ``check_clicks``.
+    A function of the set of clicks.
     """
-    positive, negative = check_clicks(clicks, (prob.shape[0], prob.shape[1]))
-    before = prob_to_mask(prob, config, positive, negative, peaks=True)
+    before = prob_to_mask(prob, config, clicks.positive, clicks.negative, peaks=True)
     mask = honour_clicks(before, prob, clicks)
     inside = mask > 0
     out = np.where(inside, np.maximum(prob, SURE), np.minimum(prob, UNLIKELY)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Small geometry on the pixels of a mask, for ``clicks``: discs, windows, distances, closings.
+"""Small geometry on the pixels of a mask, for ``clicks``: discs, windows, distances, closings. And masks packed as bits.
 
 Arrays are (H, W), a pixel is (row, column), a window the rows and columns of a rectangle within the image.
 """
@@ -6,6 +6,7 @@ Arrays are (H, W), a pixel is (row, column), a window the rows and columns of a 
 from __future__ import annotations
 
 import math
+import zlib
 
 import numpy as np
 from scipy import ndimage
@@ -125,3 +126,17 @@ def part_with(mask: np.ndarray, pixel: Pixel, where: Window) -> np.ndarray:
     labels, _ = ndimage.label(mask, EIGHT)
     label = labels[pixel[0] - where[0].start, pixel[1] - where[1].start]
     return labels == label if label else np.zeros_like(mask)
+
+
+# --- as bits ----------------------------------------------------------------------------------------------------------
+
+
+def pack_mask(mask: np.ndarray) -> bytes:
+    """A mask of any shape, non-zero inside -> compressed bits."""
+    return zlib.compress(np.packbits(mask.astype(bool), axis=None).tobytes(), 6)
+
+
+def unpack_mask(blob: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The uint8 mask (0/1) of ``shape`` that ``pack_mask`` was given."""
+    bits = np.frombuffer(zlib.decompress(blob), np.uint8)
+    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)

@@ -85,12 +85,14 @@ class Refiner(nn.Module):
         image: torch.Tensor | None = None,
         valid_hw: ValidHW = None,
     ) -> RefinerOutput:
-        """Two passes: all prompts with the coarse mask, then the same with the first pass's logits as mask."""
+        """Two passes: all prompts with the coarse mask, then the same with the first pass's logits as mask. The output is
+        the second one's; ``first_logits`` are there for a loss of the first."""
         frame = self._frame(image_embedding, coarse_prob, prompts, image, valid_hw)
         given = self._prompts(frame, prompts)
         first = self._decode(frame, given)
         second = self._decode(frame, self._with_discs(replace(given, mask_logits=first.mixed)))
-        return self._output(frame, second, coarse_prob)
+        first_logits = first.mixed if frame.roi is None else frame.roi.paste_logits(first.mixed, coarse_prob)
+        return replace(self._output(frame, second, coarse_prob), first_logits=first_logits)
 
     def final_prob(self, coarse_prob: torch.Tensor, refined_prob: torch.Tensor) -> torch.Tensor:
         """coarse_prob + g (refined_prob - coarse_prob), (B, 1, S, S). Only for results without a user's prompt."""
@@ -141,7 +143,8 @@ class Refiner(nn.Module):
         radius = self.config.prompts.click_disc
         if not radius or user.points_xy is None or user.mask_logits is None:
             return user
-        return replace(user, mask_logits=draw_discs(user, radius, self.image_size))
+        with torch.autocast(user.mask_logits.device.type, enabled=False):
+            return replace(user, mask_logits=draw_discs(user, radius, self.image_size))
 
     def _decode(self, frame: _Frame, prompts: Prompts) -> _Decoded:
         mask_logits, iou_pred = decode(self.sam, frame.embedding, prompts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -20,14 +20,13 @@ from ultrarefiner_monai.config import to_dict
 from ultrarefiner_monai.core.cache import Arrays, EmbeddingCache, image_key, to_half
 from ultrarefiner_monai.core.geometry import Letterbox, to_prompts
 from ultrarefiner_monai.core.types import Clicks, RefinerOutput
-from ultrarefiner_monai.interaction.clicks import check_clicks, core_clicks, honour_clicks
-from ultrarefiner_monai.interaction.mending import mended
+from ultrarefiner_monai.interaction.clicks import PixelClicks, check_clicks, core_clicks, honour_clicks
 from ultrarefiner_monai.masks.postprocess import fuse_band, prob_to_mask, safety_net
 from ultrarefiner_monai.masks.uncertainty import expected_iou, flip_uncertainty, outline_band, uncertainty
 from ultrarefiner_monai.models.checkpoints import System
-from ultrarefiner_monai.models.prompts.derive import derive_mask_prompt
 from ultrarefiner_monai.pipeline.coarse import coarse_arrays, coarse_to_sam, doubt, settle
 from ultrarefiner_monai.pipeline.recent_results import CoarseResult, RecentResults
+from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.pipeline.request import Request, check_image
 
 _RECENT_BYTES = 64 * 2**20
@@ -106,7 +105,10 @@ class Predictor:
             clicks = core_clicks(coarse_mask) if config.refiner.self_click else Clicks()
         output, final_prob = self._refine(request, coarse, clicks or None)
         with request.clock("post"):
-            refined_mask = self._clicked_mask(final_prob, clicks) if clicks else prob_to_mask(final_prob, config.post)
+            if clicks:
+                refined_mask = self._clicked_mask(final_prob, check_clicks(clicks, request.shape))
+            else:
+                refined_mask = prob_to_mask(final_prob, config.post)
             mask, rule = safety_net(coarse_mask, refined_mask, config.safety)
             if rule is not None:
                 final_prob, iou = coarse_prob, expected_iou(coarse_prob, mask)
@@ -117,15 +119,16 @@ class Predictor:
         return self._finish(request, mask, final_prob, coarse, iou, rule, "trained")
 
     def interact(self, image: np.ndarray, clicks: Clicks) -> Proposal:
-        """The result for a set of clicks and a box in the image frame; without any, ``propose``.
+        """The result for a set of clicks and a box in the image frame; without any, ``propose``: decided here and nowhere
+        else.
 
         No gate, no safety net: the user decides. Every click is honoured (``clicks.honour_clicks``). Raises InputError
-        for clicks that cannot be used, before any network runs.
+        for clicks that cannot be used, before any network runs; they are checked here, and not again.
         """
         if not clicks:
             return self.propose(image)
         request = Request(image)
-        check_clicks(clicks, request.shape)
+        pixels = check_clicks(clicks, request.shape)
         coarse = self._coarse(request)
         coarse_prob = coarse.prob
         trained = self.system.refiner is not None
@@ -134,7 +137,7 @@ class Predictor:
             output, final_prob = self._refine(request, coarse, clicks)
             iou = self._iou(output)
         with request.clock("post"):
-            mask = self._clicked_mask(final_prob, clicks)
+            mask = self._clicked_mask(final_prob, pixels)
             if not trained:
                 iou = expected_iou(final_prob, mask)
         state = "trained" if trained else "untrained"
@@ -151,11 +154,10 @@ class Predictor:
         """Remove what the cache holds of an image, whatever model made it; the number of entries."""
         return 0 if self.cache is None else self.cache.forget(image_key(check_image(image)))
 
-    def _clicked_mask(self, final_prob: np.ndarray, clicks: Clicks) -> np.ndarray:
-        positive, negative = check_clicks(clicks, (final_prob.shape[0], final_prob.shape[1]))
+    def _clicked_mask(self, final_prob: np.ndarray, clicks: PixelClicks) -> np.ndarray:
         # SAM was told where to look; a coarse mask has to pass the same bar as in the automatic result.
         peaks = self.system.refiner is None
-        mask = prob_to_mask(final_prob, self.system.config.post, positive, negative, peaks=peaks)
+        mask = prob_to_mask(final_prob, self.system.config.post, clicks.positive, clicks.negative, peaks=peaks)
         return honour_clicks(mask, final_prob, clicks)
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -211,18 +213,13 @@ class Predictor:
         with request.clock("preprocess"):
             coarse_prob = self._in_sam_frame(request, coarse, letterbox)
             prompts = None if clicks is None else to_prompts(clicks, letterbox, self.device)
-            if prompts is not None and config.prompts.mend:
-                coarse_prob = mended(coarse_prob, prompts, config)
-            elif prompts is not None and embedding is not None:
-                mask = self._mask_prompt(coarse, coarse_prob, 4 * embedding.shape[-1], letterbox)
-                prompts = replace(prompts, mask_logits=mask)
-        options = {"image": image, "valid_hw": letterbox.inner_hw}
+        valid_hw = letterbox.inner_hw
         with self._heavy if config.refiner.roi else self._light, request.clock("decode"):
             if prompts is None:
-                output = refiner(embedding, coarse_prob, **options)
+                output = refiner(embedding, coarse_prob, image=image, valid_hw=valid_hw)
                 final_prob = refiner.final_prob(coarse_prob, output.refined_prob)
             else:
-                output = refiner.interactive(embedding, coarse_prob, prompts, **options)
+                output = refine(refiner, config, embedding, coarse_prob, prompts, image, valid_hw)
                 final_prob = output.refined_prob
         with request.clock("post"):
             return output, self._to_image(final_prob[0, 0], letterbox)
@@ -246,15 +243,6 @@ class Predictor:
             prob = self._tensor(coarse.arrays["coarse_prob"])[None, None]
             coarse.sam_prob = coarse_to_sam(prob, coarse_box, letterbox)
         return coarse.sam_prob
-
-    def _mask_prompt(
-        self, coarse: CoarseResult, coarse_prob: torch.Tensor, side: int, letterbox: Letterbox
-    ) -> torch.Tensor | None:
-        """The mask prompt that goes with any clicks: it is the coarse network's alone."""
-        if coarse.mask_logits is None:
-            prompts = self.system.config.prompts
-            coarse.mask_logits = derive_mask_prompt(coarse_prob, prompts, side, letterbox.inner_hw)
-        return coarse.mask_logits
 
     def _finish(
         self,

@@ -14,15 +14,14 @@ from ultrarefiner_monai.core.cache import Arrays
 
 @dataclass(eq=False)
 class CoarseResult:
-    """An image's coarse result. arrays: coarse frame. prob: (H, W), image frame. doubted: both were
-    scaled down, see ``coarse.doubt``. What the refiner reads of it, made when first needed: sam_prob (1, 1, S, S) and mask_logits (1, 1, M, M).
+    """An image's coarse result. arrays: coarse frame. prob: (H, W), image frame. doubted: both were scaled down, see
+    ``coarse.doubt``. sam_prob: (1, 1, S, S), what the refiner reads of it, made when first needed.
     """
 
     arrays: Arrays
     prob: np.ndarray
     doubted: bool = False
     sam_prob: torch.Tensor | None = None
-    mask_logits: torch.Tensor | None = None
 
     @property
     def presence(self) -> float | None:
@@ -31,7 +30,7 @@ class CoarseResult:
         return None if found is None else float(found[0])
 
     def nbytes(self) -> int:
-        return self.prob.nbytes + sum(t.nbytes for t in (self.sam_prob, self.mask_logits) if t is not None)
+        return self.prob.nbytes + (0 if self.sam_prob is None else self.sam_prob.nbytes)
 
 
 class RecentResults:

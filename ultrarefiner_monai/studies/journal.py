@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ultrarefiner_monai.masks.pixels import pack_mask, unpack_mask
 
 # Among what was prepared, this is no cache key: somebody opened the image, and it was not forgotten since.
 OPENED = "-"
@@ -43,17 +44,6 @@ CREATE TABLE IF NOT EXISTS saves (
     id INTEGER PRIMARY KEY AUTOINCREMENT, image_id TEXT NOT NULL, plan TEXT NOT NULL,
     correction_id INTEGER REFERENCES corrections (id) ON DELETE SET NULL);
 """
-
-
-def pack_mask(mask: np.ndarray) -> bytes:
-    """A mask of any shape, non-zero inside -> compressed bits."""
-    return zlib.compress(np.packbits(mask.astype(bool), axis=None).tobytes(), 6)
-
-
-def unpack_mask(blob: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """The uint8 mask (0/1) of ``shape`` that ``pack_mask`` was given."""
-    bits = np.frombuffer(zlib.decompress(blob), np.uint8)
-    return np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)
 
 
 @dataclass(frozen=True)

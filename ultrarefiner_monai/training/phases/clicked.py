@@ -1,11 +1,10 @@
 """A user's clicks in phases 2 and 3: where a game starts, what clicks are given, and what the refiner is asked for then.
 
-As in serving, clicks mend the coarse result before the refiner sees it (``models.mending``).
+What a click does is what it does in serving: ``pipeline.refine``.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,8 @@ import torch
 from ultrarefiner_monai.config import RefineConfig
 from ultrarefiner_monai.core.geometry import resize
 from ultrarefiner_monai.core.types import Prompts, RefinerOutput
-from ultrarefiner_monai.interaction.mending import mended
 from ultrarefiner_monai.models.refiner import Refiner
+from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.training.phases.losses import overlap
 from ultrarefiner_monai.training.phases.simulate import draw_counts, rough_boxes, simulate
 
@@ -41,15 +40,6 @@ def missed(coarse_prob: torch.Tensor, label: torch.Tensor, share: float, rng: np
     return out
 
 
-def two_passes(refiner: Refiner, frame: Played, prompts: Prompts) -> tuple[RefinerOutput, RefinerOutput]:
-    """As ``Refiner.interactive`` from a mended start, but both outputs: the first one learns too."""
-    embedding, coarse_prob, valid = frame
-    start = mended(coarse_prob, prompts, refiner.config)
-    first = refiner(embedding, start, prompts, valid_hw=valid)
-    again = replace(prompts, mask_logits=first.refined_logits)
-    return first, refiner(embedding, start, again, valid_hw=valid)
-
-
 def loss_with_clicks(
     refiner: Refiner, frame: Played, target: torch.Tensor, phase: Any, rng: np.random.Generator
 ) -> tuple[torch.Tensor, RefinerOutput]:
@@ -58,10 +48,11 @@ def loss_with_clicks(
     embedding, coarse_prob, valid = frame
     frame = embedding, missed(coarse_prob, target, options.missed_share, rng), valid
     prompts = users_prompts(refiner, frame, target >= 0.5, options, rng)
-    first, second = two_passes(refiner, frame, prompts)
+    output = refine(refiner, refiner.config, frame[0], frame[1], prompts, valid_hw=valid)
+    assert output.first_logits is not None
     w = options.first_pass_weight
-    both = phase.loss(second.refined_logits, target) + w * phase.loss(first.refined_logits, target)
-    return both / (1 + w), second
+    both = phase.loss(output.refined_logits, target) + w * phase.loss(output.first_logits, target)
+    return both / (1 + w), output
 
 
 def users_prompts(
@@ -78,8 +69,8 @@ def users_prompts(
 
     def answer(prompts: Prompts) -> torch.Tensor:
         # One pass of the two: the results on the way only say where the next click goes.
-        start = mended(coarse_prob, prompts, refiner.config)
-        return torch.sigmoid(refiner(embedding, start, prompts, valid_hw=valid).refined_logits)
+        output = refine(refiner, refiner.config, embedding, coarse_prob, prompts, valid_hw=valid, passes=1)
+        return torch.sigmoid(output.refined_logits)
 
     # In full precision also where the networks learn in a lower one: autocast would keep the weights that it casts here,
     # without a graph, for the passes that follow, and those would teach nothing.
@@ -94,8 +85,11 @@ def users_prompts(
 def dice_after(refiner: Refiner, frame: Played, start: torch.Tensor, label: torch.Tensor, count: int) -> torch.Tensor:
     """Dice (B,) after ``count`` clicks of a careful user on label (B, 1, M, M) bool; start: the result before them."""
 
+    embedding, coarse_prob, valid = frame
+
     def answer(prompts: Prompts) -> torch.Tensor:
-        return torch.sigmoid(two_passes(refiner, frame, prompts)[1].refined_logits)
+        output = refine(refiner, refiner.config, embedding, coarse_prob, prompts, valid_hw=valid)
+        return torch.sigmoid(output.refined_logits)
 
     scale, rng = refiner.image_size / label.shape[-1], np.random.default_rng(0)
     prompts = simulate(answer, start, label, [count] * len(label), None, scale, 0.0, rng)

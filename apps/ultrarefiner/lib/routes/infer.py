@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ from lib.routes.parameters import INFER, checked
 from lib.routes.routing import MaybeFile, check_known, params_of, stored_upload, user_role
 from lib.tasks.infers import Outline
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.imaging.mask_files import read_mask
 
 MEDIA_TYPES = {".png": "image/png", ".nii.gz": "application/gzip"}
 
@@ -69,23 +67,20 @@ def _infer(
     if frame:
         request["frame"] = frame
     with _image_file(app, stored, session_id, file) as (path, image_id):
-        outline = app.outline(model, path, image_id, request)
         if output == ResultType.dicom_seg:
-            return Response(_dicom_seg(app, model, path, outline), media_type="application/dicom")
+            outline = app.outline(model, path, image_id, request, as_file=False)
+            return Response(_dicom_seg(model, path, outline), media_type="application/dicom")
+        outline = app.outline(model, path, image_id, request)
     return _response(outline, image_id, output)
 
 
-def _dicom_seg(app: Any, model: str, path: Path, outline: Outline) -> bytes:
+def _dicom_seg(model: str, path: Path, outline: Outline) -> bytes:
     """The outline as a DICOM SEG file on the frames of ``path``; InputError where these are no DICOM images."""
     from ultrarefiner_monai.dicom.seg import make_seg
     from ultrarefiner_monai.dicom.series import dicom_files, sort_instances
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, f"mask{outline.extension}")
-        file.write_bytes(outline.content)
-        mask = read_mask(file, app.engine.open(path).study, confirmed=True)  # our own
     files = sort_instances(dicom_files(path)) if path.is_dir() else [path]
-    seg = make_seg(mask, files, model, str(outline.reply["version"]))
+    seg = make_seg(outline.mask, files, model, str(outline.reply["version"]))
     buffer = io.BytesIO()
     seg.save_as(buffer, write_like_original=False)
     return buffer.getvalue()

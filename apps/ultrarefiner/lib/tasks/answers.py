@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from lib.tasks.served import Served
 from ultrarefiner_monai.config import ServeConfig
-from ultrarefiner_monai.core.cache import image_key
 from ultrarefiner_monai.core.image import Limits, Study
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.dicom.series import sha256_of_image, state_of
 from ultrarefiner_monai.imaging.readers import read_study
-from ultrarefiner_monai.masks.measure import measure
+from ultrarefiner_monai.masks.pixels import pack_mask, unpack_mask
+from ultrarefiner_monai.pipeline.outline import NO_CLICKS, FrameOutline, outline_frame
 from ultrarefiner_monai.pipeline.predictor import Predictor
-from ultrarefiner_monai.pipeline.screens import Mode, crops, predict
-from ultrarefiner_monai.studies.journal import pack_mask
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 _RESULT_BYTES = 128 << 20
 _STUDY_BYTES = 512 << 20
+_NO_MASK = np.zeros((0, 0), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,23 @@ class OpenStudy:
 
 
 @dataclass(frozen=True)
-class FrameResult:
-    """One frame's answer. mask: packed (H, W) bits. figures: plain values for the reply. keys: the image_key
-    of all that a predictor was shown of the frame."""
+class _Kept:
+    """A frame's result as it is remembered. frame: without its mask; mask: its bits, packed."""
 
+    frame: FrameOutline
+    shape: tuple[int, ...]
     mask: bytes
-    figures: dict[str, Any]
-    timings: dict[str, float]
-    keys: tuple[str, ...]
+
+    @classmethod
+    def of(cls, frame: FrameOutline) -> _Kept:
+        return cls(replace(frame, mask=_NO_MASK, timings={}), frame.mask.shape, pack_mask(frame.mask))
+
+    def unpacked(self) -> FrameOutline:
+        return replace(self.frame, mask=unpack_mask(self.mask, self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.mask) + 2048
 
 
 class Engine:
@@ -61,7 +68,7 @@ class Engine:
         self.served, self.config, self.work, self.journal = served, config, work, journal
         self._lock = threading.Lock()
         self._studies: OrderedDict[str, OpenStudy] = OrderedDict()
-        self._results: OrderedDict[tuple, FrameResult] = OrderedDict()
+        self._results: OrderedDict[tuple, _Kept] = OrderedDict()
         self._used = 0
         self._drops = 0  # how often all this was dropped: what was begun before is not kept
 
@@ -93,40 +100,25 @@ class Engine:
         return found
 
     def answer(
-        self, predictor: Predictor, opened: OpenStudy, k: int, mode: Mode, clicks: Clicks
-    ) -> tuple[FrameResult, bool]:
-        """(frame ``k``'s result by ``predictor``, whether it was computed now and not remembered)."""
-        if mode == "interact" and not clicks:
-            mode = "propose"
-        key = (predictor.system.version, opened.sha256, k, mode, clicks)
+        self, predictor: Predictor, opened: OpenStudy, k: int, clicks: Clicks = NO_CLICKS, coarse_only: bool = False
+    ) -> FrameOutline:
+        """Frame ``k``'s result by ``predictor``, as ``outline_frame`` makes it; remembered, it has no timings."""
+        key = (predictor.system.version, opened.sha256, k, clicks, coarse_only)
         with self._lock:
-            drops = self._drops
-            if key in self._results:
+            drops, kept = self._drops, self._results.get(key)
+            if kept is not None:
                 self._results.move_to_end(key)
-                return self._results[key], False
-        image, regions = opened.study.frame(k), opened.study.regions_of(k)
-        proposal = predict(predictor, image, regions, mode, clicks)
-        start = time.perf_counter()
-        size = measure(proposal.mask, opened.study.spacing_of(k))
-        figures = {
-            "iou_pred": _number(proposal.iou_pred),
-            "uncertainty": _number(proposal.uncertainty),
-            "presence": _number(proposal.presence),
-            "safety_rule": proposal.safety_rule,
-            "refiner": proposal.refiner,
-            "version": proposal.version,
-            **size.to_dict(),
-        }
-        timings = {**proposal.timings, "measure": time.perf_counter() - start}
-        keys = tuple(map(image_key, crops(image, regions)))
-        result = FrameResult(pack_mask(proposal.mask), figures, timings, keys)
+        if kept is not None:
+            return kept.unpacked()
+        frame = outline_frame(predictor, opened.study, k, clicks, coarse_only)
+        kept = _Kept.of(frame)
         with self._lock:
             if key not in self._results and drops == self._drops:
-                self._results[key] = result
-                self._used += len(result.mask) + 2048
+                self._results[key] = kept
+                self._used += kept.nbytes
             while self._used > _RESULT_BYTES:
-                self._used -= len(self._results.popitem(last=False)[1].mask) + 2048
-        return result, True
+                self._used -= self._results.popitem(last=False)[1].nbytes
+        return frame
 
     def drop_forgotten(self) -> None:
         """When ``ultrarefiner forget`` left a note: drop what is in memory, and the note."""
@@ -150,11 +142,6 @@ class Engine:
             self._drops += 1
         for key in keys:
             self.served.cache.forget(key)
-
-
-def _number(value: float | None) -> float | None:
-    """JSON knows no NaN."""
-    return None if value is None or not math.isfinite(value) else round(float(value), 5)
 
 
 def _bytes(study: Study) -> int:

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from lib.tasks.answers import Engine, FrameResult, OpenStudy
+from lib.tasks.answers import Engine, OpenStudy
 from lib.tasks.prompts import ALL_FRAMES, clicks_of, frame_of
 from ultrarefiner_monai.core.image import Study
 from ultrarefiner_monai.core.types import LABELS, NOTICE, Clicks, InputError
 from ultrarefiner_monai.imaging.writers import encode_mask, lost_position
-from ultrarefiner_monai.pipeline.screens import Mode
-from ultrarefiner_monai.studies.journal import Journal, unpack_mask
+from ultrarefiner_monai.pipeline.outline import FrameOutline, StudyOutline, outline
+from ultrarefiner_monai.studies.journal import Journal
 
+Mode = Literal["coarse", "propose", "interact"]
 RESULT_EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".png")
 
 
 @dataclass(frozen=True)
 class Outline:
-    """A reply: the mask's file content, its extension, and the params that go with it."""
+    """A reply: the mask as a file's content, its extension, the params that go with it, and the mask itself, (T, H, W)
+    uint8."""
 
     content: bytes
     extension: str
     reply: dict[str, Any]
+    mask: np.ndarray
 
 
 class LesionTask(InferTask):
-    """One entry of /info/: ``mode`` says how far the way goes (coarse network, whole system, the user's prompts)."""
+    """One entry of /info/: ``mode`` says how far the way goes: the coarse network alone, the whole system, or that
+    with the user's clicks, which the other two do not look at."""
 
     def __init__(self, name: str, mode: Mode, engine: Engine, description: str):
         kind = InferType.DEEPGROW if mode == "interact" else InferType.SEGMENTATION
@@ -58,9 +63,10 @@ class LesionTask(InferTask):
             file.write(outline.content)
         return path, outline.reply
 
-    def outline(self, request: dict[str, Any]) -> Outline:
+    def outline(self, request: dict[str, Any], as_file: bool = True) -> Outline:
         """request: ``image`` (path), ``image_id``, and what the client sent (``frame``, ``foreground``, ``background``,
-        ``roi``, ``result_extension``, ``client_id``). Raises InputError for what cannot be used.
+        ``roi``, ``result_extension``, ``client_id``). as_file: False leaves ``content`` empty, for whoever goes on with the
+        mask. Raises InputError for what cannot be used.
         """
         start = time.perf_counter()
         self.engine.drop_forgotten()
@@ -76,39 +82,35 @@ class LesionTask(InferTask):
             raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
         read = time.perf_counter()
         predictor = self.engine.served.latest()  # one model for all frames, whatever is chosen meanwhile
-        mask = np.zeros(study.shape, np.uint8)
-        results: dict[int, FrameResult] = {}
-        steps, cached = dict[str, float](), 1.0
-        for k in frames:
-            results[k], fresh = self.engine.answer(predictor, opened, k, self.mode, clicks.get(k, Clicks()))
-            if fresh:
-                _add(steps, results[k].timings)
-                cached = min(cached, results[k].timings["cached"])
-            mask[k] = unpack_mask(results[k].mask, (study.height, study.width))
+
+        def answer(k: int, given: Clicks) -> FrameOutline:
+            return self.engine.answer(predictor, opened, k, given, self.mode == "coarse")
+
+        found = outline(study, answer, frames, clicks)
         computed = time.perf_counter()
-        if extension == ".png":
-            content = encode_mask(extension, mask[frames], replace(study, n_frames=1))
-        else:
-            content = encode_mask(extension, mask, study)
-        reply = self._reply(study, results, clicks)
+        content = b""
+        if as_file and extension == ".png":
+            content = encode_mask(extension, found.mask[frames], replace(study, n_frames=1))
+        elif as_file:
+            content = encode_mask(extension, found.mask, study)
+        reply = self._reply(study, found)
         if lost := lost_position(extension, study):
             reply["warnings"].append(lost)
         now = time.perf_counter()
-        steps |= {"read": read - start, "infer": computed - read, "write": now - computed, "total": now - start}
-        steps["cached"] = cached  # 1.0: neither the coarse network nor the encoder ran
-        reply["timings"] = {name: round(seconds, 4) for name, seconds in steps.items()}
+        steps = {"read": read - start, "infer": computed - read, "write": now - computed, "total": now - start}
+        reply["timings"] = {name: round(seconds, 4) for name, seconds in {**found.timings(), **steps}.items()}
         # The name that MONAI Label's own tasks use.
         reply["latencies"] = {"total": round(now - start, 2)}
-        self._record(request, opened, mask, results, clicks, reply)
-        return Outline(content, extension, reply)
+        self._record(request, opened, found, clicks, reply)
+        return Outline(content, extension, reply, found.mask)
 
-    def _reply(self, study: Study, results: dict[int, FrameResult], clicks: dict[int, Clicks]) -> dict[str, Any]:
-        """With the figures of the frame that matters: the first with a click, else the one with the largest lesion."""
-        shown = min(clicks) if clicks else max(results, key=lambda k: (results[k].figures["area"], -k))
+    def _reply(self, study: Study, found: StudyOutline) -> dict[str, Any]:
+        """With the figures of the frame that stands for all, and of each frame of a volume."""
+        shown, figures = found.shown, {k: _figures(frame) for k, frame in found.frames.items()}
         reply = {
             "label_names": dict(LABELS),
             "model": self.name,
-            **results[shown].figures,
+            **figures[shown],
             "frame": shown,
             "n_frames": study.n_frames,
             "spacing_mm": study.spacing_of(shown),
@@ -119,15 +121,14 @@ class LesionTask(InferTask):
         }
         if study.n_frames > 1:
             names = ("iou_pred", "uncertainty", "presence", "safety_rule", "long_axis", "short_axis", "area")
-            reply["frames"] = [{"frame": k, **{n: results[k].figures[n] for n in names}} for k in results]
+            reply["frames"] = [{"frame": k, **{n: figures[k][n] for n in names}} for k in figures]
         return reply
 
     def _record(
         self,
         request: dict[str, Any],
         opened: OpenStudy,
-        mask: np.ndarray,
-        results: dict[int, FrameResult],
+        found: StudyOutline,
         clicks: dict[int, Clicks],
         reply: dict[str, Any],
     ) -> None:
@@ -135,13 +136,13 @@ class LesionTask(InferTask):
             journal.record_proposal(
                 request["image_id"] or f"upload:{opened.sha256[:16]}",
                 opened.sha256,
-                mask,
+                found.mask,
                 model=self.name,
                 version=str(reply["version"]),
                 client=str(request.get("client_id") or ""),
                 prompts={str(k): c.to_dict() for k, c in clicks.items()},
                 reply={k: v for k, v in reply.items() if k not in ("label_names", "notice", "latencies")},
-                cache_keys=sorted({key for r in results.values() for key in r.keys}),
+                cache_keys=sorted({key for frame in found.frames.values() for key in frame.keys}),
             )
 
         self.engine.journal.submit(write)
@@ -167,7 +168,19 @@ def _extension(request: dict[str, Any]) -> str:
     return ".nii.gz" if name.endswith((".nii", ".nii.gz")) else ".nrrd"
 
 
-def _add(steps: dict[str, float], timings: dict[str, float]) -> None:
-    for name, seconds in timings.items():
-        if name not in ("total", "cached"):
-            steps[name] = steps.get(name, 0.0) + seconds
+def _figures(frame: FrameOutline) -> dict[str, Any]:
+    """A frame's figures as plain values for the reply."""
+    return {
+        "iou_pred": _number(frame.iou_pred),
+        "uncertainty": _number(frame.uncertainty),
+        "presence": _number(frame.presence),
+        "safety_rule": frame.safety_rule,
+        "refiner": frame.refiner,
+        "version": frame.version,
+        **frame.size.to_dict(),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON knows no NaN."""
+    return None if value is None or not math.isfinite(value) else round(float(value), 5)

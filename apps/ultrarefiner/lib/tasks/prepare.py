@@ -17,9 +17,9 @@ from typing import Any
 
 from lib.tasks.answers import Engine, OpenStudy
 from ultrarefiner_monai.core.cache import image_key
-from ultrarefiner_monai.core.types import Clicks, InputError
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.pipeline.outline import crops
 from ultrarefiner_monai.pipeline.predictor import Predictor
-from ultrarefiner_monai.pipeline.screens import crops
 from ultrarefiner_monai.studies.journal import OPENED
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class Preparer:
         self.engine.journal.ask(lambda journal: journal.note_prepared(job.image_id, opened.sha256, keys))
         for part in parts:
             predictor.prepare(part)
-        self.engine.answer(predictor, opened, k, "propose", Clicks())
+        self.engine.answer(predictor, opened, k)
         job.frame_bytes = sum(self.engine.served.cache.held(key) for key in keys)
         with self._lock:
             job.filled += job.frame_bytes

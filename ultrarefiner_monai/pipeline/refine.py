@@ -1,7 +1,9 @@
-"""What the refiner starts from when there are clicks: the coarse result as the clicks alone would mend it.
+"""What the refiner makes of the coarse result and a user's clicks: the one way that serving and training share.
 
-The refiner sharpens a mask sooner than it gives one up or finds another one; see ``clicks.mend``. Training and serving
-both mend here, at the mask prompt's size (a quarter of the sam frame): finer than that the decoder does not see.
+    coarse_prob, clicks -> mended coarse_prob -> SAM, with discs on the clicks -> SAM again, with its own mask -> RefinerOutput
+
+The refiner sharpens a mask sooner than it gives one up or finds another one; so the clicks mend the coarse result before
+(``clicks.mend``), at the mask prompt's size (a quarter of the sam frame): finer than that the decoder does not see.
 """
 
 from __future__ import annotations
@@ -13,8 +15,33 @@ import torch
 
 from ultrarefiner_monai.config import SystemConfig
 from ultrarefiner_monai.core.geometry import resize
-from ultrarefiner_monai.core.types import Clicks, InputError, Prompts
-from ultrarefiner_monai.interaction.clicks import click_pixels, mend
+from ultrarefiner_monai.core.types import Clicks, InputError, Prompts, RefinerOutput
+from ultrarefiner_monai.interaction.clicks import check_clicks, click_pixels, mend
+from ultrarefiner_monai.models.prompts.moments import ValidHW
+from ultrarefiner_monai.models.refiner import Refiner
+
+
+def refine(
+    refiner: Refiner,
+    config: SystemConfig,
+    image_embedding: torch.Tensor | None,
+    coarse_prob: torch.Tensor,
+    prompts: Prompts,
+    image: torch.Tensor | None = None,
+    valid_hw: ValidHW = None,
+    passes: int = 2,
+) -> RefinerOutput:
+    """The refiner's result for a user's clicks and boxes, batched, in the sam frame.
+
+    image_embedding: (B, 256, E, E), or None in ROI mode, which needs ``image`` (B, 1, S, S) in [0, 1]. coarse_prob:
+    (B, 1, S, S) in [0, 1]; where it is mended it has no gradient. valid_hw: (rows, columns) that the image covers.
+    passes: 1 where a glance at the result is enough, to place the next simulated click. Differentiable in the refiner's
+    weights, both passes: ``first_logits`` are the first one's.
+    """
+    start = mended(coarse_prob, prompts, config)
+    if passes == 1:
+        return refiner(image_embedding, start, prompts, image=image, valid_hw=valid_hw)
+    return refiner.interactive(image_embedding, start, prompts, image=image, valid_hw=valid_hw)
 
 
 def mended(coarse_prob: torch.Tensor, prompts: Prompts, config: SystemConfig) -> torch.Tensor:
@@ -31,11 +58,11 @@ def mended(coarse_prob: torch.Tensor, prompts: Prompts, config: SystemConfig) ->
     small = resize(coarse_prob, side, side)[:, 0].cpu().numpy()
     changed: dict[int, np.ndarray] = {}
     for i in range(len(small)):
-        clicks = clicks_of(given, i, size / side, side)
+        clicks = _clicks_of(given, i, size / side, side)
         if not clicks:
             continue
         try:
-            changed[i] = mend(small[i], clicks, config.post)
+            changed[i] = mend(small[i], check_clicks(clicks, (side, side)), config.post)
         except InputError:  # a box beyond the image, in training with careless users
             continue
     if not changed:
@@ -52,7 +79,7 @@ def _on_cpu(prompts: Prompts) -> Prompts:
     return replace(prompts, points_xy=points, point_labels=labels, boxes_xyxy=boxes)
 
 
-def clicks_of(prompts: Prompts, item: int, scale: float, side: int) -> Clicks:
+def _clicks_of(prompts: Prompts, item: int, scale: float, side: int) -> Clicks:
     """One item's prompts (sam frame) as clicks in a frame of ``side`` pixels, ``scale`` times smaller.
 
     A background click on a foreground one's pixel is left out: side by side in the image they may be one pixel here.
