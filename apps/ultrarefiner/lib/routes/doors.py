@@ -1,5 +1,9 @@
-"""The doors that every request comes through, one behind the other: names and origins (``origins``), who may come in
-(``access``), what may be asked (``guard``), and what may be saved while the studies are away (``storage``).
+"""The doors that every request comes through, one behind the other.
+
+origins   under which name the server may be asked, and by which web pages
+access    who may come in
+guard     which names and parameters may be sent, and how large an upload may be
+saving    nothing is saved while the studies are away
 """
 
 from __future__ import annotations
@@ -8,7 +12,6 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
@@ -21,9 +24,10 @@ from lib.commandline import listens_on
 from lib.routes import access
 from lib.routes.access import Access, kept_token
 from lib.routes.guard import Guard, Query
+from lib.routes.needs import App
 from lib.routes.origins import Origins, is_loopback
 from lib.routes.routing import describe, put_first
-from lib.store.storage import SavingDoor
+from lib.routes.saving import SavingDoor
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,7 @@ It stays the same; it is kept in {file}. Another way: a login, or --host 127.0.0
 """
 
 
-def close_doors(server: FastAPI, app: Any) -> None:
+def close_doors(server: FastAPI, app: App) -> None:
     """Decide who may come in from where, say so once, and put up the doors."""
     host, login = listens_on(sys.argv)[0], settings.MONAI_LABEL_AUTH_ENABLE
     token = ""
@@ -55,7 +59,7 @@ def close_doors(server: FastAPI, app: Any) -> None:
     put_up(server, app, host, token, login)
 
 
-def put_up(server: FastAPI, app: Any, host: str, token: str, login: bool) -> None:
+def put_up(server: FastAPI, app: App, host: str, token: str, login: bool) -> None:
     """Put the doors in front of all routes, once these are there.
 
     host: what the server listens on; token: what others than this machine have to bring; login: whether MONAI Label's

@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.routes.origins import route_path
 from lib.routes.parameters import check_names
-from lib.store.names import check_name
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.studies.names import check_name
 
 _NAMES = ("image", "label", "id", "tag")
 _SESSION = re.compile(r"[0-9a-fA-F-]{1,64}")

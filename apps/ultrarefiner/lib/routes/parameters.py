@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lib.store.names import is_broken, is_name
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.studies.names import is_broken, is_name
 
 _LONGEST = 200
 # What would break a line of a log, or no file can hold.

@@ -1,4 +1,8 @@
-"""What the app's routes share: who may, form fields, uploaded files, their place before MONAI Label's own."""
+"""What the app's routes share.
+
+The login's roles, as defaults of a route's parameter. JSON from form fields. Uploaded files, stored for a while. And the
+place of our routes: before MONAI Label's own.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,11 @@ from monailabel.endpoints.user.auth import RBAC, User
 
 from lib.routes.access import visitor
 from lib.routes.parameters import check_whole
-from lib.store.names import check_name, split_name
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.studies.names import check_name, split_name
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 
+Route = tuple[str, str, Callable[..., Any]]  # method, path below MONAI Label's prefix, endpoint
 OneFile = Annotated[UploadFile, File()]
 MaybeFile = Annotated[UploadFile | None, File()]
 JsonBody = Annotated[dict | None, Body()]
@@ -33,7 +39,7 @@ admin_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 annotator_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 
 
-def put_first(server: FastAPI, routes: Sequence[tuple[str, str, Callable[..., Any]]]) -> None:
+def put_first(server: FastAPI, routes: Sequence[Route]) -> None:
     """Let (method, path, endpoint) answer before the routes that are there; paths are below MONAI Label's prefix."""
     before = len(server.router.routes)
     for method, path, endpoint in routes:
@@ -97,14 +103,16 @@ def basename(upload: UploadFile) -> str:
 
 
 @contextmanager
-def stored_upload(app: Any, upload: UploadFile, extensions: tuple[str, ...], default: str = "") -> Iterator[Path]:
+def stored_upload(
+    work: WorkFolder, upload: UploadFile, extensions: tuple[str, ...], default: str = ""
+) -> Iterator[Path]:
     """The upload as a file of a safe name in the work folder, gone afterwards; InputError for other extensions."""
     name = basename(upload)
     parts = split_name(name, extensions) or (("label", default) if default and "." not in name else None)
     if parts is None:
         raise InputError(f"expected a file ending in {', '.join(extensions)}, got {name!r:.120}")
-    app.work.make(app.work.tmp)
-    with tempfile.TemporaryDirectory(dir=app.work.tmp) as folder:
+    work.make(work.tmp)
+    with tempfile.TemporaryDirectory(dir=work.tmp) as folder:
         try:
             path = Path(folder, check_name(parts[0] + parts[1].lower(), "file name"))
         except InputError:

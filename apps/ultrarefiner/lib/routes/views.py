@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -18,12 +17,12 @@ from monailabel.config import settings
 from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints import session as stock_session
 from monailabel.endpoints.user.auth import User
-from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import get_mime_type
 
 from lib.routes.access import is_local
-from lib.routes.messages import public, public_values
-from lib.routes.routing import admin_role, user_role
+from lib.routes.needs import App
+from lib.routes.routing import Route, admin_role, user_role
+from ultrarefiner_monai.core.messages import public, public_values
 
 VIEWER = Path(endpoints.__file__).resolve().parent / "static" / "ohif"
 _MOST_LINES = 10_000
@@ -31,7 +30,10 @@ _LOG_BYTES = 1 << 20
 _GPU_SECONDS = 10
 
 
-def routes() -> list[tuple[str, str, Callable[..., Any]]]:
+def routes(app: App) -> list[Route]:
+    async def info(user: User = user_role) -> Any:
+        return public_values(await anyio.to_thread.run_sync(app.info))
+
     return [
         ("GET", "/info/", info),
         ("GET", "/datastore/", list_images),
@@ -43,10 +45,6 @@ def routes() -> list[tuple[str, str, Callable[..., Any]]]:
         ("GET", "/logs/gpu", gpu),
         ("GET", "/ohif/{path:path}", viewer),
     ]
-
-
-async def info(user: User = user_role) -> Any:
-    return public_values(await anyio.to_thread.run_sync(app_instance().info))
 
 
 async def list_images(

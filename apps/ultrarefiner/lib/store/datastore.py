@@ -22,13 +22,18 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from lib.store.client_frames import ClientFrames, is_moving
 from lib.store.labels import Labels
-from lib.store.names import check_info, check_name, split_name
 from ultrarefiner_monai.core.files import all_or_nothing, copy_in
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.imaging.mask_files import read_mask
+from ultrarefiner_monai.masks.label_values import is_confirmed
+from ultrarefiner_monai.studies import open_saves as opensaves
 from ultrarefiner_monai.studies.availability import StudiesAway
+from ultrarefiner_monai.studies.client_frames import ClientFrames, is_moving
+from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.names import check_info, check_name, split_name
+from ultrarefiner_monai.studies.open_saves import Drawn
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
@@ -205,3 +210,22 @@ class StudiesFolder(Labels):
         except (FileNotFoundError, ImageNotFoundException, LabelNotFoundException):
             return False
         return True
+
+
+def journal_saved(store: StudiesFolder, image_id: str, label_id: str, open_study: Callable[[Path], Any]) -> None:
+    """Note, soon, the final label that lies in the studies: somebody saved it without our route.
+
+    open_study: an image's file -> what has its ``study`` and ``sha256``; InputError where it cannot be read.
+    """
+    tag = DefaultLabelTag.FINAL.value
+    path = store.get_label_uri(label_id, tag)
+    if not path:
+        return
+    image, info = store.image_path(image_id), store.get_label_info(label_id, tag)
+
+    def write(journal: Journal) -> None:
+        opened = open_study(image)
+        mask = read_mask(path, opened.study, confirmed=is_confirmed(info))
+        opensaves.record(journal, image_id, Drawn(opened.sha256, mask), info)
+
+    store.journal.submit(write)

@@ -24,11 +24,11 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.store.absent import Absent
 from lib.store.index_file import IndexFile
-from lib.store.listing import Listing
-from lib.store.names import check_name, is_name, split_name
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.file import has_mark
 from ultrarefiner_monai.studies.availability import MARK_VARIABLE, Presence, StudiesAway
+from ultrarefiner_monai.studies.listing import Listing
+from ultrarefiner_monai.studies.names import check_name, is_name, split_name
 from ultrarefiner_monai.studies.work_folder import INDEX, LABEL_EXTENSIONS, WorkFolder, leaves
 
 logger = logging.getLogger(__name__)

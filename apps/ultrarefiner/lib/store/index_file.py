@@ -17,12 +17,12 @@ from typing import Any
 from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 
-from lib.store.names import check_info, is_name
 from ultrarefiner_monai.core.damaged import set_aside
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.readers import IMAGE_EXTENSIONS
 from ultrarefiner_monai.studies.availability import Presence
+from ultrarefiner_monai.studies.names import check_info, is_name
 from ultrarefiner_monai.studies.work_folder import LABEL_EXTENSIONS, WorkFolder
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from typing import Any
 
 from monailabel.utils.async_tasks.utils import background_executors, background_processes, background_tasks
 
-from lib.routes.messages import public_values
+from ultrarefiner_monai.core.messages import public_values
 
 logger = logging.getLogger(__name__)
 

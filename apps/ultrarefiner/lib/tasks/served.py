@@ -56,8 +56,8 @@ class Served:
             threading.Thread(target=self.latest, name="model", daemon=True).start()
         return found
 
-    def start(self) -> Start:
-        """The files of what is served: a training begins with them."""
+    def start_weights(self) -> Start:
+        """The weights of what is served, which a training begins with."""
         name = self.registry.pointer().name
         self.registry.require_sound(name)
         return self._files(name)

@@ -95,7 +95,7 @@ class LesionTraining(TrainTask):
         options = self._options(params, strict=True)
         settings, folder = self._train_config(options), self.work.training
         labelled = final_labels(datastore)
-        started_from(settings, self.served.start(), folder, self.work)
+        started_from(settings, self.served.start_weights(), folder, self.work)
         try:
             with folder.lock().acquire(timeout=0):
                 lookup = partial(label_now, datastore)
@@ -117,7 +117,7 @@ class LesionTraining(TrainTask):
             candidate = train_on_labels(
                 self.name,
                 self._train_config(options),
-                self.served.start(),
+                self.served.start_weights(),
                 final_labels(datastore),
                 self.work,
                 device,

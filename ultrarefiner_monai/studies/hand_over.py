@@ -12,8 +12,8 @@ import hashlib
 import logging
 from pathlib import Path
 
-from lib.store.names import split_name
 from ultrarefiner_monai.core.files import sha256_of
+from ultrarefiner_monai.studies.names import split_name
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
