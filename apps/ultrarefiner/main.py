@@ -1,4 +1,10 @@
-"""The MONAI Label app. In the order of the data's way: studies, tasks, what the clinician saves, next sample.
+"""The MONAI Label app: it connects MONAI Label with the package. In the order of the data's way:
+
+studies        ``lib.store``    a folder, or a PACS
+tasks          ``lib.tasks``    an image and clicks -> an outline; final labels -> a new model
+saved labels   ``lib.store``    labels, and the journal of corrections
+next sample    ``lib.tasks``    which image is labelled next
+server         ``lib.startup``  the routes (``lib.routes``), and the exchange with the PACS
 
 Research use only. Not a medical device.
 """

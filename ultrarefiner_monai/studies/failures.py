@@ -1,6 +1,6 @@
-"""What a disk, a share or the journal does wrong, in words that a radiologist understands.
+"""What a disk, a share or the journal does wrong, in words for clinicians.
 
-Words hold no path: who needs one finds it in the server's log.
+The words hold no path: who needs the path finds it in the server's log.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The labels before: the last few of each image and tag are kept in the work folder, versions/TAG/IMAGE/vNUMBER.ext."""
+"""Labels that were replaced or removed. The last few of each image and tag are kept: versions/TAG/IMAGE/vNUMBER.ext."""
 
 from __future__ import annotations
 

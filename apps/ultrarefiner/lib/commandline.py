@@ -1,4 +1,4 @@
-"""What `monailabel start_server` was asked for, as far as the app has to know it itself."""
+"""The host and the port that `monailabel start_server` was given: MONAI Label does not tell them to its app."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""SIGTERM ends the server within seconds, whatever its threads compute, and what was acknowledged is written.
+"""SIGTERM ends the server within seconds, whatever its threads compute. What clients were told is saved is written first.
 
-uvicorn waits without a limit for requests that are in work, Python for threads that compute; and uvicorn repeats the signal
-when it is done, which ends the process with all that is queued.
+Left alone, uvicorn waits without a limit for requests in work, and Python for threads that compute. When uvicorn is done,
+it sends the signal again, which ends the process with all that is still queued.
 """
 
 from __future__ import annotations

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lib.app import App
 from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.core.types import NOTICE
 from ultrarefiner_monai.studies.problems import damaged
 
 
-def completed(info: dict[str, Any], app: Any) -> dict[str, Any]:
+def completed(info: dict[str, Any], app: App) -> dict[str, Any]:
     """MONAI Label's ``info`` with ours."""
     # 3D Slicer shows the progress and accuracy of the first one: that is the one begun last.
     stats = sorted(info["train_stats"].items(), key=lambda item: -item[1].get("start_ts", 0))
     serving = {"name": app.served.name, "problem": app.served.problem, "preparing": app.preparer.left()}
     store = app.datastore()
-    pacs = {"pacs": store.contact()} if isinstance(store, PacsStudies) else {}
+    pacs: dict[str, Any] = {"pacs": store.contact()} if isinstance(store, PacsStudies) else {}
     if app.exchange is not None:
         pacs["pacs"]["outbox"] = app.exchange.status()
     return {
@@ -30,7 +31,7 @@ def completed(info: dict[str, Any], app: Any) -> dict[str, Any]:
     }
 
 
-def _problems(app: Any) -> Iterator[str]:
+def _problems(app: App) -> Iterator[str]:
     """What somebody has to know and to do something about, without paths; empty texts for what is well."""
     store, watch = app.datastore(), app.watch
     yield watch.problem if watch is not None else store.presence.problem

@@ -1,6 +1,6 @@
-"""The steps by which the process that serves starts; ``main`` calls them in their order.
+"""The steps by which the process that serves starts. ``main`` calls them in their order.
 
-MONAI Label's own processes, for batches and trainings, run the app without them.
+MONAI Label runs batches and trainings in processes of their own: these have the app without the server.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI
 
+from lib.app import App
 from lib.commandline import listens_on
 from lib.ending import Ending
 from lib.routes import doors, endpoints, send
@@ -25,7 +25,7 @@ from ultrarefiner_monai.studies.only_server import OnlyServer
 from ultrarefiner_monai.studies.watch import Watch
 
 
-def take_studies(app: Any) -> tuple[OnlyServer, Watch]:
+def take_studies(app: App) -> tuple[OnlyServer, Watch]:
     """Lock the studies, clear away what killed servers left, open the journal, load the model, and watch the studies.
 
     Raises InputError where another server runs on these studies.
@@ -42,7 +42,7 @@ def take_studies(app: Any) -> tuple[OnlyServer, Watch]:
     return only, Watch(store.presence, store.watch_anew, lambda: clear(folder, labels, app.work, starts=False))
 
 
-def put_routes(server: FastAPI, app: Any) -> None:
+def put_routes(server: FastAPI, app: App) -> None:
     """Put the app's routes before MONAI Label's."""
     endpoints.install(server, app)
     if isinstance(app.datastore(), PacsStudies):
@@ -50,7 +50,7 @@ def put_routes(server: FastAPI, app: Any) -> None:
     send.install(server, app)
 
 
-def start_exchange(app: Any) -> Exchange | None:
+def start_exchange(app: App) -> Exchange | None:
     """Begin to follow the PACS, and to send labels to it and take them from it; None where the studies are a folder."""
     store = app.datastore()
     if not isinstance(store, PacsStudies):
@@ -61,13 +61,13 @@ def start_exchange(app: Any) -> Exchange | None:
     return exchange
 
 
-def run_tasks(app: Any) -> None:
+def run_tasks(app: App) -> None:
     """Let MONAI Label's batches and trainings run in processes of ours, which end with the server."""
     for tasks in (app.trainings, app.batches):
         tasks.install()
     Ending([app.trainings.close, app.batches.close], app.journal.close).install()
 
 
-def close_doors(server: FastAPI, app: Any) -> None:
+def close_doors(server: FastAPI, app: App) -> None:
     """Decide who may come in, and put up the doors in front of all routes: the last step."""
     doors.close_doors(server, app)

@@ -1,8 +1,12 @@
-"""Who may come in from the network while no login is configured: whoever brings the token that is printed at the start.
+"""Access from the network while no login is configured: with the token that the server prints at its start.
 
-This machine itself is served without it. Ways to bring it: ``Authorization: Bearer TOKEN``; Basic, any name and the token
-as the password (browsers ask for both); MONAI Label's own login (``POST /auth/token``), as 3D Slicer's module and
-MONAILabelClient do it. The name that is given becomes the author of labels.
+Requests from this machine need no token. Others send it in one of three ways:
+
+* ``Authorization: Bearer TOKEN``
+* ``Authorization: Basic``, any name and the token as the password (browsers ask for both)
+* MONAI Label's own login (``POST /auth/token``), as 3D Slicer's module and MONAILabelClient do it
+
+The name that comes with the token becomes the author of labels.
 """
 
 from __future__ import annotations

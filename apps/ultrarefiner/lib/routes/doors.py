@@ -20,11 +20,11 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import compile_path
 
+from lib.app import App
 from lib.commandline import listens_on
 from lib.routes import access
 from lib.routes.access import Access, kept_token
 from lib.routes.guard import Guard, Query
-from lib.routes.needs import App
 from lib.routes.origins import Origins, is_loopback
 from lib.routes.routing import describe, put_first
 from lib.routes.saving import SavingDoor

@@ -15,10 +15,10 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from monailabel.endpoints.user.auth import User
 
+from lib.app import App
 from lib.routes import views
 from lib.routes.errors import error_handlers
 from lib.routes.infer import InferRoutes
-from lib.routes.needs import App
 from lib.routes.page import front_page
 from lib.routes.routing import Route, put_first, user_role
 from lib.routes.store import StoreRoutes

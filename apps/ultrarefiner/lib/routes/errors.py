@@ -1,4 +1,4 @@
-"""How errors are answered: in words without paths of the server, with a status that says whose fault it is."""
+"""How errors are answered: in words without paths of the server. The status says whose fault it is."""
 
 from __future__ import annotations
 

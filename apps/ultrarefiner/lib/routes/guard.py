@@ -1,4 +1,4 @@
-"""What stands in front of every request: names that could leave the studies and too big uploads are refused."""
+"""The door that checks a request's names and size: no name leaves the studies, no upload is too large."""
 
 from __future__ import annotations
 

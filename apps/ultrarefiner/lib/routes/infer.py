@@ -1,4 +1,7 @@
-"""POST /infer: the way of a request to a task and of its outline back; in threads, not in the server's event loop."""
+"""POST /infer: the image that a request names, and the reply with its outline.
+
+The work is done in a few threads; MONAI Label's own route computes in the server's event loop.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from monailabel.endpoints.infer import ResultType
 from monailabel.endpoints.user.auth import User
 from requests_toolbelt import MultipartEncoder
 
-from lib.routes.needs import App
+from lib.app import App
 from lib.routes.parameters import INFER, checked
 from lib.routes.routing import MaybeFile, Route, check_known, params_of, stored_upload, user_role
 from lib.tasks.infers import Outline

@@ -1,8 +1,8 @@
-"""Under which name the server may be asked, and by which web pages: before anything else is looked at.
+"""The first door: the name by which the server is called, and the web page that a request comes from.
 
-A page that the user visits can let its own name point to this server (DNS rebinding) and then reads and writes as the
-user; the Host header shows that. A page can send forms and simple requests anywhere; Origin and Sec-Fetch-Site show that.
-Programs send neither of the two.
+A web page can let its own name point to this server (DNS rebinding), and then reads and writes as the user; the Host
+header shows that. A page can also send forms and simple requests to any address; Origin and Sec-Fetch-Site show that.
+Programs that are no browsers send neither of these two.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints.user.auth import User
 
-from lib.routes.needs import App
+from lib.app import App
 from lib.routes.routing import Route, annotator_role, put_first, user_role
 from lib.routes.views import listed
 from lib.store.pacs import PacsStudies

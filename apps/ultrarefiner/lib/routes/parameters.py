@@ -1,4 +1,4 @@
-"""What each route takes: names that are known, with values of the types that are known. All else is refused in words.
+"""The parameters of each route: their names and the types of their values. Others are refused, with the known ones named.
 
 Nothing that a client sends becomes an environment variable, a module, a folder or a device: the server decides these.
 """

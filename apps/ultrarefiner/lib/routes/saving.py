@@ -1,4 +1,4 @@
-"""The door to all that saves: while the studies are away, it says so before anything is read or changed."""
+"""The door in front of all that saves: while the studies are away it answers 503, before anything is read or changed."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import User
 
-from lib.routes.needs import App
+from lib.app import App
 from lib.routes.routing import annotator_role
 from ultrarefiner_monai.exchange.labels import FINAL
 from ultrarefiner_monai.studies.names import check_name

@@ -1,4 +1,7 @@
-"""Images, labels, sessions and the next sample: routes that work in threads, refuse bad input with a message, and journal."""
+"""Routes of images, labels, sessions and the next sample.
+
+They work in threads. They refuse bad input with a message. A final label goes into the journal.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.utils.others.generic import file_checksum
 from starlette.background import BackgroundTask
 
+from lib.app import App
 from lib.routes.access import is_local
-from lib.routes.needs import App
 from lib.routes.parameters import NEXT_SAMPLE, checked
 from lib.routes.routing import (
     JsonBody,

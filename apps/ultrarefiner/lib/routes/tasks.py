@@ -1,4 +1,8 @@
-"""Batches and trainings: MONAI Label's own, once it is sure that there is something to do and nobody writes elsewhere."""
+"""Routes of batches and trainings.
+
+They check the request, then call MONAI Label's own: the model exists, labels get a plain tag, there is something to train
+on, and few trainings wait.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
 
-from lib.routes.needs import App
+from lib.app import App
 from lib.routes.parameters import BATCH, checked
 from lib.routes.routing import JsonBody, Route, admin_role, check_known, user_role
 from lib.tasks.background import Background, settled

@@ -1,4 +1,7 @@
-"""What clients look at, in pieces that are bounded and without the server's paths: what runs, listings, logs, the viewer."""
+"""Routes that only show something: /info/, listings, sessions, logs, the viewer.
+
+Replies are bounded in size and hold no path of the server.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from monailabel.endpoints import session as stock_session
 from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import get_mime_type
 
+from lib.app import App
 from lib.routes.access import is_local
-from lib.routes.needs import App
 from lib.routes.routing import Route, admin_role, user_role
 from ultrarefiner_monai.core.messages import public, public_values
 

@@ -1,5 +1,6 @@
-"""Entries whose image is not there just now: a PACS that lists nothing for a moment, a disk that is away. Who made their
-labels, and whether they still have to be sent, is known again when the image is back.
+"""Index entries of images that are not there for a while: a PACS lists nothing for a moment, or a disk is away.
+
+They are kept in a file. When an image is back, it is known again who made its labels and which still have to be sent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The studies folder as MONAI Label sees it, made safe and made to understand ultrasound files.
+"""The studies folder as MONAI Label sees it: images are opened, added and removed, and all goes into an archive.
 
-What differs from MONAI Label's LocalDatastore, besides its index (``studiesindex``) and its labels (``labels``): names that
-could leave the folder are refused; unreadable files are known.
+The index is in ``index``, the labels are in ``labels``. What differs from MONAI Label's LocalDatastore besides them: names
+that could leave the folder are refused, and files that cannot be read are known and never offered.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""The index of a studies folder: which images and labels there are, in line with the files at any moment.
+"""The index of a studies folder: its images and labels, in line with the files at any moment.
 
-What differs from MONAI Label's LocalDatastore: more extensions, in any case; two images of one stem are two entries; DICOM
-images in folders below are images too, called by their SOPInstanceUID; the index is written atomically and never changed
-under a reader; what an edited one says is not believed; links that leave the studies are not followed; read-only studies
-work, and where the studies are away nothing is written and the index in memory stays.
+What differs from MONAI Label's LocalDatastore:
+
+* More extensions are known, in upper and lower case. Two images of one stem are two entries.
+* DICOM images in folders below are images too; their ids are their SOPInstanceUIDs.
+* The index is written atomically, and never changed while somebody reads it.
+* An edited index cannot name files outside the studies, and links that leave the studies are not followed.
+* Read-only studies work. While the studies are away, nothing is written and the index in memory stays.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The index and its file. It is read complete and checked before anybody sees it, and written atomically. What an edited
-one says of places is not believed: where images and labels lie is the app's own knowledge, and an entry is a plain name in
-these places or nothing.
+"""The index and its file. The file is read and checked as a whole before anybody sees it, and written atomically.
+
+Somebody may have edited the file. So its entries must be plain names, and it does not decide where images and labels lie:
+the app knows these places itself.
 """
 
 from __future__ import annotations

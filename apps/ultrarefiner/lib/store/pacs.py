@@ -1,4 +1,4 @@
-"""A DICOMweb store as studies: the list comes from the store, images are fetched when they are opened, labels lie here.
+"""A DICOMweb store as studies. The list comes from the store; images are fetched when they are opened; labels lie here.
 
 Index, labels, their versions and the journal are those of a studies folder (``lib.store.datastore``), in the work folder.
 MONAI Label's own DICOMWebDatastore is not used: it lists CT, keeps lists for two hours, and downloads tools at its start.

@@ -1,4 +1,4 @@
-"""MONAI Label's sessions, made to survive a server that was killed while it wrote one."""
+"""MONAI Label's sessions, which here survive a server that is killed while it writes one."""
 
 from __future__ import annotations
 

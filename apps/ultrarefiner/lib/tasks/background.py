@@ -1,8 +1,8 @@
-"""Trainings and batches: one child process of each kind at a time, the others wait.
+"""Trainings and batches: of each kind one runs, in a process of its own, and the others wait.
 
-``Background`` takes the place of MONAI Label's executor, in MONAI Label's own tables: its routes and clients read the tasks as
-ever. What differs: a stop ends what waits as well, a child ends with the server and with all that it started, and one that
-failed says why.
+``Background`` takes the place of MONAI Label's executor and keeps MONAI Label's tables, so that routes and clients read the
+tasks as before. What differs: a stop also ends the tasks that wait. A process ends with the server, together with all that
+it started. A task that failed says why.
 """
 
 from __future__ import annotations

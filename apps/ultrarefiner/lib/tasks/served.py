@@ -1,4 +1,7 @@
-"""The model that answers now. A running server follows the registry: what `models use` points to is served from then on."""
+"""The model that answers.
+
+A running server follows the registry: after `models use` the next request is answered by the model that was chosen.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Trainings that clients start: the final labels of the datastore -> a candidate, in a process of its own.
+"""Trainings that clients start. The final labels of the datastore become a candidate: a new model, not yet served.
 
-MONAI Label runs ``__call__`` in a subprocess, one at a time, and kills it when a client says stop. Nothing is lost then: a
-run's last finished epoch lies in the work folder, and the next start with the same labels and options goes on from there.
+MONAI Label runs ``__call__`` in a process of its own, one at a time, and kills it when a client says stop. Nothing is lost
+by that: the last finished epoch lies in the work folder, and the next start with the same labels and options goes on from
+there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the routes use of the app. They are given it as an argument; nothing here asks MONAI Label for its instance."""
+"""What the parts of the app use of it. They are given it as an argument: none of them asks MONAI Label for its instance."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import Outline
 from lib.tasks.prepare import Preparer
+from lib.tasks.served import Served
 from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.dicomweb.client import Pacs
 from ultrarefiner_monai.exchange.labels import Exchange
+from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.watch import Watch
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 
 class App(Protocol):
-    """``main.UltraRefinerApp`` as the routes see it.
+    """``main.UltraRefinerApp`` as its parts see it.
 
     limiter: a place for each thread that computes. savers: one for each that reads an upload. pacs, exchange: None where
-    the studies are a folder. _infers, _trainers: MONAI Label's tables of tasks, by name.
+    the studies are a folder. watch: None in processes that do not serve. _infers, _trainers: MONAI Label's tables of tasks, by name.
     """
 
     app_dir: str
@@ -33,6 +36,9 @@ class App(Protocol):
     work: WorkFolder
     pacs: Pacs | None
     exchange: Exchange | None
+    watch: Watch | None
+    journal: JournalQueue
+    served: Served
     engine: Engine
     preparer: Preparer
     trainings: Background
