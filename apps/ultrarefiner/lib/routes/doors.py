@@ -22,9 +22,9 @@ from starlette.routing import compile_path
 
 from lib.app import App
 from lib.commandline import listens_on
-from lib.routes import access
 from lib.routes.access import Access, kept_token
 from lib.routes.guard import Guard, Query
+from lib.routes.login import keycloak_routes, token_routes
 from lib.routes.origins import Origins, is_loopback
 from lib.routes.routing import describe, put_first
 from lib.routes.saving import SavingDoor
@@ -65,7 +65,7 @@ def put_up(server: FastAPI, app: App, host: str, token: str, login: bool) -> Non
     host: what the server listens on; token: what others than this machine have to bring; login: whether MONAI Label's
     own decides instead. Web pages of other origins are only those that are configured: MONAI Label's default is all.
     """
-    put_first(server, access.login_routes() if login else access.routes(token))
+    put_first(server, keycloak_routes() if login else token_routes(token))
     describe(server)
     origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
     name = socket.gethostname()
