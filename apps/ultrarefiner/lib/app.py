@@ -1,4 +1,5 @@
-"""What the parts of the app use of it. They are given it as an argument: none of them asks MONAI Label for its instance."""
+"""What the parts of the app use of it. They are given it as an argument: none of them asks MONAI Label for its
+instance."""
 
 from __future__ import annotations
 
@@ -26,8 +27,9 @@ from ultrarefiner_monai.studies.work_folder import WorkFolder
 class App(Protocol):
     """``main.UltraRefinerApp`` as its parts see it.
 
-    limiter: a place for each thread that computes. savers: one for each that reads an upload. pacs, exchange: None where
-    the studies are a folder. watch: None in processes that do not serve. _infers, _trainers: MONAI Label's tables of tasks, by name.
+    limiter: a place for each thread that computes. savers: one for each that reads an upload. pacs, exchange: None
+    where the studies are a folder. watch: None in processes that do not serve. _infers, _trainers: MONAI Label's
+    tables of tasks, by name.
     """
 
     app_dir: str

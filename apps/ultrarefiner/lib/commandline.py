@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 
 def listens_on(arguments: Sequence[str]) -> tuple[str, int]:
-    """(host, port) by the process's arguments, as MONAI Label itself reads them; every interface and 8000 by default."""
+    """(host, port) by the process's arguments, as MONAI Label itself reads them; every interface and 8000 by
+    default."""
     if "start_server" in arguments:
         from monailabel.main import Main
 

@@ -65,7 +65,7 @@ def kept_token(path: Path) -> str:
 
 
 class Access:
-    """ASGI middleware. token: what others than this machine have to bring, "" where they cannot come in at all."""
+    """ASGI middleware. token: what requests from other machines must carry; "" where none of them is let in."""
 
     def __init__(self, app: ASGIApp, token: str, prefix: str = ""):
         self.app, self.token = app, token
@@ -90,8 +90,8 @@ class Access:
         await self.app(scope, receive, send)
 
     def _has_ticket(self, scope: Scope) -> bool:
-        """3D Slicer fetches the image of its next sample without its login: for a while, the address that was just offered
-        an image gets this one."""
+        """Whether the sender was just offered this image. 3D Slicer fetches the image of its next sample without its
+        login, so the address that was offered an image may fetch it for some minutes."""
         if route_path(scope) != self.image or scope["method"] != "GET":
             return False
         asked = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("image", [])
@@ -99,7 +99,7 @@ class Access:
 
 
 class _Tickets:
-    """(address, image) -> until when. Thread-safe; the oldest go first."""
+    """Until when an address may fetch an image. Thread-safe; the oldest are dropped first."""
 
     def __init__(self) -> None:
         self._until: dict[tuple[str, str], float] = {}
@@ -122,7 +122,8 @@ def is_local(scope: Scope) -> bool:
 
 
 def _needs_none(scope: Scope, token: str) -> bool:
-    """Where the server listens on loopback alone (no ``token``), a proxy on this machine has let the others in."""
+    """Whether no token is needed: from this machine, or where the server listens on loopback alone (no ``token``).
+    There a proxy on this machine decides who comes in."""
     return is_local(scope) or (not token and is_loopback(_host(scope, "server")))
 
 
@@ -145,7 +146,7 @@ def is_token(given: str, token: str) -> bool:
 
 
 def _decoded(text: str) -> str:
-    """What base64 of either alphabet says, "" where that is no text of one line."""
+    """The text in base64 of either alphabet; "" where it is not one line of text."""
     try:
         plain = base64.b64decode(text.replace("-", "+").replace("_", "/") + "===", validate=False).decode()
     except (binascii.Error, ValueError):

@@ -44,7 +44,7 @@ It stays the same; it is kept in {file}. Another way: a login, or --host 127.0.0
 
 
 def close_doors(server: FastAPI, app: App) -> None:
-    """Decide who may come in from where, say so once, and put up the doors."""
+    """Decide who may come in from where, print it once, and put up the doors."""
     host, login = listens_on(sys.argv)[0], settings.MONAI_LABEL_AUTH_ENABLE
     token = ""
     if not is_loopback(host) and not login:
@@ -86,7 +86,7 @@ def put_up(server: FastAPI, app: App, host: str, token: str, login: bool) -> Non
 
 
 def _queries(server: FastAPI) -> Iterator[Query]:
-    """What each route takes in its address, in the order in which they are asked."""
+    """The query parameters of each route, in the order in which routes are tried."""
     for context in iter_route_contexts(server.routes):
         route = context.original_route
         path = str(context.path)

@@ -1,7 +1,7 @@
 """Which routes stand before MONAI Label's own.
 
-MONAI Label runs inference in its event loop and answers bad input with 500. All its other routes stay as they are, behind
-``lib.routes.doors``. docs/it/security.md lists every route.
+MONAI Label runs inference in its event loop and answers bad input with 500. All its other routes stay as they are,
+behind ``lib.routes.doors``. docs/it/security.md lists every route.
 """
 
 from __future__ import annotations

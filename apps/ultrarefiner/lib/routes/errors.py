@@ -56,7 +56,8 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _refused(request: Request, error: Any) -> Any:
-    """An HTTPException of whoever raised it. FastAPI says that a body cannot be parsed where the disk for uploads is full."""
+    """An HTTPException, as it was raised. But where the disk for uploads is full, FastAPI says that the body cannot be
+    parsed: then the disk is answered."""
     if error.status_code == 400 and isinstance(error.__cause__, OSError) and explain(error.__cause__) is not None:
         return await _storage(request, error.__cause__)
     error.detail = public_values(error.detail)
@@ -73,7 +74,7 @@ async def _storage(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _wrong(request: Request, error: Exception) -> JSONResponse:
-    """Bad input; or a good file that a disk or a share does not give just now: readers cannot tell it from a bad one."""
+    """Bad input. Where the cause is an error of a disk, that is answered instead: the file itself may be good."""
     cause = error.__cause__
     # Decoders have errors with the system's numbers too (PyAV): those tell of the file, not of a disk.
     if isinstance(cause, OSError) and type(cause).__module__ == "builtins" and explain(cause) is not None:
@@ -82,7 +83,7 @@ async def _wrong(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _away(request: Request, error: Exception) -> JSONResponse:
-    """Whom this server asks itself: the login. (A PACS has errors of its own.)"""
+    """The login server, which this server asks, does not answer. (A PACS has errors of its own.)"""
     logger.error("%s %s: %s", request.method, request.url.path, error)
     return JSONResponse({"detail": f"the login server does not answer ({type(error).__name__}): try again"}, 503)
 

@@ -1,4 +1,5 @@
-"""MONAI Label's login routes: with the token of ``access`` as the password, or with Keycloak where that is configured."""
+"""MONAI Label's login routes: with the token of ``access`` as the password, or with Keycloak where that is
+configured."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def token_routes(token: str) -> list[Route]:
 
 
 def keycloak_routes() -> list[Route]:
-    """The login with Keycloak, in a thread: MONAI Label's own keeps all others waiting, and answers 500 to a wrong password."""
+    """The login with Keycloak, in a thread: MONAI Label's own keeps all others waiting, and answers 500 to a wrong
+    password."""
 
     def ask(form: OAuth2PasswordRequestForm) -> Any:
         try:
@@ -71,7 +73,8 @@ def keycloak_routes() -> list[Route]:
 
 
 def user_of(token: str) -> stock_auth.User:
-    """Whose token of Keycloak it is. In place of MONAI Label's, which names no algorithms: PyJWT 2 then refuses all.
+    """The user of a Keycloak token. It replaces MONAI Label's function, which names no algorithms: PyJWT 2 then
+    refuses all.
 
     Raises jwt.InvalidTokenError for what is no token of this realm, or names nobody.
     """

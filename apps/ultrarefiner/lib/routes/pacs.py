@@ -87,8 +87,8 @@ def install(server: FastAPI, app: App) -> None:
 
 
 def way_to(method: str, path: str) -> str:
-    """The path below the store's root that a viewer means by ``path``; 404 for whatever is not DICOMweb, and for a POST
-    that does not store: with the server's account it could do anything there."""
+    """The path below the store's root for a viewer's ``path``. HTTPException 404 where it is not DICOMweb, and for a
+    POST that does not store objects: with the server's account it could do anything there."""
     first, _, rest = path.partition("/")
     path = (rest if first in _OPERATIONS else path).rstrip("/")
     parts = path.split("/")
@@ -106,7 +106,7 @@ def shown_image(path: str, images: Container[str]) -> str | None:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """The store's own 404 is one; whatever else it is that failed, it is not the client's request."""
+    """The store failed. Its own 404 stays one; other errors are not the client's fault and become 502 or 503."""
     status = 404 if getattr(error, "status", None) == 404 else 503 if getattr(error, "transient", True) else 502
     return JSONResponse({"detail": public(str(error))}, status)
 

@@ -1,4 +1,5 @@
-"""The parameters of each route: their names and the types of their values. Others are refused, with the known ones named.
+"""The parameters of each route: their names and the types of their values. Others are refused, with the known ones
+named.
 
 Nothing that a client sends becomes an environment variable, a module, a folder or a device: the server decides these.
 """
@@ -100,7 +101,7 @@ def check_names(names: Collection[str], known: Collection[str], what: str) -> No
 
 
 def check_whole(value: Any, what: str) -> None:
-    """InputError for half a character anywhere (``is_broken``)."""
+    """InputError for a text with a lone surrogate, at any depth (``is_broken``)."""
     left = [value]
     while left:
         part = left.pop()

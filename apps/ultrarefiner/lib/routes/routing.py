@@ -1,7 +1,7 @@
 """What the app's routes share.
 
-The login's roles, as defaults of a route's parameter. JSON from form fields. Uploaded files, stored for a while. And the
-place of our routes: before MONAI Label's own.
+The login's roles, as defaults of a route's parameter. JSON from form fields. Uploaded files, stored for a while. And
+the place of our routes: before MONAI Label's own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def put_first(server: FastAPI, routes: Sequence[Route]) -> None:
 
 
 def describe(server: FastAPI) -> None:
-    """Let /openapi.json tell of the routes that answer. Of two with one address FastAPI shows the latter, which never does."""
+    """Let /openapi.json show the routes that answer. Of two routes with one address FastAPI shows the last, which
+    never answers."""
 
     def openapi() -> dict[str, Any]:
         if server.openapi_schema is None:
@@ -92,7 +93,8 @@ def params_of(text: str, what: str = "params") -> dict[str, Any]:
 
 
 def author(user: User) -> dict[str, str]:
-    """Who it is: by the login, or by the name that came with the token; without both MONAI Label calls everybody admin."""
+    """The author of a label: the user of the login, or the name that came with the token. Nobody without both: MONAI
+    Label then calls everybody admin."""
     name = user.username if settings.MONAI_LABEL_AUTH_ENABLE else visitor.get()
     return {"user": name} if name else {}
 
@@ -106,7 +108,7 @@ def basename(upload: UploadFile) -> str:
 def stored_upload(
     work: WorkFolder, upload: UploadFile, extensions: tuple[str, ...], default: str = ""
 ) -> Iterator[Path]:
-    """The upload as a file of a safe name in the work folder, gone afterwards; InputError for other extensions."""
+    """The upload as a file with a safe name in the work folder, removed afterwards; InputError for other extensions."""
     name = basename(upload)
     parts = split_name(name, extensions) or (("label", default) if default and "." not in name else None)
     if parts is None:

@@ -1,4 +1,5 @@
-"""The door in front of all that saves: while the studies are away it answers 503, before anything is read or changed."""
+"""The door in front of all that saves: while the studies are away it answers 503, before anything is read or
+changed."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def saved_by(method: str, path: str) -> str:
 class SavingDoor:
     """ASGI middleware: while the studies are away, whatever could save or start something is answered 503, in words.
 
-    check: raises StudiesAway; it is called in one of a few threads of its own, a share that hangs must not stop the server.
+    check: raises StudiesAway; it is called in one of a few threads of its own, a share that hangs must not stop the
+    server.
     """
 
     def __init__(self, app: ASGIApp, check: Callable[[], Any]):
@@ -56,7 +58,7 @@ def _is_login(path: str) -> bool:
 
 
 async def _drain(receive: Receive) -> None:
-    """Read what a client still sends: one that is sending does not read the answer. The guard bounds it."""
+    """Read the rest of the body: a client that is still sending does not read the answer. The guard bounds the size."""
     try:
         while True:
             message = await receive()

@@ -244,6 +244,6 @@ def _removed(path: str) -> BackgroundTask:
 
 
 def _label_info(app: App, text: str, what: str, user: User) -> dict[str, Any]:
-    """What a client wants kept with a label, without what is the server's own."""
+    """The info that a client sent with a label, without the keys that only the server sets, with its author."""
     sent = params_of(text, what)
     return {key: value for key, value in sent.items() if key not in app.datastore().own_info} | author(user)

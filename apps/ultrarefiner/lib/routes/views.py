@@ -59,7 +59,7 @@ async def list_images(
 
 
 def listed(request: Request, output: stock_datastore.ResultType | None, found: Any) -> Any:
-    """What of a listing its reader may see: paths only on the machine where they mean something."""
+    """The listing without paths of the server; pairs of paths (``train``) go to programs on this machine only."""
     if output != stock_datastore.ResultType.train:
         return public_values(found)
     if not is_local(request.scope):

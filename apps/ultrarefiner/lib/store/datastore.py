@@ -1,7 +1,7 @@
 """The studies folder as MONAI Label sees it: images are opened, added and removed, and all goes into an archive.
 
-The index is in ``index``, the labels are in ``labels``. What differs from MONAI Label's LocalDatastore besides them: names
-that could leave the folder are refused, and files that cannot be read are known and never offered.
+The index is in ``index``, the labels are in ``labels``. What differs from MONAI Label's LocalDatastore besides them:
+names that could leave the folder are refused, and files that cannot be read are known and never offered.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class StudiesFolder(Labels):
     def image_path(self, image_id: str) -> Path:
         """The file of an image that is in the index; ImageNotFoundException otherwise. Nothing else is ever opened.
 
-        One in a folder below is opened and handed out through a link that is called by its id: messages, logs and clients
-        repeat file names, and those of exports may hold patients' names.
+        One in a folder below is opened and handed out through a link that is called by its id: messages, logs and
+        clients repeat file names, and those of exports may hold patients' names.
         """
         path = self.image_file(image_id)
         return self._linked(image_id, path) if image_id in self._nested else path
@@ -83,8 +83,8 @@ class StudiesFolder(Labels):
         return link
 
     def client_path(self, image_id: str) -> Path:
-        """The file that clients get of an image; of a moving picture, a NIfTI of its frames. Raises as ``image_path``, and
-        InputError for a moving picture that cannot be decoded."""
+        """The file that clients get of an image; of a moving picture, a NIfTI of its frames. Raises as ``image_path``,
+        and InputError for a moving picture that cannot be decoded."""
         path = self.image_path(image_id)
         return self._frames.path(image_id, path) if is_moving(path) else path
 
@@ -172,7 +172,8 @@ class StudiesFolder(Labels):
     # --- everything ---------------------------------------------------------------------------------------------------
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """A ZIP file of the labelled images, their final labels and the index, in the work folder; the caller removes it.
+        """A ZIP file of the labelled images, their final labels and the index, in the work folder; the caller removes
+        it.
 
         What goes away meanwhile is left out and named in it.
         """

@@ -40,7 +40,7 @@ _SETTLE_SECONDS = 0.3
 
 
 class StudiesIndex(IndexFile):
-    """The index of one folder, kept in line with its files. Index file, entries that change: ``IndexFile``."""
+    """The index of one folder, kept in line with its files. ``IndexFile`` reads and writes it."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class StudiesIndex(IndexFile):
             self._absent.keep({i: entry for i, entry in absent.items() if i not in objects}, absent)
 
     def _on_any_event(self, event: Any) -> None:
-        """Files came or went: look once when it has calmed down, not once per file of a big copy."""
+        """Files came or went. The folder is looked through when that has stopped, once for all files of a big copy."""
         if all(self._is_ours(path) for path in (event.src_path, getattr(event, "dest_path", "")) if path):
             return
         with self._mutex:
@@ -123,7 +123,8 @@ class StudiesIndex(IndexFile):
                 self._pending.start()
 
     def _on_modify_event(self, event: Any) -> None:
-        """The index was written, or a file that may be an image only now: a DICOM header, a picture that was empty."""
+        """A file was written: the index, or one that may be an image now (a DICOM header came, a picture was empty
+        before)."""
         if event.src_path == self._datastore_config_path:
             try:
                 self._init_from_datastore_file()  # nothing where we wrote it ourselves
@@ -192,7 +193,7 @@ class StudiesIndex(IndexFile):
         return objects
 
     def _complain(self, message: str) -> None:
-        """Once, not at every look into the folder."""
+        """Log a message once, not at every look into the folder."""
         if message not in self._complained:
             self._complained.add(message)
             logger.warning("%s", message)
@@ -226,8 +227,10 @@ class StudiesIndex(IndexFile):
         return entry
 
     def image_file(self, image_id: str) -> Path:
-        """The file in the studies that an image is, looked at now. ImageNotFoundException where it is gone, or has
-        become a link that leaves the studies or a file that is no image; StudiesAway."""
+        """The image's file in the studies, checked at this moment.
+
+        Raises ImageNotFoundException where the file is gone, is a link that leaves the studies, or is no image any
+        more; StudiesAway while the studies are away."""
         entry = self.entry(image_id)
         self.presence.check(recent=True)
         name = self._filename(image_id, entry.image.ext)
@@ -276,7 +279,7 @@ class StudiesIndex(IndexFile):
 
 
 def _steps(path: str, folders: int) -> Iterator[str]:
-    """``path`` and so many folders above it."""
+    """``path``, then each of the ``folders`` folders above it."""
     yield path
     for _ in range(folders):
         path = os.path.dirname(path)

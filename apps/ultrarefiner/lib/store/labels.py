@@ -1,9 +1,9 @@
 """The labels of a studies folder.
 
-A save changes four things: the label's file, its entry in the index, the copy of the label before, and the correction in
-the journal. All four change, or none. The plan of a save is written into the journal first. A failure in the middle takes
-everything back. After a kill, the next change of a label (at the latest the next start) completes the save or takes it
-back: ``repair``.
+A save changes four things: the label's file, its entry in the index, the copy of the label before, and the correction
+in the journal. All four change, or none. The plan of a save is written into the journal first. A failure in the middle
+takes everything back. After a kill, the next change of a label (at the latest the next start) completes the save or
+takes it back: ``repair``.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 
 class Labels(StudiesIndex):
-    """The labels and their journal. own_info: what a label's info holds of ours; clients see it, may send it back, and
-    change nothing by that."""
+    """The labels and their journal. own_info: keys of a label's info that only the server sets. Clients see them; what
+    they send under these keys is ignored."""
 
     own_info: tuple[str, ...] = ("ts", "name", "confirmed")
 
@@ -130,8 +130,9 @@ class Labels(StudiesIndex):
     # --- after a kill -------------------------------------------------------------------------------------------------
 
     def repair(self) -> None:
-        """Complete saves that were cut off where the new label is in its place, take the others back. Within a change:
-        nobody else saves just now."""
+        """Complete saves that were cut off when the new label was already in its place, and take the others back.
+
+        Called within ``_changing``: nobody else saves at that time."""
         for save in self.journal.ask(opensaves.found):
             if self._datastore.objects.get(save.image_id) is None:
                 continue  # it may come back (a PACS that lists nothing for a moment)
@@ -151,7 +152,7 @@ class Labels(StudiesIndex):
         return sha256_of(path) == save.plan.sha256
 
     def _settle(self, save: OpenSave, done: bool) -> None:
-        """Bring files and index to what the plan says of a save that is done, or of one that is not."""
+        """Bring files and index to the state after the save (``done``), or to the state before it."""
         plan, image_id = save.plan, save.image_id
         folder = self.label_file(image_id, plan.tag, plan.extension).parent
         for part, name in plan.aside:
@@ -177,11 +178,13 @@ class Labels(StudiesIndex):
     # --- the labels before --------------------------------------------------------------------------------------------
 
     def fitted(self, image_id: str, label: Path) -> Path:
-        """The label file to keep for one that a client sent; another one where the image has changed under the client."""
+        """The label file to keep for the one that a client sent. It differs where the image changed while the client
+        drew."""
         return label
 
     def keep_version(self, image_id: str, tag: str, label: Path, drawn: Drawn | None, info: dict[str, Any]) -> None:
-        """Keep a label beside the one that counts, with its correction (``drawn``): it comes later, but is older."""
+        """Keep a label as a version, with its correction (``drawn``): it arrived late, and a newer label is in
+        place."""
         with self._changing(), all_or_nothing() as undo:
             folder = self.versions.folder(image_id, tag)
             self.work.make(folder)
@@ -210,7 +213,7 @@ class Labels(StudiesIndex):
             self.versions.prune(label_id, label_tag)
 
     def _set_aside(self, undo: Undo, image_id: str, tag: str, extension: str) -> None:
-        """Let a label lie with the versions only."""
+        """Move a label to the versions."""
         path = self.label_file(image_id, tag, extension)
         self.versions.keep(undo, self.versions.next_of(image_id, tag, [path]))
         if os.path.lexists(path):

@@ -1,7 +1,8 @@
 """A DICOMweb store as studies. The list comes from the store; images are fetched when they are opened; labels lie here.
 
-Index, labels, their versions and the journal are those of a studies folder (``lib.store.datastore``), in the work folder.
-MONAI Label's own DICOMWebDatastore is not used: it lists CT, keeps lists for two hours, and downloads tools at its start.
+Index, labels, their versions and the journal are those of a studies folder (``lib.store.datastore``), in the work
+folder. MONAI Label's own DICOMWebDatastore is not used: it lists CT, keeps lists for two hours, and downloads tools at
+its start.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ class PacsStudies(StudiesFolder):
         self._thread.start()
 
     def fresh(self) -> None:
-        """Wait until the list is new. Returns at once where the store is known to be away or slow, or nobody watches."""
+        """Wait until the list is new. Returns at once where the store is known to be away or slow, or nobody
+        watches."""
         now = time.monotonic()
         if self._thread is None or self.mirror.problem or self._took > _SLOW_SECONDS:
             return
@@ -132,7 +134,7 @@ class PacsStudies(StudiesFolder):
         return objects
 
     def contact(self) -> dict[str, Any]:
-        """For /info/: how the store does."""
+        """For /info/: whether the store answers."""
         asked, problem = int(self.mirror.asked) or None, self.mirror.problem
         return {"url": self.pacs.url, "reachable": not problem, "problem": problem, "asked": asked}
 
@@ -202,7 +204,7 @@ class PacsStudies(StudiesFolder):
         label_info: dict[str, Any],
         drawn: Drawn | None = None,
     ) -> str:
-        """As in a folder; its info keeps which frames it is about."""
+        """As in a folder. The info also keeps the frames that the label was drawn on."""
         order = self._orders.of(image_id, self.mirror.folder / "images" / image_id)
         info = {**(label_info or {}), FRAMES: list(order)} if order else label_info
         return super().save_label(image_id, label_filename, label_tag, info, drawn)

@@ -51,7 +51,7 @@ class Served:
             return self._predictor
 
     def now(self) -> Predictor:
-        """The predictor that is loaded, at once; a new one is fetched behind it. For what must not wait, as /info/."""
+        """The predictor that is loaded, without waiting (for /info/). A newer one is loaded in a thread meanwhile."""
         found = self._predictor
         if found is None:
             return self.latest()

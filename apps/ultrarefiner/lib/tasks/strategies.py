@@ -1,4 +1,5 @@
-"""The next image to label. A skipped image goes to the end of the queue; files that cannot be read are never offered."""
+"""The next image to label. A skipped image goes to the end of the queue; files that cannot be read are never
+offered."""
 
 from __future__ import annotations
 
