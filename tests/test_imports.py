@@ -21,6 +21,8 @@ ROOMS = (
     "core config masks interaction models dicom imaging datasets dicomweb pipeline studies exchange training learning "
     "evaluation batch recipe cli"
 ).split()
+LIB = ROOT / "apps" / "ultrarefiner" / "lib"
+APP_ROOMS = ("store", "tasks", "routes")
 # They do not know each other: networks and what is fed to them.
 STRANGERS = {("interaction", "models"), ("imaging", "models"), ("datasets", "models"), ("dicom", "models")}
 
@@ -139,11 +141,21 @@ def test_a_circle_is_found() -> None:
     assert not circle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
-@pytest.mark.parametrize("package", [PACKAGE, ROOT / "apps" / "ultrarefiner" / "lib"], ids=lambda p: p.name)
+@pytest.mark.parametrize("package", [PACKAGE, LIB], ids=lambda p: p.name)
 def test_no_files_import_each_other_in_a_circle(package: Path) -> None:
     edges = graph(package, package.parent)
     assert sum(map(len, edges.values())) > len(edges)
     assert not circle_in(edges)
+
+
+@pytest.mark.parametrize("path", sorted(LIB.rglob("*.py")), ids=lambda p: module_name(p, LIB.parent))
+def test_the_rooms_of_the_app_are_in_order(path: Path) -> None:
+    """Routes use tasks and the store, tasks use the store; what stands before them all is ``lib.startup``."""
+    own = module_name(path, LIB.parent).split(".")[1:2]
+    for name in imports(path) if own and own[0] in APP_ROOMS else ():
+        first, *rest = name.split(".")
+        if first == "lib" and rest[0] in APP_ROOMS:
+            assert APP_ROOMS.index(rest[0]) <= APP_ROOMS.index(own[0]), f"{path.name} imports {name} from above"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").rglob("*.py")), ids=module_name)

@@ -1,4 +1,10 @@
-"""The MONAI Label app. In the order of the data's way: studies, tasks, what the clinician saves, next sample.
+"""The MONAI Label app: it connects MONAI Label with the package. In the order of the data's way:
+
+studies        ``lib.store``    a folder, or a PACS
+tasks          ``lib.tasks``    an image and clicks -> an outline; final labels -> a new model
+saved labels   ``lib.store``    labels, and the journal of corrections
+next sample    ``lib.tasks``    which image is labelled next
+server         ``lib.startup``  the routes (``lib.routes``), and the exchange with the PACS
 
 Research use only. Not a medical device.
 """
@@ -7,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +23,8 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 import ultrarefiner_monai
-from lib.ending import Ending
-from lib.routes.problems import problems
-from lib.startup import OnlyServer, Watch, clear
-from lib.store.datastore import StudiesFolder
-from lib.store.exchange import Exchange
-from lib.store.names import check_name
+from lib.information import completed
+from lib.store.datastore import StudiesFolder, journal_saved
 from lib.store.pacs import PacsStudies
 from lib.store.sessions import SessionStore
 from lib.tasks.answers import Engine
@@ -31,19 +32,17 @@ from lib.tasks.background import Background
 from lib.tasks.infers import LesionTask, Outline, make_tasks
 from lib.tasks.prepare import Preparer
 from lib.tasks.served import Served
-from lib.tasks.strategies import NextSample
+from lib.tasks.strategies import choose, make_strategies
 from lib.tasks.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
 from ultrarefiner_monai.core.image import Limits
 from ultrarefiner_monai.core.types import LABELS, NOTICE
 from ultrarefiner_monai.dicomweb.client import Pacs
-from ultrarefiner_monai.imaging.mask_files import read_mask
-from ultrarefiner_monai.masks.label_values import is_confirmed
-from ultrarefiner_monai.studies import open_saves as opensaves
+from ultrarefiner_monai.exchange.labels import Exchange
 from ultrarefiner_monai.studies.availability import MARK_VARIABLE
-from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
-from ultrarefiner_monai.studies.open_saves import Drawn
+from ultrarefiner_monai.studies.names import check_name
+from ultrarefiner_monai.studies.watch import Watch
 from ultrarefiner_monai.studies.work_folder import WorkFolder, is_address
 
 logger = logging.getLogger(__name__)
@@ -112,23 +111,7 @@ class UltraRefinerApp(MONAILabelApp):
         return reason if trainer is None else trainer.failed(task, reason)
 
     def info(self) -> dict[str, Any]:
-        info = super().info()
-        # 3D Slicer shows the progress and accuracy of the first one: that is the one begun last.
-        stats = sorted(info["train_stats"].items(), key=lambda item: -item[1].get("start_ts", 0))
-        serving = {"name": self.served.name, "problem": self.served.problem, "preparing": self.preparer.left()}
-        store = self.datastore()
-        pacs = {"pacs": store.contact()} if isinstance(store, PacsStudies) else {}
-        if self.exchange is not None:
-            pacs["pacs"]["outbox"] = self.exchange.status()
-        return {
-            **info,
-            "train_stats": dict(stats),
-            "serving": serving,
-            **pacs,
-            "problems": problems(self),
-            "not_offered": store.not_offered.counts(),
-            "notice": NOTICE,
-        }
+        return completed(super().info(), self)
 
     def outline(
         self, model: str, path: Path, image_id: str, request: dict[str, Any] | None = None, as_file: bool = True
@@ -159,29 +142,15 @@ class UltraRefinerApp(MONAILabelApp):
 
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """Called by whoever saves a final label without our route: the journal gets what lies in the studies, soon."""
-        store = self.datastore()
-        path = store.get_label_uri(label_id, DefaultLabelTag.FINAL.value)
-        if path:
-            image, info = store.image_path(image_id), store.get_label_info(label_id, DefaultLabelTag.FINAL.value)
-
-            def write(journal: Journal) -> None:
-                opened = self.engine.open(image)
-                mask = read_mask(path, opened.study, confirmed=is_confirmed(info))
-                opensaves.record(journal, image_id, Drawn(opened.sha256, mask), info)
-
-            self.journal.submit(write)
+        journal_saved(self.datastore(), image_id, label_id, self.engine.open)
 
     # --- next sample, sessions ----------------------------------------------------------------------------------------
 
     def init_strategies(self) -> dict[str, Any]:
-        return {"random": NextSample(shuffled=True), "first": NextSample(shuffled=False)}
+        return make_strategies()
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        strategy = request.get("strategy") or "random"
-        if strategy not in self._strategies:
-            known = ", ".join(self._strategies)
-            raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"no strategy {strategy!r:.80}; known: {known}")
-        found = self._strategies[strategy](request, self.datastore())
+        found = choose(self._strategies, request, self.datastore())
         if not found:
             return {}
         self.prepare(found["id"])
@@ -202,33 +171,15 @@ class UltraRefinerApp(MONAILabelApp):
     # --- server -------------------------------------------------------------------------------------------------------
 
     def on_init_complete(self) -> None:
+        """The start of the process that serves; those of batches and trainings do not come here."""
         from monailabel.app import app as server
 
-        from lib.routes.doors import close_doors
-        from lib.routes.endpoints import install
-        from lib.routes.pacs import install as install_pacs
-        from lib.store.exchange import install as install_exchange
+        from lib import startup  # late: the other processes need no routes
 
-        store = self.datastore()
-        folder = None if isinstance(store, PacsStudies) else Path(self.studies)
-        self.only = OnlyServer(folder, self.work)
-        os.environ[MARK_VARIABLE] = store.presence.text
-        shutil.rmtree(self.work.tmp, ignore_errors=True)  # what a killed server left
-        labels = store.index_file.parent / "labels"
-        clear(folder, labels, self.work)
-        self.journal.begin(store.presence.new)
-        self.served.latest()  # not in the processes that MONAI Label starts for trainings: they need no predictor
-        self.watch = Watch(store.presence, store.watch_anew, lambda: clear(folder, labels, self.work, starts=False))
-        install(server, self)
-        if isinstance(store, PacsStudies):
-            install_pacs(server, self)
-            store.start()
-            self.exchange = Exchange(self, store)
-            self.exchange.start()
-        install_exchange(server, self)
+        self.only, self.watch = startup.take_studies(self)
+        startup.put_routes(server, self)
+        self.exchange = startup.start_exchange(self)
         super().on_init_complete()
-        for tasks in (self.trainings, self.batches):
-            tasks.install()
-        Ending([self.trainings.close, self.batches.close], self.journal.close).install()
-        close_doors(server, self)
+        startup.run_tasks(self)
+        startup.close_doors(server, self)
         logger.info("ready: %s; work folder %s. %s", self.studies, self.work.root, NOTICE)

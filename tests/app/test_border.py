@@ -21,7 +21,6 @@ from PIL import Image
 from lib.routes.guard import check_target
 from lib.routes.pacs import way_to
 from lib.store.datastore import StudiesFolder
-from lib.store.names import check_name
 from lib.store.sessions import SessionStore
 from lib.tasks.answers import _bytes
 from lib.tasks.prompts import clicks_of, frame_of
@@ -31,6 +30,7 @@ from ultrarefiner_monai.config import ConfigError, ServeConfig, load_yaml, serve
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.studies.names import check_name
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 # --- clicks -----------------------------------------------------------------------------------------------------------

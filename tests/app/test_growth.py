@@ -28,7 +28,7 @@ from ultrarefiner_monai.imaging.writers import write_mask
 from ultrarefiner_monai.studies.work_folder import WorkFolder, forget
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner"))
-import lib.routes.store  # noqa: E402
+from lib.routes.store import StoreRoutes  # noqa: E402
 from lib.store.pacs import PacsStudies  # noqa: E402
 
 SERIES, SIZE = "1.2.5", (24, 32)
@@ -160,14 +160,14 @@ def test_nothing_about_a_label_is_lost_while_the_store_lists_nothing(desk: Desk)
     assert not desk.store.get_label_info(SERIES, "final")
 
 
-def test_clients_change_nothing_of_what_the_server_keeps(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lib.routes.store, "app_instance", lambda: SimpleNamespace(datastore=lambda: desk.store))
+def test_clients_change_nothing_of_what_the_server_keeps(desk: Desk) -> None:
+    routes = StoreRoutes(SimpleNamespace(datastore=lambda: desk.store))  # type: ignore[arg-type]
     desk.hold({"1.3.1": (1, 1)})
     desk.store.save_label(SERIES, str(desk.drawn(0)), "final", {"pacs": {"send": "2024-01-01"}, "note": "a"})
     saved = desk.store.get_label_info(SERIES, "final")
     assert {"ts", "name", "frames", "pacs"} < set(saved)
     sent = json.dumps({**dict.fromkeys([*saved, "stored", "from_pacs"], 4e9), "note": "b"})
-    asyncio.run(lib.routes.store.put_label_info_old(SERIES, "final", sent, User(username="x")))
+    asyncio.run(routes.put_label_info_old(SERIES, "final", sent, User(username="x")))
     assert desk.store.get_label_info(SERIES, "final") == {**saved, "note": "b"}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from monailabel.interfaces.exception import ImageNotFoundException
 from small_studies import LABEL, make_store
 
-from lib.store.names import is_name
+from ultrarefiner_monai.studies.names import is_name
 
 NAMES = st.sampled_from(
     ["a", "b", "../a", "/etc/passwd", "..", "", "passwd", ".ultrarefiner", "notes", "a/b", "a\\b", "\0"]

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -19,10 +16,8 @@ from coded_file import NATIVE, dicom
 from PIL import Image
 from slicer_module import Slicer, opened_with, write_label
 
-from lib.store.client_frames import ClientFrames
 from lib.store.datastore import StudiesFolder
 from ultrarefiner_monai.config import ServeConfig, load_yaml
-from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.readers import read_mask, read_study
 from ultrarefiner_monai.studies.work_folder import WorkFolder, forget
 
@@ -138,38 +133,3 @@ def test_the_file_for_clients_follows_the_video_and_goes_with_it(tmp_path: Path)
     third = store.client_path("clip")
     store.remove_image("clip")
     assert not third.exists() and not (studies / "clip.gif").exists()
-
-
-def test_files_for_clients_stay_within_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lib.store.client_frames
-
-    frames = ClientFrames(WorkFolder.of(tmp_path), read_study)
-    (tmp_path / "clip.gif").write_bytes(animation())
-    one = frames.path("a", tmp_path / "clip.gif")
-    monkeypatch.setattr(lib.store.client_frames, "_KEPT_BYTES", 2 * one.stat().st_size)
-    made = [one, *(frames.path(name, tmp_path / "clip.gif") for name in "bcd")]
-    assert [p.is_file() for p in made] == [False, False, True, True]
-    with pytest.raises(InputError, match=r"gone\.gif"):
-        frames.path("e", tmp_path / "gone.gif")
-
-
-def test_a_long_video_keeps_nobody_waiting_for_another_image(tmp_path: Path) -> None:
-    reading, go = threading.Event(), threading.Event()
-
-    def read(path: Path) -> Any:
-        if path.name == "long.gif":
-            reading.set()
-            assert go.wait(60)
-        return read_study(path)
-
-    frames = ClientFrames(WorkFolder.of(tmp_path), read)
-    for name in ("long.gif", "short.gif"):
-        (tmp_path / name).write_bytes(animation())
-    with ThreadPoolExecutor(3) as pool:
-        try:
-            long = [pool.submit(frames.path, "long", tmp_path / "long.gif") for _ in range(2)]
-            assert reading.wait(30)
-            assert pool.submit(frames.path, "short", tmp_path / "short.gif").result(20).is_file()
-        finally:
-            go.set()
-        assert long[0].result(20) == long[1].result(20)

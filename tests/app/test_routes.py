@@ -56,15 +56,11 @@ def opened(server: FastAPI, studies: str, checkpoint: Path, work: Path) -> set[t
     """The routes with the app's own in place, as ``on_init_complete`` puts them there."""
     from monailabel.interfaces.utils.app import app_instance
 
-    from lib.routes import doors, endpoints
-    from lib.routes import pacs as pacs_routes
-    from lib.store import exchange
+    from lib.routes import doors
+    from lib.startup import put_routes
 
     app = app_instance(str(APP), studies, {"weights": str(checkpoint), "work_dir": str(work)})
-    endpoints.install(server, app)
-    if app.pacs is not None:
-        pacs_routes.install(server, app)
-    exchange.install(server, app)
+    put_routes(server, app)
     doors.put_up(server, app, "0.0.0.0", "token", False)
     return routes_of(server)
 

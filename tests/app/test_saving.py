@@ -151,10 +151,10 @@ def test_twenty_labels_at_once_are_read_a_few_at_a_time(clinic: Clinic, monkeypa
             work=clinic.work,
             savers=anyio.CapacityLimiter(3),
         )
-        monkeypatch.setattr(lib.routes.store, "app_instance", lambda: app)
+        routes = lib.routes.store.StoreRoutes(app)
         uploads = [UploadFile(io.BytesIO(content), filename="l.nii.gz") for _ in range(20)]
         return await asyncio.gather(
-            *(lib.routes.store.save_label("a", u, '{"client_id": "x"}', "", User(username="x")) for u in uploads)
+            *(routes.save_label("a", u, '{"client_id": "x"}', "", User(username="x")) for u in uploads)
         )
 
     assert asyncio.run(save_all()) == [{"image": "a", "label": "a"}] * 20

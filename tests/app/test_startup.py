@@ -10,37 +10,39 @@ import pytest
 from app_server import APP
 from small_studies import everything_below, make_store
 
-from lib.startup import OnlyServer, clear
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.studies.leftovers import clear
+from ultrarefiner_monai.studies.only_server import OnlyServer
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 
 def test_a_second_server_ends_with_words(studies, tmp_path):
     code = (
-        "import sys, time; sys.path[:0] = sys.argv[2:]\nfrom pathlib import Path\nfrom lib.startup import OnlyServer\n"
+        "import sys, time; sys.path[:0] = sys.argv[2:]\nfrom pathlib import Path\n"
+        "from ultrarefiner_monai.studies.only_server import OnlyServer\n"
         "from ultrarefiner_monai.studies.work_folder import WorkFolder\nstudies = Path(sys.argv[1])\n"
-        "only = OnlyServer(studies, WorkFolder.of(studies))\nprint('ready', flush=True)\ntime.sleep(600)"
+        "only = OnlyServer(studies, WorkFolder.of(studies), 8123)\nprint('ready', flush=True)\ntime.sleep(600)"
     )
     command = [sys.executable, "-c", code, str(studies), str(APP.parents[1]), str(APP)]
     first = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert first.stdout is not None and first.stdout.readline()
         for work in (WorkFolder.of(studies), WorkFolder.of(studies, tmp_path / "work of its own")):
-            with pytest.raises(InputError, match=rf"process {first.pid} .*since \d"):
-                OnlyServer(studies, work)
+            with pytest.raises(InputError, match=rf"process {first.pid} .*port 8123, since \d"):
+                OnlyServer(studies, work, 8124)
         make_store(studies).refresh()  # a batch, a training
     finally:
         first.kill()
         first.wait()
-    OnlyServer(studies, WorkFolder.of(studies)).release()  # one that was killed does not count
+    OnlyServer(studies, WorkFolder.of(studies), 8124).release()  # one that was killed does not count
 
 
 def test_servers_with_work_folders_of_their_own_see_each_other(studies, tmp_path):
-    first = OnlyServer(studies, WorkFolder.of(studies, tmp_path / "one"))
+    first = OnlyServer(studies, WorkFolder.of(studies, tmp_path / "one"), 8123)
     with pytest.raises(InputError, match="already runs"):
-        OnlyServer(studies, WorkFolder.of(studies, tmp_path / "two"))
+        OnlyServer(studies, WorkFolder.of(studies, tmp_path / "two"), 8124)
     with pytest.raises(InputError, match="already runs"):
-        OnlyServer(studies, WorkFolder.of(studies))
+        OnlyServer(studies, WorkFolder.of(studies), 8124)
     first.release()
 
 

@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from main import UltraRefinerApp
 from test_growth import Shelf
 
-import lib.store.exchange
-from lib.store.exchange import Exchange
 from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.config import PacsConfig, ServeConfig
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.dicom.seg_reader import SegInfo
 from ultrarefiner_monai.dicomweb.client import SeriesInfo
+from ultrarefiner_monai.exchange import labels
+from ultrarefiner_monai.exchange.labels import Exchange
 from ultrarefiner_monai.imaging.readers import read_study
-from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 IMAGES = ("1.2.5", "1.2.6")
@@ -45,15 +44,12 @@ class TwoSeries(Shelf):
 
 @pytest.fixture
 def exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exchange:
-    work, config = WorkFolder.of(Shelf.url, tmp_path), ServeConfig()
-    store = PacsStudies(TwoSeries(), work, PacsConfig(), config.extensions, read_study)  # type: ignore[arg-type]
+    work, extensions = WorkFolder.of(Shelf.url, tmp_path), ServeConfig().extensions
+    store = PacsStudies(TwoSeries(), work, PacsConfig(), extensions, read_study)  # type: ignore[arg-type]
     store.mirror.update()
     store._follow()
-    app = UltraRefinerApp.__new__(UltraRefinerApp)
-    engine = SimpleNamespace(open=lambda path: SimpleNamespace(study=read_study(path), sha256="s"))
-    vars(app).update(_datastore=store, config=config, work=work, engine=engine, journal=JournalQueue(work.journal))
-    monkeypatch.setattr(lib.store.exchange, "read_seg", lambda *_: np.ones((1, 24, 32), np.uint8))
-    return Exchange(app, store)
+    monkeypatch.setattr(labels, "read_seg", lambda *_: np.ones((1, 24, 32), np.uint8))
+    return Exchange(store, PacsConfig(), work, lambda path: SimpleNamespace(study=read_study(path), sha256="s"))
 
 
 @pytest.mark.parametrize("place", ["reading", "keeping"])
@@ -62,7 +58,7 @@ def test_what_fails_on_the_second_image_is_taken_once_for_the_first(
 ) -> None:
     named = {uid: frozenset({f"{uid}.1"}) for uid in IMAGES}
     info = SegInfo("9.1", "9", "1.2.4", "Jane", WHEN, "m", "n", ("MANUAL",), (), frozenset(), named)
-    app, fails = exchange.app, True
+    fails = True
 
     def failing(what: Any, path: Any) -> Any:
         def work(*values: Any) -> Any:
@@ -73,11 +69,9 @@ def test_what_fails_on_the_second_image_is_taken_once_for_the_first(
         return work
 
     if place == "reading":
-        monkeypatch.setattr(
-            lib.store.exchange, "read_seg", failing(lib.store.exchange.read_seg, lambda values: values[1])
-        )
+        monkeypatch.setattr(labels, "read_seg", failing(labels.read_seg, lambda values: values[1]))
     else:
-        monkeypatch.setattr(app.engine, "open", failing(app.engine.open, lambda values: values[0]))
+        monkeypatch.setattr(exchange, "open_study", failing(exchange.open_study, lambda values: values[0]))
     for _ in range(2):
         with pytest.raises(RuntimeError):
             exchange._take(pydicom.Dataset(), info, WHEN)
@@ -87,8 +81,9 @@ def test_what_fails_on_the_second_image_is_taken_once_for_the_first(
         exchange.store.save_label(IMAGES[0], path, "final", {"user": "dr"})
     fails = False
     exchange._take(pydicom.Dataset(), info, WHEN)
-    counts = [app.journal.ask(lambda journal, i=i: len(journal.corrections(i))) for i in IMAGES]
+    journal = Journal(exchange.work.journal)
+    counts = [len(journal.corrections(i)) for i in IMAGES]
     assert counts == [1, 1]
-    versions = app.work.versions / "final"
+    versions = exchange.work.versions / "final"
     assert [len(list((versions / i).glob("*"))) for i in IMAGES] == [place == "keeping", 0]
     assert exchange.store.get_label_info(IMAGES[0], "final")["user"] == ("dr" if place == "keeping" else "Jane")

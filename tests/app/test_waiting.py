@@ -18,7 +18,7 @@ from monailabel.endpoints.user.auth import User
 from starlette.datastructures import UploadFile
 from test_growth import SERIES, Desk
 
-from lib.routes import infer as infer_routes
+from lib.routes.infer import InferRoutes
 from lib.routes.store import _save_label
 from lib.tasks.infers import Outline
 from ultrarefiner_monai.imaging.readers import read_study
@@ -48,10 +48,10 @@ def test_an_image_on_its_way_takes_no_place_of_those_that_compute(monkeypatch: p
         return Outline(b"", ".nrrd", {}, np.zeros((1, 1, 1), np.uint8))
 
     monkeypatch.setattr(app, "outline", outline)
-    monkeypatch.setattr(infer_routes, "app_instance", lambda: app)
+    routes = InferRoutes(app)
 
     async def ask(image: str) -> None:
-        await infer_routes.infer("m", image=image, params="{}", output=ResultType.json)
+        await routes.infer("m", image=image, params="{}", output=ResultType.json)
 
     async def both() -> None:
         app.limiter = anyio.CapacityLimiter(1)

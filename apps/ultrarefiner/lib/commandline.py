@@ -1,4 +1,4 @@
-"""What `monailabel start_server` was asked for, as far as the app has to know it itself."""
+"""The host and the port that `monailabel start_server` was given: MONAI Label does not tell them to its app."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 
 def listens_on(arguments: Sequence[str]) -> tuple[str, int]:
-    """(host, port) by the process's arguments, as MONAI Label itself reads them; every interface and 8000 by default."""
+    """(host, port) by the process's arguments, as MONAI Label itself reads them; every interface and 8000 by
+    default."""
     if "start_server" in arguments:
         from monailabel.main import Main
 

@@ -1,7 +1,8 @@
-"""SIGTERM ends the server within seconds, whatever its threads compute, and what was acknowledged is written.
+"""SIGTERM ends the server within seconds, whatever its threads compute. What clients were told is saved is written
+first.
 
-uvicorn waits without a limit for requests that are in work, Python for threads that compute; and uvicorn repeats the signal
-when it is done, which ends the process with all that is queued.
+Left alone, uvicorn waits without a limit for requests in work, and Python for threads that compute. When uvicorn is
+done, it sends the signal again, which ends the process with all that is still queued.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ WRITE_SECONDS = 3.0
 
 
 class Ending:
-    """What happens at SIGTERM and SIGINT. stop: called at once, one after the other. write: writes what is queued; it may
-    take ``WRITE_SECONDS``."""
+    """What happens at SIGTERM and SIGINT. stop: called at once, one after the other. write: writes what is queued; it
+    may take ``WRITE_SECONDS``."""
 
     def __init__(self, stop: Sequence[Callable[[], Any]], write: Callable[[], Any]):
         self._stop, self._write = stop, write
@@ -51,8 +52,9 @@ class Ending:
             before(number, frame)
 
     def _leave(self) -> None:
-        """All threads have ended: only the interpreter is left to take apart, which takes seconds and serves nobody. The
-        journal is closed, so that it is one file: a copy of that alone is whole."""
+        """Called when all threads have ended. The journal is closed, which makes it one file: a copy of that file
+        alone is whole. Then the process ends at once: taking the interpreter apart would take seconds and serve
+        nobody."""
         if self._begun:
             try:
                 self._write()
@@ -63,7 +65,7 @@ class Ending:
             os._exit(0)
 
     def _end(self, number: int) -> None:
-        """Beside uvicorn's own ending; where that ends the process in time, this thread is not missed."""
+        """Runs beside uvicorn's own ending, and ends the process where that takes too long."""
         for stop in self._stop:
             try:
                 stop()

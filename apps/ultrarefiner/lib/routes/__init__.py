@@ -1,1 +1,1 @@
-"""What the server adds or repairs: routes, and the doors in front of them."""
+"""What is asked over HTTP: the app's routes, and the doors in front of all routes."""

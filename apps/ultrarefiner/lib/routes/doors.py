@@ -1,5 +1,9 @@
-"""The doors that every request comes through, one behind the other: names and origins (``origins``), who may come in
-(``access``), what may be asked (``guard``), and what may be saved while the studies are away (``storage``).
+"""The doors that every request comes through, one behind the other.
+
+origins   under which name the server may be asked, and by which web pages
+access    who may come in
+guard     which names and parameters may be sent, and how large an upload may be
+saving    nothing is saved while the studies are away
 """
 
 from __future__ import annotations
@@ -8,7 +12,6 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
@@ -17,13 +20,14 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import compile_path
 
+from lib.app import App
 from lib.commandline import listens_on
-from lib.routes import access
 from lib.routes.access import Access, kept_token
 from lib.routes.guard import Guard, Query
+from lib.routes.login import keycloak_routes, token_routes
 from lib.routes.origins import Origins, is_loopback
 from lib.routes.routing import describe, put_first
-from lib.store.storage import SavingDoor
+from lib.routes.saving import SavingDoor
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +43,8 @@ It stays the same; it is kept in {file}. Another way: a login, or --host 127.0.0
 """
 
 
-def close_doors(server: FastAPI, app: Any) -> None:
-    """Decide who may come in from where, say so once, and put up the doors."""
+def close_doors(server: FastAPI, app: App) -> None:
+    """Decide who may come in from where, print it once, and put up the doors."""
     host, login = listens_on(sys.argv)[0], settings.MONAI_LABEL_AUTH_ENABLE
     token = ""
     if not is_loopback(host) and not login:
@@ -55,13 +59,13 @@ def close_doors(server: FastAPI, app: Any) -> None:
     put_up(server, app, host, token, login)
 
 
-def put_up(server: FastAPI, app: Any, host: str, token: str, login: bool) -> None:
+def put_up(server: FastAPI, app: App, host: str, token: str, login: bool) -> None:
     """Put the doors in front of all routes, once these are there.
 
     host: what the server listens on; token: what others than this machine have to bring; login: whether MONAI Label's
     own decides instead. Web pages of other origins are only those that are configured: MONAI Label's default is all.
     """
-    put_first(server, access.login_routes() if login else access.routes(token))
+    put_first(server, keycloak_routes() if login else token_routes(token))
     describe(server)
     origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
     name = socket.gethostname()
@@ -82,7 +86,7 @@ def put_up(server: FastAPI, app: Any, host: str, token: str, login: bool) -> Non
 
 
 def _queries(server: FastAPI) -> Iterator[Query]:
-    """What each route takes in its address, in the order in which they are asked."""
+    """The query parameters of each route, in the order in which routes are tried."""
     for context in iter_route_contexts(server.routes):
         route = context.original_route
         path = str(context.path)

@@ -1,4 +1,4 @@
-"""What stands in front of every request: names that could leave the studies and too big uploads are refused."""
+"""The door that checks a request's names and size: no name leaves the studies, no upload is too large."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.routes.origins import route_path
 from lib.routes.parameters import check_names
-from lib.store.names import check_name
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.studies.names import check_name
 
 _NAMES = ("image", "label", "id", "tag")
 _SESSION = re.compile(r"[0-9a-fA-F-]{1,64}")
@@ -27,7 +27,7 @@ _TEXT_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Query:
-    """What one route takes in its address."""
+    """The query parameters of one route."""
 
     methods: frozenset[str]
     path: re.Pattern[str]
@@ -35,8 +35,9 @@ class Query:
 
 
 class Guard:
-    """ASGI middleware. limit: bytes of a request's body, counted while they arrive, never held in memory. queries: what the
-    routes take, in their order; the first that fits counts, and where none does anything may come."""
+    """ASGI middleware. limit: bytes of a request's body; they are counted while they arrive and not held in memory.
+    queries: the query parameters of the routes; the first route that fits counts. Where none fits, any parameter
+    passes."""
 
     def __init__(self, app: ASGIApp, limit: int, queries: Sequence[Query] = ()):
         self.app, self.limit, self.queries = app, limit, queries
@@ -64,7 +65,8 @@ class Guard:
         await self.app(scope, body, send)
 
     def _check_query(self, scope: Scope) -> None:
-        """A name that is not known may be a slip of the pen (``tagg=draft``): nothing is done under a wrong tag."""
+        """Refuse unknown parameters: one may be a typing error (``tagg=draft``), and the label would go under another
+        tag."""
         text, path = scope.get("query_string", b""), route_path(scope)
         fits = (q for q in self.queries if scope["method"] in q.methods and q.path.match(path))
         if text and (query := next(fits, None)):
@@ -73,7 +75,8 @@ class Guard:
 
 
 def check_target(path: str, query: bytes) -> None:
-    """InputError for a path or a query that names something by a path; both as the server decodes them."""
+    """InputError for a name in the path or the query that has path parts. Both are decoded as the server decodes
+    them."""
     parts = path.split("/")
     if ".." in parts or "\\" in path or "\0" in path:
         raise InputError(f"the address {path!r:.120} has path parts that are not allowed")
@@ -90,7 +93,8 @@ def check_target(path: str, query: bytes) -> None:
 
 
 class _Body:
-    """``receive`` that counts: beyond the limit it reads on for a while, then raises 413."""
+    """``receive`` that counts bytes. Beyond the limit it reads on for a while, so that the client sees the answer,
+    then raises 413."""
 
     def __init__(self, receive: Receive, limit: int):
         self.receive, self.limit, self.seen = receive, limit, 0

@@ -1,4 +1,7 @@
-"""POST /infer: the way of a request to a task and of its outline back; in threads, not in the server's event loop."""
+"""POST /infer: the image that a request names, and the reply with its outline.
+
+The work is done in a few threads; MONAI Label's own route computes in the server's event loop.
+"""
 
 from __future__ import annotations
 
@@ -10,46 +13,55 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import anyio
 from fastapi import Form, HTTPException, UploadFile
 from fastapi.responses import JSONResponse, Response
 from monailabel.endpoints.infer import ResultType
 from monailabel.endpoints.user.auth import User
-from monailabel.interfaces.utils.app import app_instance
 from requests_toolbelt import MultipartEncoder
 
+from lib.app import App
 from lib.routes.parameters import INFER, checked
-from lib.routes.routing import MaybeFile, check_known, params_of, stored_upload, user_role
+from lib.routes.routing import MaybeFile, Route, check_known, params_of, stored_upload, user_role
 from lib.tasks.infers import Outline
 from ultrarefiner_monai.core.types import InputError
 
 MEDIA_TYPES = {".png": "image/png", ".nii.gz": "application/gzip"}
 
 
-async def infer(
-    model: str,
-    image: str = "",
-    session_id: str = "",
-    params: str = Form("{}"),
-    file: MaybeFile = None,
-    label: MaybeFile = None,
-    output: ResultType | None = None,
-    frame: str = "",
-    user: User = user_role,
-) -> Response:
-    """As MONAI Label's own route; the computation runs in one of a few threads. ``frame`` may also stand in params."""
-    app, path = app_instance(), None
-    if image and file is None and not session_id:
-        # An image that a PACS has to send first: who waits for it takes no place of those that compute.
-        path = await anyio.to_thread.run_sync(app.datastore().image_path, image)
-    work = partial(_infer, app, model, (image, path), session_id, params, file, output, frame)
-    return await anyio.to_thread.run_sync(work, limiter=app.limiter)
+class InferRoutes:
+    """The one route of this file."""
+
+    def __init__(self, app: App):
+        self.app = app
+
+    def routes(self) -> list[Route]:
+        return [("POST", "/infer/{model}", self.infer)]
+
+    async def infer(
+        self,
+        model: str,
+        image: str = "",
+        session_id: str = "",
+        params: str = Form("{}"),
+        file: MaybeFile = None,
+        label: MaybeFile = None,
+        output: ResultType | None = None,
+        frame: str = "",
+        user: User = user_role,
+    ) -> Response:
+        """As MONAI Label's own route; the computation runs in one of a few threads. ``frame`` may also stand in params."""
+        app, path = self.app, None
+        if image and file is None and not session_id:
+            # An image that a PACS has to send first: who waits for it takes no place of those that compute.
+            path = await anyio.to_thread.run_sync(app.datastore().image_path, image)
+        work = partial(_infer, app, model, (image, path), session_id, params, file, output, frame)
+        return await anyio.to_thread.run_sync(work, limiter=app.limiter)
 
 
 def _infer(
-    app: Any,
+    app: App,
     model: str,
     stored: tuple[str, Path | None],
     session_id: str,
@@ -88,15 +100,16 @@ def _dicom_seg(model: str, path: Path, outline: Outline) -> bytes:
 
 @contextmanager
 def _image_file(
-    app: Any, stored: tuple[str, Path | None], session_id: str, file: UploadFile | None
+    app: App, stored: tuple[str, Path | None], session_id: str, file: UploadFile | None
 ) -> Iterator[tuple[Path, str]]:
     """(file, id) of the image that a request means: an upload, a session's, or one of the studies (``stored``: its id
     and file). Nothing else."""
     if file is not None:
-        with stored_upload(app, file, app.config.extensions) as path:
+        with stored_upload(app.work, file, app.config.extensions) as path:
             yield path, ""
     elif session_id:
-        session = app.sessions().get_session(session_id) if app.sessions() is not None else None
+        sessions = app.sessions()
+        session = sessions.get_session(session_id) if sessions is not None else None
         if session is None:
             raise HTTPException(404, f"there is no session {session_id}: it expired, or never was")
         yield Path(session.image), f"session:{session_id}"

@@ -1,8 +1,8 @@
-"""Under which name the server may be asked, and by which web pages: before anything else is looked at.
+"""The first door: the name by which the server is called, and the web page that a request comes from.
 
-A page that the user visits can let its own name point to this server (DNS rebinding) and then reads and writes as the
-user; the Host header shows that. A page can send forms and simple requests anywhere; Origin and Sec-Fetch-Site show that.
-Programs send neither of the two.
+A web page can let its own name point to this server (DNS rebinding), and then reads and writes as the user; the Host
+header shows that. A page can also send forms and simple requests to any address; Origin and Sec-Fetch-Site show that.
+Programs that are no browsers send neither of these two.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Origins:
-    """ASGI middleware. hosts: names that are allowed besides this machine's own; origins: foreign pages that are, as
-    ``scheme://host[:port]``; machine: what other machines may call this one."""
+    """ASGI middleware. hosts: names that are allowed besides this machine's own. origins: foreign web pages that are
+    allowed, as ``scheme://host[:port]``. machine: names by which other machines may call this one."""
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str], origins: Iterable[str], machine: Iterable[str] = ()):
         self.app = app
@@ -84,7 +84,8 @@ class Origins:
 
     @staticmethod
     def _fetched_from_elsewhere(scope: Scope) -> tuple[int, str] | None:
-        """Browsers leave Origin out where a page shows an image or follows a link: only the link is one's own will."""
+        """Browsers send no Origin where a page shows an image or the user follows a link: only the link is what the
+        user wants."""
         if not set(header(scope, b"sec-fetch-site")) & {"cross-site", "same-site"}:
             return None
         link = header(scope, b"sec-fetch-mode") == ["navigate"] and header(scope, b"sec-fetch-dest") == ["document"]
@@ -94,7 +95,7 @@ class Origins:
 
 
 def log_refusal(scope: Scope, status: int, why: str) -> None:
-    """For whoever looks for an attack, or for why a colleague cannot come in."""
+    """Log a refusal, for those who look for an attack or for the reason why a colleague is refused."""
     peer = (scope.get("client") or ("an unknown address",))[0]
     logger.warning("%d for %s: %s %r: %s", status, peer, scope["method"], scope["path"][:120], why)
 
@@ -120,14 +121,14 @@ def split_host(text: str) -> tuple[str, int | None] | None:
 
 
 def normal_origin(text: str) -> tuple[str, str, int] | None:
-    """(scheme, name, port) of an origin, None for what is none ("null", another scheme, a path)."""
+    """(scheme, name, port) of an origin; None for other texts ("null", another scheme, a path)."""
     found = _ORIGIN.fullmatch(text.strip().rstrip("/").lower())
     host = split_host(found[2]) if found else None
     return (found[1], host[0], host[1] or _PORTS[found[1]]) if found and host else None
 
 
 def normal_name(text: str) -> str:
-    """A host's name in small letters without the root's dot; an address in its one form."""
+    """A host's name in lower case without a dot at its end; an address in its canonical form."""
     name = text.strip().strip("[]").lower().removesuffix(".")
     try:
         address = ipaddress.ip_address(name.partition("%")[0])
@@ -145,6 +146,6 @@ def is_address(name: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address means this machine for itself."""
+    """Whether a name or an address is loopback: this machine as it calls itself."""
     name = normal_name(host)
     return ipaddress.ip_address(name).is_loopback if is_address(name) else name == "localhost"

@@ -1,12 +1,13 @@
-"""Routes of a server whose studies are a DICOMweb store: what waits for the store does so in threads; viewers' way to it.
+"""Routes of a server whose studies are a DICOMweb store.
 
-MONAI Label's own run in its event loop, and its proxy knows neither tokens nor certificates.
+Those that wait for the store wait in threads: MONAI Label's own run in its event loop. Viewers reach the store through
+our proxy: MONAI Label's own knows neither tokens nor certificates.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import anyio
@@ -16,10 +17,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints.user.auth import User
 
-from lib.routes.messages import public, public_values
-from lib.routes.routing import annotator_role, put_first, user_role
+from lib.app import App
+from lib.routes.routing import Route, annotator_role, put_first, user_role
 from lib.routes.views import listed
 from lib.store.pacs import PacsStudies
+from ultrarefiner_monai.core.messages import public, public_values
 from ultrarefiner_monai.dicomweb.client import PacsError
 
 # What DICOMweb has below its root. Others are none of a viewer's business: Orthanc reaches other servers from there.
@@ -34,9 +36,10 @@ _RESPONSE_HEADERS = ("content-type", "content-encoding", "content-length", "cont
 _BLOCK = 1 << 18
 
 
-def install(server: FastAPI, app: Any) -> None:
+def install(server: FastAPI, app: App) -> None:
     """Put routes that wait for the store into threads, before all others."""
-    store: PacsStudies = app.datastore()
+    store = app.datastore()
+    assert isinstance(store, PacsStudies)
 
     async def info(user: User = user_role) -> Any:
         await anyio.to_thread.run_sync(store.fresh)
@@ -72,7 +75,7 @@ def install(server: FastAPI, app: Any) -> None:
         kept = {name: answer.headers[name] for name in _RESPONSE_HEADERS if name in answer.headers}
         return StreamingResponse(_pieces(answer), answer.status_code, kept)
 
-    routes: list[tuple[str, str, Callable[..., Any]]] = [
+    routes: list[Route] = [
         ("GET", "/info/", info),
         ("GET", "/datastore/", list_images),
         ("GET", "/proxy/dicom/{path:path}", read),
@@ -84,8 +87,8 @@ def install(server: FastAPI, app: Any) -> None:
 
 
 def way_to(method: str, path: str) -> str:
-    """The path below the store's root that a viewer means by ``path``; 404 for whatever is not DICOMweb, and for a POST
-    that does not store: with the server's account it could do anything there."""
+    """The path below the store's root for a viewer's ``path``. HTTPException 404 where it is not DICOMweb, and for a
+    POST that does not store objects: with the server's account it could do anything there."""
     first, _, rest = path.partition("/")
     path = (rest if first in _OPERATIONS else path).rstrip("/")
     parts = path.split("/")
@@ -103,7 +106,7 @@ def shown_image(path: str, images: Container[str]) -> str | None:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """The store's own 404 is one; whatever else it is that failed, it is not the client's request."""
+    """The store failed. Its own 404 stays one; other errors are not the client's fault and become 502 or 503."""
     status = 404 if getattr(error, "status", None) == 404 else 503 if getattr(error, "transient", True) else 502
     return JSONResponse({"detail": public(str(error))}, status)
 

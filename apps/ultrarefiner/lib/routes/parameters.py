@@ -1,4 +1,5 @@
-"""What each route takes: names that are known, with values of the types that are known. All else is refused in words.
+"""The parameters of each route: their names and the types of their values. Others are refused, with the known ones
+named.
 
 Nothing that a client sends becomes an environment variable, a module, a folder or a device: the server decides these.
 """
@@ -10,8 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lib.store.names import is_broken, is_name
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.studies.names import is_broken, is_name
 
 _LONGEST = 200
 # What would break a line of a log, or no file can hold.
@@ -100,7 +101,7 @@ def check_names(names: Collection[str], known: Collection[str], what: str) -> No
 
 
 def check_whole(value: Any, what: str) -> None:
-    """InputError for half a character anywhere (``is_broken``)."""
+    """InputError for a text with a lone surrogate, at any depth (``is_broken``)."""
     left = [value]
     while left:
         part = left.pop()

@@ -1,4 +1,8 @@
-"""What the app's routes share: who may, form fields, uploaded files, their place before MONAI Label's own."""
+"""What the app's routes share.
+
+The login's roles, as defaults of a route's parameter. JSON from form fields. Uploaded files, stored for a while. And
+the place of our routes: before MONAI Label's own.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,11 @@ from monailabel.endpoints.user.auth import RBAC, User
 
 from lib.routes.access import visitor
 from lib.routes.parameters import check_whole
-from lib.store.names import check_name, split_name
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.studies.names import check_name, split_name
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 
+Route = tuple[str, str, Callable[..., Any]]  # method, path below MONAI Label's prefix, endpoint
 OneFile = Annotated[UploadFile, File()]
 MaybeFile = Annotated[UploadFile | None, File()]
 JsonBody = Annotated[dict | None, Body()]
@@ -33,7 +39,7 @@ admin_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 annotator_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
 
 
-def put_first(server: FastAPI, routes: Sequence[tuple[str, str, Callable[..., Any]]]) -> None:
+def put_first(server: FastAPI, routes: Sequence[Route]) -> None:
     """Let (method, path, endpoint) answer before the routes that are there; paths are below MONAI Label's prefix."""
     before = len(server.router.routes)
     for method, path, endpoint in routes:
@@ -45,7 +51,8 @@ def put_first(server: FastAPI, routes: Sequence[tuple[str, str, Callable[..., An
 
 
 def describe(server: FastAPI) -> None:
-    """Let /openapi.json tell of the routes that answer. Of two with one address FastAPI shows the latter, which never does."""
+    """Let /openapi.json show the routes that answer. Of two routes with one address FastAPI shows the last, which
+    never answers."""
 
     def openapi() -> dict[str, Any]:
         if server.openapi_schema is None:
@@ -86,7 +93,8 @@ def params_of(text: str, what: str = "params") -> dict[str, Any]:
 
 
 def author(user: User) -> dict[str, str]:
-    """Who it is: by the login, or by the name that came with the token; without both MONAI Label calls everybody admin."""
+    """The author of a label: the user of the login, or the name that came with the token. Nobody without both: MONAI
+    Label then calls everybody admin."""
     name = user.username if settings.MONAI_LABEL_AUTH_ENABLE else visitor.get()
     return {"user": name} if name else {}
 
@@ -97,14 +105,16 @@ def basename(upload: UploadFile) -> str:
 
 
 @contextmanager
-def stored_upload(app: Any, upload: UploadFile, extensions: tuple[str, ...], default: str = "") -> Iterator[Path]:
-    """The upload as a file of a safe name in the work folder, gone afterwards; InputError for other extensions."""
+def stored_upload(
+    work: WorkFolder, upload: UploadFile, extensions: tuple[str, ...], default: str = ""
+) -> Iterator[Path]:
+    """The upload as a file with a safe name in the work folder, removed afterwards; InputError for other extensions."""
     name = basename(upload)
     parts = split_name(name, extensions) or (("label", default) if default and "." not in name else None)
     if parts is None:
         raise InputError(f"expected a file ending in {', '.join(extensions)}, got {name!r:.120}")
-    app.work.make(app.work.tmp)
-    with tempfile.TemporaryDirectory(dir=app.work.tmp) as folder:
+    work.make(work.tmp)
+    with tempfile.TemporaryDirectory(dir=work.tmp) as folder:
         try:
             path = Path(folder, check_name(parts[0] + parts[1].lower(), "file name"))
         except InputError:

@@ -1,4 +1,8 @@
-"""Batches and trainings: MONAI Label's own, once it is sure that there is something to do and nobody writes elsewhere."""
+"""Routes of batches and trainings.
+
+They check the request, then call MONAI Label's own: the model exists, labels get a plain tag, there is something to train
+on, and few trainings wait.
+"""
 
 from __future__ import annotations
 
@@ -15,46 +19,106 @@ from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 from monailabel.interfaces.tasks.batch_infer import BatchInferImageType
-from monailabel.interfaces.utils.app import app_instance
 
+from lib.app import App
 from lib.routes.parameters import BATCH, checked
-from lib.routes.routing import JsonBody, admin_role, check_known, user_role
-from lib.store.names import check_name
+from lib.routes.routing import JsonBody, Route, admin_role, check_known, user_role
 from lib.tasks.background import Background, settled
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.studies.names import check_name
 
 MOST_OPEN = 8  # trainings that run or wait
 _starting = threading.Lock()
 
 
-async def batch_infer(
-    model: str,
-    images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
-    params: JsonBody = None,
-    run_sync: bool = False,
-    user: User = admin_role,
-) -> Any:
-    """As MONAI Label's own, once it is sure that the model exists and nothing is written under another name."""
-    check_known(model, app_instance()._infers, "model")
-    params = checked(params, BATCH, "a batch")
-    check_name(params.get("label_tag") or DefaultLabelTag.FINAL.value, "label_tag")
-    if isinstance(params.get("images"), list):
-        known = set(await anyio.to_thread.run_sync(app_instance().datastore().list_images))
-        if unknown := [i for i in params["images"] if i not in known]:
-            raise ImageNotFoundException(f"there are no images {', '.join(map(repr, unknown[:5]))[:300]}")
-    # MONAI Label shares batches out to several GPUs, and divides by zero where there is none.
-    params |= {"multi_gpu": False, "max_workers": 1}
-    return await anyio.to_thread.run_sync(lambda: settled(stock_batch_infer.run(model, images, params, run_sync)))
+class TaskRoutes:
+    """Routes of batches and trainings."""
 
+    def __init__(self, app: App):
+        self.app = app
 
-async def batch_status(all: bool = False, check_if_running: bool = False, user: User = user_role) -> Any:
-    """As MONAI Label's own, without paths of the server."""
-    return await _status(stock_batch_infer.status, all, check_if_running)
+    def routes(self) -> list[Route]:
+        return [
+            ("POST", "/batch/infer/{model}", self.batch_infer),
+            ("DELETE", "/batch/infer", self.stop_batch),
+            ("GET", "/batch/infer", self.batch_status),
+            ("GET", "/train/", self.train_status),
+            ("POST", "/train/", self.train_all),
+            ("POST", "/train/{model}", self.train),
+            ("DELETE", "/train/", self.stop_training),
+        ]
 
+    async def batch_infer(
+        self,
+        model: str,
+        images: BatchInferImageType = BatchInferImageType.IMAGES_ALL,
+        params: JsonBody = None,
+        run_sync: bool = False,
+        user: User = admin_role,
+    ) -> Any:
+        """As MONAI Label's own, once it is sure that the model exists and nothing is written under another name."""
+        check_known(model, self.app._infers, "model")
+        params = checked(params, BATCH, "a batch")
+        check_name(params.get("label_tag") or DefaultLabelTag.FINAL.value, "label_tag")
+        if isinstance(params.get("images"), list):
+            known = set(await anyio.to_thread.run_sync(self.app.datastore().list_images))
+            if unknown := [i for i in params["images"] if i not in known]:
+                raise ImageNotFoundException(f"there are no images {', '.join(map(repr, unknown[:5]))[:300]}")
+        # MONAI Label shares batches out to several GPUs, and divides by zero where there is none.
+        params |= {"multi_gpu": False, "max_workers": 1}
+        return await anyio.to_thread.run_sync(lambda: settled(stock_batch_infer.run(model, images, params, run_sync)))
 
-async def train_status(all: bool = False, check_if_running: bool = False, user: User = user_role) -> Any:
-    """As MONAI Label's own, without paths of the server."""
-    return await _status(stock_train.status, all, check_if_running)
+    async def stop_batch(self, user: User = admin_role) -> Any:
+        """The same for batches."""
+        return await anyio.to_thread.run_sync(_stop, self.app.batches)
+
+    async def batch_status(self, all: bool = False, check_if_running: bool = False, user: User = user_role) -> Any:
+        """As MONAI Label's own, without paths of the server."""
+        return await _status(stock_batch_infer.status, all, check_if_running)
+
+    async def train_status(self, all: bool = False, check_if_running: bool = False, user: User = user_role) -> Any:
+        """As MONAI Label's own, without paths of the server."""
+        return await _status(stock_train.status, all, check_if_running)
+
+    async def train_all(self, params: JsonBody = None, user: User = admin_role) -> dict[str, Any]:
+        """All trainings, one after the other; params: model -> its options. Those that cannot be started say why."""
+
+        def work() -> dict[str, Any]:
+            found: dict[str, Any] = {}
+            for model in params or {}:
+                check_known(model, self.app._trainers, "trainer")
+            for model in self.app._trainers:
+                try:
+                    options = (params or {}).get(model, {})
+                    if not isinstance(options, dict):
+                        raise InputError(f"params must hold an object for each model, got {options!r:.80} for {model}")
+                    found[model] = {"result": _train(self.app, model, options, True), "detail": None}
+                except InputError as error:
+                    found[model] = {"result": None, "detail": str(error)}
+            if not any(f["result"] for f in found.values()):
+                raise InputError("; ".join(dict.fromkeys(f["detail"] for f in found.values())))
+            return found
+
+        return await anyio.to_thread.run_sync(work)
+
+    async def train(
+        self,
+        model: str,
+        params: JsonBody = None,
+        run_sync: bool = False,
+        enqueue: bool = False,
+        user: User = admin_role,
+    ) -> Any:
+        """As MONAI Label's own, once it is sure that there is something to train on; one at a time, 429 where one runs."""
+        check_known(model, self.app._trainers, "trainer")
+        if run_sync:
+            raise InputError("run_sync would train inside the server: leave it out, and ask GET /train/ how far it is")
+        return await anyio.to_thread.run_sync(partial(_train, self.app, model, params or {}, enqueue))
+
+    async def stop_training(self, user: User = admin_role) -> Any:
+        """Ends the training that runs and those that wait; as MONAI Label's own, with a ``result`` always: 3D Slicer's module
+        fails on a training that was stopped before it said a word."""
+        return await anyio.to_thread.run_sync(_stop, self.app.trainings)
 
 
 async def _status(status: Callable[[bool, bool], Any], all: bool, check_if_running: bool) -> Any:
@@ -67,22 +131,7 @@ async def _status(status: Callable[[bool, bool], Any], all: bool, check_if_runni
     return await anyio.to_thread.run_sync(work)
 
 
-async def train(
-    model: str,
-    params: JsonBody = None,
-    run_sync: bool = False,
-    enqueue: bool = False,
-    user: User = admin_role,
-) -> Any:
-    """As MONAI Label's own, once it is sure that there is something to train on; one at a time, 429 where one runs."""
-    check_known(model, app_instance()._trainers, "trainer")
-    if run_sync:
-        raise InputError("run_sync would train inside the server: leave it out, and ask GET /train/ how far it is")
-    return await anyio.to_thread.run_sync(partial(_train, model, params or {}, enqueue))
-
-
-def _train(model: str, params: dict[str, Any], enqueue: bool) -> Any:
-    app = app_instance()
+def _train(app: App, model: str, params: dict[str, Any], enqueue: bool) -> Any:
     _refuse_more(app.trainings, enqueue)
     request = app._trainers[model].check(params, app.datastore())
     with _starting:  # the look into the labels takes its time, and others ask meanwhile
@@ -97,39 +146,6 @@ def _refuse_more(trainings: Background, enqueue: bool) -> None:
         raise HTTPException(429, "a training is running: wait until it ends, or stop it (DELETE /train/)")
     if count >= MOST_OPEN:
         raise HTTPException(429, f"{count} trainings run or wait already: wait, or stop them all (DELETE /train/)")
-
-
-async def train_all(params: JsonBody = None, user: User = admin_role) -> dict[str, Any]:
-    """All trainings, one after the other; params: model -> its options. Those that cannot be started say why."""
-
-    def work() -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for model in params or {}:
-            check_known(model, app_instance()._trainers, "trainer")
-        for model in app_instance()._trainers:
-            try:
-                options = (params or {}).get(model, {})
-                if not isinstance(options, dict):
-                    raise InputError(f"params must hold an object for each model, got {options!r:.80} for {model}")
-                found[model] = {"result": _train(model, options, True), "detail": None}
-            except InputError as error:
-                found[model] = {"result": None, "detail": str(error)}
-        if not any(f["result"] for f in found.values()):
-            raise InputError("; ".join(dict.fromkeys(f["detail"] for f in found.values())))
-        return found
-
-    return await anyio.to_thread.run_sync(work)
-
-
-async def stop_training(user: User = admin_role) -> Any:
-    """Ends the training that runs and those that wait; as MONAI Label's own, with a ``result`` always: 3D Slicer's module
-    fails on a training that was stopped before it said a word."""
-    return await anyio.to_thread.run_sync(_stop, app_instance().trainings)
-
-
-async def stop_batch(user: User = admin_role) -> Any:
-    """The same for batches."""
-    return await anyio.to_thread.run_sync(_stop, app_instance().batches)
 
 
 def _stop(background: Background) -> Any:

@@ -1,10 +1,12 @@
-"""What clients look at, in pieces that are bounded and without the server's paths: what runs, listings, logs, the viewer."""
+"""Routes that only show something: /info/, listings, sessions, logs, the viewer.
+
+Replies are bounded in size and hold no path of the server.
+"""
 
 from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -18,12 +20,12 @@ from monailabel.config import settings
 from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints import session as stock_session
 from monailabel.endpoints.user.auth import User
-from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.others.generic import get_mime_type
 
+from lib.app import App
 from lib.routes.access import is_local
-from lib.routes.messages import public, public_values
-from lib.routes.routing import admin_role, user_role
+from lib.routes.routing import Route, admin_role, user_role
+from ultrarefiner_monai.core.messages import public, public_values
 
 VIEWER = Path(endpoints.__file__).resolve().parent / "static" / "ohif"
 _MOST_LINES = 10_000
@@ -31,7 +33,10 @@ _LOG_BYTES = 1 << 20
 _GPU_SECONDS = 10
 
 
-def routes() -> list[tuple[str, str, Callable[..., Any]]]:
+def routes(app: App) -> list[Route]:
+    async def info(user: User = user_role) -> Any:
+        return public_values(await anyio.to_thread.run_sync(app.info))
+
     return [
         ("GET", "/info/", info),
         ("GET", "/datastore/", list_images),
@@ -45,10 +50,6 @@ def routes() -> list[tuple[str, str, Callable[..., Any]]]:
     ]
 
 
-async def info(user: User = user_role) -> Any:
-    return public_values(await anyio.to_thread.run_sync(app_instance().info))
-
-
 async def list_images(
     request: Request, output: stock_datastore.ResultType | None = None, user: User = user_role
 ) -> Any:
@@ -58,7 +59,7 @@ async def list_images(
 
 
 def listed(request: Request, output: stock_datastore.ResultType | None, found: Any) -> Any:
-    """What of a listing its reader may see: paths only on the machine where they mean something."""
+    """The listing without paths of the server; pairs of paths (``train``) go to programs on this machine only."""
     if output != stock_datastore.ResultType.train:
         return public_values(found)
     if not is_local(request.scope):

@@ -1,1 +1,1 @@
-"""Studies as MONAI Label sees them: a folder or a PACS; labels, names, sessions."""
+"""Studies as MONAI Label sees them, a folder or a PACS: index, labels, sessions."""

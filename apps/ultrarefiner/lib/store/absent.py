@@ -1,5 +1,6 @@
-"""Entries whose image is not there just now: a PACS that lists nothing for a moment, a disk that is away. Who made their
-labels, and whether they still have to be sent, is known again when the image is back.
+"""Index entries of images that are not there for a while: a PACS lists nothing for a moment, or a disk is away.
+
+They are kept in a file. When an image is back, it is known again who made its labels and which still have to be sent.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ Entries = dict[str, ImageLabelModel]
 
 
 class Absent:
-    """The file ``path`` with these entries. extensions: of images; has_label(image id, tag, entry): whether the file of that
-    label is there. Not thread-safe: the caller holds a lock."""
+    """The file ``path`` with these entries. extensions: of images; has_label(image id, tag, entry): whether the file
+    of that label is there. Not thread-safe: the caller holds a lock."""
 
     def __init__(self, path: Path, extensions: tuple[str, ...], has_label: Callable[[str, str, ImageLabelModel], bool]):
         self._path, self._extensions, self._has_label = path, extensions, has_label
 
     def read(self) -> Entries:
-        """What the file holds; a damaged one is set aside."""
+        """The entries in the file. A damaged file is set aside."""
         try:
             return read_entries(dict(json.loads(self._path.read_text(encoding="utf-8"))), self._extensions)
         except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""The studies folder as MONAI Label sees it, made safe and made to understand ultrasound files.
+"""The studies folder as MONAI Label sees it: images are opened, added and removed, and all goes into an archive.
 
-What differs from MONAI Label's LocalDatastore, besides its index (``studiesindex``) and its labels (``labels``): names that
-could leave the folder are refused; unreadable files are known.
+The index is in ``index``, the labels are in ``labels``. What differs from MONAI Label's LocalDatastore besides them:
+names that could leave the folder are refused, and files that cannot be read are known and never offered.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from lib.store.client_frames import ClientFrames, is_moving
 from lib.store.labels import Labels
-from lib.store.names import check_info, check_name, split_name
 from ultrarefiner_monai.core.files import all_or_nothing, copy_in
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.imaging.mask_files import read_mask
+from ultrarefiner_monai.masks.label_values import is_confirmed
+from ultrarefiner_monai.studies import open_saves as opensaves
 from ultrarefiner_monai.studies.availability import StudiesAway
+from ultrarefiner_monai.studies.client_frames import ClientFrames, is_moving
+from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.names import check_info, check_name, split_name
+from ultrarefiner_monai.studies.open_saves import Drawn
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
@@ -58,8 +63,8 @@ class StudiesFolder(Labels):
     def image_path(self, image_id: str) -> Path:
         """The file of an image that is in the index; ImageNotFoundException otherwise. Nothing else is ever opened.
 
-        One in a folder below is opened and handed out through a link that is called by its id: messages, logs and clients
-        repeat file names, and those of exports may hold patients' names.
+        One in a folder below is opened and handed out through a link that is called by its id: messages, logs and
+        clients repeat file names, and those of exports may hold patients' names.
         """
         path = self.image_file(image_id)
         return self._linked(image_id, path) if image_id in self._nested else path
@@ -78,8 +83,8 @@ class StudiesFolder(Labels):
         return link
 
     def client_path(self, image_id: str) -> Path:
-        """The file that clients get of an image; of a moving picture, a NIfTI of its frames. Raises as ``image_path``, and
-        InputError for a moving picture that cannot be decoded."""
+        """The file that clients get of an image; of a moving picture, a NIfTI of its frames. Raises as ``image_path``,
+        and InputError for a moving picture that cannot be decoded."""
         path = self.image_path(image_id)
         return self._frames.path(image_id, path) if is_moving(path) else path
 
@@ -167,7 +172,8 @@ class StudiesFolder(Labels):
     # --- everything ---------------------------------------------------------------------------------------------------
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """A ZIP file of the labelled images, their final labels and the index, in the work folder; the caller removes it.
+        """A ZIP file of the labelled images, their final labels and the index, in the work folder; the caller removes
+        it.
 
         What goes away meanwhile is left out and named in it.
         """
@@ -205,3 +211,22 @@ class StudiesFolder(Labels):
         except (FileNotFoundError, ImageNotFoundException, LabelNotFoundException):
             return False
         return True
+
+
+def journal_saved(store: StudiesFolder, image_id: str, label_id: str, open_study: Callable[[Path], Any]) -> None:
+    """Note, soon, the final label that lies in the studies: somebody saved it without our route.
+
+    open_study: an image's file -> what has its ``study`` and ``sha256``; InputError where it cannot be read.
+    """
+    tag = DefaultLabelTag.FINAL.value
+    path = store.get_label_uri(label_id, tag)
+    if not path:
+        return
+    image, info = store.image_path(image_id), store.get_label_info(label_id, tag)
+
+    def write(journal: Journal) -> None:
+        opened = open_study(image)
+        mask = read_mask(path, opened.study, confirmed=is_confirmed(info))
+        opensaves.record(journal, image_id, Drawn(opened.sha256, mask), info)
+
+    store.journal.submit(write)

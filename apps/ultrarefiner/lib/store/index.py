@@ -1,9 +1,12 @@
-"""The index of a studies folder: which images and labels there are, in line with the files at any moment.
+"""The index of a studies folder: its images and labels, in line with the files at any moment.
 
-What differs from MONAI Label's LocalDatastore: more extensions, in any case; two images of one stem are two entries; DICOM
-images in folders below are images too, called by their SOPInstanceUID; the index is written atomically and never changed
-under a reader; what an edited one says is not believed; links that leave the studies are not followed; read-only studies
-work, and where the studies are away nothing is written and the index in memory stays.
+What differs from MONAI Label's LocalDatastore:
+
+* More extensions are known, in upper and lower case. Two images of one stem are two entries.
+* DICOM images in folders below are images too; their ids are their SOPInstanceUIDs.
+* The index is written atomically, and never changed while somebody reads it.
+* An edited index cannot name files outside the studies, and links that leave the studies are not followed.
+* Read-only studies work. While the studies are away, nothing is written and the index in memory stays.
 """
 
 from __future__ import annotations
@@ -24,11 +27,11 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.store.absent import Absent
 from lib.store.index_file import IndexFile
-from lib.store.listing import Listing
-from lib.store.names import check_name, is_name, split_name
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.file import has_mark
 from ultrarefiner_monai.studies.availability import MARK_VARIABLE, Presence, StudiesAway
+from ultrarefiner_monai.studies.listing import Listing
+from ultrarefiner_monai.studies.names import check_name, is_name, split_name
 from ultrarefiner_monai.studies.work_folder import INDEX, LABEL_EXTENSIONS, WorkFolder, leaves
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ _SETTLE_SECONDS = 0.3
 
 
 class StudiesIndex(IndexFile):
-    """The index of one folder, kept in line with its files. Index file, entries that change: ``IndexFile``."""
+    """The index of one folder, kept in line with its files. ``IndexFile`` reads and writes it."""
 
     def __init__(
         self,
@@ -110,7 +113,7 @@ class StudiesIndex(IndexFile):
             self._absent.keep({i: entry for i, entry in absent.items() if i not in objects}, absent)
 
     def _on_any_event(self, event: Any) -> None:
-        """Files came or went: look once when it has calmed down, not once per file of a big copy."""
+        """Files came or went. The folder is looked through when that has stopped, once for all files of a big copy."""
         if all(self._is_ours(path) for path in (event.src_path, getattr(event, "dest_path", "")) if path):
             return
         with self._mutex:
@@ -120,7 +123,8 @@ class StudiesIndex(IndexFile):
                 self._pending.start()
 
     def _on_modify_event(self, event: Any) -> None:
-        """The index was written, or a file that may be an image only now: a DICOM header, a picture that was empty."""
+        """A file was written: the index, or one that may be an image now (a DICOM header came, a picture was empty
+        before)."""
         if event.src_path == self._datastore_config_path:
             try:
                 self._init_from_datastore_file()  # nothing where we wrote it ourselves
@@ -189,7 +193,7 @@ class StudiesIndex(IndexFile):
         return objects
 
     def _complain(self, message: str) -> None:
-        """Once, not at every look into the folder."""
+        """Log a message once, not at every look into the folder."""
         if message not in self._complained:
             self._complained.add(message)
             logger.warning("%s", message)
@@ -223,8 +227,10 @@ class StudiesIndex(IndexFile):
         return entry
 
     def image_file(self, image_id: str) -> Path:
-        """The file in the studies that an image is, looked at now. ImageNotFoundException where it is gone, or has
-        become a link that leaves the studies or a file that is no image; StudiesAway."""
+        """The image's file in the studies, checked at this moment.
+
+        Raises ImageNotFoundException where the file is gone, is a link that leaves the studies, or is no image any
+        more; StudiesAway while the studies are away."""
         entry = self.entry(image_id)
         self.presence.check(recent=True)
         name = self._filename(image_id, entry.image.ext)
@@ -273,7 +279,7 @@ class StudiesIndex(IndexFile):
 
 
 def _steps(path: str, folders: int) -> Iterator[str]:
-    """``path`` and so many folders above it."""
+    """``path``, then each of the ``folders`` folders above it."""
     yield path
     for _ in range(folders):
         path = os.path.dirname(path)

@@ -1,6 +1,7 @@
-"""The index and its file. It is read complete and checked before anybody sees it, and written atomically. What an edited
-one says of places is not believed: where images and labels lie is the app's own knowledge, and an entry is a plain name in
-these places or nothing.
+"""The index and its file. The file is read and checked as a whole before anybody sees it, and written atomically.
+
+Somebody may have edited the file. So its entries must be plain names, and it does not decide where images and labels
+lie: the app knows these places itself.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from typing import Any
 from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 
-from lib.store.names import check_info, is_name
 from ultrarefiner_monai.core.damaged import set_aside
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.readers import IMAGE_EXTENSIONS
 from ultrarefiner_monai.studies.availability import Presence
+from ultrarefiner_monai.studies.names import check_info, is_name
 from ultrarefiner_monai.studies.work_folder import LABEL_EXTENSIONS, WorkFolder
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class IndexFile(LocalDatastore):
             yield
 
     def _replace(self, objects: dict[str, ImageLabelModel]) -> None:
-        """A new model object: whoever iterates over the old one goes on undisturbed."""
+        """Put a new model object in place of the old one: threads that iterate over the old one are not disturbed."""
         self._datastore = self._datastore.model_copy(update={"objects": objects})
 
     def _put(self, image_id: str, entry: ImageLabelModel | None) -> None:
@@ -121,7 +122,7 @@ def read_index(text: str, own: LocalDatastoreModel, extensions: tuple[str, ...])
 
 
 def read_entries(rows: dict[str, Any], extensions: tuple[str, ...]) -> dict[str, ImageLabelModel]:
-    """image id -> entry, of those that can be believed; the others are dropped and said."""
+    """image id -> entry. Entries that are not plain names or not valid are dropped, and the log names them."""
     objects, dropped = {}, []
     for image_id, row in rows.items():
         try:
@@ -149,7 +150,7 @@ def _is_label(image_id: str, tag: str, label: DataModel) -> bool:
 
 
 def _data(found: DataModel, name: str) -> DataModel:
-    """With an info that can stand in a reply, and a name that is one. name: what it must be, empty for any."""
+    """``found`` with an info that JSON can hold and a plain "name" in it. name: the only one allowed, empty for any."""
     info = found.info
     try:
         check_info(info, "info")
@@ -162,5 +163,5 @@ def _data(found: DataModel, name: str) -> DataModel:
 
 
 def _state(found: os.stat_result) -> tuple[int, int, int]:
-    """Changes whenever a file is written or replaced."""
+    """A value that changes whenever the file is written or replaced."""
     return found.st_mtime_ns, found.st_ino, found.st_size

@@ -1,18 +1,19 @@
-"""The labels of a studies folder. A save is one step: file, entry in the index, label before, and the journal's correction.
+"""The labels of a studies folder.
 
-The plan of a save is written into the journal first. A failure in the middle takes everything back; after a kill the next
-one who changes the labels, at the latest the next start, completes it or takes it back (``repair``).
+A save changes four things: the label's file, its entry in the index, the copy of the label before, and the correction
+in the journal. All four change, or none. The plan of a save is written into the journal first. A failure in the middle
+takes everything back. After a kill, the next change of a label (at the latest the next start) completes the save or
+takes it back: ``repair``.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,21 @@ from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import LabelNotFoundException
 
 from lib.store.index import StudiesIndex
-from lib.store.names import check_info, check_name, split_name
 from ultrarefiner_monai.core.files import Undo, all_or_nothing, copy_in, sha256_of
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.studies import open_saves as opensaves
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.names import check_info, check_name, split_name
 from ultrarefiner_monai.studies.open_saves import Drawn, OpenSave, Plan
+from ultrarefiner_monai.studies.versions import Versions
 from ultrarefiner_monai.studies.work_folder import LABEL_EXTENSIONS, WorkFolder, leaves
 
 logger = logging.getLogger(__name__)
 
-_KEPT_VERSIONS = 20
-# v000001.nii.gz counts on from the newest one; before, names were times (ns), which a clock that is set back mixes up.
-_VERSION = re.compile(r"v(\d{6,})\.|(\d+)\.")
-
 
 class Labels(StudiesIndex):
-    """The labels and their journal. own_info: what a label's info holds of ours; clients see it, may send it back, and
-    change nothing by that."""
+    """The labels and their journal. own_info: keys of a label's info that only the server sets. Clients see them; what
+    they send under these keys is ignored."""
 
     own_info: tuple[str, ...] = ("ts", "name", "confirmed")
 
@@ -53,6 +51,7 @@ class Labels(StudiesIndex):
         # Around a final label and what is read of it: outline and author of one label, not of two.
         self.saving = threading.Lock()
         self.journal = journal or JournalQueue(work.journal)
+        self.versions = Versions(work)
         self._taken_back: set[int] = set()  # saves that were refused while the journal could not be written
         super().__init__(studies, work, extensions, auto_reload, home)
         try:
@@ -96,11 +95,11 @@ class Labels(StudiesIndex):
                 staged, former = undo.part(destination), undo.part(destination)
                 copy_in(label_filename, staged)
                 asides = {path: undo.part(path) for path in others if path.exists()}
-                versions = self._next_versions(image_id, label_tag, [destination, *asides])
+                versions = self.versions.next_of(image_id, label_tag, [destination, *asides])
                 plan = _plan(label_tag, before, after, staged, destination, former, versions.values(), asides)
                 save = self.journal.ask(lambda journal: opensaves.begin(journal, image_id, plan, drawn))
                 undo.by(lambda: self._drop(save))
-                self._keep(undo, versions)
+                self.versions.keep(undo, versions)
                 undo.keep(destination, former)
                 os.replace(staged, destination)
                 for path, part in asides.items():
@@ -108,7 +107,7 @@ class Labels(StudiesIndex):
                 self._put_undoable(undo, image_id, entry)
                 undo.sync()
                 self.journal.ask(lambda journal: opensaves.finish(journal, save))
-            self._prune(image_id, label_tag)
+            self.versions.prune(image_id, label_tag)
         return image_id
 
     def _drop(self, save: OpenSave) -> None:
@@ -131,8 +130,9 @@ class Labels(StudiesIndex):
     # --- after a kill -------------------------------------------------------------------------------------------------
 
     def repair(self) -> None:
-        """Complete saves that were cut off where the new label is in its place, take the others back. Within a change:
-        nobody else saves just now."""
+        """Complete saves that were cut off when the new label was already in its place, and take the others back.
+
+        Called within ``_changing``: nobody else saves at that time."""
         for save in self.journal.ask(opensaves.found):
             if self._datastore.objects.get(save.image_id) is None:
                 continue  # it may come back (a PACS that lists nothing for a moment)
@@ -143,7 +143,7 @@ class Labels(StudiesIndex):
             end = opensaves.finish if done else opensaves.drop
             self.journal.ask(lambda journal, end=end, save=save: end(journal, save))  # type: ignore[misc]
             self._taken_back.discard(save.id)
-            self._prune(save.image_id, save.plan.tag)
+            self.versions.prune(save.image_id, save.plan.tag)
 
     def _is_in_place(self, save: OpenSave) -> bool:
         path = self.label_file(save.image_id, save.plan.tag, save.plan.extension)
@@ -152,7 +152,7 @@ class Labels(StudiesIndex):
         return sha256_of(path) == save.plan.sha256
 
     def _settle(self, save: OpenSave, done: bool) -> None:
-        """Bring files and index to what the plan says of a save that is done, or of one that is not."""
+        """Bring files and index to the state after the save (``done``), or to the state before it."""
         plan, image_id = save.plan, save.image_id
         folder = self.label_file(image_id, plan.tag, plan.extension).parent
         for part, name in plan.aside:
@@ -164,7 +164,7 @@ class Labels(StudiesIndex):
             (folder / part).unlink(missing_ok=True)
         if not done:
             for version in plan.versions:
-                (self._versions_of(image_id, plan.tag) / version).unlink(missing_ok=True)
+                (self.versions.folder(image_id, plan.tag) / version).unlink(missing_ok=True)
         entry = self.entry(image_id).model_copy(deep=True)
         label = plan.after if done else plan.before
         if label is None:
@@ -178,57 +178,22 @@ class Labels(StudiesIndex):
     # --- the labels before --------------------------------------------------------------------------------------------
 
     def fitted(self, image_id: str, label: Path) -> Path:
-        """The label file to keep for one that a client sent; another one where the image has changed under the client."""
+        """The label file to keep for the one that a client sent. It differs where the image changed while the client
+        drew."""
         return label
 
     def keep_version(self, image_id: str, tag: str, label: Path, drawn: Drawn | None, info: dict[str, Any]) -> None:
-        """Keep a label beside the one that counts, with its correction (``drawn``): it comes later, but is older."""
+        """Keep a label as a version, with its correction (``drawn``): it arrived late, and a newer label is in
+        place."""
         with self._changing(), all_or_nothing() as undo:
-            folder = self._versions_of(image_id, tag)
+            folder = self.versions.folder(image_id, tag)
             self.work.make(folder)
-            version = folder / self._version_name(image_id, tag, label.name[len(image_id) :])
+            version = folder / self.versions.name(image_id, tag, label.name[len(image_id) :])
             undo.by(lambda: version.unlink(missing_ok=True))
             copy_in(label, version)
             if drawn is not None:
                 self.journal.ask(lambda journal: opensaves.record(journal, image_id, drawn, info))
-        self._prune(image_id, tag)
-
-    def _versions_of(self, image_id: str, tag: str) -> Path:
-        return self.work.versions / tag / image_id
-
-    def _next_versions(self, image_id: str, tag: str, labels: Sequence[Path]) -> dict[Path, Path]:
-        """Where to keep those of ``labels`` that there are: versions/TAG/IMAGE/vNUMBER.ext."""
-        found = [label for label in labels if label.is_file()]
-        names = (self._version_name(image_id, tag, label.name[len(image_id) :], n) for n, label in enumerate(found))
-        return dict(zip(found, (self._versions_of(image_id, tag) / name for name in names)))
-
-    def _keep(self, undo: Undo, versions: dict[Path, Path]) -> None:
-        for source, version in versions.items():
-            self.work.make(version.parent)
-            undo.copy(source, version)
-
-    def _version_name(self, image_id: str, tag: str, extension: str, further: int = 0) -> str:
-        newest = max((number for _, number, _ in self._versions(image_id, tag)), default=0)
-        return f"v{newest + 1 + further:06d}{extension}"
-
-    def _versions(self, image_id: str, tag: str) -> list[tuple[int, int, Path]]:
-        """(time, number, file) of the labels before, oldest first: those with a time in the name are older than all others."""
-        folder, found = self._versions_of(image_id, tag), []
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if match := _VERSION.match(path.name):
-                number = int(match[1] or 0)
-                found.append((0 if number else int(match[2]), number, path))
-        return sorted(found, key=lambda version: (version[1], version[0], version[2].name))
-
-    def _prune(self, image_id: str, tag: str) -> None:
-        """Keep the newest few; empty files, which full disks left, are none."""
-        try:
-            paths = [path for _, _, path in self._versions(image_id, tag)]
-            full = [path for path in paths if path.stat().st_size]
-            for path in set(paths) - set(full[-_KEPT_VERSIONS:]):
-                path.unlink(missing_ok=True)
-        except OSError as error:  # the label is saved
-            logger.warning("old versions of %s stay: %s", image_id, error.strerror)
+        self.versions.prune(image_id, tag)
 
     # --- removing, info -----------------------------------------------------------------------------------------------
 
@@ -245,12 +210,12 @@ class Labels(StudiesIndex):
                 self._set_aside(undo, label_id, label_tag, label.ext)
                 self._put_undoable(undo, label_id, entry)
                 undo.sync()
-            self._prune(label_id, label_tag)
+            self.versions.prune(label_id, label_tag)
 
     def _set_aside(self, undo: Undo, image_id: str, tag: str, extension: str) -> None:
-        """Let a label lie with the versions only."""
+        """Move a label to the versions."""
         path = self.label_file(image_id, tag, extension)
-        self._keep(undo, self._next_versions(image_id, tag, [path]))
+        self.versions.keep(undo, self.versions.next_of(image_id, tag, [path]))
         if os.path.lexists(path):
             undo.set_aside(path, undo.part(path))
 

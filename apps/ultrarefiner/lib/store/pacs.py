@@ -1,7 +1,8 @@
-"""A DICOMweb store as studies: the list comes from the store, images are fetched when they are opened, labels lie here.
+"""A DICOMweb store as studies. The list comes from the store; images are fetched when they are opened; labels lie here.
 
-Index, labels, their versions and the journal are those of a studies folder (``lib.store.datastore``), in the work folder.
-MONAI Label's own DICOMWebDatastore is not used: it lists CT, keeps lists for two hours, and downloads tools at its start.
+Index, labels, their versions and the journal are those of a studies folder (``lib.store.datastore``), in the work
+folder. MONAI Label's own DICOMWebDatastore is not used: it lists CT, keeps lists for two hours, and downloads tools at
+its start.
 """
 
 from __future__ import annotations
@@ -10,27 +11,23 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.interfaces.exception import ImageNotFoundException
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
 from lib.store.datastore import StudiesFolder
-from lib.store.frame_orders import FrameOrders, is_stale
 from ultrarefiner_monai.config import PacsConfig
 from ultrarefiner_monai.core.image import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.pictures import split_message
-from ultrarefiner_monai.dicom.series import frames_in, reordered
 from ultrarefiner_monai.dicomweb.client import Pacs, PacsError
+from ultrarefiner_monai.exchange.frame_orders import FRAMES, FrameOrders, fit_label, is_stale, write_moved
+from ultrarefiner_monai.exchange.labels import MARK, ORIGIN, STORED
 from ultrarefiner_monai.exchange.mirror import Mirror, MirrorImage
-from ultrarefiner_monai.imaging.mask_files import read_mask
-from ultrarefiner_monai.imaging.readers import read_study
-from ultrarefiner_monai.imaging.writers import write_mask
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
 from ultrarefiner_monai.studies.open_saves import Drawn
 from ultrarefiner_monai.studies.work_folder import WorkFolder
@@ -44,9 +41,6 @@ PATIENCE_SECONDS = 10
 _SLOW_SECONDS = 5.0
 # While the store is away: the pause until it is tried again, doubled up to poll_seconds.
 _FIRST_PAUSE_SECONDS = 2.0
-# In a label's info: the frames that it was drawn on (``frame_order``); when it was stored, where that is not its "ts"; that
-# it is to be sent, or the SOPInstanceUIDs under which it was; what a SEG of somebody else said about itself.
-FRAMES, STORED, MARK, ORIGIN = "frames", "stored", "pacs", "from_pacs"
 
 
 class PacsStudies(StudiesFolder):
@@ -85,7 +79,8 @@ class PacsStudies(StudiesFolder):
         self._thread.start()
 
     def fresh(self) -> None:
-        """Wait until the list is new. Returns at once where the store is known to be away or slow, or nobody watches."""
+        """Wait until the list is new. Returns at once where the store is known to be away or slow, or nobody
+        watches."""
         now = time.monotonic()
         if self._thread is None or self.mirror.problem or self._took > _SLOW_SECONDS:
             return
@@ -139,7 +134,7 @@ class PacsStudies(StudiesFolder):
         return objects
 
     def contact(self) -> dict[str, Any]:
-        """For /info/: how the store does."""
+        """For /info/: whether the store answers."""
         asked, problem = int(self.mirror.asked) or None, self.mirror.problem
         return {"url": self.pacs.url, "reachable": not problem, "problem": problem, "asked": asked}
 
@@ -209,26 +204,14 @@ class PacsStudies(StudiesFolder):
         label_info: dict[str, Any],
         drawn: Drawn | None = None,
     ) -> str:
-        """As in a folder; its info keeps which frames it is about."""
+        """As in a folder. The info also keeps the frames that the label was drawn on."""
         order = self._orders.of(image_id, self.mirror.folder / "images" / image_id)
         info = {**(label_info or {}), FRAMES: list(order)} if order else label_info
         return super().save_label(image_id, label_filename, label_tag, info, drawn)
 
     def fitted(self, image_id: str, label: Path) -> Path:
         """A label that came from a client who was shown the series before it grew: on the frames that it has now."""
-        orders, folder = self._orders.known(image_id), self.mirror.folder / "images" / image_id
-        may_be_a_part = label.name.lower().endswith(".seg.nrrd")
-        if len(orders) < 2 or may_be_a_part:
-            return label
-        study = read_study(folder, self.limits)  # its grid is the limit for what comes
-        most = max(map(frames_in, orders)) * study.height * study.width
-        found = len(read_mask(label, limits=Limits(total_pixels=most)))
-        before = next((o for o in reversed(orders[:-1]) if frames_in(o) == found), None)
-        if before is None or found == frames_in(orders[-1]):
-            return label
-        path = label.with_name("fitted.nii.gz")
-        self._write_moved(label, folder, before, orders[-1], path)
-        return path
+        return fit_label(label, self.mirror.folder / "images" / image_id, self._orders.known(image_id), self.limits)
 
     def _align(self, image_id: str, folder: Path) -> None:
         """Labels that were drawn before the series changed follow their frames; those before are kept as versions."""
@@ -243,9 +226,8 @@ class PacsStudies(StudiesFolder):
                 with tempfile.TemporaryDirectory(dir=self.work.root) as name:
                     path = Path(name, f"{image_id}.nii.gz")
                     try:
-                        whole = self._write_moved(
-                            self.label_file(image_id, tag, label.ext), folder, before, order, path
-                        )
+                        old = self.label_file(image_id, tag, label.ext)
+                        whole = write_moved(old, folder, before, order, path, self.limits)
                     except InputError as error:
                         logger.error("label %s of %s cannot follow its frames: %s", tag, image_id, error)
                         self.update_label_info(image_id, tag, {FRAMES: []})
@@ -260,14 +242,13 @@ class PacsStudies(StudiesFolder):
                     "" if whole else "; of those that are gone it is kept in versions/ only",
                 )
 
-    def _write_moved(self, label: Path, folder: Path, before: Sequence[str], now: Sequence[str], path: Path) -> bool:
-        """Write ``label``, drawn on the frames ``before``, for the image in ``folder``; whether nothing of it is lost."""
-        study = read_study(folder, self.limits)
-        grid = (study.width, study.height, frames_in(before))
-        drawn_on = replace(study, n_frames=grid[2], geometry=replace(study.geometry, shape=grid))
-        mask, whole = reordered(read_mask(label, drawn_on, confirmed=True), before, now)
-        write_mask(path, mask, study)
-        return whole
+    def label_and_info(self, image_id: str, tag: str) -> tuple[str, dict[str, Any]]:
+        """A label's file and its info; LabelNotFoundException where there is none."""
+        info = self.get_label_info(image_id, tag)
+        path = self.get_label_uri(image_id, tag)
+        if not path:
+            raise LabelNotFoundException(f"{image_id!r} has no label {tag!r:.120}: save one first")
+        return path, info
 
     def datalist(self, full_path: bool = True) -> list[dict[str, Any]]:
         """Final labels and their images as clients get them; with ``full_path`` the images are fetched."""

@@ -1,4 +1,4 @@
-"""MONAI Label's sessions, made to survive a server that was killed while it wrote one."""
+"""MONAI Label's sessions, which here survive a server that is killed while it writes one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SessionStore(Sessions):
         return super().get_session(session_id, True) if update_ts else found
 
     def remove_expired(self) -> int:
-        """Remove what expired, and what no session ever became of; the number removed."""
+        """Remove expired sessions, and folders in which a session was begun and never completed. Returns how many."""
         folder, count = Path(self.store_path), 0
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             try:

@@ -1,1 +1,1 @@
-"""What MONAI Label calls tasks: infer, train, next sample; and the processes they run in."""
+"""What MONAI Label calls tasks (infer, train, next sample), and the processes they run in."""

@@ -1,8 +1,8 @@
-"""Trainings and batches: one child process of each kind at a time, the others wait.
+"""Trainings and batches: of each kind one runs, in a process of its own, and the others wait.
 
-``Background`` takes the place of MONAI Label's executor, in MONAI Label's own tables: its routes and clients read the tasks as
-ever. What differs: a stop ends what waits as well, a child ends with the server and with all that it started, and one that
-failed says why.
+``Background`` takes the place of MONAI Label's executor and keeps MONAI Label's tables, so that routes and clients
+read the tasks as before. What differs: a stop also ends the tasks that wait. A process ends with the server, together
+with all that it started. A task that failed says why.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 from monailabel.utils.async_tasks.utils import background_executors, background_processes, background_tasks
 
-from lib.routes.messages import public_values
+from ultrarefiner_monai.core.messages import public_values
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _KEPT_TASKS, _KEPT_LINES = 100, 20
 
 
 def settled(tasks: Any) -> Any:
-    """Tasks for a reply, without paths of the server: a copy of their own, for their threads go on changing them."""
+    """A copy of tasks for a reply, without paths of the server. Their threads go on changing the originals."""
     while True:
         try:
             return public_values(tasks)
@@ -46,8 +46,8 @@ def settled(tasks: Any) -> Any:
 
 
 class Background:
-    """Tasks of one kind. method: what MONAI Label calls it. failed(task, reason): called when one has failed; it returns
-    the reason as users get it. Thread-safe."""
+    """Tasks of one kind. method: what MONAI Label calls it. failed(task, reason): called when one has failed; it
+    returns the reason as users get it. Thread-safe."""
 
     def __init__(self, method: str, failed: Callable[[Task, str], str] = lambda _, reason: reason):
         self.method, self._failed = method, failed
@@ -62,7 +62,7 @@ class Background:
         background_executors[self.method] = self
 
     def submit(self, function: Any, task: Task, *rest: Any) -> Future[None]:
-        """As MONAI Label calls its executor; how it would run the task is not looked at."""
+        """Queue a task. The signature is that of MONAI Label's executor; ``function`` and ``rest`` are not used."""
         task["details"] = deque(["it waits for its turn"], maxlen=_KEPT_LINES)
         del self._tasks[:-_KEPT_TASKS]
         return self._pool.submit(self._run, task)

@@ -1,7 +1,7 @@
-"""Runs a task of MONAI Label in a process that never outlives the server, not even one that was killed.
+"""Runs a task of MONAI Label in a process that never outlives the server, even one that is killed.
 
-``python child.py PID ARGUMENTS``: PID is the server's, ARGUMENTS are those of ``monailabel.interfaces.utils.app``. No import
-of this app: it has to be in place before anything that takes its time.
+``python child.py PID ARGUMENTS``: PID is the server's, ARGUMENTS are those of ``monailabel.interfaces.utils.app``.
+This file imports nothing of the app: its watch over the server must begin before the imports that take seconds.
 """
 
 from __future__ import annotations

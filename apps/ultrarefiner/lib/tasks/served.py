@@ -1,4 +1,7 @@
-"""The model that answers now. A running server follows the registry: what `models use` points to is served from then on."""
+"""The model that answers.
+
+A running server follows the registry: after `models use` the next request is answered by the model that was chosen.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class Served:
             return self._predictor
 
     def now(self) -> Predictor:
-        """The predictor that is loaded, at once; a new one is fetched behind it. For what must not wait, as /info/."""
+        """The predictor that is loaded, without waiting (for /info/). A newer one is loaded in a thread meanwhile."""
         found = self._predictor
         if found is None:
             return self.latest()
@@ -56,8 +59,8 @@ class Served:
             threading.Thread(target=self.latest, name="model", daemon=True).start()
         return found
 
-    def start(self) -> Start:
-        """The files of what is served: a training begins with them."""
+    def start_weights(self) -> Start:
+        """The weights of what is served, which a training begins with."""
         name = self.registry.pointer().name
         self.registry.require_sound(name)
         return self._files(name)

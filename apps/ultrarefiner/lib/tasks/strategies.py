@@ -1,10 +1,13 @@
-"""Which image comes next. A skipped image goes to the end of the queue; files that cannot be read are never offered."""
+"""The next image to label. A skipped image goes to the end of the queue; files that cannot be read are never
+offered."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from typing import Any
 
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from lib.store.datastore import StudiesFolder
@@ -36,6 +39,20 @@ class NextSample(Strategy):
             if datastore.is_readable(image_id):
                 return {"id": image_id}
         return None
+
+
+def make_strategies() -> dict[str, NextSample]:
+    """The strategies by name."""
+    return {"random": NextSample(shuffled=True), "first": NextSample(shuffled=False)}
+
+
+def choose(known: Mapping[str, Strategy], request: dict[str, Any], datastore: StudiesFolder) -> dict[str, str] | None:
+    """What the strategy that the request names (or "random") offers; MONAILabelException where there is no such one."""
+    name = request.get("strategy") or "random"
+    if name not in known:
+        names = ", ".join(known)
+        raise MONAILabelException(MONAILabelError.INVALID_INPUT, f"no strategy {name!r:.80}; known: {names}")
+    return known[name](request, datastore)
 
 
 def _last_offer(info: dict[str, Any]) -> float:

@@ -1,7 +1,8 @@
-"""Trainings that clients start: the final labels of the datastore -> a candidate, in a process of its own.
+"""Trainings that clients start. The final labels of the datastore become a candidate: a new model, not yet served.
 
-MONAI Label runs ``__call__`` in a subprocess, one at a time, and kills it when a client says stop. Nothing is lost then: a
-run's last finished epoch lies in the work folder, and the next start with the same labels and options goes on from there.
+MONAI Label runs ``__call__`` in a process of its own, one at a time, and kills it when a client says stop. Nothing is
+lost by that: the last finished epoch lies in the work folder, and the next start with the same labels and options goes
+on from there.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class LesionTraining(TrainTask):
         return begun
 
     def failed(self, task: dict[str, Any], reason: str) -> str:
-        """Note why the process of a training ended, where it could not do so itself; the reason with what to do."""
+        """Note why the process of a training ended, where it could not note that itself. Returns the reason, with what
+        to do."""
         if SHORT_OF_MEMORY in reason:
             reason = memory_advice(reason, task["request"].get("train_batch_size"))
         self.work.training.note_failure(self.name, _asked(task), reason)
@@ -95,7 +97,7 @@ class LesionTraining(TrainTask):
         options = self._options(params, strict=True)
         settings, folder = self._train_config(options), self.work.training
         labelled = final_labels(datastore)
-        started_from(settings, self.served.start(), folder, self.work)
+        started_from(settings, self.served.start_weights(), folder, self.work)
         try:
             with folder.lock().acquire(timeout=0):
                 lookup = partial(label_now, datastore)
@@ -117,7 +119,7 @@ class LesionTraining(TrainTask):
             candidate = train_on_labels(
                 self.name,
                 self._train_config(options),
-                self.served.start(),
+                self.served.start_weights(),
                 final_labels(datastore),
                 self.work,
                 device,
@@ -158,7 +160,7 @@ class LesionTraining(TrainTask):
 
 
 def make_trainers(app_dir: Path, served: Served, config: ServeConfig, work: WorkFolder) -> dict[str, LesionTraining]:
-    """The trainings by name, called as the tasks whose part they train."""
+    """The trainings by name. Each has the name of the task whose network it trains."""
     texts = {
         "transunet": "Trains the coarse network on the final labels.",
         "sam_refiner": "Trains the refiner on the final labels and on what was corrected.",
@@ -182,8 +184,8 @@ def _asked(task: dict[str, Any]) -> float:
 
 
 def final_labels(datastore: StudiesFolder) -> list[Labelled]:
-    """Images with a final label, by id; without those that a PACS cannot give at the moment. Those of a PACS as the DICOM
-    files that the journal knows, not as clients get them."""
+    """Images with a final label, by id; without those that a PACS cannot give at the moment. Those of a PACS as the
+    DICOM files that the journal knows, not as clients get them."""
     return [p for i in sorted(datastore.get_labeled_images(FINAL)) if (p := _labelled(datastore, i)) is not None]
 
 

@@ -1,4 +1,4 @@
-"""What clients may call things, and what they may have kept: the studies' border."""
+"""The names that clients may give to images, labels and tags, and the values that may be kept with them."""
 
 from __future__ import annotations
 

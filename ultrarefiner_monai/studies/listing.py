@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lib.store.names import is_name, split_name
 from ultrarefiner_monai.studies import not_offered as reasons
 from ultrarefiner_monai.studies.dicom_index import DAMAGED, FOREIGN, IMAGE, OTHER, DicomIndex, Header, nested_images
+from ultrarefiner_monai.studies.names import is_name, split_name
 from ultrarefiner_monai.studies.not_offered import NotOffered
 from ultrarefiner_monai.studies.work_folder import LABEL_EXTENSIONS
 

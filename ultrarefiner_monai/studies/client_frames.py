@@ -1,7 +1,7 @@
-"""Moving pictures as clients get them: 3D Slicer opens no GIF and no video, so it is handed a NIfTI of the frames.
+"""Moving pictures as clients get them. 3D Slicer opens no GIF and no video: it gets a NIfTI of the frames.
 
-It lies in the work folder, is made when somebody asks for it, and again when the file has changed. The ones made longest
-ago go when all together grow too large.
+The NIfTI lies in the work folder. It is made when a client asks for it, and anew when the moving picture has changed. When
+all of them together grow too large, the oldest are removed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What clients are told holds no path of the server: a path is cut to its last part, a file's name.
+"""Texts for clients hold no path of the server: a path is cut to its last part, the name of the file.
 
-Messages are made without paths where they are made; this is the net behind all of them.
+Messages should be made without paths. This catches the paths that are left.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What is wrong just now, in words for `/info/` and the start page."""
+"""Files of a studies folder that were damaged, in words for `/info/` and the start page."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from ultrarefiner_monai.core.damaged import ASIDE, set_aside_files
 from ultrarefiner_monai.studies.work_folder import INDEX
@@ -14,15 +15,11 @@ _NAMES = {
 }
 
 
-def problems(app: Any) -> list[str]:
-    """What somebody has to know and to do something about, without paths."""
-    store, watch = app.datastore(), app.watch
-    away = watch.problem if watch is not None else store.presence.problem
-    found = [away, app.served.problem, app.journal.begun_anew, app.journal.problem]
-    for path in set_aside_files((store.index_file, app.work.journal, app.work.absent)):
+def damaged(files: Iterable[Path]) -> Iterator[str]:
+    """What somebody has to know of each of ``files`` that was set aside, without paths."""
+    for path in set_aside_files(files):
         name = path.name.partition(ASIDE)[0]
-        found.append(
+        yield (
             f"{_NAMES.get(name, name)} ({name}) was damaged and is kept as {path.name}; a new one was begun. Let somebody "
             "look at it, and remove that file when it is not needed any more"
         )
-    return list(dict.fromkeys(text for text in found if text))

@@ -10,45 +10,77 @@ import logging
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import anyio
 import numpy as np
-from fastapi import FastAPI, HTTPException
-from monailabel.config import settings
-from monailabel.endpoints.user.auth import User
-from monailabel.interfaces.datastore import DefaultLabelTag
-from monailabel.interfaces.exception import LabelNotFoundException
 
-from lib.routes.routing import annotator_role
-from lib.store.names import check_name
-from lib.store.pacs import MARK, ORIGIN, STORED, PacsStudies
+from ultrarefiner_monai.config import PacsConfig
+from ultrarefiner_monai.core.image import Study
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.seg_reader import SegInfo, read_seg
-from ultrarefiner_monai.dicomweb.client import PacsError
+from ultrarefiner_monai.dicomweb.client import Pacs, PacsError
 from ultrarefiner_monai.exchange.inbox import Inbox
+from ultrarefiner_monai.exchange.mirror import Mirror
 from ultrarefiner_monai.exchange.outbox import Outbox
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.writers import write_mask
 from ultrarefiner_monai.masks.label_values import is_confirmed
 from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.open_saves import Drawn
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
 
-FINAL = DefaultLabelTag.FINAL.value
+FINAL = "final"
+# In a label's info: when it was stored, where that is not its "ts"; that it is to be sent, or the SOPInstanceUIDs under
+# which it was; what a SEG of somebody else said about itself.
+STORED, MARK, ORIGIN = "stored", "pacs", "from_pacs"
 _TRIES = 3
 
 
-class Exchange:
-    """The two boxes of one store. ``app``: the server's app (engine, journal, config). Thread-safe."""
+class Opened(Protocol):
+    """An image that was read, and the sha256 of its files."""
 
-    def __init__(self, app: Any, store: PacsStudies):
-        self.app, self.store, self.mirror, self.config = app, store, store.mirror, app.config.pacs
-        folder = app.work.exchange
+    @property
+    def study(self) -> Study: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+class PacsLabels(Protocol):
+    """The images of a PACS and their labels. saving: held around a final label and what is read of it."""
+
+    pacs: Pacs
+    mirror: Mirror
+    saving: threading.Lock
+
+    def list_images(self) -> list[str]: ...
+    def image_path(self, image_id: str) -> Path: ...
+    def label_and_info(self, image_id: str, tag: str) -> tuple[str, dict[str, Any]]: ...
+    def get_label_uri(self, label_id: str, label_tag: str) -> str: ...
+    def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]: ...
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None: ...
+    def save_label(
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any],
+        drawn: Drawn | None = None,
+    ) -> str: ...
+    def keep_version(self, image_id: str, tag: str, label: Path, drawn: Drawn | None, info: dict[str, Any]) -> None: ...
+
+
+class Exchange:
+    """The two boxes of one store. open_study: reads an image's files, InputError where they cannot be. Thread-safe."""
+
+    def __init__(self, store: PacsLabels, config: PacsConfig, work: WorkFolder, open_study: Callable[[Path], Opened]):
+        self.store, self.mirror, self.config, self.work, self.open_study = store, store.mirror, config, work, open_study
+        folder = work.exchange
         folder.mkdir(mode=0o700, exist_ok=True)
         self.outbox = Outbox(folder / "outbox", store.pacs.store)
         self.inbox = Inbox(store.pacs, folder / "inbox.json", self._known, self._take, self.outbox.holds)
@@ -91,8 +123,8 @@ class Exchange:
     def send(self, image_id: str, tag: str = FINAL, sr: bool | None = None) -> dict[str, Any]:
         """Put a label into the outbox as a SEG (and an SR; by default as configured), to be sent in the background.
 
-        Raises InputError for a label that cannot be one, LabelNotFoundException where there is none, PacsError when the
-        image is not here and cannot be fetched.
+        Raises InputError for a label that cannot be one, PacsError when the image is not here and cannot be fetched, and
+        what the store raises where there is no such label.
         """
         with self._lock:  # one label, one mark
             return self._put(image_id, tag, self.config.sr if sr is None else sr)
@@ -101,10 +133,10 @@ class Exchange:
         from ultrarefiner_monai.dicom.seg import make_seg
         from ultrarefiner_monai.dicom.sr import make_sr
 
-        study = self.app.engine.open(self.store.image_path(image_id)).study
+        study = self.open_study(self.store.image_path(image_id)).study
         files = self.mirror.files(image_id)
         with self.store.saving:  # outline and author of one label, not of two
-            path, info = self._label(image_id, tag)
+            path, info = self.store.label_and_info(image_id, tag)
             mask = read_mask(path, study, confirmed=is_confirmed(info))
         options = self._origin(image_id, tag, info)
         seg = make_seg(mask, files, **options)
@@ -112,21 +144,14 @@ class Exchange:
         self.outbox.put(*([seg] if report is None else [seg, report]))
         mark = {"seg": str(seg.SOPInstanceUID)} | ({"sr": str(report.SOPInstanceUID)} if report is not None else {})
         with self.store.saving:
-            now = self._label(image_id, tag)[1]
+            now = self.store.label_and_info(image_id, tag)[1]
             if (now.get(MARK), now.get("ts")) == (info.get(MARK), info.get("ts")):  # else a newer one has its own mark
                 self.store.update_label_info(image_id, tag, {MARK: mark})
         return {"image": image_id, "tag": tag, **mark, **self.status()}
 
-    def _label(self, image_id: str, tag: str) -> tuple[str, dict[str, Any]]:
-        info = self.store.get_label_info(image_id, tag)
-        path = self.store.get_label_uri(image_id, tag)
-        if not path:
-            raise LabelNotFoundException(f"{image_id!r} has no label {tag!r:.120}: save one first")
-        return path, info
-
     def _origin(self, image_id: str, tag: str, info: dict[str, Any]) -> dict[str, Any]:
         """Who made the label, in the words of make_seg."""
-        journal = Journal(self.app.work.journal)
+        journal = Journal(self.work.journal)
         try:
             proposal = journal.newest_proposal(image_id)
         finally:
@@ -221,7 +246,7 @@ class Exchange:
 
     def _keep(self, image_id: str, mask: np.ndarray, info: SegInfo, when: datetime) -> None:
         try:
-            opened = self.app.engine.open(self.mirror.open(image_id))
+            opened = self.open_study(self.mirror.open(image_id))
         except PacsError:
             raise
         except InputError as error:  # its files are changing just now: no reason to refuse the segmentation for ever
@@ -229,8 +254,8 @@ class Exchange:
         told = {**info.to_dict(), "noticed": datetime.now().astimezone().isoformat(timespec="seconds")}
         client = info.model_name or info.manufacturer
         values = {"user": info.author, "client_id": client, ORIGIN: told, STORED: when.timestamp()}
-        self.app.work.make(self.app.work.tmp)
-        with tempfile.TemporaryDirectory(dir=self.app.work.tmp) as name:
+        self.work.make(self.work.tmp)
+        with tempfile.TemporaryDirectory(dir=self.work.tmp) as name:
             path = Path(name, f"{image_id}.nii.gz")
             write_mask(path, mask, opened.study)
             drawn = Drawn(opened.sha256, mask)
@@ -264,18 +289,3 @@ def _time(info: dict[str, Any]) -> datetime | None:
         return datetime.fromisoformat(str(info[MARK]["send"]))
     saved = info.get("ts")
     return datetime.fromtimestamp(saved) if isinstance(saved, (int, float)) else None
-
-
-# --- route ------------------------------------------------------------------------------------------------------------
-
-
-def install(server: FastAPI, app: Any) -> None:
-    """POST /ultrarefiner/send: store a label in the PACS on demand."""
-
-    async def send(image: str, tag: str = FINAL, sr: bool | None = None, user: User = annotator_role) -> dict[str, Any]:
-        if app.exchange is None:
-            raise HTTPException(404, "the studies are a folder, not a PACS: there is nowhere to send a label")
-        return await anyio.to_thread.run_sync(app.exchange.send, check_name(image, "image"), check_name(tag, "tag"), sr)
-
-    address = settings.MONAI_LABEL_API_STR + "/ultrarefiner/send"
-    server.add_api_route(address, send, methods=["POST"], include_in_schema=False, response_model=None)

@@ -1,9 +1,10 @@
-"""The image file as 3D Slicer gets it with the next sample: under a name and in a folder where it opens that file alone.
+"""The image file that 3D Slicer gets with the next sample, in a folder and under a name where Slicer opens it alone.
 
-Slicer opens a picture together with all others of its folder whose names differ in one number, as slices of a volume, and
-a DICOM file together with its series. Pictures in a studies folder are numbered, and what a Slicer on another machine
-fetches gathers in one folder there. So the local path is a link in a folder of its own, and a name with digits gets
-letters that no other image has. With the checksum, a file of the same name fetched earlier is not taken for this one.
+Slicer opens a picture as one slice of a volume when other pictures in its folder have names that differ in one number, and
+a DICOM file together with its series. Pictures in a studies folder are often numbered, and a Slicer on another machine
+saves all that it fetches in one folder. So the path for a Slicer on this machine is a link in a folder of its own, and a
+name with digits gets letters that no other image has. The checksum keeps Slicer from taking an older file of the same name
+for this one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import hashlib
 import logging
 from pathlib import Path
 
-from lib.store.names import split_name
 from ultrarefiner_monai.core.files import sha256_of
+from ultrarefiner_monai.studies.names import split_name
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
