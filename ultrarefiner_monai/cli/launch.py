@@ -35,7 +35,7 @@ def choose_studies(given: str, root: Path = ROOT) -> str:
         if "@" in given.split("/")[2]:
             raise LaunchError(
                 "STUDIES: no user or password in the address, it would stand in logs: use pacs.user and "
-                "pacs.password_file (docs/pacs.md)"
+                "pacs.password_file (docs/it/pacs.md)"
             )
         return given
     if given:
@@ -101,7 +101,7 @@ def _announce(url: str, running: threading.Event, begun: float, port_of_all: int
         print(
             f"\nREADY after {seconds:.0f} s.  In a browser: {url}/\n"
             f"  In 3D Slicer: install the extension MONAILabel, open the module MONAILabel, enter the server {url},\n"
-            "  press the reload button, then Next Sample; correct with points in SmartEdit (docs/slicer.md).\n"
+            "  press the reload button, then Next Sample; correct with points in SmartEdit (docs/users/slicer.md).\n"
             f"{elsewhere if port_of_all else ''}"
             "  Research use only. Not a medical device.  Ctrl-C stops the server.\n",
             flush=True,

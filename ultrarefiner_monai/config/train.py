@@ -79,7 +79,7 @@ TWELVE_KINDS: dict[str, float] = {
 
 @dataclass(frozen=True)
 class CorruptionConfig:
-    """How labels are turned into simulated coarse masks (system.md section 5, docs/corruption.md).
+    """How labels are turned into simulated coarse masks (system.md section 5, docs/research/corruption.md).
 
     share_twelve: share of masks that get one of the twelve kinds, drawn by the weights in ``kinds``; the others are
     changed in the signed-distance domain until their Dice stands in one of ``bands`` (easy to hard), which are drawn by
