@@ -38,7 +38,7 @@ def read_mask(
     confirmed: bool = False,
     warnings: list[str] | None = None,
 ) -> np.ndarray:
-    """A label file -> (T, H, W) uint8, 1 inside of the lesion; what its values and colours mean: ``labelvalues``.
+    """A label file -> (T, H, W) uint8, 1 inside of the lesion; what its values and colours mean: ``label_values``.
 
     With ``study`` the label is brought to its frames: axes that were flipped or swapped, and the cropped extent that
     3D Slicer gives a .seg.nrrd, are undone by the two affines. A label without a usable position but of the same size

@@ -1,6 +1,6 @@
 """A training on the final labels of a studies folder: from the model that is served to a candidate in the registry.
 
-What a run leaves in the work folder and how it is gone on with: ``trainingfolder.py``. Nothing is published here.
+What a run leaves in the work folder and how it is gone on with: ``studies/training_folder.py``. Nothing is published here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 There is one label, so a label holds two values: 0 and one other. What holds more says something that cannot be kept (two
 findings, a probability, a grey picture), and is refused with its values and what to do. Messages are about "its label";
-the caller puts the file's name in front. Colours and transparency of pictures: ``labelpictures``.
+the caller puts the file's name in front. Colours and transparency of pictures: ``imaging.label_pictures``.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def draw_discs(prompts: Prompts, radius: float, side: int) -> torch.Tensor:
 
 
 class Gate(nn.Module):
-    """How far the refined probability is trusted against the coarse one: system.md section 6; g in [g_min, g_max]."""
+    """How far the refined probability is trusted against the coarse one: g in [g_min, g_max], by ``GateConfig``."""
 
     def __init__(self, config: GateConfig) -> None:
         super().__init__()
