@@ -69,7 +69,7 @@ class PromptConfig:
     gaussian_sigma: float = 4.0
     distance_temperature: float = 5.0
     # Besides as points, the user's clicks are drawn into the mask prompt as discs of this radius, a share of the frame's
-    # side (RITM, Sofiiuk et al. 2022, codes clicks so): a decoder that is trained on little learns them far sooner. 0: not.
+    # side (RITM, Sofiiuk et al. 2022, codes clicks so): a decoder that is trained on little learns them far sooner. 0: no discs.
     click_disc: float = 0.0
     # The user's clicks mend the coarse mask (``clicks.honour_clicks``) before it becomes the refiner's mask prompt.
     mend: bool = True

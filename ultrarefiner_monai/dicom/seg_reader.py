@@ -23,7 +23,7 @@ from ultrarefiner_monai.masks.label_values import check_share, from_fractions, k
 
 logger = logging.getLogger(__name__)
 
-# Codes of viewers' defaults: nothing is said.
+# Codes that viewers use by default: they say nothing about the content.
 _UNSPECIFIED_CODES = ("85756007", "T-D0050", "49755003", "M-01000", "123037004", "T-D0010")
 
 

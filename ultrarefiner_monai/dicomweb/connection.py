@@ -1,4 +1,4 @@
-"""Requests to a DICOMweb store: with its credentials, over no proxy, tried again where that may help."""
+"""Requests to a DICOMweb store: with credentials, without a proxy, retried where that may help."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def check_held_out(
 ) -> None:
     """Raise InputError when the checkpoint ``name`` has seen images that a run on ``split`` reports; meta: the checkpoint's.
 
-    Told by the images themselves where the checkpoint knows them (``data.seen``), else by its sets and the fold held out.
+    Told by the images themselves where the checkpoint knows them (``datasets.seen``), else by its sets and the fold held out.
     """
     fold = str(fold)
     for record in name_records(meta):
