@@ -39,7 +39,7 @@ class SamConfig:
     arch: Literal["vit_b", "vit_l", "vit_h", "compact"] = "vit_b"
     image_size: int = 1024
     # The rest is read for ``compact`` only; the vit_* sizes are SAM's own. encoder: a small ViT of the sizes below, or a
-    # CNN that can start from ImageNet weights (``models/sam/compact.py``).
+    # CNN that can start from ImageNet weights (``models/lite.py``).
     encoder: Literal["vit", "lite0", "lite2"] = "vit"
     embed_dim: int = 192
     depth: int = 6
@@ -57,7 +57,7 @@ class SamConfig:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """How prompts are derived from coarse_prob (``models/prompts/derive.py``)."""
+    """How prompts are derived from coarse_prob (system.md section 3)."""
 
     sharpen: bool = False
     point: bool = True
@@ -69,7 +69,7 @@ class PromptConfig:
     gaussian_sigma: float = 4.0
     distance_temperature: float = 5.0
     # Besides as points, the user's clicks are drawn into the mask prompt as discs of this radius, a share of the frame's
-    # side (RITM, Sofiiuk et al. 2022, codes clicks so): a decoder that is trained on little learns them far sooner. 0: no discs.
+    # side (RITM, Sofiiuk et al. 2022, codes clicks so): a decoder that is trained on little learns them far sooner. 0: not.
     click_disc: float = 0.0
     # The user's clicks mend the coarse mask (``clicks.honour_clicks``) before it becomes the refiner's mask prompt.
     mend: bool = True
@@ -82,7 +82,7 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """final_prob = coarse_prob + g (refined_prob - coarse_prob). ``off``: refined_prob as it is. See ``models.refiner.Gate``.
+    """final_prob = coarse_prob + g (refined_prob - coarse_prob); system.md section 6. ``off``: refined_prob as it is.
 
     The calibration at a run's end weakens it where the refiner harms: the same share everywhere (``confidence`` with
     g_min = g_max), or g_min and g_max times that share. Nothing of this applies where the user clicks.

@@ -79,7 +79,7 @@ TWELVE_KINDS: dict[str, float] = {
 
 @dataclass(frozen=True)
 class CorruptionConfig:
-    """How labels are turned into simulated coarse masks (docs/research/corruption.md).
+    """How labels are turned into simulated coarse masks (system.md section 5, docs/corruption.md).
 
     share_twelve: share of masks that get one of the twelve kinds, drawn by the weights in ``kinds``; the others are
     changed in the signed-distance domain until their Dice stands in one of ``bands`` (easy to hard), which are drawn by
@@ -171,7 +171,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """Phase 2 (and the refiner's part of phase 3): what the refiner sees and what it is asked for.
+    """Phase 2 (and the refiner's part of phase 3): what the refiner sees and what it is asked for; system.md 3 and 4.
 
     Each item's coarse mask is a recorded correction's proposal where there is one, else a corrupted label with
     probability ``corrupted_share``, else a real prediction from ``proposals`` (``ultrarefiner proposals`` makes them).

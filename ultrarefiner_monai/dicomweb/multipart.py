@@ -1,4 +1,4 @@
-"""multipart/related as DICOMweb uses it: parsed while it arrives (a cine is hundreds of MB), and built for sending."""
+"""multipart/related as DICOMweb uses it: taken apart while it arrives (a cine is hundreds of MB), put together to send."""
 
 from __future__ import annotations
 

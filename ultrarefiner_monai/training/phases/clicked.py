@@ -1,6 +1,6 @@
 """A user's clicks in phases 2 and 3: where a game starts, what clicks are given, and what the refiner is asked for then.
 
-As in serving, clicks mend the coarse result before the refiner sees it (``interaction.mending``).
+As in serving, clicks mend the coarse result before the refiner sees it (``models.mending``).
 """
 
 from __future__ import annotations
