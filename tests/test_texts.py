@@ -6,10 +6,14 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 from test_imports import ROOMS
+
+from ultrarefiner_monai.config import ServeConfig, SystemConfig, TrainConfig
+from ultrarefiner_monai.config.system import SamConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "sample-data" / "README.md", *(ROOT / "docs").rglob("*.md")]
@@ -122,3 +126,17 @@ def test_the_architecture_shows_the_folders_in_the_order_of_their_imports() -> N
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = page.split("## Folders are layers")[1].split("The rest of the repository")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(ROOMS)
+
+
+def test_options_that_pages_name_exist() -> None:
+    train, system = TrainConfig(), SystemConfig(sam=SamConfig())
+    known = {**vars(system), **vars(train), "system": system, "pacs": ServeConfig().pacs}
+    for page in PAGES:
+        if "history" in page.parts or page.name == "CHANGELOG.md":  # they tell of options that are gone
+            continue
+        for name in re.findall(r"[` ]([a-z]+(?:\.[a-z_]+)+)(?=[`=: ])", page.read_text(encoding="utf-8")):
+            first, *rest = name.split(".")
+            found = known.get(first)
+            for part in rest if is_dataclass(found) else ():
+                assert hasattr(found, part), f"{page.name}: there is no option {name}"
+                found = getattr(found, part)
