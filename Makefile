@@ -48,10 +48,24 @@ $(VENV)/.python:
 	"$$chosen" -m venv $(VENV)
 	touch $@
 
+# pip's words go to a log; the console shows the last of them, and all of its end where it fails.
 define install
-	@echo "Installing .[$(1)] into $(VENV): the first time some minutes and about 9 GB of disk"
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade "pip>=24" "setuptools>=77" wheel
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable ".[$(1)]"
+	@mkdir -p .work
+	log=.work/install.log
+	echo "Installing .[$(1)] into $(VENV): the first time some minutes and about 9 GB of disk. All output: $$log"
+	pip=($(BIN)/python -m pip install --disable-pip-version-check --progress-bar off)
+	set -m  # a process group of its own, so that Ctrl-C can end pip with its children
+	{ "$${pip[@]}" --upgrade "pip>=24" "setuptools>=77" wheel && "$${pip[@]}" --editable ".[$(1)]"; } > $$log 2>&1 &
+	job=$$!
+	set +m
+	trap 'kill -- -$$job 2>/dev/null || true' INT TERM
+	while kill -0 $$job 2>/dev/null; do
+	  if [ -t 1 ]; then printf '\r\033[K  %4d s  %s' $$SECONDS "$$(tail -n 1 $$log | tr -d '\r' | cut -c 1-90)"; fi
+	  sleep 1
+	done
+	if [ -t 1 ]; then printf '\r\033[K'; fi
+	wait $$job || { tail -n 25 $$log >&2; echo "The installation failed; all of its output: $$log" >&2; exit 1; }
+	echo "Installed after $$SECONDS s"
 	# monailabel's own start script breaks paths with spaces and needs an activated environment: put a sound one there.
 	printf '%s\n' '#!/bin/sh' 'bin="$$(cd "$$(dirname "$$0")" && pwd)"' 'PATH="$$bin:$$PATH"; export PATH' \
 	  'exec "$$bin/python" -m monailabel.main "$$@"' > $(BIN)/monailabel

@@ -1,7 +1,7 @@
 """Times and memory of the real server, over HTTP: ``python benchmarks/bench_serving.py --weights compact``.
 
 A click is compared with one pass of prompt encoder and mask decoder alone, in this process and with as many threads:
-segment_anything's own modules as published, and ``models.sam.decode`` as the server computes it. Beside wall seconds
+segment_anything's own modules as published, and ``models.sam.network.decode`` as the server computes it. Beside wall seconds
 stand CPU-seconds (the server's own process; this process), which a busy machine distorts less.
 Where the weights have no refiner yet, ``--sam vit_b`` (or compact) adds one with random weights: as fast as a real one.
 """

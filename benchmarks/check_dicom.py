@@ -1,6 +1,6 @@
-"""Reads one picture in every DICOM coding and pydicom's own test files, and writes docs/compatibility.md.
+"""Reads one picture in every DICOM coding and pydicom's own test files, and writes docs/it/compatibility.md.
 
-python benchmarks/check_dicom.py --out docs/compatibility.md      (needs the extra `test`: imagecodecs encodes)
+python benchmarks/check_dicom.py --out docs/it/compatibility.md      (needs the extra `test`: imagecodecs encodes)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from codings import Coded, every_coding  # noqa: E402
 
 HEAD = """# Compatibility with DICOM files
 
-Written by `python benchmarks/check_dicom.py --out docs/compatibility.md`; `tests/dicom/test_dicom_compat.py` reads the same
+Written by `python benchmarks/check_dicom.py --out docs/it/compatibility.md`; `tests/dicom/test_dicom_compat.py` reads the same
 files. Versions: {versions}.
 
 What is not read is refused with a message that names the file, the coding and what to do; the server offers it to nobody.

@@ -1,3 +1,4 @@
-"""UltraRefiner: breast-ultrasound lesion outlines, proposed by TransUNet, sharpened by SAM, corrected by clinicians."""
+"""UltraRefiner: lesion outlines on breast ultrasound. A coarse network (TransUNet, or the compact one that ships) proposes, SAM
+refines, clinicians correct."""
 
 __version__ = "0.1.0"

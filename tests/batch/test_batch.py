@@ -1,4 +1,4 @@
-"""Batches over folders, in real worker processes with a tiny network; over a PACS in tests/pacs/test_batch.py."""
+"""Batches over folders, in real worker processes with a tiny network; over a PACS in tests/exchange/test_archive.py."""
 
 from __future__ import annotations
 

@@ -108,19 +108,22 @@ def test_the_command_line_ends_with_a_message_not_a_traceback(tmp_path: Path) ->
     assert "Cannot start" in done.stderr
 
 
-def test_stopping_the_launcher_stops_the_server(tmp_path: Path) -> None:
-    """With a stand-in for MONAI Label that answers /info/ and sleeps: the real one is driven in tests/app."""
+def launched(tmp_path: Path, port: int, *more: str) -> tuple[Path, subprocess.Popen[str]]:
+    """A checkout, and the launcher started in it with a stand-in for MONAI Label: the real one is driven in tests/app."""
     root = checkout(tmp_path / "a checkout")
     (tmp_path / "stand-in" / "monailabel").mkdir(parents=True)
     (tmp_path / "stand-in" / "monailabel" / "__init__.py").write_text("")
     (tmp_path / "stand-in" / "monailabel" / "main.py").write_text(STAND_IN)
-    port = free_port()
     code = "import sys; from pathlib import Path; from ultrarefiner_monai.cli.launch import run; "
-    code += f"sys.exit(run('', '127.0.0.1', {port}, ['--conf', 'a', 'b c'], Path({str(root)!r})))"
+    code += f"sys.exit(run('', '127.0.0.1', {port}, {list(more)}, Path({str(root)!r})))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "stand-in"), str(launch.ROOT)])}
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
+    command = [sys.executable, "-c", code]
+    return root, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def test_stopping_the_launcher_stops_the_server(tmp_path: Path) -> None:
+    port = free_port()
+    root, launcher = launched(tmp_path, port, "--conf", "a", "b c")
     assert launcher.stdout is not None
     lines = []
     for line in launcher.stdout:
@@ -136,11 +139,35 @@ def test_stopping_the_launcher_stops_the_server(tmp_path: Path) -> None:
         probe.connect(("127.0.0.1", port))
     arguments = (root / ".work" / "arguments.txt").read_text().splitlines()
     assert str(root / ".work" / "studies") in arguments and arguments[-3:] == ["--conf", "a", "b c"]
+    log = root / ".work" / f"serve-{port}.log"
+    assert str(log) in text and "chatter" not in text and "s3cret" in text
+    assert "chatter\n" in log.read_text() and "s3cret" not in log.read_text()
 
 
-STAND_IN = """
+def test_a_server_that_fails_shows_its_last_words(tmp_path: Path) -> None:
+    port = free_port()
+    root, launcher = launched(tmp_path, port, "--fail")
+    text, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 3 and "ended with code 3" in text and "READY" not in text
+    assert "no such option" in text and "line 1 of 40" not in text
+    log = (root / ".work" / f"serve-{port}.log").read_text()
+    assert "line 1 of 40" in log and log.endswith("no such option\n")
+
+
+def test_the_message_with_the_token_is_known_to_the_launcher() -> None:
+    text = (launch.ROOT / "apps" / "ultrarefiner" / "lib" / "routes" / "doors.py").read_text()
+    message = text.split('_ASKS_FOR_TOKEN = """')[1].split('"""')[0].strip()
+    assert message.startswith(launch.TOKEN_BEGINS) and message.endswith(launch.TOKEN_ENDS)
+
+
+STAND_IN = f"""
 import http.server, pathlib, sys
+print("\\x1b[32mchatter\\x1b[0m", file=sys.stderr)
+print("{launch.TOKEN_BEGINS} Others ...\\n\\n    s3cret\\n\\n{launch.TOKEN_ENDS}")
 pathlib.Path("arguments.txt").write_text("\\n".join(sys.argv))
+if "--fail" in sys.argv:
+    print(*[f"line {{n}} of 40" for n in range(1, 41)], "no such option", sep="\\n")
+    sys.exit(3)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)

@@ -1,4 +1,4 @@
-"""Every coding of docs/compatibility.md is read as the page says, and pydicom's own files never end in another error."""
+"""Every coding of docs/it/compatibility.md is read as the page says, and pydicom's own files never end in another error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from check_dicom import shipped_files, try_coding, try_file  # noqa: E402
 
-PAGE = (ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "it" / "compatibility.md").read_text(encoding="utf-8")
 CODINGS = list(every_coding())
 FILES = list(shipped_files())
 READ = {"ExplVR_BigEnd.dcm", "image_dfl.dcm", "693_J2KI.dcm", "JPGExtended.dcm", "SC_rgb_rle_32bit_2frame.dcm"}

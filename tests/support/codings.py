@@ -1,5 +1,5 @@
 """One ultrasound picture in every DICOM coding: transfer syntax x photometric interpretation. For tests and for
-docs/compatibility.md; the encoders (imagecodecs) are no part of what serving needs.
+docs/it/compatibility.md; the encoders (imagecodecs) are no part of what serving needs.
 """
 
 from __future__ import annotations

@@ -19,17 +19,19 @@ _SHOWN_FAILURES = 20
 @app.command()
 def batch(
     studies: Annotated[str, typer.Option(help="A folder, searched with all below it, or a DICOMweb address.")],
-    out: Annotated[Path, typer.Option(help="Where masks/ and results.csv go; the same again goes on.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks/ and results.csv; given again, the batch resumes.")],
     model: Annotated[str, typer.Option(help="A checkpoint; `compact` is the shipped one.")] = "compact",
-    processes: Annotated[int, typer.Option(min=1, help="Processes that compute; the cores are divided.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Number of worker processes; they share the cores.")] = 1,
     mask_format: Annotated[str, typer.Option("--format", help="nii.gz, nrrd, png, or seg (DICOM only).")] = "nii.gz",
     store: Annotated[bool, typer.Option("--store", help="Also store each result in the PACS as a DICOM SEG.")] = False,
     filters: Annotated[
-        list[str] | None, typer.Option("--filter", help="Of a PACS only these series: StudyDate=20240101-20241231.")
+        list[str] | None, typer.Option("--filter", help="Only these series of a PACS: StudyDate=20240101-20241231.")
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--conf", metavar="NAME=VALUE", help="As of the server: pacs.user=NAME, pacs.ca_file=FILE."),
+        typer.Option(
+            "--conf", metavar="NAME=VALUE", help="An option of the server: pacs.user=NAME, pacs.ca_file=FILE."
+        ),
     ] = None,
     device: Device = None,
 ) -> None:
@@ -66,7 +68,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int, int], None]]:
-    """A bar with the time left and the failures; where nobody watches (a log file) a line for every tenth."""
+    """A bar with the time left and the failures; in a log file a line for every tenth of the images."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -97,7 +99,7 @@ def _progress() -> Iterator[Callable[[int, int, int], None]]:
 
 
 def _report(summary: Any) -> None:
-    """The summary on the terminal; failures by name, the first of them."""
+    """The summary on the terminal, with the names of the first failures."""
     for source, error in summary.failures[:_SHOWN_FAILURES]:
         typer.echo(f"failed: {source}: {error}", err=True)
     if len(summary.failures) > _SHOWN_FAILURES:

@@ -15,14 +15,14 @@ app = typer.Typer()
 @app.command()
 def corrupt(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Where the set goes; a stopped run goes on there.")],
-    samples: Annotated[int, typer.Option(help="How many corrupted masks.")] = 100_000,
+    out: Annotated[Path, typer.Option(help="Folder for the set; a stopped run resumes there.")],
+    samples: Annotated[int, typer.Option(help="Number of corrupted masks.")] = 100_000,
     size: Annotated[int, typer.Option(help="Side of the square frame.")] = 224,
     seed: Annotated[int, typer.Option(help="Seed of the set.")] = 0,
     shard: Annotated[int, typer.Option(help="Masks per file.")] = 1000,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(help="Number of worker processes.")] = 1,
 ) -> None:
-    """Write a fixed set of simulated coarse masks of a folder's labels; phase 2 makes its own and needs none."""
+    """Write a fixed set of corrupted masks, made from a folder's labels. Phase 2 does not need it: it corrupts on the fly."""
     from rich.console import Console
     from rich.progress import Progress
 

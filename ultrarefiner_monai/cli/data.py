@@ -17,13 +17,13 @@ def prepare(
     out: Annotated[Path, typer.Option(help="The clean folder to write.")],
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     keep_blank: Annotated[
-        bool, typer.Option(help="Keep images with an empty mask that are not called normal.")
+        bool, typer.Option(help="Keep images with an empty mask although their class is not normal.")
     ] = False,
     skip_bad: Annotated[
-        bool, typer.Option(help="Leave out images that cannot be used, and list them in skipped.csv.")
+        bool, typer.Option(help="Skip images that cannot be used, and list them in skipped.csv.")
     ] = False,
 ) -> None:
-    """Make one clean folder of a public dataset: images, masks, an index with patients, groups and folds."""
+    """Turn a public dataset into one clean folder: images, masks, and an index with patients, groups and folds."""
     from ultrarefiner_monai.datasets.layouts import prepare as run
 
     summary = run(dataset, raw, out, seed, keep_blank, skip_bad)
@@ -39,5 +39,5 @@ def prepare(
 
 
 def _some(names: list[str]) -> str:
-    """How many, and the first five by name."""
+    """The number of names, and the first five of them."""
     return f"{len(names)} ({', '.join(names[:5])}{' …' if len(names) > 5 else ''})"

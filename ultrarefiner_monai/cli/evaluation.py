@@ -18,35 +18,35 @@ app = typer.Typer()
 @app.command()
 def evaluate(
     data: DataSets,
-    out: Annotated[Path, typer.Option(help="Where metrics.csv, summary.json and the overlays go.")],
+    out: Annotated[Path, typer.Option(help="Folder for metrics.csv, summary.json and overlays/.")],
     model: Annotated[str, typer.Option(help="A checkpoint; `compact` is the shipped one.")] = "compact",
     fold: Fold = "0",
     task: Annotated[
         str, typer.Option(help="ultrarefiner (the automatic result) or transunet (coarse only).")
     ] = "ultrarefiner",
-    refiner: Annotated[str | None, typer.Option(help="A SAM file or weights' name, used as the refiner.")] = None,
+    refiner: Annotated[
+        str | None, typer.Option(help="A SAM file, or the name of known weights, as the refiner.")
+    ] = None,
     robot: Annotated[
-        bool, typer.Option(help="A robot user corrects each lesion image with clicks: Dice after clicks, NoC.")
+        bool, typer.Option(help="Let a robot user correct each lesion image with clicks: Dice after clicks, NoC.")
     ] = False,
-    clicks: Annotated[int, typer.Option(min=1, max=100, help="The most clicks that the robot makes.")] = 20,
+    clicks: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of the robot user's clicks.")] = 20,
     tissue: Annotated[
-        bool, typer.Option(help="One lesion-free crop of each lesion image too, as normal images: false alarms.")
+        bool, typer.Option(help="Also evaluate a lesion-free crop of each lesion image, for false alarms.")
     ] = False,
     against: Annotated[
-        str | None, typer.Option(help="A second checkpoint, measured on the same images; differences are paired.")
+        str | None, typer.Option(help="A second checkpoint on the same images, for a paired comparison.")
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting of --model: safety.enabled=false.")
     ] = None,
     leave_out: Annotated[
         list[str] | None,
-        typer.Option(
-            "--leave-out", help="A set of --data of which all images are reported, as in training without it."
-        ),
+        typer.Option("--leave-out", help="A set of --data that training left out: all of its images are reported."),
     ] = None,
     device: Device = None,
 ) -> None:
-    """Figures of a checkpoint on one fold of each set, per image and in sum, with pictures of the best, median and worst."""
+    """Evaluate a checkpoint on one fold of each set: metrics per image and in sum, pictures of the best, median and worst."""
     from rich.console import Console
 
     from ultrarefiner_monai.config import ConfigError
@@ -86,7 +86,7 @@ def compare(
     ],
     out: Annotated[Path, typer.Option(help="The table as CSV, with more columns.")] = Path("runs/comparison.csv"),
 ) -> None:
-    """Several evaluations in one table; differences in Dice are paired, against the first one."""
+    """Put several evaluations into one table, with paired differences in Dice against the first one."""
     from rich.console import Console
 
     from ultrarefiner_monai.evaluation.comparison import compare_runs, write_rows
@@ -99,7 +99,7 @@ def compare(
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar with the time left; where nobody watches (a log file) a line for every tenth of the images."""
+    """A bar with the time left; in a log file a line for every tenth of the images."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 

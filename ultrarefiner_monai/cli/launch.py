@@ -1,5 +1,8 @@
 """``make serve``: from a checkout to a running MONAI Label server, saying what to open. Imports nothing heavy.
 
+The console stays quiet: what starts, the token where one is needed, READY with what to open, and the last lines of the
+server's output if it fails. All of that output goes to a log file (``ServerLog``).
+
 python -m ultrarefiner_monai.cli.launch [--studies DIR_OR_URL] [--host H] [--port P] [more options of start_server]
 """
 
@@ -7,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,12 +22,19 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import deque
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 600
 GRACE_S = 15
 LOOPBACK = ("127.", "localhost", "::1")
+# The first and last words of the message with the token (``lib/routes/doors.py``): for the console, never for the log.
+TOKEN_BEGINS, TOKEN_ENDS = "This machine can use the server at once.", "(docs/it/security.md)."
+LOG_BYTES, LOG_FILES, LAST_LINES = 10 << 20, 5, 15
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class LaunchError(Exception):
@@ -35,7 +47,7 @@ def choose_studies(given: str, root: Path = ROOT) -> str:
         if "@" in given.split("/")[2]:
             raise LaunchError(
                 "STUDIES: no user or password in the address, it would stand in logs: use pacs.user and "
-                "pacs.password_file (docs/pacs.md)"
+                "pacs.password_file (docs/it/pacs.md)"
             )
         return given
     if given:
@@ -67,6 +79,36 @@ def check_port(host: str, port: int) -> None:
                 f"cannot listen on {host} port {port}: {error.strerror or error}. Is another server running? Stop it, "
                 f"or take another port: make serve PORT={port + 1 if port < 65535 else 8000}"
             ) from error
+
+
+class ServerLog:
+    """What the server writes to stdout and stderr, line by line into a file that is bounded.
+
+    path: the newest 10 MB; older ones lie beside it as path.1 to path.5. last: the last lines, without colours.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.last = path, deque[str](maxlen=LAST_LINES)
+        self._token = False
+
+    def follow(self, stream: TextIO) -> None:
+        """Write until the server closes ``stream``; the message with the token goes to the console in place of the file."""
+        file = RotatingFileHandler(self.path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(message)s"))
+        with contextlib.closing(file):
+            for line in stream:
+                text = _COLOURS.sub("", line.rstrip("\n"))
+                if self._is_about_token(text):
+                    print(text, flush=True)
+                    continue
+                self.last.append(text)
+                file.emit(logging.makeLogRecord({"msg": text}))
+
+    def _is_about_token(self, text: str) -> bool:
+        begins, ends = text.startswith(TOKEN_BEGINS), text.endswith(TOKEN_ENDS)
+        about = begins or self._token
+        self._token = about and not ends
+        return about
 
 
 def server_url(host: str, port: int) -> str:
@@ -101,7 +143,7 @@ def _announce(url: str, running: threading.Event, begun: float, port_of_all: int
         print(
             f"\nREADY after {seconds:.0f} s.  In a browser: {url}/\n"
             f"  In 3D Slicer: install the extension MONAILabel, open the module MONAILabel, enter the server {url},\n"
-            "  press the reload button, then Next Sample; correct with points in SmartEdit (docs/slicer.md).\n"
+            "  press the reload button, then Next Sample; correct with points in SmartEdit (docs/users/slicer.md).\n"
             f"{elsewhere if port_of_all else ''}"
             "  Research use only. Not a medical device.  Ctrl-C stops the server.\n",
             flush=True,
@@ -129,7 +171,21 @@ def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) 
     environment = {**os.environ, "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")}
     begun, running, stopped = time.monotonic(), threading.Event(), False
     running.set()
-    server = subprocess.Popen(command, cwd=work, env=environment)
+    environment["PYTHONUNBUFFERED"] = "1"  # or its output would reach the log in lumps
+    output = ServerLog(work / f"serve-{port}.log")
+    print(f"The server's output goes to {output.path}", flush=True)
+    server = subprocess.Popen(
+        command,
+        cwd=work,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    assert server.stdout is not None
+    follower = threading.Thread(target=output.follow, args=(server.stdout,), daemon=True)
+    follower.start()
 
     def end(*_: object) -> None:
         nonlocal stopped
@@ -152,8 +208,10 @@ def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) 
             if server.poll() is None:
                 server.terminate()
     running.clear()
+    follower.join(GRACE_S / 5)  # a training that is still ending may hold the pipe open
     if code and not stopped:
-        print(f"The server ended with code {code}; the reason stands above.", file=sys.stderr)
+        last = "\n  ".join(output.last)
+        print(f"The server ended with code {code}. The end of {output.path}:\n  {last}", file=sys.stderr)
     return 0 if stopped else code
 
 

@@ -1,4 +1,4 @@
-"""Models that trainings made: which there are, and which one is served."""
+"""Models from trainings: list them, and choose which one is served."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Models that trainings on the studies made, and which one is served.")
+app = typer.Typer(
+    no_args_is_help=True, help="Models that were trained on the studies: list them, and choose which one is served."
+)
 
 Studies = Annotated[str, typer.Option(help="The folder or store that is served.")]
-WorkDir = Annotated[Path | None, typer.Option(help="The work folder, where it is not the default.")]
+WorkDir = Annotated[Path | None, typer.Option(help="The work folder, if it is not the default one.")]
 
 
 def _registry(studies: str, work_dir: Path | None) -> Any:
@@ -22,7 +24,7 @@ def _registry(studies: str, work_dir: Path | None) -> Any:
 
 @app.command("list")
 def models_list(studies: Studies, work_dir: WorkDir = None) -> None:
-    """All candidates with what they were trained on and reached; the one that is served is marked."""
+    """List the candidates, what they were trained on and their Dice; the served one is marked."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -51,14 +53,14 @@ def models_list(studies: Studies, work_dir: WorkDir = None) -> None:
 
 @app.command("use")
 def models_use(name: str, studies: Studies, work_dir: WorkDir = None) -> None:
-    """Serve a candidate; a running server takes it with its next request."""
+    """Serve a candidate. A running server uses it from the next request on."""
     pointer = _registry(studies, work_dir).use(name)
     typer.echo(f"{pointer.name} is served now; `models back` brings {pointer.before[0]} back")
 
 
 @app.command("back")
 def models_back(studies: Studies, work_dir: WorkDir = None) -> None:
-    """Serve again what was served before."""
+    """Serve the previous model again."""
     typer.echo(f"{_registry(studies, work_dir).back().name} is served again")
 
 

@@ -10,16 +10,15 @@ import yaml
 
 Data = Annotated[Path, typer.Option("--data", help="A folder made by `ultrarefiner prepare`.")]
 DataSets = Annotated[
-    list[Path], typer.Option("--data", help="A folder made by `ultrarefiner prepare` (a set); may be given again.")
+    list[Path],
+    typer.Option("--data", help="A folder made by `ultrarefiner prepare` (a set); may be given several times."),
 ]
 LeaveOut = Annotated[
     list[str] | None,
-    typer.Option(
-        "--leave-out", help="A set of --data (its folder's name): nothing is learnt from it, all of it is reported."
-    ),
+    typer.Option("--leave-out", help="A set of --data, by its folder's name: not trained on, and reported as a whole."),
 ]
-Fold = Annotated[str, typer.Option(help="The fold held out and reported: 0 to 4, or test.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; by default a GPU where there is one.")]
+Fold = Annotated[str, typer.Option(help="The fold that is held out and reported: 0 to 4, or test.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
 
 
 def overrides(options: list[str]) -> dict[str, Any]:

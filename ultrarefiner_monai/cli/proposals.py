@@ -1,4 +1,4 @@
-"""Real coarse predictions for phase 2."""
+"""Coarse predictions that phase 2 trains on."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ app = typer.Typer()
 
 @app.command()
 def proposals(
-    config: Annotated[Path, typer.Option(help="A phase1_coarse configuration; a short one will do.")],
+    config: Annotated[Path, typer.Option(help="A phase1_coarse configuration; a short training is enough.")],
     data: DataSets,
-    out: Annotated[Path, typer.Option(help="Where the predictions go: refine.proposals of phase 2.")],
+    out: Annotated[Path, typer.Option(help="Folder for the predictions: refine.proposals of phase 2.")],
     fold: Fold = "0",
-    parts: Annotated[int, typer.Option(help="Networks to train, each without its part of the training images.")] = 3,
+    parts: Annotated[int, typer.Option(help="Number of networks; each trains without its part of the images.")] = 3,
     by_set: Annotated[
         bool,
         typer.Option(
-            "--by-set", help="Each part is a whole set: it is predicted by a network that never saw that hospital."
+            "--by-set", help="Make each set a part: its predictions come from a network that never saw that hospital."
         ),
     ] = False,
-    only: Annotated[str, typer.Option(help="One part alone: its number from 0, or with --by-set its set.")] = "",
+    only: Annotated[str, typer.Option(help="Make only this part: its number from 0, or with --by-set the set.")] = "",
     leave_out: LeaveOut = None,
     device: Device = None,
     option: Annotated[list[str] | None, typer.Option("--set", help="Override an option: epochs=10.")] = None,
 ) -> None:
-    """Coarse predictions of a fold's training images by networks that have not seen them, nor the fold that is reported."""
+    """Predict a fold's training images with networks that saw neither these images nor the reported fold."""
     from ultrarefiner_monai.training.proposals import nested_proposals
 
     [(_, settings)] = read_configs([config], option)

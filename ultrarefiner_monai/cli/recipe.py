@@ -1,4 +1,4 @@
-"""All steps from data to the file that ships."""
+"""All steps from data to the shipped model."""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ app = typer.Typer()
 def recipe(
     file: Annotated[Path, typer.Argument(help="A recipe of configs/, such as configs/recipe_compact.yaml.")],
     data: DataSets,
-    out: Annotated[Path, typer.Option(help="Where all steps' files go. The same command goes on there.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files of all steps; given again, the recipe resumes.")],
     fold: Fold = "0",
     leave_out: LeaveOut = None,
-    scale: Annotated[float, typer.Option(min=0.001, help="All epochs times this.")] = 1.0,
+    scale: Annotated[float, typer.Option(min=0.001, help="Factor for the epochs of all steps.")] = 1.0,
     away: Annotated[
         float,
         typer.Option(
             min=0,
-            help="Above 0: also the whole recipe without each set in turn, at this share of its epochs, for the figure of a new hospital.",
+            help="Above 0: repeat the recipe without each set in turn, with this share of the epochs, to estimate what a new hospital sees.",
         ),
     ] = 0.0,
-    parallel: Annotated[int, typer.Option(min=0, help="Steps at a time; 0: one on a CPU, up to four on a GPU.")] = 0,
+    parallel: Annotated[
+        int, typer.Option(min=0, help="Steps that run at the same time; 0: one on a CPU, up to four on a GPU.")
+    ] = 0,
     workers: Annotated[
-        int, typer.Option(min=-1, help="Processes that prepare each step's images; -1: by the cores.")
+        int,
+        typer.Option(min=-1, help="Worker processes of each step that prepare images; -1: from the number of cores."),
     ] = -1,
     until: Annotated[
         list[str] | None,
-        typer.Option(help="Stop after this step of the recipe and what it needs; may be given again."),
+        typer.Option(help="Stop after this step and the steps it needs; may be given several times."),
     ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Say what would be done and how long it takes, and stop.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the steps and their times, and stop.")] = False,
     timing: Annotated[
-        bool, typer.Option(help="Time some steps of each kind first; without it the plan has no times.")
+        bool, typer.Option(help="Time a few training steps of each kind first; without it the plan has no times.")
     ] = True,
     device: Device = None,
 ) -> None:
-    """Train, join, calibrate and evaluate as a recipe says: from data to one model file, resumable at every step."""
+    """Run a recipe: train, join, calibrate and evaluate, from data to one model file. Resumes at any step."""
     import torch
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Beside the server."""
+"""Commands for the studies of a server: forget an image, send a label to the PACS."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ app = typer.Typer()
 def forget(
     image_id: Annotated[str, typer.Argument(metavar="ID", help="The image, as /datastore/ lists it.")],
     studies: Annotated[str, typer.Option(help="The folder or store that is served.")],
-    work_dir: Annotated[Path | None, typer.Option(help="The work folder, where it is not the default.")] = None,
+    work_dir: Annotated[Path | None, typer.Option(help="The work folder, if it is not the default one.")] = None,
     labels: Annotated[bool, typer.Option("--labels", help="Remove the image's labels too.")] = False,
 ) -> None:
-    """Remove all that derives from one image: proposals, corrections, embeddings, copies made for trainings."""
+    """Remove everything that derives from one image: proposals, corrections, embeddings, copies for training."""
     from difflib import get_close_matches
 
     from ultrarefiner_monai.core.types import InputError
@@ -39,10 +39,10 @@ def send(
     server: Annotated[str, typer.Option(help="The running server.")] = "http://127.0.0.1:8000",
     tag: Annotated[str, typer.Option(help="Which label: final, or original for a stored proposal.")] = "final",
     sr: Annotated[
-        bool | None, typer.Option("--sr/--no-sr", help="With the measurements; default: as configured.")
+        bool | None, typer.Option("--sr/--no-sr", help="Also send the measurements as SR; default: as configured.")
     ] = None,
 ) -> None:
-    """Store a label of an image in the PACS that is served, as a DICOM SEG (and SR); the server sends it."""
+    """Ask a running server to store an image's label in its PACS, as a DICOM SEG (and SR)."""
     from ultrarefiner_monai.exchange.ask import send_label
 
     answer = send_label(server, image_id, tag, sr)

@@ -12,25 +12,30 @@ import typer
 from ultrarefiner_monai.cli.options import DataSets, Device, Fold, LeaveOut, overrides, read_configs
 
 app = typer.Typer()
-Configs = Annotated[list[Path], typer.Option("--config", help="A file of configs/; several, in their order, for all.")]
+Configs = Annotated[
+    list[Path], typer.Option("--config", help="A configuration file; for `all` several, in their order.")
+]
 Options = Annotated[list[str] | None, typer.Option("--set", help="Override an option: optimiser.lr=1e-3.")]
 
 
 @app.command()
 def train(
     phase: Annotated[
-        str, typer.Argument(help="phase1_coarse, phase2_refiner, phase3_joint; or all: several --config in a row.")
+        str,
+        typer.Argument(
+            help="phase1_coarse, phase2_refiner, phase3_joint; or all: several --config, one after the other."
+        ),
     ],
     config: Configs,
     data: DataSets,
-    out: Annotated[Path | None, typer.Option(help="Where the run's files go; else runs/CONFIG_foldK.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run's files; default: runs/CONFIG_foldK.")] = None,
     fold: Fold = "0",
-    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option(help="Resume the run in --out.")] = False,
     leave_out: LeaveOut = None,
     device: Device = None,
     option: Options = None,
 ) -> None:
-    """Train a phase on all folds but one; the best checkpoint is chosen on an inner part of those."""
+    """Train a phase on all folds but one. The best checkpoint is chosen on an inner part of the training folds."""
     from ultrarefiner_monai.config import ConfigError
     from ultrarefiner_monai.core.types import InputError
     from ultrarefiner_monai.training.loop.steps import TrainingError
@@ -73,24 +78,27 @@ def cv(
         ),
     ],
     config: Configs,
-    out: Annotated[Path, typer.Option(help="Where the folds' runs, their predictions (oof/) and the table go.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the runs of all folds, their predictions (oof/) and the table.")
+    ],
     datasets: Annotated[
         str | None, typer.Option(help="Folders of --data to cross-validate, each by itself: a,b,c.")
     ] = None,
-    folds: Annotated[str, typer.Option(help="The folds, each held out once.")] = "0,1,2,3,4",
+    folds: Annotated[str, typer.Option(help="The folds to hold out, one after the other.")] = "0,1,2,3,4",
     executor: Annotated[str, typer.Option(help="local or slurm.")] = "local",
-    parallel: Annotated[int, typer.Option(min=1, help="Jobs at a time.")] = 1,
+    parallel: Annotated[int, typer.Option(min=1, help="Jobs that run at the same time.")] = 1,
     slurm: Annotated[
-        list[str] | None, typer.Option(help="For sbatch: partition=gpu, gpus_per_node=1, mem_gb=32, timeout_min=600.")
+        list[str] | None,
+        typer.Option(help="Options of sbatch: partition=gpu, gpus_per_node=1, mem_gb=32, timeout_min=600."),
     ] = None,
     wait: Annotated[
-        bool, typer.Option(help="Wait for the cluster's jobs; the same command later shows the table.")
+        bool, typer.Option(help="Wait for the cluster's jobs; without it, the same command later shows the table.")
     ] = True,
     leave_out: LeaveOut = None,
     device: Device = None,
     option: Options = None,
 ) -> None:
-    """Cross-validate: the configurations in a row for every fold of every dataset; one table with mean ± sd.
+    """Cross-validate: run the configurations one after the other for every fold of every dataset; one table with mean ± sd.
 
     Given again, finished folds are left alone and begun ones go on.
     """

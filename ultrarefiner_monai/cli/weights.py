@@ -1,4 +1,4 @@
-"""Weights: those of others, and ours for others."""
+"""Pretrained weights: list, fetch, add; checkpoints: export, join."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import typer
 
 from ultrarefiner_monai.cli.options import Device, LeaveOut
 
-app = typer.Typer(no_args_is_help=True, help="Weights of others: SAM, MedSAM, UltraSam, R50+ViT-B_16.")
+app = typer.Typer(
+    no_args_is_help=True, help="Pretrained weights (SAM, MedSAM, UltraSam, R50+ViT-B_16) and checkpoints."
+)
 
 
 @app.command("list")
 def weights_list() -> None:
-    """What can be fetched, what is here, under which licence."""
+    """List the known weights: which are here, and under which licence."""
     from urllib.parse import urlsplit
 
     from rich.console import Console
@@ -34,7 +36,7 @@ def weights_list() -> None:
 
 @app.command("fetch")
 def weights_fetch(name: str) -> None:
-    """Download weights by name: goes on where an earlier try stopped, and checks the file before it counts."""
+    """Download weights by name. Resumes an earlier try, and checks the file before it is used."""
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
@@ -53,9 +55,9 @@ def weights_fetch(name: str) -> None:
 
 @app.command("add")
 def weights_add(
-    file: Path, name: Annotated[str | None, typer.Option(help="A known name, or one of your own.")] = None
+    file: Path, name: Annotated[str | None, typer.Option(help="A known name, or a new one.")] = None
 ) -> None:
-    """Take a weights file brought by hand, after checking it."""
+    """Add a weights file that was brought by hand, after checking it."""
     from ultrarefiner_monai.models.weights.pretrained import add
 
     typer.echo(str(add(file, name)))
@@ -63,7 +65,7 @@ def weights_add(
 
 @app.command("export")
 def weights_export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of ours with a refiner.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of this package with a refiner.")],
     file: Annotated[Path, typer.Argument(help="The .pth to write.")],
 ) -> None:
     """Write a checkpoint's SAM as a plain SAM file, which segment_anything's sam_model_registry loads (vit_b, vit_l, vit_h)."""
@@ -81,19 +83,22 @@ def weights_export(
 @app.command("join")
 def weights_join(
     out: Annotated[Path, typer.Argument(help="The checkpoint to write.")],
-    coarse: Annotated[list[Path], typer.Option(help="A checkpoint; of several the mean coarse network is taken.")],
-    data: Annotated[list[Path], typer.Option(help="The prepared dataset that they were trained on, or several.")],
+    coarse: Annotated[list[Path], typer.Option(help="A checkpoint; of several, their coarse networks are averaged.")],
+    data: Annotated[
+        list[Path], typer.Option(help="The data folder that they were trained on; may be given several times.")
+    ],
     fold: Annotated[str, typer.Option(help="The fold that they held out.")],
-    sam: Annotated[list[Path] | None, typer.Option(help="A checkpoint; of several the mean SAM is taken.")] = None,
+    sam: Annotated[list[Path] | None, typer.Option(help="A checkpoint; of several, their SAMs are averaged.")] = None,
     select_share: Annotated[float, typer.Option(help="data.select_share of the runs.")] = 0.1,
     select_seed: Annotated[int, typer.Option(help="data.select_seed of the runs.")] = 0,
     leave_out: LeaveOut = None,
     calibrate: Annotated[
-        bool, typer.Option(help="Choose the post-processing on the selection images; else it is the first one's.")
+        bool,
+        typer.Option(help="Choose the post-processing on the selection images; else the first checkpoint's is kept."),
     ] = True,
     device: Device = None,
 ) -> None:
-    """One checkpoint from several runs that went on from common weights, calibrated on their selection images."""
+    """Join several runs with common start weights into one checkpoint, calibrated on their selection images."""
     import torch
 
     from ultrarefiner_monai.models.checkpoints import read_checkpoint

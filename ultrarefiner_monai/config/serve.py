@@ -13,7 +13,7 @@ from .reading import ConfigError, check_ranges, load_yaml, require
 
 @dataclass(frozen=True)
 class PacsConfig:
-    """The DICOMweb store that is served (``--studies https://HOST/dicom-web``), see docs/pacs.md.
+    """The DICOMweb store that is served (``--studies https://HOST/dicom-web``), see docs/it/pacs.md.
 
     Who asks: ``user`` with a password (basic), or a token (bearer). Passwords and tokens stand in a file that is named
     here, or in the environment (ULTRAREFINER_PACS_PASSWORD, ULTRAREFINER_PACS_TOKEN); never in this configuration.

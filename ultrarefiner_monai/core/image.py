@@ -148,7 +148,7 @@ class Study:
 
     kind: png, jpeg, tiff, bmp, gif, webp, video, nifti, nrrd or dicom. spacing_mm: (row, column) distance of pixel centres, None where
     it is not known. is_volume: more than one frame. patient: the DICOM PatientID, else empty. warnings: for the user.
-    regions: the B-mode regions of the screen where the file names them and they leave a part out (``data.regions``);
+    regions: the B-mode regions of the screen where the file names them and they leave a part out (``dicom.regions``);
     empty = the whole frame. A series of several files may differ from frame to frame in both: ``frame_regions`` and
     ``frame_spacings_mm``, one entry a frame, are then filled; ask ``regions_of`` and ``spacing_of``. kept_bytes: memory
     that the pixels take as they are kept, 0 = unknown: no more than four bytes each.

@@ -107,7 +107,7 @@ def folders(data: DataDirs) -> list[Path]:
 def read_sets(dirs: DataDirs) -> list[Item]:
     """The items of all folders, sorted by key.
 
-    Raises InputError for none, for several of one name (it tells their images apart), and what ``read_index`` raises.
+    Raises InputError for none, for several of one name (the name identifies their images), and what ``read_index`` raises.
     """
     paths = folders(dirs)
     if not paths:
@@ -131,13 +131,13 @@ def data_name(items: Sequence[Item]) -> str:
 
 
 def names_of(items: Sequence[Item]) -> list[str]:
-    """A name for each item that tells it from the others: its id where all are of one set, else its key (SET/ID)."""
+    """A unique name for each item: its id where all are of one set, else its key (SET/ID)."""
     several = len(sets_of(items)) > 1
     return [i.key if several else i.id for i in items]
 
 
 def group_of(item: Item) -> str:
-    """What it is balanced with: the images of its set from its scanner. An unknown one is one group of the set."""
+    """The group that it is balanced in: the images of its set and scanner. An unknown one is one group of the set."""
     return f"{item.set}/{item.device}"
 
 

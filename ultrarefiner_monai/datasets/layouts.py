@@ -139,7 +139,7 @@ def prepare(
 ) -> Summary:
     """Write a clean folder from a raw dataset.
 
-    Several masks of an image are joined by OR; what a mask's values mean: ``labelvalues``, with soft edges cut in the
+    Several masks of an image are joined by OR; what a mask's values mean: ``label_values``, with soft edges cut in the
     middle. Images that the dataset itself calls normal stay in; other blank masks are counted and left out unless
     ``keep_blank``. Groups (patient where known, and near-duplicates always) go whole into "test" (20 %) or folds 0 to 4,
     seeded and independent of the listing's order. skip_bad: what cannot be read is left out and listed in skipped.csv;

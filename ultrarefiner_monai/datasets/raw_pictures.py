@@ -21,7 +21,7 @@ EXIF_TURN = "an EXIF orientation is not applied, as in serving"
 def read_image(path: Path, warnings: list[str]) -> np.ndarray:
     """(H, W) or (H, W, 3) uint8; three equal channels become one. Raises InputError when it cannot be read.
 
-    Pixels of 8 bits stay as they are. Wider ones are scaled as in serving (``readers``, ``study.to_unit``).
+    Pixels of 8 bits stay as they are. Wider ones are scaled as in serving (``readers``, ``image.to_unit``).
     """
     with _opened(path) as (image, flip):
         halved = is_halved(image)
@@ -82,7 +82,7 @@ def _is_grey(pixels: np.ndarray) -> bool:
 
 
 def _category(pixels: np.ndarray, mask: np.ndarray) -> str:
-    """BUS-UCLM's masks: green benign, red malignant, black normal; other colours do not say as what they mark."""
+    """BUS-UCLM's masks: green benign, red malignant, black normal; other colours do not name a class."""
     if not mask.any():
         return "normal"
     red, green = pixels[..., 0][mask], pixels[..., 1][mask]

@@ -1,8 +1,8 @@
 """Which images a checkpoint has seen: digests of their pixels, which hold whatever a folder or a file is called.
 
 A checkpoint's meta carries ``digests``, of all images that it, or a checkpoint it started from, was trained on or selected
-by. Checkpoints from before have none: what they have seen is told by the names of their sets and the fold that they held
-out, which is kept as ``seen_before`` in every checkpoint that started from one.
+by. Older checkpoints have none: for them the names of their sets and the fold that they held out decide. Both are kept as
+``seen_before`` in every checkpoint that started from one.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def named_sets(meta: Mapping[str, Any], name: str) -> bool | None:
 
 
 def seen_by_name(meta: Mapping[str, Any], name: str, fold: str) -> bool | None:
-    """Whether a checkpoint of before has seen the fold of the set ``name``; None where it cannot be told."""
+    """Whether a checkpoint without digests has seen the fold of the set ``name``; None where that is not known."""
     trained = named_sets(meta, name)
     if trained is None or "fold" not in meta:
         return None

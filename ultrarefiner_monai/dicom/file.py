@@ -1,4 +1,4 @@
-"""DICOM files, opened: with a bound where they are deflated, without a preamble, and told apart from what is no picture."""
+"""Opening DICOM files: bounded inflation, files without a preamble, and which files are pictures."""
 
 from __future__ import annotations
 

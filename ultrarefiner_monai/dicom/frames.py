@@ -1,7 +1,7 @@
 """The pixel data of a DICOM file, cut into its frames: native, or in fragments with or without an offset table.
 
 How many frames a file has is what NumberOfFrames says, since ITK and so 3D Slicer show that many and a mask must fit. More
-in the pixels than in the header is said; fewer are refused.
+in the pixels than in the header give a warning; fewer are refused.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """A DICOM header made usable: a damaged element that is not needed does not refuse a file, a missing one with an obvious
-default does not either, and both are said.
+default does not either; both give a warning.
 
 pydicom converts an element when it is asked for, so that anything (a decimal comma, three values for two) raises wherever
 it is first touched. Whatever the readers touch goes through here once; after that, plain access is safe.

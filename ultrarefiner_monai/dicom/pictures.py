@@ -1,4 +1,4 @@
-"""Which objects of a series are pictures, and what is said of a series that is not one image."""
+"""Which objects of a series are pictures, and the messages for a series that is not one image."""
 
 from __future__ import annotations
 

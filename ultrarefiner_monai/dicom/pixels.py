@@ -2,7 +2,7 @@
 
 pydicom and its plug-ins decode; what they get wrong or do not know is done here: colours of baseline JPEG, the retired
 YBR_PARTIAL, HTJ2K. Only the luminance is wanted, so YCbCr is not turned into colours where its Y can be taken.
-What their values mean is decided in ``dicomgrey``. docs/compatibility.md lists what was tried.
+What their values mean is decided in ``dicom.grey``. docs/it/compatibility.md lists what was tried.
 """
 
 from __future__ import annotations

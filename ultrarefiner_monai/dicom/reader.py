@@ -2,7 +2,7 @@
 
 Spacing, for measuring: the tissue region of SequenceOfUltrasoundRegions (PS3.3 C.8.5.5), then PixelSpacing,
 ImagerPixelSpacing, the shared functional groups. Geometry, for placing: what ITK's reader (so 3D Slicer) gives the same
-file (``dicomgeometry``). It does **not** know the ultrasound regions; a mask that carried their spacing would lie shrunken
+file (``dicom.geometry``). It does **not** know the ultrasound regions; a mask that carried their spacing would lie shrunken
 in the corner of the picture.
 """
 
@@ -39,7 +39,7 @@ def read_dicom(
 
     region_spacing: place the grid by the pixels' known size instead of as ITK does (``series.read_series``).
     decode: also decode a single frame at once; without it a damaged one raises at ``frame``, as a cine's.
-    scale: that of a series, whose files are to agree in their greys (``dicomvalues``).
+    scale: that of a series, whose files are to agree in their greys (``dicom.values``).
     """
     dataset = open_dicom(path)
     passed_over = getattr(dataset, "passed_over", ())
@@ -116,5 +116,5 @@ def _pair(dataset: Any, keyword: str) -> tuple[Any, Any] | None:
 
 
 def _geometry(dataset: Any, height: int, width: int, count: int, known: tuple[float, float] | None = None) -> Geometry:
-    """ITK's view of the file (``dicomgeometry``). A ``known`` (row, column) spacing stands instead of the file's."""
+    """ITK's view of the file (``dicom.geometry``). A ``known`` (row, column) spacing stands instead of the file's."""
     return Geometry((width, height, count), itk_affine(dataset, count, known))

@@ -23,7 +23,7 @@ from ultrarefiner_monai.masks.label_values import check_share, from_fractions, k
 
 logger = logging.getLogger(__name__)
 
-# Codes of viewers' defaults: nothing is said.
+# Codes that viewers use by default: they say nothing about the content.
 _UNSPECIFIED_CODES = ("85756007", "T-D0050", "49755003", "M-01000", "123037004", "T-D0010")
 
 
@@ -167,7 +167,7 @@ def read_seg(
 ) -> np.ndarray:
     """(T, H, W) uint8, 1 inside a lesion, on the frames of ``files`` (one after the other, as the image has them).
 
-    BINARY, FRACTIONAL (from a half on, where they are an outline and no probabilities: ``labelvalues``) and LABELMAP.
+    BINARY, FRACTIONAL (from a half on, where they are an outline and no probabilities: ``label_values``) and LABELMAP.
     elsewhere: SOPInstanceUIDs that belong to other images; frames drawn on those are left out. Raises InputError for a
     SEG of another size, without references, resampled, about something else than a lesion, damaged, drawn on frames that
     no longer exist, or that marks nearly all of a frame; not the last for our own, which somebody confirmed.

@@ -60,12 +60,12 @@ def window_of(dataset: Any, warnings: list[str]) -> Window | None:
 
 
 def bits_holding(value: float) -> int:
-    """The smallest of 8, 10, 12, 14, 16 bits (as ``study.to_unit``; then 24, 32) that holds ``value``."""
+    """The smallest of 8, 10, 12, 14, 16 bits (as ``image.to_unit``; then 24, 32) that holds ``value``."""
     return next((bits for bits in _BITS if value <= 2.0**bits - 1), 64)
 
 
 class Scale:
-    """Stored values of a file, or of all files of a series, to [0, 1]. ``see`` some of them, then ``unit``.
+    """Stored values of a file, or of all files of a series, to [0, 1]. ``see`` samples of them, then ``unit`` scales.
 
     Black is 0, white the largest value of as many bits as the values need. Where values lie below 0: from the smallest to
     the largest.
@@ -82,7 +82,7 @@ class Scale:
             self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
 
     def join(self, other: Scale) -> None:
-        """As if what ``other`` has seen were seen here too."""
+        """Take over what ``other`` has seen."""
         self.stored, self.signed = max(self.stored, other.stored), self.signed or other.signed
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
@@ -102,7 +102,7 @@ class Scale:
 
     @property
     def below_zero(self) -> bool:
-        """Many writers call values signed that are not: the values tell."""
+        """Many writers declare unsigned values as signed; the values decide."""
         return self.signed and -math.inf < self.low < 0
 
     def unit(self, values: np.ndarray) -> np.ndarray:
@@ -112,7 +112,7 @@ class Scale:
         return values.astype(np.float32) / np.float32(self.white)
 
     def warning(self) -> str:
-        """What is to be said about it, "" where the values are what the header says."""
+        """A warning where the values differ from what the header says, else ""."""
         if not math.isfinite(self.high):
             return ""
         if self.below_zero:

@@ -1,4 +1,4 @@
-"""Requests to a DICOMweb store: with its credentials, over no proxy, tried again where that may help."""
+"""Requests to a DICOMweb store: with credentials, without a proxy, retried where that may help."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Connection:
         if "@" in parts.netloc:
             raise ConfigError(
                 "the address of the PACS must not hold a user or password: it stands in logs and replies; use "
-                "pacs.user and pacs.password_file (docs/pacs.md)"
+                "pacs.user and pacs.password_file (docs/it/pacs.md)"
             )
         if ca_file and not Path(ca_file).is_file():
             raise ConfigError(f"pacs.ca_file: there is no file {str(ca_file)!r}; expected certificates in PEM format")
@@ -117,7 +117,7 @@ class Connection:
             advice = (
                 "check pacs.user and pacs.password_file, or pacs.token_file" if status == 401 else "it is forbidden"
             )
-            raise PacsError(f"{what}: {advice} (docs/pacs.md)", transient=False, status=status)
+            raise PacsError(f"{what}: {advice} (docs/it/pacs.md)", transient=False, status=status)
         if status == 404:
             raise PacsError(f"{what}: it is not there (any more), or this is not the DICOMweb address", False, status)
         pause = answer.headers.get("Retry-After", "")

@@ -1,4 +1,4 @@
-"""Who asks a DICOMweb store: nobody in particular, a user with a password, or the bearer of a token."""
+"""Credentials for a DICOMweb store: none, a user with a password, or a bearer token."""
 
 from __future__ import annotations
 

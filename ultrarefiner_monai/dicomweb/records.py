@@ -1,4 +1,4 @@
-"""What a DICOMweb store says about series and instances, read from its DICOM JSON without trust."""
+"""Series and instances as a DICOMweb store lists them; its DICOM JSON is checked, not trusted."""
 
 from __future__ import annotations
 

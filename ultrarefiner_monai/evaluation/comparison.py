@@ -1,4 +1,4 @@
-"""Two results on the same images, and several evaluations in one table: what is better, by how much, and how sure is that.
+"""Two results on the same images, and several evaluations in one table: which is better, by how much, and how certain that is.
 
 Everything is paired: image by image, resampled as pairs (``metrics.paired_bootstrap``). "before" is what is compared with.
 """

@@ -1,8 +1,8 @@
-"""Cross-validation: dataset x fold are jobs of their own, on this machine or on a Slurm cluster, through submitit.
+"""Cross-validation: one job for each dataset and fold, on this machine or on a Slurm cluster, through submitit.
 
 Datasets are cross-validated each by itself, or several as one list (sets), of which each holds out its own fold.
 
-A job trains the given configurations in a row with its fold held out, evaluates the result on that fold, and keeps its
+A job trains the given configurations one after the other with its fold held out, evaluates the result on that fold, and keeps its
 coarse predictions there: over all folds, one for each image from networks that never saw it. ``result.json`` is written
 last, so a job that has one is finished; any other goes on from its last epoch when the same command is given again.
 """
@@ -50,7 +50,7 @@ class FoldJob:
 
     @property
     def name(self) -> str:
-        """What the table calls its data."""
+        """The name of its data in the table."""
         return name_of(self.data)
 
     @property

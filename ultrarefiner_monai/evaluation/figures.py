@@ -60,8 +60,8 @@ def evaluate(
 
     data_dir: one data folder or several. leave_out: sets that were left out of the training: all their images count.
     coarse_only: the proposal of the coarse network (task ``transunet``), else the automatic one (``ultrarefiner``).
-    robot_clicks: a robot user corrects each lesion image with up to so many clicks, through the path that serves (with
-    coarse_only: as a server without a refiner); robot.csv and robot.png come on top. 0: it does not play.
+    robot_clicks: the maximum number of clicks with which a robot user corrects each lesion image, through the path that serves (with
+    coarse_only: as a server without a refiner); robot.csv and robot.png come on top. 0: no robot user.
     tissue: one lesion-free crop of each lesion image counts as a normal image too, reported apart (``tissue_images``).
     against: a second checkpoint, measured on the same images; its figures and the paired differences (this one less the
     other) come into the summary, its own per-image figures into against.csv. Raises InputError for a set with an empty fold.
@@ -130,7 +130,7 @@ def seen_in_training(meta: dict[str, Any], items: Sequence[Item], images: Sequen
     """Whether the checkpoint has seen any of these images, so that its figures promise too much; None where it cannot be
     told.
 
-    meta: the checkpoint's. images: the digests of the items' images (``data.seen``), by which it is told where the
+    meta: the checkpoint's. images: the digests of the items' images (``datasets.seen``), which decide where the
     checkpoint has digests too; else by the names of its sets and the fold that training held out.
     """
     answer, count = seen(meta, items, images), count_seen(meta, images)
@@ -179,7 +179,7 @@ def _evaluate_one(
 
 
 def tissue_figures(predictor: Predictor, items: Sequence[Item], coarse_only: bool = False) -> dict[str, Any]:
-    """False alarms on one lesion-free crop of each lesion image that has room for one (``data.tissue``), always the same
+    """False alarms on one lesion-free crop of each lesion image that has room for one (``training.data.tissue``), always the same
     crops: count, false_alarms, false_alarm_rate; of several sets also ``by_set``."""
     alarms: dict[str, list[bool]] = {name: [] for name in sets_of(items)}
     for _, crop, item in tissue_pairs(items, seed=0):

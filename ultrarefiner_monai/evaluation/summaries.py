@@ -1,4 +1,4 @@
-"""What an evaluation says in sum: of all its images, of each set, of each scanner, and of two results on the same images."""
+"""Summaries of an evaluation: of all images, of each set, of each scanner, and of two results on the same images."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _spread(values: Sequence[float], seed: int) -> dict[str, Any]:
 
 
 def games_of(cases: Sequence[Case]) -> list[Game]:
-    """The games of those images that the robot played."""
+    """The robot's results, for the images that it corrected."""
     return [c.game for c in cases if c.game is not None]
 
 

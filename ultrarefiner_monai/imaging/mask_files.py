@@ -38,7 +38,7 @@ def read_mask(
     confirmed: bool = False,
     warnings: list[str] | None = None,
 ) -> np.ndarray:
-    """A label file -> (T, H, W) uint8, 1 inside of the lesion; what its values and colours mean: ``labelvalues``.
+    """A label file -> (T, H, W) uint8, 1 inside of the lesion; what its values and colours mean: ``label_values``.
 
     With ``study`` the label is brought to its frames: axes that were flipped or swapped, and the cropped extent that
     3D Slicer gives a .seg.nrrd, are undone by the two affines. A label without a usable position but of the same size
@@ -99,7 +99,7 @@ def _read(path: Path, study: Study | None, limits: Limits, warnings: list[str]) 
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Puts a file's name in front of what is said about its label."""
+    """Put the file's name in front of messages about its label."""
     try:
         yield
     except InputError as error:
@@ -133,7 +133,7 @@ def _picture_mask(path: Path, study: Study | None, limits: Limits, warnings: lis
 
 
 def make_plain(path: str | Path, mask: np.ndarray, study: Study) -> None:
-    """Write a label anew where whoever opens its file would not see the mask on its image; all others stay as they are.
+    """Rewrite a label whose file other programs would not show on its image; all others stay as they are.
 
     Pictures: as 0 and 1 where their pixels are not the mask (palette, transparency, colours, soft edges), since 3D Slicer
     would show such a palette inverted, and transparency not at all. NIfTI and NRRD: on the image's grid where ITK (so 3D
@@ -178,7 +178,7 @@ def _lies(path: Path, mask: np.ndarray, study: Study) -> bool:
 
 
 def _is_plain(image: Any, mask: np.ndarray) -> bool:
-    """Whether whoever takes the stored numbers of a page finds the mask (H, W) above 0."""
+    """Whether the stored numbers of a page are above 0 exactly where the mask (H, W) is."""
     if "transparency" in image.info or image.mode not in ("1", "L", "I", "I;16", "I;16B", "F"):
         return False
     if getattr(image, "tag_v2", {}).get(262) == 0:  # white is 0, in Pillow's eyes and not in ITK's

@@ -138,7 +138,7 @@ class Animation:
                 index += 1
 
     def finish(self, count: int) -> None:
-        """Say what turned out while the frames were decoded."""
+        """Add warnings that only decoding could show."""
         if self._damage:
             self.warnings.append(self._damage)
 

@@ -232,7 +232,7 @@ def _itk_matrix(header: Any, steps: np.ndarray) -> np.ndarray | None:
 
 
 def _quaternion_matrix(header: Any, steps: np.ndarray) -> np.ndarray:
-    """(4, 4): nifti_quatern_to_mat44. Numbers that are none count as 0."""
+    """(4, 4): nifti_quatern_to_mat44. NaN and infinite numbers count as 0."""
     b, c, d, *offset = np.nan_to_num(
         [float(header[f"quatern_{n}"]) for n in "bcd"] + [float(header[f"qoffset_{n}"]) for n in "xyz"],
         nan=0.0,

@@ -55,7 +55,7 @@ class Picture:
 
 @contextmanager
 def open_picture(path: Path, limits: Limits | None = None) -> Iterator[Picture]:
-    """The file, open. Raises InputError beyond ``limits``, for more than 10,000 pages, and for what is none of the four.
+    """The file, open. Raises InputError beyond ``limits``, for more than 10,000 pages, and for other formats.
 
     Pages of a TIFF that are a smaller copy or a mask of another page (NewSubfileType) are no frames, as in ITK. Its
     Orientation is left to ``flips``: Pillow would swap rows and columns, which ITK never does.
@@ -167,7 +167,7 @@ def is_halved(image: Any) -> bool:
 
 
 def dark_warnings(halved: bool, pixels: np.ndarray) -> list[str]:
-    """What is to be said of 8-bit pixels that are the upper half of 16 where values are small: a dark picture."""
+    """A warning for 8-bit pixels that are the upper half of 16 bits with small values: a dark picture."""
     if not halved or pixels.dtype != np.uint8 or int(pixels.max(initial=0)) >= 128:
         return []
     return [

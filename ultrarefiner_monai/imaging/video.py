@@ -151,7 +151,7 @@ class Video:
             self.warnings.append(text)
 
     def finish(self, count: int) -> None:
-        """Say what turned out while the frames were decoded."""
+        """Add warnings that only decoding could show."""
         if self._announced > count:
             self.warnings.append(
                 f"the video announces {self._announced} frames, {count} can be decoded: those are used"

@@ -1,7 +1,7 @@
 """The final labels of a studies folder as a clean data folder, with a validation split that never moves.
 
 Each labelled frame becomes images/IMAGE@FRAME.png (8 bits of luminance) and masks/IMAGE@FRAME.png. Where an image goes is
-decided when its label comes first (``labelsplit``).
+decided when its label comes first (``label_split``).
 """
 
 from __future__ import annotations

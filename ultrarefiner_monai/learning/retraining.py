@@ -1,6 +1,6 @@
 """A training on the final labels of a studies folder: from the model that is served to a candidate in the registry.
 
-What a run leaves in the work folder and how it is gone on with: ``trainingfolder.py``. Nothing is published here.
+What a run leaves in the work folder and how it is resumed: ``studies/training_folder.py``. Nothing is published here.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _whole(start: Start, folder: TrainingFolder) -> Path:
 
 
 def _run_folder(task: str, config: TrainConfig, folder: TrainingFolder, registry: Registry, resume: bool) -> Path:
-    """The folder of the run to go on with, else a new one; stopped runs that nobody can go on with are removed."""
+    """The folder of the run to resume, else a new one; runs that can no longer be resumed are removed."""
     own = sorted(folder.runs.glob(f"{task}-*"))
     open_runs = [run for run in own if read_json(run / "state.json").get("status") != "finished"]
     fingerprint = _fingerprint(config, folder)
@@ -160,9 +160,9 @@ def _run_folder(task: str, config: TrainConfig, folder: TrainingFolder, registry
 
 
 def _fingerprint(config: TrainConfig, folder: TrainingFolder) -> str:
-    """Of all that a run has to have in common with its continuation: options but for the epochs, and labels.
+    """A hash of what a run must share with its continuation: options but for the epochs, and labels.
 
-    Options at their defaults do not count, so that a version with a new one goes on with a run of the version before.
+    Options at their defaults do not count, so that a run can be resumed by a version that has a new option.
     """
     options = {k: v for k, v in _changed(to_dict(config), to_dict(TrainConfig())).items() if k != "epochs"}
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
@@ -171,7 +171,7 @@ def _fingerprint(config: TrainConfig, folder: TrainingFolder) -> str:
 
 
 def _changed(options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What differs from the defaults, groups of options by what differs in them."""
+    """The options that differ from their defaults, nested as in the configuration."""
     out = {}
     for name, value in options.items():
         default = defaults.get(name)
@@ -222,7 +222,7 @@ def figures_of(
 
 
 def _clean(run: Path) -> None:
-    """A finished run keeps its figures; weights to go on from, and whatever was drawn of images, go."""
+    """Keep the figures of a finished run; remove the weights for resuming and the pictures."""
     for path in run.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

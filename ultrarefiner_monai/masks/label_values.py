@@ -2,7 +2,7 @@
 
 There is one label, so a label holds two values: 0 and one other. What holds more says something that cannot be kept (two
 findings, a probability, a grey picture), and is refused with its values and what to do. Messages are about "its label";
-the caller puts the file's name in front. Colours and transparency of pictures: ``labelpictures``.
+the caller puts the file's name in front. Colours and transparency of pictures: ``imaging.label_pictures``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LESION_WORDS = (
     "cancer",
     "fibroadenoma",
 )
-# What viewers call a new segment: nothing is said.
+# Names that viewers give to new segments: they say nothing about the content.
 _UNSAID_WORDS = ("", "tissue", "segment", "segmentation", "roi", "region", "annotation", "unknown", "label", "mask")
 
 
@@ -107,7 +107,7 @@ def listed(values: np.ndarray, most: int = 5) -> str:
 
 
 def kind_of_name(name: str) -> str:
-    """What a segment's name or meaning says: "lesion", "unsaid" (a viewer's default) or "other"."""
+    """What a segment's name or meaning says: "lesion", "unsaid" (a viewer's default name) or "other"."""
     name = name.lower()
     if LABEL_NAME in name or any(word in name for word in _LESION_WORDS):
         return "lesion"

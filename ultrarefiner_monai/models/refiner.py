@@ -18,7 +18,7 @@ from ultrarefiner_monai.models.prompts.moments import ValidHW
 from ultrarefiner_monai.models.roi import Roi, find_roi
 from ultrarefiner_monai.models.sam.network import at_least_single, decode, encode
 
-# Beyond what a mask prompt itself says ((2 p - 1) * 10), so that a click is told from a sure mask.
+# Beyond what a mask prompt itself says ((2 p - 1) * 10), so that a click differs from a confident mask.
 DISC = 15.0
 
 
@@ -43,7 +43,7 @@ class _Decoded(NamedTuple):
 class Refiner(nn.Module):
     """SAM on top of the coarse prediction. S: side of the sam frame, E = S / 16, M = 4 E. All is in the sam frame.
 
-    A user's points are a set: they are sorted and freed of doubles, so that their order cannot change a bit.
+    A user's points are a set: they are sorted, without duplicates, so that their order cannot change a bit.
     """
 
     def __init__(self, sam: Sam, config: SystemConfig) -> None:
@@ -222,7 +222,7 @@ def draw_discs(prompts: Prompts, radius: float, side: int) -> torch.Tensor:
 
 
 class Gate(nn.Module):
-    """How far the refined probability is trusted against the coarse one: system.md section 6; g in [g_min, g_max]."""
+    """How far the refined probability is trusted against the coarse one: g in [g_min, g_max], by ``GateConfig``."""
 
     def __init__(self, config: GateConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What keeps a state dict from fitting a network: said once, for every kind of weights."""
+"""Why a state dict does not fit a network, in one wording for every kind of weights."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A recipe: all steps from data to the file that ships, as one command that can be stopped and gone on with anywhere."""
+"""A recipe: all steps from data to the shipped file, as one command that can be stopped and resumed anywhere."""

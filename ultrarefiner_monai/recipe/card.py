@@ -1,4 +1,4 @@
-"""The figures of a model card from what a recipe's steps have written, as Markdown. The left-out hospitals stand first: that is
+"""The tables of a model card, as Markdown, from the results of a recipe's steps. Left-out hospitals come first: that is
 what a new department will see."""
 
 from __future__ import annotations

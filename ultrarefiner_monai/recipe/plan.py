@@ -1,4 +1,4 @@
-"""What a recipe will do and how long that takes on this machine, said before it starts."""
+"""The plan of a recipe: its steps and how long they take on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe file says, and what it comes to: each step as one command line of ``ultrarefiner``, with what it waits for."""
+"""Recipe files, and the jobs that they mean: each one command line of ``ultrarefiner``, with the jobs it waits for."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class StepConfig:
 
     @property
     def waits_for(self) -> set[str]:
-        """Names of the steps whose folders it reads, in a row that leaves nothing out."""
+        """Names of the steps whose folders it reads when no set is left out."""
         texts = [json.dumps(self.options), *self.coarse, *self.sam, self.model]
         return {name for text in texts for name in _PLACE.findall(text)}
 
     def in_row(self, left_out: Sequence[str]) -> StepConfig:
-        """The step as it is in a row that leaves these sets out."""
+        """The step as it is when these sets are left out."""
         more = self.away_options if left_out else {}
         return replace(self, options={**self.options, **more}, away_options={})
 
@@ -98,7 +98,7 @@ class Job:
 
     @property
     def away(self) -> bool:
-        """Whether it is of a row that shows what a recipe does in a hospital that it never saw."""
+        """Whether the job belongs to a recipe that leaves a set out."""
         return self.id.startswith(AWAY)
 
 
@@ -198,8 +198,8 @@ def _jobs(
 
 
 def _selected(name: str, waits: Sequence[Job]) -> tuple[float, int] | None:
-    """What draws the selection images of the runs that the join ``name`` reads: it would calibrate on what they learnt
-    with any other."""
+    """(share, seed) that draw the selection images of the runs that the join ``name`` reads. With any other it would
+    calibrate on images that the runs were trained on."""
     found = {job.selected for job in waits if job.selected is not None}
     if len(found) > 1:
         said = "; ".join(f"{share:g} and {seed}" for share, seed in sorted(found))

@@ -1,6 +1,6 @@
 """What clinicians made of the proposals, for training: the masks that were offered beside the labels that are final now.
 
-The journal (``journal.py``) knows what was offered and who saved a label over it; the studies folder has the image and
+The journal (``studies/journal.py``) knows what was offered and who saved a label over it; the studies folder has the image and
 the label as it stands today. Only pairs that still fit together come out.
 """
 

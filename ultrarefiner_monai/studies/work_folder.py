@@ -120,7 +120,7 @@ class WorkFolder:
 
     @property
     def headers(self) -> Path:
-        """What is remembered of the studies' DICOM headers (``data.dicomindex``)."""
+        """What is remembered of the studies' DICOM headers (``studies.dicom_index``)."""
         return self.root / "headers.json"
 
     @property
@@ -261,7 +261,7 @@ def _forget_absent(path: Path, image_id: str) -> None:
 
 
 def _remove_waiting(exchange: Path, image_id: str) -> list[str]:
-    """Remove the objects in the outbox (``pacs.outbox``) that refer to this series or instance."""
+    """Remove the objects in the outbox (``exchange.outbox``) that refer to this series or instance."""
     whole = re.compile(rb"(?<![0-9.])" + re.escape(image_id.encode()) + rb"(?![0-9.])")
     found = [path for path in sorted((exchange / "outbox").glob("*.dcm")) if whole.search(path.read_bytes())]
     for path in found:

@@ -24,7 +24,7 @@ def check_data(split: Split) -> None:
     """Look at every image and label of ``split``; about two milliseconds each.
 
     Raises InputError that names the first faults and how many there are: an unreadable file, a mask of another size than
-    its image, a label that is none by its values (``labelvalues``), a label that is empty although the index promises a
+    its image, a label that is none by its values (``label_values``), a label that is empty although the index promises a
     lesion (or the reverse), a reported fold without a lesion.
     """
     everything = (*split.train, *split.select, *split.report)
@@ -87,7 +87,7 @@ def check_held_out(
 ) -> None:
     """Raise InputError when the checkpoint ``name`` has seen images that a run on ``split`` reports; meta: the checkpoint's.
 
-    Told by the images themselves where the checkpoint knows them (``data.seen``), else by its sets and the fold held out.
+    Told by the images themselves where the checkpoint knows them (``datasets.seen``), else by its sets and the fold held out.
     """
     fold = str(fold)
     for record in name_records(meta):

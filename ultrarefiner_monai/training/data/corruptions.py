@@ -1,4 +1,4 @@
-"""The random transform that makes simulated coarse masks of labels, for phase 2 (system.md section 5).
+"""The random transform that makes simulated coarse masks of labels, for phase 2 (docs/research/corruption.md).
 
 Which kind each label gets, how hard, and how soft the result is; what the kinds are stands in ``corruption_kinds`` and
 ``corruption_sdf``, what is drawn for them in ``corruption_draws``.

@@ -180,7 +180,7 @@ def training_loader(
 
 
 def plain_loader(dataset: Dataset, batch_size: int, sets: Sequence[str] | None = None) -> DataLoader:
-    """In order, everything, no workers. Of several processes each takes every so-manieth sample, none twice.
+    """In order, everything, no workers. Of several processes each takes every n-th sample, none twice.
 
     sets: of each sample; where there are several, a batch holds images of one set only, so that what is measured on it
     counts for that set.

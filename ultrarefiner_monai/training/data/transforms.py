@@ -1,6 +1,6 @@
 """The one preprocessing, for training and for serving, and the augmentation of images.
 
-``to_coarse_frame`` is what the server calls as well; the dictionary transforms only hold keys. Augmentation is made of
+``to_square`` is the letterbox that the server applies as well; the dictionary transforms only hold keys. Augmentation is made of
 MONAI's random transforms, each drawing from its own generator.
 """
 

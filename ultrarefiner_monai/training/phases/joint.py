@@ -1,6 +1,6 @@
 """Phase 3: both networks together. The refined mask's gradient reaches the coarse network through points, box and mask.
 
-What protects the coarse network (system.md section 4): that gradient is scaled, its weights are anchored to where they
+What protects the coarse network: that gradient is scaled, its weights are anchored to where they
 began, either side may stand still for the first epochs, and a fall of the coarse Dice is said loudly.
 """
 

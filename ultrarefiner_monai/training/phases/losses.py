@@ -104,7 +104,7 @@ def soft_dice_loss(prob: torch.Tensor, label: torch.Tensor, smooth: float = 1.0)
 def change_penalty(
     kind: str, refined_prob: torch.Tensor, coarse_prob: torch.Tensor, label: torch.Tensor
 ) -> torch.Tensor:
-    """What a refiner pays for changing what was good; all (B, 1, H, W) in [0, 1] -> scalar. system.md section 4.
+    """What a refiner pays for changing what was good; all (B, 1, H, W) in [0, 1] -> scalar.
 
     ``agreement``: mean(|refined - coarse_mask| [coarse_mask = label]). ``quality``: per image mean((refined -
     coarse_prob)^2) clamp((Dice(coarse_mask, label) - .6) / .4, 0, 1).
