@@ -9,7 +9,7 @@ from monai.metrics import compute_dice, compute_iou
 
 from ultrarefiner_monai.training.data.corruption_fields import dice
 from ultrarefiner_monai.training.phases.losses import overlap
-from ultrarefiner_monai.training.phases.phase import selection_figures
+from ultrarefiner_monai.training.phases.selection import selection_figures
 
 
 def test_overlaps_of_batches_are_monais() -> None:
