@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,14 @@ from pathlib import Path
 import nibabel
 import nrrd
 import numpy as np
+import pydicom
 import pytest
 import requests
 from app_server import eventually
 from PIL import Image
 
 from ultrarefiner_monai.core.types import NOTICE, Clicks
+from ultrarefiner_monai.dicom.seg_reader import read_seg
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.readers import read_study
 from ultrarefiner_monai.imaging.writers import lost_position, write_mask
@@ -157,6 +160,17 @@ def test_outputs_image_and_json(server):
     answer = requests.post(url + "image", data={"params": '{"result_extension": ".png"}'})
     assert answer.headers["content-type"] == "image/png" and answer.content.startswith(b"\x89PNG")
     assert requests.post(url + "json", data={"params": "{}"}).json()["label_names"] == {"lesion": 1}
+
+
+def test_a_dicom_seg_holds_the_mask_that_other_formats_hold(client, server):
+    study, clicks = read_study(server.studies / "cine.dcm"), {"foreground": [[70, 30, 1], [12, 80, 3]]}
+    path, _ = client.infer("sam_refiner", "cine", {"result_extension": ".nrrd", **clicks})
+    url = f"{server.url}/infer/sam_refiner?image=cine&output=dicom_seg"
+    answer = requests.post(url, data={"params": json.dumps(clicks)})
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/dicom"
+    mask = read_seg(pydicom.dcmread(io.BytesIO(answer.content)), [study.path])
+    np.testing.assert_array_equal(mask, read_mask(path, study, confirmed=True))  # of random weights
+    assert mask[1, 30, 70] == mask[3, 80, 12] == 1
 
 
 # --- interactive ------------------------------------------------------------------------------------------------------
