@@ -20,7 +20,7 @@ import pydicom.data
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.file import has_mark, open_dicom
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from codings import Coded, every_coding  # noqa: E402
@@ -121,7 +121,7 @@ def try_coding(coded: Coded, folder: Path) -> Outcome:
     path = folder / "file.dcm"
     path.write_bytes(coded.content)
     try:
-        frames = read_study(path).frames * 255
+        frames = read_image_file(path).frames * 255
     except InputError as error:
         return Outcome(str(error))
     if coded.expected is None:
@@ -140,7 +140,7 @@ def shipped_files() -> Iterator[Path]:
 def try_file(path: Path) -> Outcome:
     """Read one file, its first and last frame."""
     try:
-        study = read_study(path)
+        study = read_image_file(path)
         study.frame(0)
         study.frame(study.n_frames - 1)
     except InputError as error:

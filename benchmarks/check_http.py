@@ -18,7 +18,7 @@ from bench_serving import start, weights_path
 from PIL import Image
 
 from ultrarefiner_monai.datasets.datalist import Item, read_index
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.masks.metrics import score
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -44,7 +44,7 @@ def compare(items: list[Item], weights: str, threads: int, folder: Path) -> None
         identical, here, there = 0, [], []
         for item in items:
             label = read_mask(item.mask)[0]
-            own = predictor.propose(read_study(item.image).frame(0)).mask
+            own = predictor.propose(read_image_file(item.image).frame(0)).mask
             served = served_mask(client.url, item.id)
             identical += int(np.array_equal(own, served))
             here.append(score(own, label).dice)

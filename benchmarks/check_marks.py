@@ -31,7 +31,7 @@ from ultrarefiner_monai.cli.options import build_predictor
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Item, read_index
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT, bootstrap_interval
 from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -117,7 +117,7 @@ class Check:
         return answer.mask > 0
 
     def lesion(self, item: Item) -> dict[str, Any]:
-        image, label = read_study(item.image).frame(0), read_mask(item.mask)[0] > 0
+        image, label = read_image_file(item.image).frame(0), read_mask(item.mask)[0] > 0
         rng = np.random.default_rng(zlib.crc32(item.key.encode()))
         marks = find_marks(image)
         painted = paint_over(image, marks, rng)
@@ -180,7 +180,7 @@ def check_set(check: Check, data: Path, fold: str, count: int) -> dict[str, Any]
     lesions, normals = (part[: count or None] for part in (lesions, normals))
     rows = [check.lesion(item) for item in lesions]
     crops = [check.normal(key, crop) for key, crop, _ in tissue_pairs(lesions, 0)]
-    free = [check.normal(i.key, read_study(i.image).frame(0)) for i in normals]
+    free = [check.normal(i.key, read_image_file(i.image).frame(0)) for i in normals]
     return {
         "dice": of_lesions(rows),
         "dice_marks_beside_lesion": of_lesions([r for r in rows if r["beside"]]),

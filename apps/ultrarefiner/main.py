@@ -35,7 +35,7 @@ from lib.tasks.served import Served
 from lib.tasks.strategies import choose, make_strategies
 from lib.tasks.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
-from ultrarefiner_monai.core.image import Limits
+from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import LABELS, NOTICE
 from ultrarefiner_monai.dicomweb.client import Pacs
 from ultrarefiner_monai.exchange.labels import Exchange

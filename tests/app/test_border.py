@@ -23,13 +23,13 @@ from lib.routes.pacs import way_to
 from lib.store.datastore import StudiesFolder
 from lib.store.sessions import SessionStore
 from lib.tasks.answers import _bytes
-from lib.tasks.prompts import clicks_of, frame_of
+from lib.tasks.clicks import frame_of, requested_clicks
 from lib.tasks.strategies import NextSample
 from ultrarefiner_monai.cli import main
 from ultrarefiner_monai.config import ConfigError, ServeConfig, load_yaml, serve_config
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies.names import check_name
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
@@ -43,18 +43,18 @@ from ultrarefiner_monai.studies.work_folder import WorkFolder
 )
 def test_order_of_points_carries_no_meaning(points, order):
     shuffled = [points[n] for n in order if n < len(points)]
-    one, other = (clicks_of({"foreground": [list(p) for p in ps]}, 5, 96, 130) for ps in (points, shuffled))
+    one, other = (requested_clicks({"foreground": [list(p) for p in ps]}, 5, 96, 130) for ps in (points, shuffled))
     assert one == other and set(one) == {p[2] for p in points}
     assert all((i, j) in one[k].foreground_xy for i, j, k in points)
 
 
 def test_a_volume_whose_first_axis_counts_frames():
-    found = clicks_of({"foreground": [[2, 7, 9]], "roi": [1, 2, 5, 6, 8, 9]}, 4, 96, 130, axes=(1, 2, 0))
+    found = requested_clicks({"foreground": [[2, 7, 9]], "roi": [1, 2, 5, 6, 8, 9]}, 4, 96, 130, axes=(1, 2, 0))
     assert found == {2: Clicks(((7, 9),), (), (5, 8, 6, 9)), 1: Clicks(box_xyxy=(5, 8, 6, 9))}
 
 
 def test_roi_is_cut_to_the_image_and_reaches_its_frames():
-    found = clicks_of({"roi": [200, -50, 10, 20, 3.2, 0.9]}, 6, 96, 130)
+    found = requested_clicks({"roi": [200, -50, 10, 20, 3.2, 0.9]}, 6, 96, 130)
     assert found == dict.fromkeys([1, 2, 3], Clicks(box_xyxy=(0, 10, 129, 20)))
 
 
@@ -79,7 +79,7 @@ def test_frames_that_no_number_type_holds(value):
 )
 def test_coordinates_beyond_any_float(request_):
     with pytest.raises(InputError, match="finite"):
-        clicks_of(request_, 1, 96, 130)
+        requested_clicks(request_, 1, 96, 130)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def folder(tmp_path):
 
 def make_store(studies: Path) -> StudiesFolder:
     extensions = load_yaml(ServeConfig, APP / "config.yaml").extensions
-    return StudiesFolder(str(studies), WorkFolder.of(studies), extensions, read_study, auto_reload=False)
+    return StudiesFolder(str(studies), WorkFolder.of(studies), extensions, read_image_file, auto_reload=False)
 
 
 def label_at(path: Path, value: int = 1) -> Path:
@@ -267,8 +267,8 @@ def test_what_is_kept_of_a_series_counts_its_bytes(tmp_path):
     content = dicom(NATIVE["Explicit VR Little Endian"], "RGB", frames, NumberOfFrames=3, InstanceNumber=1)
     for k in range(2):
         (tmp_path / f"{k}.dcm").write_bytes(content.replace(b"043.8.498.1", b"043.8.498.%d" % k))
-    assert read_study(tmp_path).n_frames == 6
-    assert _bytes(read_study(tmp_path)) == 2 * _bytes(read_study(tmp_path / "0.dcm")) == 2 * frames.nbytes
+    assert read_image_file(tmp_path).n_frames == 6
+    assert _bytes(read_image_file(tmp_path)) == 2 * _bytes(read_image_file(tmp_path / "0.dcm")) == 2 * frames.nbytes
 
 
 def test_dicom_is_known_without_an_extension(folder):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.imaging.writers import write_mask
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
@@ -33,7 +33,7 @@ def labelled_studies(folder: Path) -> Path:
     for n in range(8):
         Image.fromarray(picture(n)).save(folder / f"image{n}.png")
         mask = make_phantom(np.random.default_rng(n), 96, 130, "benign").mask.astype(np.uint8)[None]
-        write_mask(folder / "labels" / "final" / f"image{n}.nrrd", mask, read_study(folder / f"image{n}.png"))
+        write_mask(folder / "labels" / "final" / f"image{n}.nrrd", mask, read_image_file(folder / f"image{n}.png"))
     frames = np.random.default_rng(0).integers(0, 255, (3000, 48, 64), dtype=np.uint8)
     (folder / "cine.dcm").write_bytes(dicom_bytes(frames, 1, 0.1))
     return folder

@@ -23,7 +23,7 @@ from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.dicom.series import frame_order, reordered
 from ultrarefiner_monai.dicomweb.client import SeriesInfo
 from ultrarefiner_monai.imaging.mask_files import read_mask
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.imaging.writers import write_mask
 from ultrarefiner_monai.studies.work_folder import WorkFolder, forget
 
@@ -64,7 +64,7 @@ class Desk:
         self.store = self.start()
 
     def start(self) -> PacsStudies:
-        return PacsStudies(self.shelf, self.work, PacsConfig(), ServeConfig().extensions, read_study)  # type: ignore[arg-type]
+        return PacsStudies(self.shelf, self.work, PacsConfig(), ServeConfig().extensions, read_image_file)  # type: ignore[arg-type]
 
     def hold(self, held: dict[str, tuple[int, int]]) -> None:
         self.shelf.held = held
@@ -73,7 +73,7 @@ class Desk:
 
     def drawn(self, *frames: int) -> Path:
         """A label with another lesion on each of these frames, as a client writes it that is shown the series now."""
-        study = read_study(self.store.image_path(SERIES))
+        study = read_image_file(self.store.image_path(SERIES))
         mask = np.zeros(study.shape, np.uint8)
         for k in frames:
             mask[k, 3 : 6 + k, 4:9] = 1
@@ -82,7 +82,7 @@ class Desk:
 
     def final(self) -> list[int]:
         """Pixels of the lesion on each frame."""
-        study = read_study(self.store.image_path(SERIES))
+        study = read_image_file(self.store.image_path(SERIES))
         return read_mask(self.store.get_label_uri(SERIES, "final"), study).sum((1, 2)).tolist()
 
 

@@ -18,7 +18,7 @@ from slicer_module import Slicer, opened_with, write_label
 
 from lib.store.datastore import StudiesFolder
 from ultrarefiner_monai.config import ServeConfig, load_yaml
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.studies.work_folder import WorkFolder, forget
 
 H, W, T = 60, 84, 5
@@ -66,7 +66,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path):
 @pytest.mark.parametrize(("name", "local"), [("film 1.mp4", True), ("film 2.mov", False), ("clip.GIF", False)])
 def test_slicer_gets_frames_outlines_and_keeps_its_label(served, tmp_path: Path, name: str, local: bool) -> None:
     slicer, wanted = Slicer(served.url, tmp_path / "slicer"), Path(name).stem
-    study = read_study(served.studies / name)
+    study = read_image_file(served.studies / name)
     sample, volume = next(s for s in (slicer.next_sample(local=local) for _ in range(8)) if s[0]["id"] == wanted)
     assert volume.path.name.endswith(".nii.gz") and opened_with(volume.path) == [volume.path.name]
     np.testing.assert_array_equal(volume.values, np.rint(study.frames * 255))
@@ -93,7 +93,7 @@ def test_warnings_reach_the_user_and_the_log(served, tmp_path: Path) -> None:
         mask, reply = slicer.infer("ultrarefiner", name)
         assert any(text in w for w in reply["warnings"]), name
         assert any(text in line and name in line for line in served.log.splitlines()), name
-        assert mask.values.shape == read_study(served.studies / f"{name}.dcm").shape
+        assert mask.values.shape == read_image_file(served.studies / f"{name}.dcm").shape
 
 
 @pytest.mark.server
@@ -119,7 +119,9 @@ def test_the_file_for_clients_follows_the_video_and_goes_with_it(tmp_path: Path)
     studies.mkdir()
     (studies / "clip.gif").write_bytes(animation())
     work = WorkFolder.of(studies)
-    store = StudiesFolder(str(studies), work, load_yaml(ServeConfig, APP / "config.yaml").extensions, read_study, False)
+    store = StudiesFolder(
+        str(studies), work, load_yaml(ServeConfig, APP / "config.yaml").extensions, read_image_file, False
+    )
     first = store.client_path("clip")
     assert first.name == "clip.nii.gz" and store.client_path("clip") == first == Path(store.get_image_uri("clip"))
     state = first.stat().st_mtime_ns

@@ -15,7 +15,7 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from lib.store.datastore import StudiesFolder
 from ultrarefiner_monai.config import ServeConfig, load_yaml
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies.corrections import final_labels
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
@@ -39,7 +39,7 @@ def disc(tmp_path: Path) -> tuple[Path, str]:
 
 def make_store(studies: Path, auto_reload: bool = False) -> StudiesFolder:
     extensions = load_yaml(ServeConfig, APP / "config.yaml").extensions
-    return StudiesFolder(str(studies), WorkFolder.of(studies), extensions, read_study, auto_reload)
+    return StudiesFolder(str(studies), WorkFolder.of(studies), extensions, read_image_file, auto_reload)
 
 
 def label_at(path: Path) -> Path:
@@ -55,7 +55,7 @@ def test_folders_below_are_offered_by_uid_and_no_name_leaves(disc: tuple[Path, s
     uri = Path(store.get_image_uri(uid))
     assert uri == store.image_path(uid) and uri.name == f"{uid}.dcm"
     assert "DOE" not in str(store.get_image_info(uid)) + str(store.json()) + str(uri)
-    assert read_study(uri).shape == (1, 96, 130)
+    assert read_image_file(uri).shape == (1, 96, 130)
     store.save_label(uid, str(label_at(tmp_path / "l.nii.gz")), "final", {})
     with zipfile.ZipFile(store.get_dataset_archive(None)) as archive:
         assert set(archive.namelist()) == {f"image/{uid}.dcm", f"label/{uid}.nii.gz", "metadata.json"}

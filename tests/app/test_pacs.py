@@ -192,16 +192,16 @@ def test_trainings_know_patient_and_journal_of_an_image(clinic: Clinic) -> None:
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
         "from lib.store.pacs import PacsStudies\n"
-        "from lib.tasks.trainers import final_labels\n"
+        "from lib.tasks.trainers import labels_to_learn\n"
         "from ultrarefiner_monai.config import PacsConfig\n"
-        "from ultrarefiner_monai.imaging.readers import read_study\n"
+        "from ultrarefiner_monai.imaging.readers import read_image_file\n"
         "from ultrarefiner_monai.dicom.series import sha256_of_image\n"
         "from ultrarefiner_monai.dicomweb.client import Pacs\n"
         "from ultrarefiner_monai.studies.work_folder import WorkFolder\n"
         "config, work = PacsConfig(), WorkFolder(Path(sys.argv[3]))\n"
-        "store = PacsStudies(Pacs(sys.argv[2], retries=0), work, config, ('.dcm',), read_study)\n"
-        "[found] = final_labels(store)\n"
-        "print(read_study(found.image).patient, sha256_of_image(found.image))\n"
+        "store = PacsStudies(Pacs(sys.argv[2], retries=0), work, config, ('.dcm',), read_image_file)\n"
+        "[found] = labels_to_learn(store)\n"
+        "print(read_image_file(found.image).patient, sha256_of_image(found.image))\n"
     )
     arguments = [sys.executable, "-c", code, str(APP), clinic.archive.url, str(clinic.work)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=240)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ultrarefiner_monai.core.cache import image_key
 from ultrarefiner_monai.imaging.mask_files import read_mask
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.work_folder import forget
 
@@ -43,7 +43,7 @@ def test_restart_and_forget(tmp_path, checkpoint):
     assert [len(journal.proposals(f"image{n}")) for n in range(3)] == [1, 1, 0]
     assert journal.corrections("image0")[0].proposal_id == journal.proposals("image0")[0].id
     stored = {p.name for p in (work / "embeddings").iterdir()}
-    keys = [image_key(read_study(studies / f"image{n}.png").frame()) for n in range(2)]
+    keys = [image_key(read_image_file(studies / f"image{n}.png").frame()) for n in range(2)]
     assert all(any(name.startswith(key) for name in stored) for key in keys)
 
     running = start(studies, checkpoint, tmp_path, work_dir=work)
@@ -52,7 +52,7 @@ def test_restart_and_forget(tmp_path, checkpoint):
         assert client.info()["datastore"]["completed"] == 1
         assert client.next_sample("first", {})["id"] not in (skipped, "image0")
         again, reply = client.infer("ultrarefiner", "image0", {"result_extension": ".nii.gz"})
-        study = read_study(studies / "image0.png")
+        study = read_image_file(studies / "image0.png")
         np.testing.assert_array_equal(read_mask(again, study), read_mask(first, study))
         assert reply["timings"]["encode"] == 0 and reply["timings"]["coarse"] == 0, "embeddings were not kept"
 

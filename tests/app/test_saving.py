@@ -25,7 +25,7 @@ from monailabel.endpoints.user.auth import User
 
 import lib.routes.store
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies import open_saves as opensaves
 from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
@@ -137,7 +137,7 @@ def test_twenty_labels_at_once_are_read_a_few_at_a_time(clinic: Clinic, monkeypa
         return mask_of(1)
 
     store = clinic.store
-    opened = SimpleNamespace(study=read_study(store.image_path("a")), sha256="hash")
+    opened = SimpleNamespace(study=read_image_file(store.image_path("a")), sha256="hash")
     opened.study.warnings.clear()
     engine = SimpleNamespace(open=lambda path: opened)
     content = label_at(clinic.folder, 1).read_bytes()

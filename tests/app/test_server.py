@@ -20,7 +20,7 @@ from PIL import Image
 from ultrarefiner_monai.core.types import NOTICE, Clicks
 from ultrarefiner_monai.dicom.seg_reader import read_seg
 from ultrarefiner_monai.imaging.mask_files import read_mask
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.imaging.writers import lost_position, write_mask
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -93,7 +93,7 @@ def test_front_page_needs_no_other_host(server):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_type_comes_back_on_its_own_grid(client, server, predictor, name):
-    image_id, study = id_of(client, name), read_study(server.studies / name)
+    image_id, study = id_of(client, name), read_image_file(server.studies / name)
     expected = np.stack([predictor.propose(study.frame(k)).mask for k in range(study.n_frames)])
     extensions = [".nrrd", ".nii.gz"] + ([] if study.is_volume else [".png"])
     for extension in extensions:
@@ -137,13 +137,13 @@ def test_spacing_of_a_dicom_comes_from_its_ultrasound_region(client, server):
 
 def test_transunet_is_the_coarse_mask(client, server, predictor):
     path, reply = client.infer("transunet", id_of(client, "grey.png"), {"result_extension": ".nrrd"})
-    study = read_study(server.studies / "grey.png")
+    study = read_image_file(server.studies / "grey.png")
     np.testing.assert_array_equal(read_mask(path, study)[0], predictor.coarse(study.frame()).mask)
     assert reply["model"] == "transunet" and reply["refiner"] == "off"
 
 
 def test_one_frame_of_a_cine(client, server, predictor):
-    study = read_study(server.studies / "cine.dcm")
+    study = read_image_file(server.studies / "cine.dcm")
     whole, _ = client.infer("ultrarefiner", "cine", {"result_extension": ".nrrd"})
     path, reply = client.infer("ultrarefiner", "cine", {"result_extension": ".nrrd", "frame": 2})
     mask = read_mask(path, study)
@@ -163,7 +163,7 @@ def test_outputs_image_and_json(server):
 
 
 def test_a_dicom_seg_holds_the_mask_that_other_formats_hold(client, server):
-    study, clicks = read_study(server.studies / "cine.dcm"), {"foreground": [[70, 30, 1], [12, 80, 3]]}
+    study, clicks = read_image_file(server.studies / "cine.dcm"), {"foreground": [[70, 30, 1], [12, 80, 3]]}
     path, _ = client.infer("sam_refiner", "cine", {"result_extension": ".nrrd", **clicks})
     url = f"{server.url}/infer/sam_refiner?image=cine&output=dicom_seg"
     answer = requests.post(url, data={"params": json.dumps(clicks)})
@@ -183,7 +183,7 @@ def refine(client, image_id: str, **prompts):
 
 
 def test_clicks_are_honoured_in_any_order_and_undone_exactly(client, server, predictor):
-    study = read_study(server.studies / "grey.png")
+    study = read_image_file(server.studies / "grey.png")
     foreground, background = [[100, 20, 0], [31, 60, 0], [12, 80]], [[64, 40, 0], [90, 90, 0]]
     path, reply = refine(client, "grey", foreground=foreground, background=background)
     mask = read_mask(path, study)
@@ -199,14 +199,14 @@ def test_clicks_are_honoured_in_any_order_and_undone_exactly(client, server, pre
 
 
 def test_no_prompt_is_the_automatic_result(client, server):
-    study = read_study(server.studies / "photo.jpg")
+    study = read_image_file(server.studies / "photo.jpg")
     automatic, _ = client.infer("ultrarefiner", "photo", {"result_extension": ".nrrd"})
     path, _ = refine(client, "photo", foreground=[], background=[], roi=[])
     np.testing.assert_array_equal(read_mask(path, study), read_mask(automatic, study))
 
 
 def test_a_box_with_swapped_ends_is_the_same_box(client, server, predictor):
-    study = read_study(server.studies / "page.tif")
+    study = read_image_file(server.studies / "page.tif")
     one, _ = refine(client, "page", roi=[90, 20, 70, 30, 0, 0])
     other, _ = refine(client, "page", roi=[20, 90, 30, 70, -1, 1])
     mask = read_mask(one, study)
@@ -216,7 +216,7 @@ def test_a_box_with_swapped_ends_is_the_same_box(client, server, predictor):
 
 @pytest.mark.parametrize("name", ["cine.dcm", "volume.nii", "volume2.nrrd"])
 def test_clicks_change_their_frame_of_a_volume_and_no_other(client, server, predictor, name):
-    image_id, study = id_of(client, name), read_study(server.studies / name)
+    image_id, study = id_of(client, name), read_image_file(server.studies / name)
     automatic, _ = client.infer("ultrarefiner", image_id, {"result_extension": ".nrrd"})
     path, reply = refine(client, image_id, foreground=[[70, 30, 1]], background=[[10, 10, 1]])
     before, after = read_mask(automatic, study), read_mask(path, study)
@@ -226,7 +226,7 @@ def test_clicks_change_their_frame_of_a_volume_and_no_other(client, server, pred
 
 
 def test_a_click_just_outside_is_moved_onto_the_border(client, server):
-    study = read_study(server.studies / "grey.png")
+    study = read_image_file(server.studies / "grey.png")
     outside, _ = refine(client, "grey", foreground=[[study.width, -0.6, 0]])
     border, _ = refine(client, "grey", foreground=[[study.width - 1, 0, 0]])
     np.testing.assert_array_equal(read_mask(outside, study), read_mask(border, study))
@@ -257,7 +257,7 @@ def test_info_and_saving_are_answered_while_a_long_cine_computes(client, server)
 
 
 def test_many_clients_get_what_one_gets(client, server):
-    study = read_study(server.studies / "bitmap.bmp")
+    study = read_image_file(server.studies / "bitmap.bmp")
     alone, _ = refine(client, "bitmap", foreground=[[40, 40, 0]])
     with ThreadPoolExecutor(6) as pool:
         replies = list(pool.map(lambda _: refine(client, "bitmap", foreground=[[40, 40, 0]]), range(12)))
@@ -289,7 +289,7 @@ def test_unreadable_images_are_never_offered(client, server):
 
 
 def test_a_saved_label_comes_back_and_is_journalled_with_its_proposal(client, server, tmp_path):
-    study = read_study(server.studies / "UPPER.PNG")
+    study = read_image_file(server.studies / "UPPER.PNG")
     proposed, _ = client.infer("ultrarefiner", "UPPER", {"result_extension": ".nii.gz"})
     mask = read_mask(proposed, study)
     mask[0, 10:30, 10:40] = 1
@@ -364,14 +364,14 @@ def test_a_label_of_an_image_that_cannot_be_read_is_refused(client, server, tmp_
 
 
 def test_what_is_odd_about_an_image_is_said_to_who_saves_its_label(client, server, tmp_path):
-    study = read_study(server.studies / "rgb.dcm")
+    study = read_image_file(server.studies / "rgb.dcm")
     write_mask(tmp_path / "label.nrrd", np.zeros(study.shape, np.uint8), study)
     answer = put_label(server, id_of(client, "rgb.dcm"), tmp_path / "label.nrrd")
     assert answer.status_code == 200 and answer.json()["warnings"] == study.warnings and study.warnings
 
 
 def test_a_label_of_nearly_the_whole_picture_says_that_it_was_meant(client, server, tmp_path):
-    study = read_study(server.studies / "grey.png")
+    study = read_image_file(server.studies / "grey.png")
     write_mask(tmp_path / "label.nrrd", np.ones(study.shape, np.uint8), study)
     assert put_label(server, "grey", tmp_path / "label.nrrd", confirm="yes").status_code == 400
     answer = put_label(server, "grey", tmp_path / "label.nrrd", confirm=True, confirmed=False)
@@ -385,7 +385,7 @@ def test_a_label_of_nearly_the_whole_picture_says_that_it_was_meant(client, serv
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_session_takes_every_file_type(client, server, name):
-    study = read_study(server.studies / name)
+    study = read_image_file(server.studies / name)
     session = client.create_session(str(server.studies / name))["session_id"]
     assert client.get_session(session)["name"] == session
     path, reply = client.infer("ultrarefiner", "", {"result_extension": ".nrrd"}, session_id=session)
@@ -408,7 +408,7 @@ def test_an_uploaded_image_joins_the_studies_once(client, server, tmp_path):
 
 
 def test_an_image_sent_along_is_outlined_and_not_kept(client, server, predictor):
-    study = read_study(server.studies / "grey.png")
+    study = read_image_file(server.studies / "grey.png")
     path, _ = client.infer("ultrarefiner", "", {"result_extension": ".nrrd"}, file=str(server.studies / "grey.png"))
     np.testing.assert_array_equal(read_mask(path, study)[0], predictor.propose(study.frame()).mask)
     assert not list((server.studies / ".ultrarefiner" / "tmp").glob("*"))

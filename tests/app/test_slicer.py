@@ -23,7 +23,7 @@ from slicer_module import FORMS, LPS, Slicer, Volume, opened_with, write_label
 from ultrarefiner_monai.core.types import Clicks
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.imaging.readers import read_mask, read_study, write_mask
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask, write_mask
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.journal import Journal
@@ -161,7 +161,7 @@ def test_the_next_sample_opens_alone(site, slicer, local):
     opened = set()
     for _ in range(len(NAMES) + 6):
         sample, volume = slicer.next_sample(local=local)
-        study = read_study(site.studies / (sample["id"] + "".join(Path(sample["name"]).suffixes)))
+        study = read_image_file(site.studies / (sample["id"] + "".join(Path(sample["name"]).suffixes)))
         assert volume.image.GetSize() == (study.width, study.height, study.n_frames), sample["id"]
         assert opened_with(volume.path) == [volume.path.name]
         assert sample["checksum"].startswith("SHA256:") and len(sample["checksum"]) == 7 + 64
@@ -178,7 +178,7 @@ def test_the_next_sample_opens_alone(site, slicer, local):
 
 @pytest.mark.parametrize(("place", "name"), CASES)
 def test_image_mask_and_click_agree_in_the_world(site, slicer, place, name):
-    volume, study, image = Volume(site.files[name]), read_study(site.files[name]), site.ids[name]
+    volume, study, image = Volume(site.files[name]), read_image_file(site.files[name]), site.ids[name]
     shown, frames = volume.values, study.frames
     tolerance = 0.02 if name == "cine.dcm" else 1e-6  # JPEG decoders differ
     np.testing.assert_allclose(shown / 255, frames, atol=tolerance)
@@ -213,7 +213,7 @@ def test_image_mask_and_click_agree_in_the_world(site, slicer, place, name):
 
 @pytest.mark.parametrize(("place", "name"), [c for c in CASES if c != ("in_folder", "tilted.nii.gz")])
 def test_a_roi_with_swapped_ends_is_the_box_that_was_drawn(site, slicer, place, name):
-    volume, study = Volume(site.files[name]), read_study(site.files[name])
+    volume, study = Volume(site.files[name]), read_image_file(site.files[name])
     k = study.n_frames - 1
     roi = volume.roi((20, 8, k - 0.4), (60, 41, k + 0.4))
     mask, reply = slicer.click(site.ids[name], [], [], roi)
@@ -239,7 +239,7 @@ LABELS += [pytest.param("in_pacs", n, f, marks=pytest.mark.orthanc) for n in DIC
 
 @pytest.mark.parametrize(("place", "name", "form"), LABELS)
 def test_a_label_as_slicer_writes_it_is_final_to_the_pixel(site, slicer, tmp_path, place, name, form):
-    volume, study, image = Volume(site.files[name]), read_study(site.files[name]), site.ids[name]
+    volume, study, image = Volume(site.files[name]), read_image_file(site.files[name]), site.ids[name]
     proposed, reply = slicer.infer("ultrarefiner", image)
     drawn = corner(volume)
     label = write_label(tmp_path / form, volume, drawn)
@@ -269,7 +269,7 @@ def test_an_empty_label_says_that_there_is_no_lesion(site, slicer, tmp_path, for
 
 
 def test_two_who_save_at_once_are_both_kept_and_the_newest_is_final(site, tmp_path):
-    volume, study = Volume(site.studies / "photo.png"), read_study(site.studies / "photo.png")
+    volume, study = Volume(site.studies / "photo.png"), read_image_file(site.studies / "photo.png")
     users = [Slicer(site.server.url, tmp_path / name, name) for name in ("first", "second")]
     labels = []
     for n in range(12):
@@ -320,7 +320,7 @@ def test_train_progress_and_stop(site, slicer, tmp_path):
     for n in range(1, 7):
         mask = make_phantom(np.random.default_rng(n), H, W, "benign").mask.astype(np.uint8)
         path = tmp_path / f"{n}.nrrd"
-        write_mask(path, mask[None], read_study(site.studies / f"benign ({n}).png"))
+        write_mask(path, mask[None], read_image_file(site.studies / f"benign ({n}).png"))
         slicer.submit(f"benign ({n})", path)
     options = slicer.options("trainers", "transunet") | {"max_epochs": 90, "early_stop_patience": 0, "device": "cpu"}
     assert not slicer.client.train_status(check_if_running=True)

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from lib.routes.errors import error_handlers
 from lib.routes.saving import SavingDoor, saved_by
 from ultrarefiner_monai.core.files import replacing
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies.availability import StudiesAway
 from ultrarefiner_monai.studies.failures import LABEL
 
@@ -52,13 +52,13 @@ def test_a_good_image_on_a_bad_disk_is_not_called_damaged(tmp_path, monkeypatch)
     path.write_bytes(app_server.encoded(app_server.Image.fromarray(app_server.picture(1)), "PNG"))
     damaged = tmp_path / "b.png"
     damaged.write_bytes(path.read_bytes()[:300])
-    assert make_server(lambda: read_study(damaged).frame(0)).get("/datastore/image").status_code == 400
+    assert make_server(lambda: read_image_file(damaged).frame(0)).get("/datastore/image").status_code == 400
 
     def bad(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error", str(path))
 
     monkeypatch.setattr(app_server.Image, "open", bad)
-    answer = make_server(lambda: read_study(path)).get("/datastore/image")
+    answer = make_server(lambda: read_image_file(path)).get("/datastore/image")
     assert answer.status_code == 503 and "damaged" not in answer.text and str(tmp_path) not in answer.text
 
 

@@ -19,7 +19,7 @@ from ultrarefiner_monai.dicom.seg_reader import SegInfo
 from ultrarefiner_monai.dicomweb.client import SeriesInfo
 from ultrarefiner_monai.exchange import labels
 from ultrarefiner_monai.exchange.labels import Exchange
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
@@ -45,11 +45,11 @@ class TwoSeries(Shelf):
 @pytest.fixture
 def exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exchange:
     work, extensions = WorkFolder.of(Shelf.url, tmp_path), ServeConfig().extensions
-    store = PacsStudies(TwoSeries(), work, PacsConfig(), extensions, read_study)  # type: ignore[arg-type]
+    store = PacsStudies(TwoSeries(), work, PacsConfig(), extensions, read_image_file)  # type: ignore[arg-type]
     store.mirror.update()
     store._follow()
     monkeypatch.setattr(labels, "read_seg", lambda *_: np.ones((1, 24, 32), np.uint8))
-    return Exchange(store, PacsConfig(), work, lambda path: SimpleNamespace(study=read_study(path), sha256="s"))
+    return Exchange(store, PacsConfig(), work, lambda path: SimpleNamespace(study=read_image_file(path), sha256="s"))
 
 
 @pytest.mark.parametrize("place", ["reading", "keeping"])

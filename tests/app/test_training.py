@@ -22,7 +22,7 @@ from ultrarefiner_monai.cli.command import app
 from ultrarefiner_monai.core.types import NOTICE, Clicks, InputError
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.imaging.mask_files import read_mask
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.imaging.writers import write_mask
 from ultrarefiner_monai.learning.registry import CONFIGURED, Registry
 from ultrarefiner_monai.models.checkpoints import load_system
@@ -60,7 +60,7 @@ def trainer(training_server, tmp_path):
 
 def write_label(path: Path, studies: Path, n: int) -> Path:
     mask = make_phantom(np.random.default_rng(n), 96, 130, "benign").mask
-    write_mask(path, mask.astype(np.uint8)[None], read_study(studies / f"image{n}.png"))
+    write_mask(path, mask.astype(np.uint8)[None], read_image_file(studies / f"image{n}.png"))
     return path
 
 
@@ -157,7 +157,7 @@ def test_start_follow_stop_go_on_and_serve(training_server, trainer, tmp_path):
     assert run.invoke(app, ["models", "use", candidate.name, *place]).exit_code == 0
     path, reply = trainer.infer("ultrarefiner", "image0", {"result_extension": ".nrrd"})
     assert reply["version"] == candidate.version and reply["refiner"] == "trained"
-    study = read_study(studies / "image0.png")
+    study = read_image_file(studies / "image0.png")
     mine = Predictor(load_system(candidate.path)).propose(study.frame(0)).mask
     np.testing.assert_array_equal(read_mask(path, study, confirmed=True)[0], mine)
     info = trainer.info()
@@ -221,7 +221,7 @@ def test_the_refiner_and_both_together(training_server, trainer, task):
     candidate = registry.get(done["name"])
     path, reply = trainer.infer("sam_refiner", "image0", dict(click))
     assert reply["version"] == candidate.version and reply["refiner"] == "trained"
-    system, study = load_system(candidate.path), read_study(studies / "image0.png")
+    system, study = load_system(candidate.path), read_image_file(studies / "image0.png")
     clicks = Clicks(((60.0, 40.0),), ((5.0, 5.0),))
     np.testing.assert_array_equal(
         read_mask(path, study, confirmed=True)[0], Predictor(system).interact(study.frame(0), clicks).mask
@@ -302,7 +302,7 @@ def test_a_training_that_gets_no_memory_says_why(training_server, trainer):
 def test_labels_saved_while_a_training_begins(training_server, trainer, tmp_path):
     """Again and again, in one format and then in another, as *Submit Label* does beside "auto-update"."""
     server, studies = training_server, training_server.studies
-    read_study(studies / "image6.png")
+    read_image_file(studies / "image6.png")
     files = [write_label(tmp_path / f"again{suffix}", studies, 6) for suffix in (".nrrd", ".nii.gz")]
     trainer.train_start("transunet", {**OPTIONS, "max_epochs": 1, "resume": False})
     for k in itertools.count():

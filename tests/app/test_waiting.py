@@ -21,7 +21,7 @@ from test_growth import SERIES, Desk
 from lib.routes.infer import InferRoutes
 from lib.routes.store import _save_label
 from lib.tasks.infers import Outline
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
 
 
@@ -71,7 +71,7 @@ def test_nobody_waits_for_the_store_while_others_cannot_save(tmp_path: Path, mon
     desk = Desk(tmp_path)
     desk.hold({"1.3.1": (1, 2)})
     label, store = desk.drawn(0), desk.store
-    study, fetch = read_study(store.image_path(SERIES)), store.mirror.open
+    study, fetch = read_image_file(store.image_path(SERIES)), store.mirror.open
 
     def opened(image_id: str) -> Path:
         assert not store.saving.locked()

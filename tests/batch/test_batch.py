@@ -32,7 +32,7 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.datasets.samples import dicom_bytes, make_cine
 from ultrarefiner_monai.dicom.seg_reader import read_seg
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.checkpoints import load_system, save_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -120,14 +120,14 @@ def test_masks_are_the_predictors_own_and_lie_on_the_images_grid(
     predictor = Predictor(load_system(tiny))
     marked = 0
     for source in ("a.png", "ward 7/a.png", "ward 7/deep/IM0001"):
-        study = read_study(studies / source)
+        study = read_image_file(studies / source)
         mask = read_mask(out / rows_of(out)[source]["mask"], study, confirmed=True)  # of random weights
         wanted = np.stack([predictor.propose(study.frame(k)).mask for k in range(study.n_frames)])
         np.testing.assert_array_equal(mask, wanted)
         marked += int(wanted.sum())
     assert marked > 50
     screen = read_mask(out / rows_of(out)["screen.dcm"]["mask"])
-    alone = predictor.propose(np.ascontiguousarray(read_study(studies / "screen.dcm").frame(0)[:, :64])).mask
+    alone = predictor.propose(np.ascontiguousarray(read_image_file(studies / "screen.dcm").frame(0)[:, :64])).mask
     np.testing.assert_array_equal(screen[0, :, :64], alone)
     assert not screen[0, :, 64:].any()
 
@@ -248,7 +248,7 @@ def test_other_formats(kind: str, tiny: Path, tmp_path: Path) -> None:
         masks = read_seg(pydicom.dcmread(path), [tmp_path / "cine.dcm"])
     else:
         masks = np.concatenate([read_mask(file) for file in (sorted(path.iterdir()) if kind == "png" else [path])])
-    study = read_study(tmp_path / "cine.dcm")
+    study = read_image_file(tmp_path / "cine.dcm")
     wanted = [Predictor(load_system(tiny)).propose(study.frame(k)).mask for k in range(2)]
     np.testing.assert_array_equal(masks, np.stack(wanted))
 

@@ -14,7 +14,7 @@ from ultrarefiner_monai.datasets.datalist import read_index
 from ultrarefiner_monai.datasets.grouping import assign_folds, near_duplicate_groups, thumbnail
 from ultrarefiner_monai.datasets.layouts import LAYOUTS, prepare
 from ultrarefiner_monai.datasets.phantoms import make_phantom
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 
 COUNT = 12
 
@@ -172,7 +172,7 @@ def test_wide_pixels_are_prepared_as_they_are_served(tmp_path: Path) -> None:
         else:
             one_raw(raw, Image.fromarray(pixels), mask)
         prepare("BUSI", raw, out)
-        served = read_study(next((raw / "benign").glob("benign (1).*"))).frame(0)
+        served = read_image_file(next((raw / "benign").glob("benign (1).*"))).frame(0)
         assert np.array_equal(written(out)[0], np.rint(served * 255))
         assert np.abs(written(out)[0].astype(int) - grey).max() <= 1
     colour = np.stack([p.image, p.image // 2, p.image // 3], axis=-1)

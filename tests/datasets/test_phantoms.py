@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.datasets.samples import CINE_FRAMES, STUDIES, write_samples
-from ultrarefiner_monai.imaging.readers import extension, read_mask, read_study
+from ultrarefiner_monai.imaging.readers import extension, read_image_file, read_mask
 
 
 @pytest.mark.parametrize("lesion", ["none", "benign", "malignant", "random"])
@@ -72,13 +72,13 @@ def test_sample_data(tmp_path: Path) -> None:
     assert len(paths) == len(STUDIES)
     kinds = set()
     for path, (name, size, lesion, spacing, labelled) in zip(paths, STUDIES, strict=True):
-        study = read_study(path)
+        study = read_image_file(path)
         kinds.add((study.kind, study.is_volume))
         assert (study.height, study.width) == size and path.name == name
         assert study.spacing_mm == (None if spacing is None else pytest.approx((spacing, spacing)))
         assert study.n_frames == (CINE_FRAMES if study.is_volume else 1)
         # The shipped files are these, up to rounding on another machine.
-        np.testing.assert_allclose(study.frame(), read_study(SHIPPED / name).frame(), atol=0.05)
+        np.testing.assert_allclose(study.frame(), read_image_file(SHIPPED / name).frame(), atol=0.05)
         assert study.kind != "dicom" or study.patient.startswith("PHANTOM")
         label = path.parent / "labels" / "final" / f"{name.removesuffix(extension(name))}.nii.gz"
         assert label.exists() == labelled

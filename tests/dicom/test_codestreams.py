@@ -12,7 +12,7 @@ from codings import Coded, every_coding
 
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.codestreams import check_stream
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 
 JPEG_2000 = [c for c in every_coding() if c.expected is not None and b"\xff\x4f\xff\x51" in c.content]
 JPEG = [c for c in every_coding() if c.expected is not None and b"\xff\xd8\xff" in c.content]
@@ -33,5 +33,5 @@ def test_a_stream_that_says_to_be_huge_is_refused_before_it_is_unpacked(tmp_path
     (tmp_path / "huge.dcm").write_bytes(huge)
     begin = time.process_time()
     with pytest.raises(InputError, match="the header says"):
-        read_study(tmp_path / "huge.dcm").frame(0)
+        read_image_file(tmp_path / "huge.dcm").frame(0)
     assert time.process_time() - begin < 2

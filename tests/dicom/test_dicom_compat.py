@@ -15,7 +15,7 @@ from codings import Coded, every_coding
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom import file as dicomfile
 from ultrarefiner_monai.dicom.file import DEFLATED, open_dicom
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -81,21 +81,21 @@ def test_a_deflated_file_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for cut in (content[:-200], content[:400]):
         path.write_bytes(cut)
         with pytest.raises(InputError, match="a.dcm"):
-            read_study(path)
+            read_image_file(path)
     path.write_bytes(content)
     monkeypatch.setattr(dicomfile, "_INFLATED_BYTES", 10_000)
     with pytest.raises(InputError, match="inflates to more than"):
-        read_study(path)
+        read_image_file(path)
 
 
 def test_the_pixels_of_a_cine_are_kept_once(tmp_path: Path) -> None:
     frames = np.stack([card(k) for k in range(40)])
     path = tmp_path / "a.dcm"
     path.write_bytes(dicom(NATIVE["Explicit VR Little Endian"], "RGB", frames, NumberOfFrames=40))
-    read_study(path)  # imports what it needs
+    read_image_file(path)  # imports what it needs
     tracemalloc.start()
     try:
-        study = read_study(path)
+        study = read_image_file(path)
         held = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()

@@ -21,7 +21,7 @@ from ultrarefiner_monai.dicom.series import (
     state_of,
 )
 from ultrarefiner_monai.imaging.mask_files import read_mask
-from ultrarefiner_monai.imaging.readers import Limits, read_study
+from ultrarefiner_monai.imaging.readers import Limits, read_image_file
 from ultrarefiner_monai.imaging.writers import write_mask
 
 H, W = 40, 60
@@ -53,7 +53,7 @@ def test_frames_follow_the_instance_numbers_not_the_names(tmp_path: Path) -> Non
     files = [written(tmp_path / name, seed=k, instance=k) for name, k in (("a.dcm", 10), ("b", 2), ("c.dcm", 7))]
     (tmp_path / "DICOMDIR").write_bytes(files[0].read_bytes())
     (tmp_path / "notes.txt").write_text("no DICOM")
-    study = read_study(tmp_path)
+    study = read_image_file(tmp_path)
     assert study.shape == (3, H, W) and study.is_volume and study.path == tmp_path
     for k, seed in enumerate((2, 7, 10)):
         np.testing.assert_array_equal(grey(study.frame(k)), picture(seed))
@@ -66,7 +66,7 @@ def test_different_pictures_with_one_uid_are_frames_of_their_own(tmp_path: Path)
     for k in range(3):
         written(tmp_path / f"{k}", seed=k, instance=1)
     written(tmp_path / "copy", seed=0, instance=1, PatientName="OTHER")
-    study, order = read_study(tmp_path), frame_order(sorted(tmp_path.iterdir()))
+    study, order = read_image_file(tmp_path), frame_order(sorted(tmp_path.iterdir()))
     assert study.n_frames == frames_in(order) == len(set(order)) == 3
     found = {grey(study.frame(k)).tobytes() for k in range(3)}
     assert found == {picture(k).tobytes() for k in range(3)}
@@ -83,7 +83,7 @@ def test_frames_are_counted_as_they_are_read(tmp_path: Path) -> None:
         if said is None:
             del dataset.NumberOfFrames
         dataset.save_as(tmp_path / f"{k}")
-    study = read_study(tmp_path)
+    study = read_image_file(tmp_path)
     assert study.n_frames == frames_in(frame_order(sorted(tmp_path.iterdir()))) == 5
     assert sum("pixels for 5 frames" in w for w in study.warnings) == 3
 
@@ -93,7 +93,7 @@ def test_a_cine_among_single_frames(tmp_path: Path) -> None:
     (tmp_path / "cine.dcm").write_bytes(dicom_bytes(cine, 1, 0.1, instance=2))
     written(tmp_path / "first.dcm", seed=5, instance=1)
     written(tmp_path / "last.dcm", seed=6, instance=3)
-    study = read_study(tmp_path)
+    study = read_image_file(tmp_path)
     assert study.n_frames == 5
     np.testing.assert_array_equal(grey(study.frame(0)), picture(5))
     assert [int(grey(study.frame(k)).mean()) for k in (1, 2, 3)] == [0, 40, 80]
@@ -102,7 +102,7 @@ def test_a_cine_among_single_frames(tmp_path: Path) -> None:
 
 def test_a_folder_has_the_known_spacing_and_its_mask_comes_back(tmp_path: Path) -> None:
     files = [written(tmp_path / "s" / f"{k}", seed=k, instance=k, spacing=0.08) for k in (1, 2)]
-    study = read_study(tmp_path / "s")
+    study = read_image_file(tmp_path / "s")
     np.testing.assert_allclose(np.diag(study.geometry.affine), [-0.08, -0.08, 1, 1])
     assert study.spacing_mm == pytest.approx((0.08, 0.08))
     as_itk = read_series(files)
@@ -118,38 +118,38 @@ def test_several_sizes_are_named(tmp_path: Path) -> None:
         written(tmp_path / f"{k}", instance=k)
     written(tmp_path / "3", instance=3, size=(32, 48))
     with pytest.raises(InputError, match="2 of 60 x 40, 1 of 48 x 32.*SOPInstanceUID"):
-        read_study(tmp_path)
+        read_image_file(tmp_path)
 
 
 def test_what_is_no_picture_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no DICOM files"):
-        read_study(tmp_path)
+        read_image_file(tmp_path)
     with pytest.raises(InputError, match="got none"):
         read_series([])
     pdf = written(tmp_path / "report", SOPClassUID=PDF, Modality="OT")
     with pytest.raises(InputError, match="PDF"):
-        read_study(tmp_path)
+        read_image_file(tmp_path)
     with pytest.raises(InputError, match="PDF"):
-        read_study(pdf)
+        read_image_file(pdf)
     written(tmp_path / "report")
     written(tmp_path / "other", SeriesInstanceUID="1.2.3", instance=2)
     with pytest.raises(InputError, match="one series, got those of 2"):
-        read_study(tmp_path)
+        read_image_file(tmp_path)
     (tmp_path / "junk.dcm").write_bytes(b"junk" * 100)
     with pytest.raises(InputError, match="junk.dcm"):
-        read_study(tmp_path)
+        read_image_file(tmp_path)
 
 
 def test_no_pixels_truncated_and_too_large(tmp_path: Path) -> None:
     for k in (1, 2, 3):
         written(tmp_path / f"{k}", instance=k)
     with pytest.raises(InputError, match="limit"):
-        read_study(tmp_path, Limits(total_pixels=2 * H * W))
+        read_image_file(tmp_path, Limits(total_pixels=2 * H * W))
     bare = pydicom.dcmread(tmp_path / "2")
     del bare.PixelData
     bare.save_as(tmp_path / "2")
     with pytest.raises(InputError, match="2 holds no pixels"):
-        read_study(tmp_path)
+        read_image_file(tmp_path)
     damaged = pydicom.dcmread(tmp_path / "3")
     damaged.PixelData = b"\0" * 8
     damaged["PixelData"].is_undefined_length = False
@@ -157,14 +157,14 @@ def test_no_pixels_truncated_and_too_large(tmp_path: Path) -> None:
     damaged.save_as(tmp_path / "3")
     (tmp_path / "2").unlink()
     with pytest.raises(InputError, match="truncated"):
-        read_study(tmp_path)
+        read_image_file(tmp_path)
 
 
 def test_each_frame_is_measured_with_its_own_spacing(tmp_path: Path) -> None:
     written(tmp_path / "a", instance=1, spacing=0.1)
     written(tmp_path / "b", instance=2, spacing=0.2)
     written(tmp_path / "c", instance=3, regions=[])
-    study = read_study(tmp_path)
+    study = read_image_file(tmp_path)
     assert study.spacing_mm is None and any("differ in pixel size" in w for w in study.warnings)
     assert [study.spacing_of(k) for k in range(3)] == [pytest.approx((0.1, 0.1)), pytest.approx((0.2, 0.2)), None]
 
@@ -200,7 +200,7 @@ LEFT, RIGHT = (0, 4, 27, 35, "tissue"), (30, 4, 57, 35, "tissue")
     ],
 )
 def test_regions_of_the_screen(tmp_path: Path, regions: list, expected: list) -> None:
-    study = read_study(written(tmp_path / "a", regions=regions))
+    study = read_image_file(written(tmp_path / "a", regions=regions))
     found = [(c.start, r.start, c.stop, r.stop) for r, c in study.regions]
     assert found == expected and not any("B-mode" in w for w in study.warnings)
 
@@ -215,7 +215,7 @@ def test_regions_of_the_screen(tmp_path: Path, regions: list, expected: list) ->
     ],
 )
 def test_unusable_regions_are_said(tmp_path: Path, regions: list) -> None:
-    study = read_study(written(tmp_path / "a", regions=regions))
+    study = read_image_file(written(tmp_path / "a", regions=regions))
     assert study.regions == () and any("B-mode" in w for w in study.warnings)
 
 
@@ -224,7 +224,7 @@ def test_odd_values_in_a_region_do_not_stop_the_reading(tmp_path: Path) -> None:
     dataset.SequenceOfUltrasoundRegions[0].RegionLocationMaxX1 = [27, 28]
     dataset.SequenceOfUltrasoundRegions[1].PhysicalDeltaX = [0.01, 0.02]
     dataset.save_as(tmp_path / "a")
-    study = read_study(tmp_path / "a")
+    study = read_image_file(tmp_path / "a")
     assert len(study.regions) == 1 and study.spacing_mm == pytest.approx((0.1, 0.1))
     assert any("cannot be" in w for w in study.warnings)
 
@@ -232,8 +232,8 @@ def test_odd_values_in_a_region_do_not_stop_the_reading(tmp_path: Path) -> None:
 def test_regions_may_differ_from_file_to_file(tmp_path: Path) -> None:
     written(tmp_path / "a", instance=1)
     written(tmp_path / "b", instance=2, regions=[LEFT, RIGHT])
-    study = read_study(tmp_path)
+    study = read_image_file(tmp_path)
     assert study.regions == () and study.regions_of(0) == () and len(study.regions_of(1)) == 2
     written(tmp_path / "a", instance=1, regions=[LEFT, RIGHT])
-    study = read_study(tmp_path)
+    study = read_image_file(tmp_path)
     assert study.regions == study.regions_of(0) == study.regions_of(1) and len(study.regions) == 2

@@ -19,11 +19,11 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 
-from ultrarefiner_monai.core.image import luminance
+from ultrarefiner_monai.core.image_file import luminance
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 
 GREY = luminance(card())
 H, W = GREY.shape
@@ -71,7 +71,7 @@ def read_bytes(content: bytes) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.dcm")
         path.write_bytes(content)
-        return read_study(path)
+        return read_image_file(path)
 
 
 def test_low_values_in_sixteen_bits_in_every_colour(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_low_values_in_sixteen_bits_in_every_colour(tmp_path: Path) -> None:
         ("MONOCHROME1", GREY.astype(np.uint16), 255 - GREY),
         ("MONOCHROME2", GREY.astype(np.uint32), GREY),
     ):
-        study = read_study(written(tmp_path / "a.dcm", pixels, photometric))
+        study = read_image_file(written(tmp_path / "a.dcm", pixels, photometric))
         assert np.abs(study.frame() - expected / 255.0).max() <= ONE_GREY, photometric
         assert says(study, "values up to"), photometric
     grey, expected = palette(GREY)
@@ -90,29 +90,29 @@ def test_low_values_in_sixteen_bits_in_every_colour(tmp_path: Path) -> None:
     for colour in ("Red", "Green", "Blue"):
         key = f"{colour}PaletteColorLookupTableData"
         low[key] = (np.frombuffer(low[key], "<u2") >> 4).tobytes()  # twelve bits
-    study = read_study(written(tmp_path / "a.dcm", grey, "PALETTE COLOR", **low))
+    study = read_image_file(written(tmp_path / "a.dcm", grey, "PALETTE COLOR", **low))
     assert np.abs(study.frame() * 255 - expected[0]).max() <= 1
 
 
 def test_all_frames_of_a_cine_and_of_a_series_have_one_scale(tmp_path: Path) -> None:
     frames = np.stack([np.full((H, W), v, np.uint16) + np.arange(W, dtype=np.uint16) for v in (50, 3000, 100)])
-    study = read_study(written(tmp_path / "a.dcm", frames, NumberOfFrames=3))
+    study = read_image_file(written(tmp_path / "a.dcm", frames, NumberOfFrames=3))
     np.testing.assert_allclose(study.frames, frames / 4095, atol=1e-6)
     (tmp_path / "s").mkdir()
     for k in range(3):
         written(tmp_path / "s" / f"{k}.dcm", frames[k], SOPInstanceUID=f"1.2.{k}", InstanceNumber=k)
-    series = read_study(tmp_path / "s")
+    series = read_image_file(tmp_path / "s")
     np.testing.assert_allclose(series.frames, frames / 4095, atol=1e-6)
     for syntax in (RLELossless,):
         coded = pydicom.dcmread(tmp_path / "a.dcm")
         coded.compress(syntax)
         coded.save_as(tmp_path / "b.dcm")
-        np.testing.assert_allclose(read_study(tmp_path / "b.dcm").frames, frames / 4095, atol=1e-6)
+        np.testing.assert_allclose(read_image_file(tmp_path / "b.dcm").frames, frames / 4095, atol=1e-6)
 
 
 def test_signed_values_and_bits_above_those_stored(tmp_path: Path) -> None:
     signed = GREY.astype(np.int16) - 100
-    study = read_study(written(tmp_path / "a.dcm", signed, PixelRepresentation=1))
+    study = read_image_file(written(tmp_path / "a.dcm", signed, PixelRepresentation=1))
     low, high = int(signed.min()), int(signed.max())
     np.testing.assert_allclose(study.frame(), (signed - low) / (high - low), atol=1e-6)
     assert says(study, "signed")
@@ -123,7 +123,7 @@ def test_signed_values_and_bits_above_those_stored(tmp_path: Path) -> None:
     dataset = pydicom.dcmread(path)
     dataset.add_new((0x6000, 0x0102), "US", 15)
     dataset.save_as(path)
-    study = read_study(path)
+    study = read_image_file(path)
     np.testing.assert_allclose(study.frame(), (deep & 0xFFF) / 4095, atol=1e-6)
     assert not says(study, "scaled by")
 
@@ -134,7 +134,7 @@ def test_windows_tables_and_what_of_them_is_used(tmp_path: Path) -> None:
     plain = deep / 4095
 
     def study(**values: Any) -> Any:
-        return read_study(written(tmp_path / "a.dcm", deep, **twelve, **values))
+        return read_image_file(written(tmp_path / "a.dcm", deep, **twelve, **values))
 
     several = study(WindowCenter=[1000, 5], WindowWidth=[1000, 5])
     np.testing.assert_allclose(several.frame(), np.clip(deep / 1000 - 0.5, 0, 1), atol=1e-5)
@@ -157,7 +157,7 @@ def test_windows_tables_and_what_of_them_is_used(tmp_path: Path) -> None:
 
 
 def test_eight_bits_are_what_they_were(tmp_path: Path) -> None:
-    study = read_study(written(tmp_path / "a.dcm", GREY, WindowCenter=40, WindowWidth=10))
+    study = read_image_file(written(tmp_path / "a.dcm", GREY, WindowCenter=40, WindowWidth=10))
     np.testing.assert_array_equal(np.rint(study.frame() * 255), GREY)
     assert not says(study, "window") and not says(study, "scaled")
 
@@ -181,21 +181,21 @@ def saved_as(path: Path, pixels: np.ndarray) -> Path:
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "a.jpg", "a.gif", "a.webp", "a.nii.gz", "a.nrrd", "a.dcm"])
 def test_a_picture_that_shows_nothing_is_said_in_every_format(tmp_path: Path, name: str) -> None:
     picture = make_phantom(np.random.default_rng(0), 120, 160, "benign").image
-    assert not says(read_study(saved_as(tmp_path / name, picture)), "nearly")
-    assert not says(read_study(saved_as(tmp_path / name, picture // 3)), "nearly")
+    assert not says(read_image_file(saved_as(tmp_path / name, picture)), "nearly")
+    assert not says(read_image_file(saved_as(tmp_path / name, picture // 3)), "nearly")
     for pixels, what in (
         (picture // 40, "nearly black"),
         (250 + picture // 60, "nearly white"),
         (picture * 0 + 90, "one grey"),
     ):
-        assert says(read_study(saved_as(tmp_path / name, pixels.astype(np.uint8))), what), what
+        assert says(read_image_file(saved_as(tmp_path / name, pixels.astype(np.uint8))), what), what
 
 
 def test_empty_frames_of_a_cine_are_named(tmp_path: Path) -> None:
     picture = make_phantom(np.random.default_rng(0), 120, 160, "benign").image
     frames = np.stack([picture * 0, picture, picture, picture, picture * 0])
     (tmp_path / "a.dcm").write_bytes(dicom_bytes(frames, 1, 0.1))
-    assert says(read_study(tmp_path / "a.dcm"), "frames 0, 4 are nearly black")
+    assert says(read_image_file(tmp_path / "a.dcm"), "frames 0, 4 are nearly black")
 
 
 # --- how many frames --------------------------------------------------------------------------------------------------
@@ -241,32 +241,32 @@ CODINGS = ["native", "rle", "jpeg", "jpeg table", "jpeg fragments", "jpeg fragme
 
 @pytest.mark.parametrize("coding", CODINGS)
 def test_frames_beyond_those_announced_are_said(tmp_path: Path, coding: str) -> None:
-    whole = read_study(cine(tmp_path / "a.dcm", coding, 5))
+    whole = read_image_file(cine(tmp_path / "a.dcm", coding, 5))
     assert whole.n_frames == 5 and not says(whole, "NumberOfFrames")
     for said, shown in ((3, 3), (1, 1), (None, 1), (0, 1), (-2, 1), ("five", 1)):
-        study = read_study(cine(tmp_path / "b.dcm", coding, said))
+        study = read_image_file(cine(tmp_path / "b.dcm", coding, said))
         assert study.n_frames == shown, said
         assert says(study, "pixels for 5 frames"), said
         assert says(study, "is taken as 1") == (said in (0, -2, "five")), said
         np.testing.assert_array_equal(study.frames, whole.frames[:shown])
     for said in (7, 2_000_000_000):
         with pytest.raises(InputError, match="b.dcm"):
-            read_study(cine(tmp_path / "b.dcm", coding, said))
+            read_image_file(cine(tmp_path / "b.dcm", coding, said))
 
 
 def test_a_single_frame_needs_no_number(tmp_path: Path) -> None:
-    study = read_study(written(tmp_path / "a.dcm", GREY))
+    study = read_image_file(written(tmp_path / "a.dcm", GREY))
     assert study.n_frames == 1 and not says(study, "NumberOfFrames")
 
 
 def test_an_offset_table_that_lies_is_not_believed(tmp_path: Path) -> None:
     path = cine(tmp_path / "a.dcm", "jpeg table", 5)
-    whole = read_study(path).frames
+    whole = read_image_file(path).frames
     content = path.read_bytes()
     at = content.index(b"\xfe\xff\x00\xe0" + struct.pack("<I", 20)) + 8
     for table in ((0, 8, 16, 24, 32), (0, 0, 0, 0, 0), (4, 3, 2, 1, 0)):
         path.write_bytes(content[:at] + struct.pack("<5I", *table) + content[at + 20 :])
-        np.testing.assert_array_equal(read_study(path).frames, whole)
+        np.testing.assert_array_equal(read_image_file(path).frames, whole)
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------
@@ -279,37 +279,37 @@ def test_an_offset_table_that_lies_is_not_believed(tmp_path: Path) -> None:
 def test_what_has_an_obvious_default_may_be_missing(tmp_path: Path, keyword: str, photometric: str) -> None:
     pixels = GREY if photometric == "MONOCHROME2" else card()
     path = written(tmp_path / "a.dcm", pixels, photometric)
-    whole = read_study(path)
-    study = read_study(edited(path, keyword))
+    whole = read_image_file(path)
+    study = read_image_file(edited(path, keyword))
     np.testing.assert_array_equal(study.frame(), whole.frame())
     assert says(study, keyword) == (keyword != "HighBit")  # nothing depends on that one
 
 
 def test_flags_that_mean_nothing(tmp_path: Path) -> None:
     path = written(tmp_path / "a.dcm", card(), "RGB")
-    whole = read_study(path)
-    study = read_study(edited(path, PixelRepresentation=7, PlanarConfiguration=9, BitsStored=0))
+    whole = read_image_file(path)
+    study = read_image_file(edited(path, PixelRepresentation=7, PlanarConfiguration=9, BitsStored=0))
     np.testing.assert_array_equal(study.frame(), whole.frame())
     assert says(study, "PixelRepresentation is 7", "PlanarConfiguration is 9", "BitsStored is 0")
 
 
 def test_planes_modality_and_coding_may_be_missing(tmp_path: Path) -> None:
-    whole = read_study(written(tmp_path / "a.dcm", card(), "RGB"))
-    study = read_study(edited(tmp_path / "a.dcm", "PlanarConfiguration", "Modality"))
+    whole = read_image_file(written(tmp_path / "a.dcm", card(), "RGB"))
+    study = read_image_file(edited(tmp_path / "a.dcm", "PlanarConfiguration", "Modality"))
     np.testing.assert_array_equal(study.frame(), whole.frame())
     assert says(study, "PlanarConfiguration", "modality unknown")
     for syntax, uid in NATIVE.items():
         if "Deflated" not in syntax:
             content = dicom(uid, "MONOCHROME2", GREY)
             (tmp_path / "b.dcm").write_bytes(content[dataset_start(content) :])
-            study = read_study(tmp_path / "b.dcm")
+            study = read_image_file(tmp_path / "b.dcm")
             np.testing.assert_array_equal(np.rint(study.frame() * 255), GREY)
             assert says(study, "TransferSyntaxUID"), syntax
     for coding in ("rle", "jpeg"):
-        whole = read_study(cine(tmp_path / "c.dcm", coding, 5))
+        whole = read_image_file(cine(tmp_path / "c.dcm", coding, 5))
         content = (tmp_path / "c.dcm").read_bytes()
         (tmp_path / "d.dcm").write_bytes(content[dataset_start(content) :])
-        study = read_study(tmp_path / "d.dcm")
+        study = read_image_file(tmp_path / "d.dcm")
         np.testing.assert_array_equal(study.frames, whole.frames)
         assert says(study, "TransferSyntaxUID")
 
@@ -324,7 +324,7 @@ def dataset_start(content: bytes) -> int:
 def test_what_has_no_default_is_named(tmp_path: Path, keyword: str) -> None:
     path = edited(written(tmp_path / "a.dcm", GREY), keyword)
     with pytest.raises(InputError, match=f"a.dcm lacks {keyword}"):
-        read_study(path)
+        read_image_file(path)
 
 
 DAMAGE = {
@@ -353,7 +353,7 @@ def test_a_damaged_element_that_is_not_needed_refuses_nothing(tmp_path: Path, ke
     if keyword.startswith("Window"):
         edited(path, **{"WindowWidth" if keyword == "WindowCenter" else "WindowCenter": 100})
     insert(path, pydicom.tag.Tag(keyword), pydicom.datadict.dictionary_VR(keyword), DAMAGE[keyword])
-    study = read_study(path)
+    study = read_image_file(path)
     np.testing.assert_array_equal(np.rint(study.frame() * 255), GREY)
     if bits == 8:
         assert not says(study, "window")
@@ -391,7 +391,7 @@ JUNK = {
 def test_a_broken_sequence_refuses_nothing(tmp_path: Path, tag: tuple[int, int], junk: str) -> None:
     path = written(tmp_path / "a.dcm", GREY)
     insert(path, tag, "SQ", JUNK[junk])
-    np.testing.assert_array_equal(np.rint(read_study(path).frame() * 255), GREY)
+    np.testing.assert_array_equal(np.rint(read_image_file(path).frame() * 255), GREY)
 
 
 @pytest.mark.parametrize(
@@ -403,11 +403,11 @@ def test_a_broken_sequence_without_a_length_is_passed_over(tmp_path: Path, insid
     dataset = pydicom.dcmread(path)
     dataset["SequenceOfUltrasoundRegions"].is_undefined_length = True
     dataset.save_as(path)
-    whole, content = read_study(path), path.read_bytes()
+    whole, content = read_image_file(path), path.read_bytes()
     broken = struct.pack("<HH2sHI", 0x0009, 0x1010, b"SQ", 0, 0xFFFFFFFF) + inside
     at = content.index(struct.pack("<HH2s", 0x10, 0x10, b"PN"))
     path.write_bytes(content[:at] + broken + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0) + content[at:])
-    study = read_study(path)
+    study = read_image_file(path)
     np.testing.assert_array_equal(study.frame(), whole.frame())
     assert study.spacing_mm == whole.spacing_mm and study.patient == whole.patient
 
@@ -416,10 +416,10 @@ def test_regions_with_a_damaged_value_give_way_to_the_others(tmp_path: Path) -> 
     (tmp_path / "a.dcm").write_bytes(
         dicom_bytes(np.stack([GREY]), 1, 0.08, regions=[(0, 0, 40, 95, "tissue"), (60, 0, 143, 95, "tissue")])
     )
-    whole = read_study(tmp_path / "a.dcm")
+    whole = read_image_file(tmp_path / "a.dcm")
     content = (tmp_path / "a.dcm").read_bytes()
     head = struct.pack("<HH2sH", 0x18, 0x602C, b"FD", 8)  # PhysicalDeltaX of the first region
     (tmp_path / "a.dcm").write_bytes(content.replace(head, head.replace(b"FD", b"DS"), 1))
-    study = read_study(tmp_path / "a.dcm")
+    study = read_image_file(tmp_path / "a.dcm")
     np.testing.assert_array_equal(study.frame(), whole.frame())
     assert study.regions == whole.regions and study.spacing_mm == whole.spacing_mm

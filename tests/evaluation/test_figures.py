@@ -16,7 +16,7 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import read_index
 from ultrarefiner_monai.evaluation.comparison import compare_runs
 from ultrarefiner_monai.evaluation.figures import evaluate
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.interaction.robot import as_clicks
 from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT, score
 from ultrarefiner_monai.models.build import build_coarse
@@ -51,7 +51,7 @@ def test_the_figures_are_those_of_the_served_masks(checkpoint: Path, folder: Pat
     assert sorted(rows) == [i.id for i in items]
     dice = []
     for item in items:
-        mask = predictor.propose(read_study(item.image).frame(0)).mask
+        mask = predictor.propose(read_image_file(item.image).frame(0)).mask
         expected = score(mask, read_mask(item.mask)[0])
         assert float(rows[item.id]["dice"]) == pytest.approx(expected.dice, abs=1e-4)
         dice += [expected.dice] if item.has_lesion else []
@@ -98,7 +98,7 @@ def test_the_robot_plays_the_path_that_serves(played: Path, refined: Path, folde
     for name, game in games.items():
         assert game["dice_0"] == metrics[name]["dice"]
         made = [(int(x), int(y), sign == "+") for x, y, sign in (c.split() for c in game["clicks"].split("; "))]
-        image, label = read_study(items[name].image).frame(0), read_mask(items[name].mask)[0]
+        image, label = read_image_file(items[name].image).frame(0), read_mask(items[name].mask)[0]
         assert all(bool(label[y, x]) == positive for x, y, positive in made)
         for k in (1, len(made)):
             dice = score(predictor.interact(image, as_clicks(made[:k])).mask, label).dice

@@ -20,7 +20,7 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.dicomweb.client import Pacs, PacsError
 from ultrarefiner_monai.exchange.mirror import Mirror
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 
 pytestmark = pytest.mark.orthanc
 
@@ -54,7 +54,7 @@ def test_a_series_that_grows_is_read_anew(orthanc: Orthanc, mirror: Callable[...
     assert images.update()
     volume = nibabel.load(images.nifti("1.2.1"))
     assert [p.stem for p in images.files("1.2.1")] == ["1.3.9", "1.3.2"]  # by InstanceNumber
-    study = read_study(images.open("1.2.1"))
+    study = read_image_file(images.open("1.2.1"))
     np.testing.assert_array_equal(study.geometry.to_frames(np.asarray(volume.dataobj)), np.rint(study.frames * 255))
     np.testing.assert_allclose(volume.affine, study.geometry.affine, rtol=1e-6)
 
@@ -106,7 +106,7 @@ def test_without_the_store_list_and_fetched_images_stay(
         images.update()
     assert len([r for r in caplog.records if "listed before stay" in r.message]) == 1  # said once
     assert set(images.images) == {"1.2.1", "1.2.2"} and "cannot be reached" in images.problem
-    assert read_study(images.open("1.2.1")).shape == (1, 24, 32)
+    assert read_image_file(images.open("1.2.1")).shape == (1, 24, 32)
     assert images.cached("1.2.1") and not images.cached("1.2.2")
     with pytest.raises(PacsError, match="cannot be reached"):
         images.open("1.2.2")

@@ -131,7 +131,7 @@ def work() -> None:
     """Lines ``[path, study]`` on stdin, lines of JSON on stdout."""
     from seeds import _study
 
-    from ultrarefiner_monai.core.image import Limits
+    from ultrarefiner_monai.core.image_file import Limits
 
     studies = {name: _study(name) for name in ("frame.dcm", "cine.dcm")}
     limits = Limits(PIXELS, PIXELS)
@@ -153,7 +153,7 @@ def work() -> None:
 def _read(path: Path, study: Any, limits: Any) -> dict[str, Any]:
     from ultrarefiner_monai.core.types import InputError
     from ultrarefiner_monai.imaging.mask_files import read_mask
-    from ultrarefiner_monai.imaging.readers import read_study
+    from ultrarefiner_monai.imaging.readers import read_image_file
 
     try:
         if study is not None:
@@ -161,7 +161,7 @@ def _read(path: Path, study: Any, limits: Any) -> dict[str, Any]:
             shape = (study.n_frames, study.height, study.width)
             assert mask.shape == shape and set(np.unique(mask)) <= {0, 1}, f"a mask of {mask.shape}"
             return {"read": list(mask.shape)}
-        found = read_study(path, limits)
+        found = read_image_file(path, limits)
         for k in {0, found.n_frames // 2, found.n_frames - 1}:
             frame = found.frame(k)
             assert frame.shape == (found.height, found.width) and np.isfinite(frame).all(), f"a frame of {frame.shape}"

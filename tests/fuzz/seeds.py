@@ -15,7 +15,7 @@ from PIL import Image
 
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.imaging.writers import encode_mask
 
 HEIGHT, WIDTH, FRAMES = 40, 56, 3
@@ -79,7 +79,7 @@ def _study(name: str):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_bytes(dicom_bytes(frames, 1, 0.1))
-        study = read_study(path)
+        study = read_image_file(path)
         study.frame(0)
         return study
 

@@ -27,13 +27,13 @@ def test_the_seeds_are_sound(tmp_path):
     from seeds import _study
 
     from ultrarefiner_monai.imaging.mask_files import read_mask
-    from ultrarefiner_monai.imaging.readers import read_study
+    from ultrarefiner_monai.imaging.readers import read_image_file
 
     optional = (".gif", ".mp4", ".avi")
     for name, content in images().items():
         if not name.endswith(optional):
             (tmp_path / name).write_bytes(content)
-            assert read_study(tmp_path / name).n_frames >= 1
+            assert read_image_file(tmp_path / name).n_frames >= 1
     for name, content in labels().items():
         (tmp_path / name).write_bytes(content)
         assert read_mask(tmp_path / name, _study(f"{name.partition('.')[0]}.dcm")).any()

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.nrrd import read_nrrd_array
-from ultrarefiner_monai.imaging.readers import Limits, read_mask, read_study
+from ultrarefiner_monai.imaging.readers import Limits, read_image_file, read_mask
 
 MB = 2**20
 SMALL = Limits(total_pixels=100_000)
@@ -42,7 +42,7 @@ def refused(path: Path, read: Callable[[Path], Any], match: str = ".") -> None:
     assert peak < 8 * MB, f"{peak / MB:.0f} MB"
 
 
-READS = [lambda p: read_study(p, SMALL), lambda p: read_mask(p, None, SMALL)]
+READS = [lambda p: read_image_file(p, SMALL), lambda p: read_mask(p, None, SMALL)]
 
 
 # --- NRRD -------------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_nifti_of_many_doubles(tmp_path: Path, read: Callable[[Path], Any]) -> N
 def test_nifti_extensions_that_are_meant(tmp_path: Path) -> None:
     extension = struct.pack("<ii", 32, 6) + b"a comment".ljust(24, b"\0")
     (tmp_path / "a.nii").write_bytes(nifti_bytes(extension=extension * 2))
-    assert read_study(tmp_path / "a.nii").shape == (1, 3, 4)
+    assert read_image_file(tmp_path / "a.nii").shape == (1, 3, 4)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -197,13 +197,13 @@ def tiff_bytes(pages: int, loop: bool = False) -> bytes:
 def test_tiff_pages(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     path.write_bytes(tiff_bytes(3))
-    assert read_study(path).n_frames == 3
+    assert read_image_file(path).n_frames == 3
     path.write_bytes(tiff_bytes(3, loop=True))
-    assert read_study(path).n_frames == 3
+    assert read_image_file(path).n_frames == 3
     path.write_bytes(tiff_bytes(10_500))
-    refused(path, lambda p: read_study(p), "pages")
+    refused(path, lambda p: read_image_file(p), "pages")
     path.write_bytes(tiff_bytes(9000))
-    refused(path, lambda p: read_study(p, Limits(total_pixels=12 * 8000)), "limit")
+    refused(path, lambda p: read_image_file(p, Limits(total_pixels=12 * 8000)), "limit")
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp"])
@@ -217,4 +217,4 @@ def test_picture_sizes(tmp_path: Path, suffix: str) -> None:
     else:
         content[18:26] = struct.pack("<ii", 30_000, 30_000)
     path.write_bytes(content)
-    refused(path, lambda p: read_study(p, SMALL), "limit")
+    refused(path, lambda p: read_image_file(p, SMALL), "limit")

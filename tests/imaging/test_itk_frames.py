@@ -13,10 +13,10 @@ import pytest
 from itk_files import AXES, EVERY_SPACING, FILES, PLAIN, STORAGE, H, T, W, dicom, nifti, nrrd_file, png
 from pydicom._uid_dict import UID_dictionary
 
-from ultrarefiner_monai.core.image import RAS_FROM_LPS, Study
+from ultrarefiner_monai.core.image_file import RAS_FROM_LPS, ImageFile
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.mask_files import make_plain
-from ultrarefiner_monai.imaging.readers import read_mask, read_study, write_mask
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask, write_mask
 from ultrarefiner_monai.imaging.writers import lost_position, write_frames
 
 sitk = pytest.importorskip("SimpleITK")
@@ -46,18 +46,18 @@ def overlaid(reply: Any, image: Any) -> Any:
     return sitk.Resample(reply, image, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkNearestNeighbor, 0)
 
 
-def outlined(study: Study) -> np.ndarray:
+def outlined(study: ImageFile) -> np.ndarray:
     frames = study.frames
     return (frames > frames.max() / 2).astype(np.uint8)
 
 
 @pytest.fixture(params=sorted(FILES))
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Study, Any]:
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ImageFile, Any]:
     """(the study, ITK's image) of each file."""
     suffix, write = FILES[request.param]
     path = tmp_path / f"image{suffix}"
     write(path)
-    return read_study(path), in_space(sitk.ReadImage(str(path)))
+    return read_image_file(path), in_space(sitk.ReadImage(str(path)))
 
 
 def labels_of_clients(truth: Any) -> list[tuple[str, Any]]:
@@ -70,7 +70,7 @@ def labels_of_clients(truth: Any) -> list[tuple[str, Any]]:
 
 
 def test_a_reply_lies_on_its_image_and_a_label_comes_back(
-    opened: tuple[Study, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    opened: tuple[ImageFile, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     study, image = opened
     truth, mask = lesion(image), outlined(study)
@@ -87,7 +87,7 @@ def test_a_reply_lies_on_its_image_and_a_label_comes_back(
     assert not [record for record in caplog.records if "voxel by voxel" in record.message or "moved" in record.message]
 
 
-def test_a_click_is_on_the_voxel_that_the_client_shows(opened: tuple[Study, Any]) -> None:
+def test_a_click_is_on_the_voxel_that_the_client_shows(opened: tuple[ImageFile, Any]) -> None:
     study, image = opened
     seen = sitk.GetArrayFromImage(lesion(image)).T  # [i, j, k]
     assert seen.shape == study.geometry.grid
@@ -99,7 +99,7 @@ def test_a_click_is_on_the_voxel_that_the_client_shows(opened: tuple[Study, Any]
         np.testing.assert_allclose((RAS_FROM_LPS @ study.geometry.affine @ [*ijk, 1])[:3], place, rtol=1e-4, atol=1e-4)
 
 
-def test_sizes_follow_the_frame_or_are_pixels_with_the_reason(opened: tuple[Study, Any]) -> None:
+def test_sizes_follow_the_frame_or_are_pixels_with_the_reason(opened: tuple[ImageFile, Any]) -> None:
     study, image = opened
     if study.kind == "dicom":  # measured by the ultrasound regions, which ITK does not know
         return
@@ -122,7 +122,7 @@ def test_a_file_of_any_class_lies_where_itk_has_it(uid: str, tmp_path: Path) -> 
     for count, groups in ((1, None), (T, None), (T, {"PixelSpacing": [0.7, 0.8], "SpacingBetweenSlices": 2})):
         dicom(uid, count, groups, **EVERY_SPACING, **AXES)(path)
         try:
-            image, study = in_space(sitk.ReadImage(str(path))), read_study(path)
+            image, study = in_space(sitk.ReadImage(str(path))), read_image_file(path)
         except (RuntimeError, InputError):  # one of the two does not read it
             continue
         for ijk in ((0, 0, 0), (W - 1, 0, 0), (0, H - 1, 0), (W - 1, H - 1, count - 1)):
@@ -134,7 +134,7 @@ def test_a_png_reply_has_the_size_of_its_picture(tmp_path: Path) -> None:
     for name in ("png", "png scale", "png 16", "jpeg inch", "tiff cm", "bmp", "us", "nifti no codes"):
         suffix, write = FILES[name]
         write(tmp_path / f"image{suffix}")
-        study = read_study(tmp_path / f"image{suffix}")
+        study = read_image_file(tmp_path / f"image{suffix}")
         image = in_space(sitk.ReadImage(str(study.path)))
         write_mask(tmp_path / "reply.png", outlined(study), study)
         reply = in_space(sitk.ReadImage(str(tmp_path / "reply.png")))
@@ -142,7 +142,7 @@ def test_a_png_reply_has_the_size_of_its_picture(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read_mask(tmp_path / "reply.png", study), outlined(study))
 
 
-def test_a_reply_that_cannot_lie_on_its_image_says_so(opened: tuple[Study, Any], tmp_path: Path) -> None:
+def test_a_reply_that_cannot_lie_on_its_image_says_so(opened: tuple[ImageFile, Any], tmp_path: Path) -> None:
     """And one that says nothing lies on it."""
     study, image = opened
     mask = outlined(study)
@@ -156,7 +156,7 @@ def test_a_reply_that_cannot_lie_on_its_image_says_so(opened: tuple[Study, Any],
 def test_axes_that_are_not_at_right_angles_are_no_nifti(tmp_path: Path) -> None:
     skew = "space directions: (0.1,0,0) (0.05,0.2,0) (0,0,0.7)\nspace origin: (5,6,7)"
     nrrd_file(skew)(tmp_path / "image.nrrd")
-    study = read_study(tmp_path / "image.nrrd")
+    study = read_image_file(tmp_path / "image.nrrd")
     image = in_space(sitk.ReadImage(str(study.path)))
     write_mask(tmp_path / "reply.nrrd", outlined(study), study)
     reply = in_space(sitk.ReadImage(str(tmp_path / "reply.nrrd")))
@@ -168,7 +168,7 @@ def test_axes_that_are_not_at_right_angles_are_no_nifti(tmp_path: Path) -> None:
 def test_a_label_in_another_programs_frame_is_taken_voxel_by_voxel(name: str, tmp_path: Path) -> None:
     """A tool that reads the image with nibabel saves its label with nibabel's position, not with ITK's."""
     FILES[name][1](tmp_path / "image.nii")
-    study = read_study(tmp_path / "image.nii")
+    study = read_image_file(tmp_path / "image.nii")
     image: Any = nibabel.load(tmp_path / "image.nii")
     mask = outlined(study)
     values = study.geometry.to_grid(mask).reshape(image.shape)
@@ -181,7 +181,7 @@ def test_a_label_in_another_programs_frame_is_taken_voxel_by_voxel(name: str, tm
 def test_where_a_label_of_the_images_size_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Identity says nothing; whole voxels are what the header says; half a voxel cannot be meant."""
     nifti("xy1", sform=PLAIN, codes=(0, 1))(tmp_path / "image.nii")
-    study = read_study(tmp_path / "image.nii")
+    study = read_image_file(tmp_path / "image.nii")
     image = sitk.ReadImage(str(study.path))
     truth, mask = lesion(image), outlined(study)
 
@@ -209,7 +209,7 @@ def test_where_a_label_of_the_images_size_is_taken(tmp_path: Path, caplog: pytes
 
 def test_a_label_larger_than_its_image_is_refused(tmp_path: Path) -> None:
     png()(tmp_path / "image.png")
-    study = read_study(tmp_path / "image.png")
+    study = read_image_file(tmp_path / "image.png")
     truth = lesion(in_space(sitk.ReadImage(str(study.path))))
     for axis in range(3):
         more = [0, 0, 0]
@@ -240,7 +240,7 @@ def test_what_the_pacs_client_is_handed_lies_where_the_study_says(tmp_path: Path
 def test_a_stored_label_is_shown_on_its_image(kind: str, tmp_path: Path) -> None:
     """It is handed out again: what was taken voxel by voxel, or is in a format that ITK does not read, is written anew."""
     nifti("xyt", codes=(0, 0))(tmp_path / "image.nii")
-    study = read_study(tmp_path / "image.nii")
+    study = read_image_file(tmp_path / "image.nii")
     image = in_space(sitk.ReadImage(str(study.path)))
     mask = outlined(study)
     label, values = tmp_path / "label.nii.gz", np.ascontiguousarray(study.geometry.to_grid(mask))
@@ -269,7 +269,7 @@ def test_a_stored_label_is_shown_on_its_image(kind: str, tmp_path: Path) -> None
     assert (label.read_bytes() == before) == (kind == "shifted")  # that one is where its header says
 
 
-def test_a_stored_label_that_lies_on_its_image_stays_as_it_came(opened: tuple[Study, Any], tmp_path: Path) -> None:
+def test_a_stored_label_that_lies_on_its_image_stays_as_it_came(opened: tuple[ImageFile, Any], tmp_path: Path) -> None:
     study, image = opened
     truth, mask = lesion(image), outlined(study)
     for name, label in labels_of_clients(truth):

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ultrarefiner_monai.core.image import RAS_FROM_LPS, Study
+from ultrarefiner_monai.core.image_file import RAS_FROM_LPS, ImageFile
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.mask_files import make_plain, read_mask
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.imaging.writers import write_mask
 
 H, W = 120, 170
@@ -47,9 +47,9 @@ def palette(index: int, colours: list[int], transparency: bytes | None = None) -
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
+def study(tmp_path: Path) -> ImageFile:
     Image.fromarray((YY % 251).astype(np.uint8)).save(tmp_path / "image.png")
-    return read_study(tmp_path / "image.png")
+    return read_image_file(tmp_path / "image.png")
 
 
 SAME: dict[str, Any] = {
@@ -80,7 +80,7 @@ SAME: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_a_picture_means_what_it_shows(name: str, study: Study, tmp_path: Path) -> None:
+def test_a_picture_means_what_it_shows(name: str, study: ImageFile, tmp_path: Path) -> None:
     warnings: list[str] = []
     SAME[name].save(tmp_path / "l.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "l.png", study, warnings=warnings)[0], MASK)
@@ -91,7 +91,7 @@ def test_a_picture_means_what_it_shows(name: str, study: Study, tmp_path: Path) 
             np.testing.assert_array_equal(read_mask(tmp_path / f"l{suffix}", study)[0], MASK)
 
 
-def test_transparency_of_one_grey(study: Study, tmp_path: Path) -> None:
+def test_transparency_of_one_grey(study: ImageFile, tmp_path: Path) -> None:
     """tRNS of a grey PNG: that grey is what one sees through."""
     Image.fromarray(MASK + np.uint8(7)).save(tmp_path / "l.png", transparency=7)
     np.testing.assert_array_equal(read_mask(tmp_path / "l.png", study)[0], MASK)
@@ -99,7 +99,7 @@ def test_transparency_of_one_grey(study: Study, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
 @pytest.mark.parametrize("name", SAME)
-def test_a_plain_label_is_the_same_to_every_reader(name: str, suffix: str, study: Study, tmp_path: Path) -> None:
+def test_a_plain_label_is_the_same_to_every_reader(name: str, suffix: str, study: ImageFile, tmp_path: Path) -> None:
     """Clients show a label by its pixels: palettes and transparency are written anew, the others left as they came."""
     path = tmp_path / f"l{suffix}"
     if suffix != ".png" and (SAME[name].mode not in ("L", "RGB", "1", "P") or "transparency" in SAME[name].info):
@@ -119,7 +119,7 @@ def test_a_plain_label_is_the_same_to_every_reader(name: str, suffix: str, study
 
 
 @pytest.mark.parametrize("soft", ["PNG edges", "alpha edges", "noise"])
-def test_soft_edges_and_noise_are_cut_with_a_warning(soft: str, study: Study, tmp_path: Path) -> None:
+def test_soft_edges_and_noise_are_cut_with_a_warning(soft: str, study: ImageFile, tmp_path: Path) -> None:
     noise = np.clip(WHITE.astype(int) - 3 + np.random.default_rng(0).integers(0, 5, MASK.shape), 0, 255)
     image, expected = {
         "PNG edges": (Image.fromarray(SOFT), SOFT >= 128),
@@ -134,7 +134,7 @@ def test_soft_edges_and_noise_are_cut_with_a_warning(soft: str, study: Study, tm
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("quality", [30, 50, 75, 95])
-def test_a_jpeg_keeps_its_outline(quality: int, mode: str, study: Study, tmp_path: Path) -> None:
+def test_a_jpeg_keeps_its_outline(quality: int, mode: str, study: ImageFile, tmp_path: Path) -> None:
     Image.fromarray(WHITE).convert(mode).save(tmp_path / "l.jpg", quality=quality)
     found = read_mask(tmp_path / "l.jpg", study)[0]
     assert np.count_nonzero(found != MASK) <= 4
@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_picture_that_is_no_mask_is_refused(name: str, study: Study, tmp_path: Path) -> None:
+def test_a_picture_that_is_no_mask_is_refused(name: str, study: ImageFile, tmp_path: Path) -> None:
     pixels, words = REFUSED[name]
     Image.fromarray(pixels).save(tmp_path / "l.png")
     with pytest.raises(InputError, match=rf"l\.png: its label .*{words}"):
@@ -178,18 +178,18 @@ def test_a_picture_that_is_no_mask_is_refused(name: str, study: Study, tmp_path:
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((H, W), np.uint8), rgb(CLEAR, CLEAR), np.zeros((H, W, 3), np.uint8)])
-def test_nothing_drawn_is_no_lesion(pixels: np.ndarray, study: Study, tmp_path: Path) -> None:
+def test_nothing_drawn_is_no_lesion(pixels: np.ndarray, study: ImageFile, tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "l.png")
     assert not read_mask(tmp_path / "l.png", study).any()
 
 
-def test_a_jpeg_coded_0_and_1_is_refused_not_empty(study: Study, tmp_path: Path) -> None:
+def test_a_jpeg_coded_0_and_1_is_refused_not_empty(study: ImageFile, tmp_path: Path) -> None:
     Image.fromarray(MASK).save(tmp_path / "l.jpg", quality=95)
     with pytest.raises(InputError, match="holds the values 0, 1"):
         read_mask(tmp_path / "l.jpg", study)
 
 
-def test_16_bits_a_colour_are_not_lost(study: Study, tmp_path: Path) -> None:
+def test_16_bits_a_colour_are_not_lost(study: ImageFile, tmp_path: Path) -> None:
     """Pillow keeps the upper 8 of them: 1 of 65535 would be black."""
 
     def png(value: int) -> bytes:
@@ -214,7 +214,7 @@ def test_16_bits_a_colour_are_not_lost(study: Study, tmp_path: Path) -> None:
         read_mask(tmp_path / "l.png", study)
 
 
-def test_white_is_0_in_a_tiff(study: Study, tmp_path: Path) -> None:
+def test_white_is_0_in_a_tiff(study: ImageFile, tmp_path: Path) -> None:
     """PhotometricInterpretation 0, in 8 and in 16 bits: stored 0 shows white."""
     for pixels in (255 - WHITE, 65535 - MASK.astype(np.uint16) * 65535):
         buffer = io.BytesIO()
@@ -230,7 +230,7 @@ def test_white_is_0_in_a_tiff(study: Study, tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=st.integers(1, 9), second=st.integers(0, 9), suffix=st.sampled_from([".nii.gz", ".nii", ".nrrd"]))
 @pytest.mark.parametrize("kind", ["u1", "i2", "f4", "f8"])
-def test_labelmaps(kind: str, first: int, second: int, suffix: str, study: Study, tmp_path: Path) -> None:
+def test_labelmaps(kind: str, first: int, second: int, suffix: str, study: ImageFile, tmp_path: Path) -> None:
     """0 and one other are the lesion in any format and type; two others are refused at the door."""
     grid = (MASK.T * first).astype(kind)
     if second:
@@ -248,7 +248,7 @@ def test_labelmaps(kind: str, first: int, second: int, suffix: str, study: Study
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".seg.nrrd"])
-def test_grids_that_are_no_label(suffix: str, study: Study, tmp_path: Path) -> None:
+def test_grids_that_are_no_label(suffix: str, study: ImageFile, tmp_path: Path) -> None:
     path = tmp_path / f"l{suffix}"
 
     def save(grid: np.ndarray) -> None:
@@ -272,7 +272,7 @@ def test_grids_that_are_no_label(suffix: str, study: Study, tmp_path: Path) -> N
     assert read_mask(path, study, confirmed=True).mean() > 0.9
 
 
-def test_a_segmentation_says_which_values_are_segments(study: Study, tmp_path: Path) -> None:
+def test_a_segmentation_says_which_values_are_segments(study: ImageFile, tmp_path: Path) -> None:
     """3D Slicer's fields name them; without any, 1 and 2 are two labels, whatever the file is called."""
     grid, two = MASK.T.copy()[..., None], MASK.T.copy()[..., None]
     two[:9, :9] = 2
@@ -291,7 +291,7 @@ def test_a_segmentation_says_which_values_are_segments(study: Study, tmp_path: P
         np.testing.assert_array_equal(read_mask(tmp_path / name, study)[0], MASK)
 
 
-def test_an_intercept_counts(study: Study, tmp_path: Path) -> None:
+def test_an_intercept_counts(study: ImageFile, tmp_path: Path) -> None:
     """scl_slope and scl_inter: stored -1 and 0 are 0 and 1."""
     image = nibabel.Nifti1Image(MASK.T.astype(np.int16) - 1, np.eye(4))
     image.header.set_slope_inter(1, 1)
@@ -303,7 +303,7 @@ def test_an_intercept_counts(study: Study, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "l.nii", study)[0], MASK)
 
 
-def test_an_outline_of_the_whole_frame_is_asked_about(study: Study, tmp_path: Path) -> None:
+def test_an_outline_of_the_whole_frame_is_asked_about(study: ImageFile, tmp_path: Path) -> None:
     """Less than nine tenths, but all four corners: said, not refused."""
     Image.fromarray(255 - WHITE).save(tmp_path / "l.png")
     warnings: list[str] = []
@@ -311,7 +311,7 @@ def test_an_outline_of_the_whole_frame_is_asked_about(study: Study, tmp_path: Pa
     assert "all four corners of the picture: is it inverted?" in warnings[0]
 
 
-def test_messages_hold_no_folder(study: Study, tmp_path: Path) -> None:
+def test_messages_hold_no_folder(study: ImageFile, tmp_path: Path) -> None:
     for suffix in (".nii.gz", ".nii", ".nrrd", ".png", ".tif"):
         path = tmp_path / f"damaged{suffix}"
         for content in (b"not what it says", b"", b"\x1f\x8b" + b"\0" * 400):
@@ -320,7 +320,7 @@ def test_messages_hold_no_folder(study: Study, tmp_path: Path) -> None:
                 read_mask(path, study)
             assert str(tmp_path) not in str(error.value)
             with pytest.raises(InputError) as error:
-                read_study(path)
+                read_image_file(path)
             assert str(tmp_path) not in str(error.value)
 
 
@@ -360,7 +360,7 @@ def hostile(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["nifti", "nrrd", "layers", "png", "jpg", "tif", "bmp", "pages"])
-def test_a_large_label_is_refused_before_it_is_unpacked(kind: str, study: Study, tmp_path: Path) -> None:
+def test_a_large_label_is_refused_before_it_is_unpacked(kind: str, study: ImageFile, tmp_path: Path) -> None:
     path = hostile(tmp_path, kind)
     tracemalloc.start()
     try:
@@ -372,7 +372,7 @@ def test_a_large_label_is_refused_before_it_is_unpacked(kind: str, study: Study,
     assert peak < 3e6, f"{peak / 1e6:.1f} MB"
 
 
-def test_a_label_longer_than_its_image_in_any_axis_is_refused(study: Study, tmp_path: Path) -> None:
+def test_a_label_longer_than_its_image_in_any_axis_is_refused(study: ImageFile, tmp_path: Path) -> None:
     for shape in ((W + 1, H, 1), (H, W + 1), (W, H, 2), (1, H + 1, W), (W + 1, 1, 1)):
         nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), tmp_path / "l.nii")
         with pytest.raises(InputError, match=f"does not lie on its image of {W} x {H} x 1: it is longer"):
@@ -388,7 +388,7 @@ def test_a_label_that_was_resized_is_no_crop(shape: tuple[int, int, int], suffix
     """It begins where its image begins: it would be stored in a corner, or on the wrong frame, or as no lesion."""
     frames = [Image.fromarray(((YY + k) % 251).astype(np.uint8)) for k in range(3)]
     frames[0].save(tmp_path / "cine.tif", save_all=True, append_images=frames[1:])
-    study, label = read_study(tmp_path / "cine.tif"), tmp_path / f"l{suffix}"
+    study, label = read_image_file(tmp_path / "cine.tif"), tmp_path / f"l{suffix}"
 
     def save(values: np.ndarray, start: int) -> None:
         lps = np.eye(4)
@@ -415,7 +415,7 @@ def test_a_label_that_was_resized_is_no_crop(shape: tuple[int, int, int], suffix
 def test_pages_of_a_cine(tmp_path: Path) -> None:
     frames = [Image.fromarray(((YY + k) % 251).astype(np.uint8)) for k in range(3)]
     frames[0].save(tmp_path / "cine.tif", save_all=True, append_images=frames[1:])
-    study = read_study(tmp_path / "cine.tif")
+    study = read_image_file(tmp_path / "cine.tif")
     pages = [Image.fromarray(np.roll(WHITE, k)) for k in range(3)]
     pages[0].save(tmp_path / "l.tif", save_all=True, append_images=pages[1:])
     np.testing.assert_array_equal(read_mask(tmp_path / "l.tif", study), [np.roll(MASK, k) for k in range(3)])

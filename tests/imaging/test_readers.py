@@ -16,10 +16,10 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from ultrarefiner_monai.core.image import frame_axes, luminance, to_unit
+from ultrarefiner_monai.core.image_file import frame_axes, luminance, to_unit
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.imaging.readers import Limits, read_study
+from ultrarefiner_monai.imaging.readers import Limits, read_image_file
 
 H, W = 20, 34
 
@@ -43,7 +43,7 @@ def saved(path: Path, image: Image.Image, **options: object) -> Path:
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.tif", "a.TIFF", "a.bmp", "a.Bmp"])
 def test_lossless_pictures_keep_every_pixel(tmp_path: Path, name: str) -> None:
-    study = read_study(saved(tmp_path / name, Image.fromarray(picture())))
+    study = read_image_file(saved(tmp_path / name, Image.fromarray(picture())))
     assert study.shape == (1, H, W) and not study.is_volume and study.spacing_mm is None
     assert study.frame().dtype == np.float32
     np.testing.assert_array_equal(np.rint(study.frame() * 255), picture())
@@ -53,7 +53,7 @@ def test_jpeg_is_close_and_ignores_exif_orientation(tmp_path: Path) -> None:
     smooth = np.tile(np.linspace(0, 255, W), (H, 1)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    study = read_study(saved(tmp_path / "a.JPEG", Image.fromarray(smooth), quality=95, exif=exif))
+    study = read_image_file(saved(tmp_path / "a.JPEG", Image.fromarray(smooth), quality=95, exif=exif))
     assert (study.height, study.width) == (H, W)
     assert np.abs(study.frame() * 255 - smooth).max() < 6
     assert any("EXIF" in w for w in study.warnings)
@@ -64,19 +64,19 @@ def test_grey_pictures_in_colour_modes_have_the_grey_values(tmp_path: Path, mode
     grey = Image.fromarray(picture())
     image = grey.convert("P") if mode == "P" else grey.convert("RGBA" if mode == "PA" else mode)
     name = "a.tif" if mode in ("CMYK", "PA") else "a.png"
-    study = read_study(saved(tmp_path / name, image.convert(mode) if mode != "PA" else image))
+    study = read_image_file(saved(tmp_path / name, image.convert(mode) if mode != "PA" else image))
     assert np.abs(study.frame() * 255 - picture()).max() <= 1
 
 
 def test_alpha_does_not_hide_pixels(tmp_path: Path) -> None:
     rgba = np.dstack([picture()] * 3 + [np.zeros((H, W), np.uint8)])
-    study = read_study(saved(tmp_path / "a.png", Image.fromarray(rgba)))
+    study = read_image_file(saved(tmp_path / "a.png", Image.fromarray(rgba)))
     np.testing.assert_array_equal(np.rint(study.frame() * 255), picture())
 
 
 def test_colours_become_the_luminance_that_training_uses(tmp_path: Path) -> None:
     rgb = np.random.default_rng(1).integers(0, 256, (H, W, 3), dtype=np.uint8)
-    study = read_study(saved(tmp_path / "a.png", Image.fromarray(rgb)))
+    study = read_image_file(saved(tmp_path / "a.png", Image.fromarray(rgb)))
     expected = np.asarray(Image.fromarray(rgb).convert("L"))
     np.testing.assert_array_equal(np.rint(study.frame() * 255), expected)
     np.testing.assert_array_equal(luminance(rgb), expected)
@@ -85,10 +85,10 @@ def test_colours_become_the_luminance_that_training_uses(tmp_path: Path) -> None
 def test_sixteen_and_one_bit(tmp_path: Path) -> None:
     wide = picture().astype(np.uint16) * 257
     for name in ("a.png", "a.tif"):
-        study = read_study(saved(tmp_path / name, Image.fromarray(wide)))
+        study = read_image_file(saved(tmp_path / name, Image.fromarray(wide)))
         np.testing.assert_allclose(study.frame(), wide / 65535, atol=1e-6)
     bits = picture() > 100
-    study = read_study(saved(tmp_path / "b.png", Image.fromarray(bits)))
+    study = read_image_file(saved(tmp_path / "b.png", Image.fromarray(bits)))
     np.testing.assert_array_equal(study.frame(), bits)
 
 
@@ -96,7 +96,7 @@ def test_tiff_pages_are_frames(tmp_path: Path) -> None:
     pages = [Image.fromarray(picture(k)) for k in range(3)]
     odd = Image.fromarray(picture(9, 5, 7))
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=[*pages[1:], odd], compression="tiff_lzw")
-    study = read_study(tmp_path / "a.tif")
+    study = read_image_file(tmp_path / "a.tif")
     assert study.shape == (3, H, W) and study.is_volume and study.geometry.grid == (W, H, 3)
     assert any("another size" in w for w in study.warnings)
     np.testing.assert_array_equal(np.rint(study.frame(2) * 255), picture(2))
@@ -107,7 +107,7 @@ def test_tiff_pages_are_frames(tmp_path: Path) -> None:
 def test_print_density_places_the_picture_but_measures_nothing(tmp_path: Path) -> None:
     image = Image.fromarray(picture())
     for name, expected in (("a.jpg", (0.1, 0.2)), ("a.tif", (0.1, 0.2)), ("a.png", (1, 1)), ("a.bmp", (1, 1))):
-        study = read_study(saved(tmp_path / name, image, dpi=(254, 127)))
+        study = read_image_file(saved(tmp_path / name, image, dpi=(254, 127)))
         assert study.spacing_mm is None
         np.testing.assert_allclose(np.diag(study.geometry.affine)[:2], [-expected[0], -expected[1]])
 
@@ -131,7 +131,7 @@ def test_nifti_keeps_axes_and_spacing(tmp_path: Path, shape: tuple[int, ...], su
     path = tmp_path / "a.nii.gz"
     nibabel.save(nibabel.Nifti1Image(values, oblique()), tmp_path / f"a{suffix.lower()}")
     path = (tmp_path / f"a{suffix.lower()}").rename(tmp_path / f"b{suffix}")
-    study = read_study(path)
+    study = read_image_file(path)
     frames = 3 if 3 in shape else 1
     assert study.shape == (frames, H, W) and study.geometry.shape == shape
     np.testing.assert_allclose(study.spacing_mm, (0.11, 0.08), rtol=1e-5)
@@ -143,14 +143,14 @@ def test_nifti_keeps_axes_and_spacing(tmp_path: Path, shape: tuple[int, ...], su
 def test_single_slices_in_any_plane(tmp_path: Path, shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     nibabel.save(nibabel.Nifti1Image(values, oblique()), tmp_path / "a.nii")
-    study = read_study(tmp_path / "a.nii")
+    study = read_image_file(tmp_path / "a.nii")
     assert study.shape == (1, H, W)
     np.testing.assert_array_equal(np.rint(study.frame() * 255), values.reshape(W, H).T)
 
 
 def test_clicks_and_voxels_agree() -> None:
     for grid in ((W, H, 3), (1, W, H), (W, 1, H)):
-        from ultrarefiner_monai.core.image import Geometry
+        from ultrarefiner_monai.core.image_file import Geometry
 
         geometry = Geometry(grid, np.eye(4), frame_axes(grid))
         values = np.random.default_rng(0).integers(0, 256, grid)
@@ -169,7 +169,7 @@ def test_colour_nifti(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(record, oblique()), tmp_path / "record.nii")
     nibabel.save(nibabel.Nifti1Image(rgb.reshape(W, H, 1, 1, 3), oblique()), tmp_path / "vector.nii")
     for name in ("record.nii", "vector.nii"):
-        study = read_study(tmp_path / name)
+        study = read_image_file(tmp_path / name)
         assert study.shape == (1, H, W) and study.geometry.shape == (W, H, 1)
         np.testing.assert_array_equal(np.rint(study.frame() * 255), luminance(rgb[:, :, 0]).T)
 
@@ -178,7 +178,7 @@ def test_nan_and_missing_spacing_are_told(tmp_path: Path) -> None:
     values = picture().T.astype(np.float32)
     values[0, 0] = np.nan
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
-    study = read_study(tmp_path / "a.nii")
+    study = read_image_file(tmp_path / "a.nii")
     assert study.spacing_mm is None and study.frame()[0, 0] == 0
     assert any("not finite" in w for w in study.warnings) and any("1 mm" in w for w in study.warnings)
 
@@ -193,7 +193,7 @@ def test_nrrd_axes_encodings_and_colour(tmp_path: Path, encoding: str) -> None:
         "space origin": [1, 2, 3],
     }
     nrrd.write(str(tmp_path / "a.nrrd"), values, header | {"encoding": encoding, "endian": "big"})
-    study = read_study(tmp_path / "a.nrrd")
+    study = read_image_file(tmp_path / "a.nrrd")
     np.testing.assert_allclose(study.spacing_mm, (0.3, 0.2))
     np.testing.assert_allclose(study.frames, values.transpose(2, 1, 0) / 4095, atol=1e-6)
     np.testing.assert_allclose(study.geometry.affine @ [1, 0, 0, 1], [-1.2, -2, 3, 1])
@@ -202,7 +202,7 @@ def test_nrrd_axes_encodings_and_colour(tmp_path: Path, encoding: str) -> None:
     directions = np.vstack([[np.nan] * 3, np.diag([0.2, 0.3, 1.0])])
     colour = {"kinds": ["RGB-color", "domain", "domain", "domain"], "space directions": directions}
     nrrd.write(str(tmp_path / "c.nrrd"), rgb, header | colour)
-    study = read_study(tmp_path / "c.nrrd")
+    study = read_image_file(tmp_path / "c.nrrd")
     assert study.geometry.shape == (W, H, 1)
     np.testing.assert_array_equal(np.rint(study.frame() * 255), luminance(np.moveaxis(rgb, 0, -1))[..., 0].T)
 
@@ -213,7 +213,7 @@ def test_nrrd_never_follows_another_file(tmp_path: Path) -> None:
         f"NRRD0004\ntype: uint8\ndimension: 2\nsizes: 4 3\nencoding: raw\ndata file: {tmp_path / 'secret'}\n\n"
     )
     with pytest.raises(InputError, match="another file"):
-        read_study(tmp_path / "a.nrrd")
+        read_image_file(tmp_path / "a.nrrd")
 
 
 def test_to_unit_rules() -> None:
@@ -247,7 +247,7 @@ def changed(tmp_path: Path, frames: np.ndarray, **values: object) -> Path:
 
 def test_rle_frame_and_its_region_spacing(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(dicom_bytes(picture()[None], 1, 0.08))
-    study = read_study(tmp_path / "a.dcm")
+    study = read_image_file(tmp_path / "a.dcm")
     assert study.spacing_mm == pytest.approx((0.08, 0.08)) and study.patient == "PHANTOM-01"
     np.testing.assert_array_equal(np.rint(study.frame() * 255), picture())
     np.testing.assert_allclose(study.geometry.affine, np.diag([-1, -1, 1, 1]))  # what ITK makes of it
@@ -257,7 +257,7 @@ def test_jpeg_cine_frame_by_frame(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 200, W), (H, 1))
     frames = np.stack([ramp + 10 * k for k in range(5)]).astype(np.uint8)
     (tmp_path / "cine").write_bytes(dicom_bytes(frames, 2, 0.08))  # found without an extension
-    study = read_study(tmp_path / "cine")
+    study = read_image_file(tmp_path / "cine")
     assert study.shape == (5, H, W) and study.geometry.grid == (W, H, 5)
     assert np.abs(study.frames * 255 - frames).max() < 5
 
@@ -267,21 +267,21 @@ def test_rle_cine(tmp_path: Path) -> None:
     dataset = pydicom.dcmread(changed(tmp_path, frames[:1], NumberOfFrames=4, PixelData=frames.tobytes()))
     dataset.compress(RLELossless)
     dataset.save_as(tmp_path / "a.dcm")
-    np.testing.assert_array_equal(np.rint(read_study(tmp_path / "a.dcm").frames * 255), frames)
+    np.testing.assert_array_equal(np.rint(read_image_file(tmp_path / "a.dcm").frames * 255), frames)
 
 
 def test_native_cine_and_monochrome1(tmp_path: Path) -> None:
     frames = np.stack([picture(k, 5, 7) for k in range(3)])  # frames of an odd number of bytes
     path = changed(tmp_path, frames[:1], NumberOfFrames=3, PixelData=frames.tobytes() + b"\0")
-    np.testing.assert_array_equal(np.rint(read_study(path).frames * 255), frames)
+    np.testing.assert_array_equal(np.rint(read_image_file(path).frames * 255), frames)
     path = changed(tmp_path, picture()[None], PhotometricInterpretation="MONOCHROME1")
-    np.testing.assert_array_equal(np.rint(read_study(path).frame() * 255), 255 - picture())
+    np.testing.assert_array_equal(np.rint(read_image_file(path).frame() * 255), 255 - picture())
 
 
 def test_dicom_without_a_preamble(tmp_path: Path) -> None:
     content = changed(tmp_path, picture()[None]).read_bytes()
     (tmp_path / "bare.dcm").write_bytes(content[132:])
-    np.testing.assert_array_equal(np.rint(read_study(tmp_path / "bare.dcm").frame() * 255), picture())
+    np.testing.assert_array_equal(np.rint(read_image_file(tmp_path / "bare.dcm").frame() * 255), picture())
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -292,7 +292,7 @@ def test_palette_colours(tmp_path: Path, bits: int) -> None:
         values[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
         data = table.astype("u1") if bits == 8 else (table * 257).astype("<u2")
         values[f"{colour}PaletteColorLookupTableData"] = data.tobytes()
-    study = read_study(changed(tmp_path, picture()[None], **values))
+    study = read_image_file(changed(tmp_path, picture()[None], **values))
     np.testing.assert_array_equal(np.rint(study.frame() * 255), 255 - picture())
 
 
@@ -300,8 +300,8 @@ def test_twelve_bits_with_a_window(tmp_path: Path) -> None:
     wide = picture().astype("<u2") * 16
     deep = {"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11, "PixelData": wide.tobytes()}
     path = changed(tmp_path, picture()[None], **deep)
-    np.testing.assert_allclose(read_study(path).frame(), wide / 4095, atol=1e-6)
-    study = read_study(changed(tmp_path, picture()[None], **deep, WindowCenter=1000, WindowWidth=1000))
+    np.testing.assert_allclose(read_image_file(path).frame(), wide / 4095, atol=1e-6)
+    study = read_image_file(changed(tmp_path, picture()[None], **deep, WindowCenter=1000, WindowWidth=1000))
     np.testing.assert_allclose(study.frame(), np.clip((wide / 1000.0) - 0.5, 0, 1), atol=1e-5)
 
 
@@ -323,7 +323,7 @@ def test_one_colour_card_in_every_coding(name: str) -> None:
     """pydicom's test card: bars of pure colours. Its luminance must not depend on how it was coded."""
     path = get_testdata_file(name, download=False)
     assert path is not None
-    frame = read_study(path).frame()
+    frame = read_image_file(path).frame()
     bars = frame[5:100:10, 50]
     expected = [0.299, 0.587, 0.114]
     np.testing.assert_allclose(bars[[0, 2, 4]], expected, atol=0.02)
@@ -332,13 +332,13 @@ def test_one_colour_card_in_every_coding(name: str) -> None:
 def test_unmarked_rgb_jpeg_is_not_taken_for_ycbcr() -> None:
     coded, plain = (get_testdata_file(n, download=False) for n in ("SC_rgb_jpeg.dcm", "SC_rgb_jpeg_dcmd.dcm"))
     assert coded is not None and plain is not None
-    np.testing.assert_allclose(read_study(coded).frame(), read_study(plain).frame(), atol=0.01)
+    np.testing.assert_allclose(read_image_file(coded).frame(), read_image_file(plain).frame(), atol=0.01)
 
 
 def test_lossless_codings_agree() -> None:
     names = ["MR_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm"]
     paths = [get_testdata_file(n, download=False) for n in names]
-    frames = [read_study(p).frame() for p in paths if p is not None]
+    frames = [read_image_file(p).frame() for p in paths if p is not None]
     assert len(frames) == 4 and all(np.array_equal(frames[0], f) for f in frames)
     assert frames[0].max() > frames[0].min()
 
@@ -373,7 +373,7 @@ def test_spacing_of_dicom(tmp_path: Path, regions: list, pixel_spacing: list | N
     values: dict = {"SequenceOfUltrasoundRegions": regions}
     if pixel_spacing is not None:
         values["PixelSpacing"] = pixel_spacing
-    study = read_study(changed(tmp_path, picture()[None], **values))
+    study = read_image_file(changed(tmp_path, picture()[None], **values))
     assert study.spacing_mm == (None if expected is None else pytest.approx(expected))
     absurd = any(not 0 < d < 1 for r in regions for d in (r.PhysicalDeltaX, r.PhysicalDeltaY))
     absurd = absurd or pixel_spacing in ([0, 0], [0.3, 0.4, 0.5])
@@ -384,15 +384,15 @@ def test_spacing_of_dicom(tmp_path: Path, regions: list, pixel_spacing: list | N
 def test_a_spacing_that_is_no_number_does_not_stop_the_reading(tmp_path: Path) -> None:
     path = changed(tmp_path, picture()[None], PixelSpacing=[0.11, 0.11], SequenceOfUltrasoundRegions=[])
     path.write_bytes(path.read_bytes().replace(b"0.11\\0.11", b"0,11\\0,11"))
-    study = read_study(path)
+    study = read_image_file(path)
     assert study.spacing_mm is None and any("cannot be" in w for w in study.warnings)
 
 
 def test_dicom_without_pixels_or_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no pixels"):
-        read_study(changed(tmp_path, picture()[None], PixelData=None))
+        read_image_file(changed(tmp_path, picture()[None], PixelData=None))
     with pytest.raises(InputError, match="segmentation"):
-        read_study(changed(tmp_path, picture()[None], Modality="SEG"))
+        read_image_file(changed(tmp_path, picture()[None], Modality="SEG"))
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -422,11 +422,11 @@ def every_format(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("share", [0.5, 0.9])
 def test_truncated_files_are_refused(tmp_path: Path, share: float) -> None:
     for path in every_format(tmp_path):
-        assert read_study(path).frames.shape[1:] == (60, 80), path.name
+        assert read_image_file(path).frames.shape[1:] == (60, 80), path.name
         content = path.read_bytes()
         path.write_bytes(content[: int(len(content) * share)])
         with pytest.raises(InputError) as error:
-            _ = read_study(path).frames
+            _ = read_image_file(path).frames
         assert path.name in str(error.value)
 
 
@@ -441,7 +441,7 @@ def test_damaged_bytes_never_end_in_another_error(tmp_path: Path) -> None:
             damaged[np.append(head, rng.integers(0, len(damaged)))] = rng.integers(0, 256, 4)
             path.write_bytes(damaged.tobytes())
             try:
-                frames = read_study(path).frames
+                frames = read_image_file(path).frames
             except InputError:
                 refused += 1
             else:
@@ -456,27 +456,27 @@ def test_junk_empty_and_missing_files_are_refused(tmp_path: Path, name: str) -> 
     for content in (b"", b"junk" * 100, b"\0" * 500):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
-            read_study(tmp_path / name)
+            read_image_file(tmp_path / name)
     with pytest.raises(InputError, match="no such file"):
-        read_study(tmp_path / f"missing-{name}")
+        read_image_file(tmp_path / f"missing-{name}")
 
 
 def test_huge_pictures_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
     small = Limits(frame_pixels=1000, total_pixels=2000)
     for path in every_format(tmp_path):
         with pytest.raises(InputError, match="limit"):
-            read_study(path, small)
+            read_image_file(path, small)
     bomb = b"NRRD0004\ntype: double\ndimension: 3\nsizes: 60000 60000 60000\nencoding: gzip\n\n"
     (tmp_path / "bomb.nrrd").write_bytes(bomb)
     with pytest.raises(InputError, match="limit"):
-        read_study(tmp_path / "bomb.nrrd")
+        read_image_file(tmp_path / "bomb.nrrd")
 
 
 def test_postscript_is_not_a_picture(tmp_path: Path) -> None:
     """Pillow would hand it to Ghostscript."""
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     with pytest.raises(InputError):
-        read_study(tmp_path / "a.png")
+        read_image_file(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(
@@ -488,4 +488,4 @@ def test_nrrd_headers_never_unpack_more_than_the_limit(tmp_path: Path, fields: s
     header = f"NRRD0004\ntype: double\ndimension: 2\n{fields}\nencoding: gzip\n\n"
     path.write_bytes(header.encode() + gzip.compress(b"\0" * 2_000_000))
     with pytest.raises(InputError, match="pixels|byte skip"):
-        read_study(path, Limits(total_pixels=100_000))
+        read_image_file(path, Limits(total_pixels=100_000))

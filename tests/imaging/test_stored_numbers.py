@@ -15,7 +15,7 @@ from PIL import Image
 
 from ultrarefiner_monai.datasets.raw_pictures import read_image
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 
 H, W = 24, 40
 GREY = np.random.default_rng(0).integers(0, 256, (H, W)).astype(np.uint8)
@@ -45,8 +45,8 @@ def test_a_tiff_with_white_as_zero_is_shown_upright_whatever_its_bits(bits: int,
     white = 2**bits - 1
     values = np.rint(GREY / 255 * white)
     kind = np.uint8 if bits == 8 else np.uint16
-    upright = read_study(tiff(tmp_path / "a.tif", values.astype(kind))).frame()
-    inverted = read_study(tiff(tmp_path / "b.tif", (white - values).astype(kind), white_is_zero=True)).frame()
+    upright = read_image_file(tiff(tmp_path / "a.tif", values.astype(kind))).frame()
+    inverted = read_image_file(tiff(tmp_path / "b.tif", (white - values).astype(kind), white_is_zero=True)).frame()
     np.testing.assert_allclose(inverted, upright, atol=1e-6)
     np.testing.assert_allclose(inverted, GREY / 255, atol=1 / 255)
     np.testing.assert_allclose(read_image(tmp_path / "b.tif", []), GREY, atol=1)  # what prepare makes of it
@@ -56,7 +56,7 @@ def test_a_tiff_with_white_as_zero_is_shown_upright_whatever_its_bits(bits: int,
 def test_the_sign_of_a_tiffs_numbers_is_the_files(kind: type, tmp_path: Path) -> None:
     span = np.iinfo(kind)
     values = np.rint(span.min + GREY / 255.0 * (float(span.max) - span.min)).astype(np.int64)
-    study = read_study(tiff(tmp_path / "a.tif", values.astype(kind)))
+    study = read_image_file(tiff(tmp_path / "a.tif", values.astype(kind)))
     np.testing.assert_allclose(study.frame(), GREY / 255, atol=1 / 255)
     np.testing.assert_allclose(read_image(tmp_path / "a.tif", []), GREY, atol=1)
 
@@ -86,14 +86,14 @@ def test_the_sign_of_fewer_bits_than_a_dicom_value_takes_is_read(bits: int, fill
     """Writers leave the bits above the sign 0, or fill them with it."""
     values = (GREY.astype(np.int32) - 128) * 2 ** (bits - 8)
     stored = values.astype("<i2") if filled else (values & (2**bits - 1)).astype("<u2")
-    study = read_study(dicom(tmp_path / "a.dcm", stored, BitsStored=bits, HighBit=bits - 1))
+    study = read_image_file(dicom(tmp_path / "a.dcm", stored, BitsStored=bits, HighBit=bits - 1))
     np.testing.assert_allclose(study.frame(), GREY / 255, atol=1e-6)
     assert any("signed" in text for text in study.warnings)
 
 
 def test_values_that_are_called_signed_and_are_not_keep_their_black(tmp_path: Path) -> None:
     grey = np.clip(GREY, 40, 230)
-    study = read_study(dicom(tmp_path / "a.dcm", grey.astype("<i2")))
+    study = read_image_file(dicom(tmp_path / "a.dcm", grey.astype("<i2")))
     np.testing.assert_allclose(study.frame(), grey / 255, atol=1e-6)
 
 
@@ -103,7 +103,7 @@ def test_a_nifti_is_read_by_its_content_as_itk_does(name: str, packed: bool, tmp
     for values in (GREY, MASK):
         content = nibabel.Nifti1Image(values.T[..., None], np.diag([-1.0, -1, 1, 1])).to_bytes()
         (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
-        study = read_study(tmp_path / name)
+        study = read_image_file(tmp_path / name)
         np.testing.assert_allclose(study.frame(), values / 255, atol=1e-6)
     np.testing.assert_array_equal(read_mask(tmp_path / name, study)[0], MASK)
 
@@ -129,7 +129,7 @@ def test_small_values_of_16_bits_a_colour_are_said(white: int, dark: bool, tmp_p
     path = png16(tmp_path / "a.png", np.rint(GREY / 255 * white).astype(np.uint16))
     prepared: list[str] = []
     read_image(path, prepared)
-    for said in (read_study(path).warnings, prepared):
+    for said in (read_image_file(path).warnings, prepared):
         assert any("16 bits a colour" in text for text in said) == dark
 
 
@@ -138,7 +138,7 @@ def test_prepare_says_where_a_picture_shows_nothing(mode: str, tmp_path: Path) -
     said: list[str] = []
     Image.fromarray(GREY // 32).convert(mode).save(tmp_path / "a.png")
     read_image(tmp_path / "a.png", said)
-    assert said == [text for text in read_study(tmp_path / "a.png").warnings if "nearly" in text] and said
+    assert said == [text for text in read_image_file(tmp_path / "a.png").warnings if "nearly" in text] and said
     Image.fromarray(GREY).convert(mode).save(tmp_path / "a.png")
     said.clear()
     read_image(tmp_path / "a.png", said)

@@ -18,11 +18,11 @@ import SimpleITK as sitk
 from coded_file import card
 from PIL import Image
 
-from ultrarefiner_monai.core.image import luminance
+from ultrarefiner_monai.core.image_file import luminance
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging import moving, video
 from ultrarefiner_monai.imaging.mask_files import read_mask
-from ultrarefiner_monai.imaging.readers import Limits, read_study
+from ultrarefiner_monai.imaging.readers import Limits, read_image_file
 from ultrarefiner_monai.imaging.writers import write_frames, write_mask
 
 T = 12
@@ -92,7 +92,7 @@ def greys(study: Any) -> np.ndarray:
 def test_every_coding_is_the_cine_that_went_in(
     tmp_path: Path, name: str, codec: str, form: str, options: dict[str, str], cost: float
 ) -> None:
-    study = read_study(film(tmp_path / name, codec, form, options))
+    study = read_image_file(film(tmp_path / name, codec, form, options))
     assert study.shape == (T, H, W) and study.kind == "video" and study.warnings == [] and study.spacing_mm is None
     assert study.geometry.grid == (W, H, T)
     # Beside the colour bars, whose luminance depends on the matrix of the video.
@@ -105,10 +105,10 @@ def test_every_coding_is_the_cine_that_went_in(
 
 @pytest.mark.parametrize("name", ["a.gif", "a.GIF", "a.webp"])
 def test_animations_are_the_cine_that_went_in(tmp_path: Path, name: str) -> None:
-    study = read_study(animated(tmp_path / name.lower()).rename(tmp_path / name))
+    study = read_image_file(animated(tmp_path / name.lower()).rename(tmp_path / name))
     assert study.shape == (T, H, W) and study.warnings == [] and study.kind == name.lower()[2:]
     np.testing.assert_array_equal(greys(study), GREY)
-    single = read_study(animated(tmp_path / f"one{name}".lower(), GREY[:1]))
+    single = read_image_file(animated(tmp_path / f"one{name}".lower(), GREY[:1]))
     assert single.shape == (1, H, W) and not single.is_volume
     np.testing.assert_array_equal(greys(single), GREY[:1])
 
@@ -122,7 +122,7 @@ def test_frames_of_a_gif_are_composed_and_black_where_transparent(tmp_path: Path
     Image.fromarray(spot).save(
         tmp_path / "a.gif", save_all=True, append_images=[Image.fromarray(second)], disposal=disposal, optimize=False
     )
-    frames = greys(read_study(tmp_path / "a.gif"))
+    frames = greys(read_image_file(tmp_path / "a.gif"))
     first, after = np.zeros((2, H, W), np.uint8)
     first[20:40, 30:60] = 200
     np.testing.assert_array_equal(frames[0], first)
@@ -133,7 +133,7 @@ def test_frames_of_a_gif_are_composed_and_black_where_transparent(tmp_path: Path
 
 
 def test_an_animated_png_says_that_it_is_one(tmp_path: Path) -> None:
-    study = read_study(animated(tmp_path / "a.png"))
+    study = read_image_file(animated(tmp_path / "a.png"))
     assert study.n_frames == 1 and any("animated" in w for w in study.warnings)
 
 
@@ -143,7 +143,7 @@ def test_frames_in_any_order_within_a_bounded_memory(tmp_path: Path, monkeypatch
         monkeypatch.setattr(moving, "_KEPT_BYTES", 5 * H * W)
         tracemalloc.start()
         try:
-            study = read_study(path)
+            study = read_image_file(path)
             assert tracemalloc.get_traced_memory()[0] < 30 * H * W and study.kept_bytes == 5 * H * W
         finally:
             tracemalloc.stop()
@@ -156,7 +156,7 @@ def test_frames_in_any_order_within_a_bounded_memory(tmp_path: Path, monkeypatch
 
 
 def test_clients_get_the_frames_on_the_masks_grid(tmp_path: Path) -> None:
-    study = read_study(lossless(tmp_path / "a.mkv"))
+    study = read_image_file(lossless(tmp_path / "a.mkv"))
     with (tmp_path / "a.nii.gz").open("wb") as file:
         write_frames(file, study)
     image = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
@@ -181,10 +181,10 @@ def test_limits_hold_for_one_frame_and_for_all(tmp_path: Path) -> None:
         film(tmp_path / "a.avi", *CODINGS[7][1:4]),
         animated(tmp_path / "a.gif"),
     ):
-        assert read_study(path, Limits(total_pixels=T * H * W)).n_frames == T
+        assert read_image_file(path, Limits(total_pixels=T * H * W)).n_frames == T
         for limits in (Limits(total_pixels=T * H * W - 1), Limits(frame_pixels=H * W - 1)):
             with pytest.raises(InputError, match="more than the limit"):
-                read_study(path, limits)
+                read_image_file(path, limits)
 
 
 def test_a_gif_may_not_announce_a_screen_of_any_size(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_gif_may_not_announce_a_screen_of_any_size(tmp_path: Path) -> None:
     content[6:10] = struct.pack("<HH", 65535, 65535)
     (tmp_path / "a.gif").write_bytes(content)
     with pytest.raises(InputError, match="limit"):
-        read_study(tmp_path / "a.gif")
+        read_image_file(tmp_path / "a.gif")
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_truncated_files_are_refused_or_it_is_said(samples: list[Path], tmp_path
         cut = tmp_path / path.name
         cut.write_bytes(content[: int(part * len(content))])
         try:
-            study = read_study(cut)
+            study = read_image_file(cut)
         except InputError as error:
             assert path.name in str(error) and str(tmp_path) not in str(error)
             continue
@@ -226,7 +226,7 @@ def test_damaged_bytes_never_end_in_another_error(samples: list[Path], tmp_path:
                 spoiled[at % len(content)] = rng.integers(256)
             (tmp_path / path.name).write_bytes(spoiled)
             try:
-                read_study(tmp_path / path.name, Limits(total_pixels=10_000_000)).frame(0)
+                read_image_file(tmp_path / path.name, Limits(total_pixels=10_000_000)).frame(0)
             except InputError:
                 pass
 
@@ -244,14 +244,14 @@ def test_a_list_of_other_files_is_no_video(tmp_path: Path, kind: str, name: str)
     other = lossless(tmp_path / "other.mkv")
     (tmp_path / name).write_text(PLAYLISTS[kind].format(other))
     with pytest.raises(InputError, match="cannot be opened as a video"):
-        read_study(tmp_path / name)
+        read_image_file(tmp_path / name)
 
 
 def test_a_name_that_lies_about_the_container(samples: list[Path], tmp_path: Path) -> None:
     avi = next(p for p in samples if p.suffix == ".avi")
     (tmp_path / "a.mp4").write_bytes(avi.read_bytes())
     with pytest.raises(InputError, match="not what its name says"):
-        read_study(tmp_path / "a.mp4")
+        read_image_file(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize(("each", "count"), [(1, 2**31 - 1), (0, 2**31 - 1), (1, 2**26), (2**31, 2)])
@@ -260,7 +260,7 @@ def test_an_index_may_not_announce_more_than_the_file_holds(tmp_path: Path, each
     at = content.index(b"stsz") + 8
     (tmp_path / "a.mp4").write_bytes(content[:at] + struct.pack(">II", each, count) + content[at + 8 :])
     with pytest.raises(InputError, match="index announces"):
-        read_study(tmp_path / "a.mp4")
+        read_image_file(tmp_path / "a.mp4")
 
 
 def test_what_the_header_says_of_its_length_is_not_believed(tmp_path: Path) -> None:
@@ -268,17 +268,17 @@ def test_what_the_header_says_of_its_length_is_not_believed(tmp_path: Path) -> N
     at = content.index(b"stts") + 12
     for count in (2, 40, 2**31 - 1):
         (tmp_path / "a.mp4").write_bytes(content[:at] + struct.pack(">I", count) + content[at + 4 :])
-        study = read_study(tmp_path / "a.mp4")
+        study = read_image_file(tmp_path / "a.mp4")
         assert study.n_frames == T and any("announces" in w for w in study.warnings) == (count > T)
 
 
 def test_a_rotation_is_not_applied_and_said(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4", *CODINGS[0][1:4])
-    upright, content = read_study(path), path.read_bytes()
+    upright, content = read_image_file(path), path.read_bytes()
     at = content.index(b"tkhd") + 44  # the matrix of a track's header
     matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     path.write_bytes(content[:at] + matrix + content[at + 36 :])
-    study = read_study(path)
+    study = read_image_file(path)
     np.testing.assert_array_equal(study.frames, upright.frames)
     assert not upright.warnings and any("rotation" in w for w in study.warnings)
 
@@ -295,7 +295,7 @@ def test_frames_of_another_size_are_left_out_with_a_warning(tmp_path: Path) -> N
                     packet.stream, packet.pts, packet.dts = stream, start + 40 * k, start + 40 * k
                     out.mux(packet)
             start += 120
-    study = read_study(tmp_path / "both.mkv")
+    study = read_image_file(tmp_path / "both.mkv")
     assert study.shape == (3, 48, W) and any("3 frame(s) of another size" in w for w in study.warnings)
 
 
@@ -303,8 +303,8 @@ def test_without_the_extra_a_video_is_refused_with_advice(tmp_path: Path, monkey
     path, gif = lossless(tmp_path / "a.mkv"), animated(tmp_path / "a.gif")
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(InputError, match=r"a.mkv .*pip install 'ultrarefiner_monai\[video\]'"):
-        read_study(path)
-    assert read_study(gif).n_frames == T
+        read_image_file(path)
+    assert read_image_file(gif).n_frames == T
 
 
 def test_a_file_without_pictures(tmp_path: Path) -> None:
@@ -315,10 +315,10 @@ def test_a_file_without_pictures(tmp_path: Path) -> None:
         for packet in (*stream.encode(frame), *stream.encode()):
             container.mux(packet)
     with pytest.raises(InputError, match="holds no video"):
-        read_study(tmp_path / "a.mkv")
+        read_image_file(tmp_path / "a.mkv")
     (tmp_path / "a.gif").write_bytes(io.BytesIO(b"GIF89a").getvalue())
     with pytest.raises(InputError, match="a.gif"):
-        read_study(tmp_path / "a.gif")
+        read_image_file(tmp_path / "a.gif")
 
 
 def test_the_time_to_decode_is_bounded_and_pauses_between_frames_do_not_count(
@@ -326,10 +326,10 @@ def test_the_time_to_decode_is_bounded_and_pauses_between_frames_do_not_count(
 ) -> None:
     monkeypatch.setattr(moving, "_KEPT_BYTES", 1)  # each frame is decoded when it is asked for
     monkeypatch.setattr(video, "_SECONDS", 0.5)
-    study = read_study(lossless(tmp_path / "a.avi"))
+    study = read_image_file(lossless(tmp_path / "a.avi"))
     study.frame(0)
     time.sleep(0.6)
     np.testing.assert_array_equal(np.rint(study.frame(1) * 255), GREY[1])
     monkeypatch.setattr(video, "_SECONDS", -1.0)
     with pytest.raises(InputError, match="takes longer"):
-        read_study(tmp_path / "a.avi")
+        read_image_file(tmp_path / "a.avi")

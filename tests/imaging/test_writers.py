@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ultrarefiner_monai.core.image import Study
+from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.imaging.readers import read_mask, read_study, write_mask
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask, write_mask
 
 H, W, T = 11, 17, 3
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -29,7 +29,7 @@ def turned(
     return affine
 
 
-def studies(folder: Path) -> list[Study]:
+def studies(folder: Path) -> list[ImageFile]:
     """One study of each kind, none of them square."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (T, H, W), dtype=np.uint8)
@@ -47,10 +47,10 @@ def studies(folder: Path) -> list[Study]:
     nrrd.write(str(folder / "plain.nrrd"), frames[0].T, {"spacings": [0.1, 0.2]})
     (folder / "a.dcm").write_bytes(dicom_bytes(frames[:1], 1, 0.1))
     (folder / "cine.dcm").write_bytes(dicom_bytes(frames, 2, 0.1))
-    return [read_study(path) for path in sorted(folder.iterdir())]
+    return [read_image_file(path) for path in sorted(folder.iterdir())]
 
 
-def one_pixel(study: Study, seed: int = 0) -> np.ndarray:
+def one_pixel(study: ImageFile, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     mask = np.zeros(study.shape, np.uint8)
     mask[tuple(rng.integers(0, n) for n in study.shape)] = 1
@@ -101,7 +101,7 @@ def test_nrrd_masks_have_the_header_of_the_image(tmp_path: Path) -> None:
 
 def test_a_picture_answers_in_x_y_order_with_lps_directions(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_study(tmp_path / "a.png")
+    study = read_image_file(tmp_path / "a.png")
     mask = np.zeros((H, W), np.uint8)
     mask[2, 9] = 1  # row 2, column 9
     for compress in (True, False):
@@ -149,7 +149,7 @@ def test_reoriented_labels_find_their_voxel(
 ) -> None:
     """A client may save the label with swapped and reversed axes, as long as the affine says so."""
     nibabel.save(nibabel.Nifti1Image(np.zeros((W, H, T), np.uint8), turned(flips)), tmp_path / "image.nii")
-    study = read_study(tmp_path / "image.nii")
+    study = read_image_file(tmp_path / "image.nii")
     mask = one_pixel(study, seed)
     write_mask(tmp_path / "label.nii", mask, study)
     label = nibabel.load(tmp_path / "label.nii")
@@ -163,7 +163,7 @@ def test_reoriented_labels_find_their_voxel(
 def test_cropped_layers_of_a_segmentation(tmp_path: Path) -> None:
     """3D Slicer stores a .seg.nrrd on the smallest extent, overlapping segments as layers."""
     nibabel.save(nibabel.Nifti1Image(np.zeros((W, H, T), np.uint8), turned((-1, -1, 1))), tmp_path / "image.nii")
-    study = read_study(tmp_path / "image.nii")
+    study = read_image_file(tmp_path / "image.nii")
     local = LPS @ study.geometry.affine
     layers = np.zeros((2, 4, 5, 1), np.uint8)
     layers[0, 1, 2, 0], layers[1, 3, 4, 0] = 1, 3
@@ -181,7 +181,7 @@ def test_cropped_layers_of_a_segmentation(tmp_path: Path) -> None:
 def test_a_segmentation_without_a_voxel_is_an_empty_label(tmp_path: Path) -> None:
     """3D Slicer writes it as a single voxel anywhere; a single marked one is a label of another size."""
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_study(tmp_path / "a.png")
+    study = read_image_file(tmp_path / "a.png")
     space = {"space": "left-posterior-superior", "space directions": np.eye(3), "space origin": [99.5, 99.5, 99.5]}
     nrrd.write(str(tmp_path / "none.seg.nrrd"), np.zeros((1, 1, 1), np.uint8), space)
     assert read_mask(tmp_path / "none.seg.nrrd", study).shape == study.shape
@@ -193,7 +193,7 @@ def test_a_segmentation_without_a_voxel_is_an_empty_label(tmp_path: Path) -> Non
 
 def test_labels_of_pictures(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_study(tmp_path / "a.png")
+    study = read_image_file(tmp_path / "a.png")
     mask = np.zeros((H, W), np.uint8)
     mask[2:5, 9:14] = 1
     Image.fromarray(mask).save(tmp_path / "one.png")
@@ -212,7 +212,7 @@ def test_labels_of_pictures(tmp_path: Path) -> None:
 def test_volumes_as_clients_save_them(tmp_path: Path) -> None:
     """(W, H) and (W, H, 1), with the image's position, with none, with a float type."""
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_study(tmp_path / "a.png")
+    study = read_image_file(tmp_path / "a.png")
     grid = np.zeros((W, H, 1))
     grid[9, 2] = 2
     for affine in (LPS, np.eye(4), np.diag([0.3, 0.3, 1, 1])):
@@ -224,7 +224,7 @@ def test_volumes_as_clients_save_them(tmp_path: Path) -> None:
 
 def test_labels_of_another_size_are_refused_with_both_sizes(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_study(tmp_path / "a.png")
+    study = read_image_file(tmp_path / "a.png")
     Image.fromarray(np.ones((W, H), np.uint8)).save(tmp_path / "turned.png")
     with pytest.raises(InputError, match=rf"{H} x {W}.*{W} x {H}"):
         read_mask(tmp_path / "turned.png", study)
@@ -235,7 +235,7 @@ def test_labels_of_another_size_are_refused_with_both_sizes(tmp_path: Path) -> N
 
 def test_bad_masks_and_labels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_study(tmp_path / "a.png")
+    study = read_image_file(tmp_path / "a.png")
     with pytest.raises(ValueError, match="0 and 1"):
         write_mask(tmp_path / "m.nrrd", np.full((H, W), 255, np.uint8), study)
     with pytest.raises(ValueError, match="0 and 1"):
@@ -296,7 +296,7 @@ def test_headers_whose_position_makes_no_sense(tmp_path: Path, matrix: np.ndarra
     header["srow_x"], header["srow_y"], header["srow_z"] = matrix
     path = tmp_path / "a.nii"
     path.write_bytes(header.binaryblock + b"\0" * 4 + pixels.tobytes("F"))
-    study = read_study(path)
+    study = read_image_file(path)
     mask = np.zeros(study.shape, np.uint8)
     mask[0, 2:5, 3] = 1
     write_mask(tmp_path / f"m{suffix}", mask, study)

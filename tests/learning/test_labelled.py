@@ -16,7 +16,7 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import read_index, split_fold
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.imaging.writers import write_mask
 from ultrarefiner_monai.learning.label_split import place
 from ultrarefiner_monai.learning.labelled import prepare_labels
@@ -32,7 +32,7 @@ def labelled(folder: Path, count: int, first: int = 0) -> list[Labelled]:
         phantom = make_phantom(np.random.default_rng([7, k]), 48, 60 + k, "none" if k % 5 == 4 else "benign")
         image, label = folder / f"image {k:02d}.png", folder / f"image {k:02d}.nrrd"
         Image.fromarray(phantom.image).save(image)
-        write_mask(label, phantom.mask.astype(np.uint8)[None], read_study(image))
+        write_mask(label, phantom.mask.astype(np.uint8)[None], read_image_file(image))
         pairs.append(Labelled(image.stem, image, label))
     return pairs
 
@@ -65,10 +65,10 @@ def test_labels_that_go_or_are_replaced_meanwhile_end_nothing(tmp_path: Path, fo
     """Saved in another format: what stands now is read. Removed, or the image with it: left out, and named."""
     pairs = labelled(tmp_path / "s", 12)
     saved, removed, moved = pairs[2], pairs[3], pairs[6]
-    mask = np.zeros(read_study(saved.image).frame(0).shape, np.uint8)
+    mask = np.zeros(read_image_file(saved.image).frame(0).shape, np.uint8)
     mask[5:20, 7:30] = 1
     now = Labelled(saved.image_id, saved.image, saved.label.with_name(f"{saved.image_id}.nii.gz"))
-    write_mask(now.label, mask[None], read_study(saved.image))
+    write_mask(now.label, mask[None], read_image_file(saved.image))
     for path in (saved.label, removed.label, moved.image):
         path.unlink()
     standing = {p.image_id: p for p in pairs if p not in (saved, removed, moved)} | {saved.image_id: now}
@@ -83,7 +83,7 @@ def test_labels_that_go_or_are_replaced_meanwhile_end_nothing(tmp_path: Path, fo
 def test_labels_that_are_saved_while_they_are_read(tmp_path: Path, folder: TrainingFolder) -> None:
     """Somebody saves all the time, now in one format and then in another: each call ends well, with whole labels."""
     pairs = labelled(tmp_path / "s", 20)
-    busy, studies = pairs[0], {p.image_id: read_study(p.image) for p in pairs}
+    busy, studies = pairs[0], {p.image_id: read_image_file(p.image) for p in pairs}
     ends, current = threading.Event(), {p.image_id: p for p in pairs}
     shapes = [np.zeros((1, *studies[busy.image_id].frame(0).shape), np.uint8) for _ in range(2)]
     shapes[0][0, 5:20, 5:20] = shapes[1][0, 20:40, 20:50] = 1
@@ -123,7 +123,7 @@ def test_a_screens_regions_are_trained_on_as_they_are_served(tmp_path: Path, fol
     image.write_bytes(dicom_bytes(screen, 1, 0.1, regions=boxes))
     mask = np.zeros((1, 120, 200), np.uint8)
     mask[0, 30:50, 120:150] = 1
-    study = read_study(image)
+    study = read_image_file(image)
     write_mask(label, mask, study)
     assert prepare_labels([Labelled("screen", image, label), *labelled(tmp_path, 5)], folder, 0) is not None
     [row] = [row for row in folder.read_rows() if row["image"] == "screen"]
@@ -143,7 +143,7 @@ def test_new_labels_move_no_image_and_changed_ones_are_copied_again(tmp_path: Pa
     before, copy = parts(folder), folder.pair("image 00@0")[1]
     untouched = folder.pair("image 01@0")[1].stat().st_mtime_ns
     empty = np.zeros_like(np.asarray(Image.open(copy)), np.uint8)
-    write_mask(pairs[0].label, empty[None], read_study(pairs[0].image))
+    write_mask(pairs[0].label, empty[None], read_image_file(pairs[0].image))
     pairs += labelled(tmp_path / "s", 30, first=6)
     prepare_labels(pairs, folder)
     after = parts(folder)
@@ -200,7 +200,7 @@ def test_labels_that_cannot_be_trained_on_are_named(tmp_path: Path, folder: Trai
     values = np.zeros((60, 48, 1), np.uint8)
     values[5:9, 5:9], values[20:30, 20:30] = 1, 2
     nrrd.write(str(pairs[0].label), values)
-    write_mask(pairs[1].label, np.ones((1, 48, 62), np.uint8), read_study(pairs[2].image))
+    write_mask(pairs[1].label, np.ones((1, 48, 62), np.uint8), read_image_file(pairs[2].image))
     pairs[3].image.write_bytes(b"no picture")
     with pytest.raises(InputError, match="3 final label") as error:
         prepare_labels(pairs, folder)
@@ -213,14 +213,14 @@ def test_what_the_door_refuses_is_refused_in_training_too(tmp_path: Path, folder
     """Labels that lie in the studies from before, or were put there by hand; one that is confirmed is taken."""
     pairs = labelled(tmp_path / "s", 8)
     nearly = np.ones((1, 48, 60), np.uint8)
-    write_mask(pairs[0].label, nearly, read_study(pairs[0].image))
+    write_mask(pairs[0].label, nearly, read_image_file(pairs[0].image))
     probabilities = np.full((61, 48, 1), 0.2, np.float32)
     nrrd.write(str(pairs[1].label), probabilities)
     with pytest.raises(InputError, match="2 final label") as error:
         prepare_labels(pairs, folder)
     assert "image 00: its label marks 100 % of the picture: is it inverted?" in str(error.value)
     assert "image 01: its label has values that are not whole (0.2)" in str(error.value)
-    write_mask(pairs[1].label, np.zeros((1, 48, 61), np.uint8), read_study(pairs[1].image))
+    write_mask(pairs[1].label, np.zeros((1, 48, 61), np.uint8), read_image_file(pairs[1].image))
     assert prepare_labels([replace(pairs[0], confirmed=True), *pairs[1:]], folder) is not None
     assert np.asarray(Image.open(folder.pair("image 00@0")[1])).all()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ultrarefiner_monai.core.cache import image_key
-from ultrarefiner_monai.core.image import Spacing, Study, flat_geometry
+from ultrarefiner_monai.core.image_file import ImageFile, Spacing, flat_geometry
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.pipeline.outline import FrameOutline, outline, outline_frame
 from ultrarefiner_monai.pipeline.predictor import Proposal
@@ -35,7 +35,7 @@ class Bright:
         return self.propose(np.where(image > 0.8, image, 0))
 
 
-def cine(sizes: list[int], spacings: list[Spacing] | None = None) -> Study:
+def cine(sizes: list[int], spacings: list[Spacing] | None = None) -> ImageFile:
     """Frame k holds a square of ``sizes[k]`` pixels' side, brightness .7."""
 
     def load(k: int) -> np.ndarray:
@@ -44,10 +44,12 @@ def cine(sizes: list[int], spacings: list[Spacing] | None = None) -> Study:
         return image
 
     geometry = flat_geometry(H, W, len(sizes))
-    return Study(Path("x.dcm"), "dicom", H, W, len(sizes), geometry, load, frame_spacings_mm=tuple(spacings or ()))
+    return ImageFile(Path("x.dcm"), "dicom", H, W, len(sizes), geometry, load, frame_spacings_mm=tuple(spacings or ()))
 
 
-def outlined(study: Study, frames: list[int] | None = None, clicks: dict[int, Clicks] | None = None, **options: bool):
+def outlined(
+    study: ImageFile, frames: list[int] | None = None, clicks: dict[int, Clicks] | None = None, **options: bool
+):
     answer = partial(outline_frame, Bright(), study, **options)  # type: ignore[arg-type]
     return outline(study, answer, frames, clicks)
 

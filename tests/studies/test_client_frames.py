@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies import client_frames
 from ultrarefiner_monai.studies.client_frames import ClientFrames
 from ultrarefiner_monai.studies.work_folder import WorkFolder
@@ -28,7 +28,7 @@ def animation() -> bytes:
 
 
 def test_files_for_clients_stay_within_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = ClientFrames(WorkFolder.of(tmp_path), read_study)
+    frames = ClientFrames(WorkFolder.of(tmp_path), read_image_file)
     (tmp_path / "clip.gif").write_bytes(animation())
     one = frames.path("a", tmp_path / "clip.gif")
     monkeypatch.setattr(client_frames, "_KEPT_BYTES", 2 * one.stat().st_size)
@@ -45,7 +45,7 @@ def test_a_long_video_keeps_nobody_waiting_for_another_image(tmp_path: Path) -> 
         if path.name == "long.gif":
             reading.set()
             assert go.wait(60)
-        return read_study(path)
+        return read_image_file(path)
 
     frames = ClientFrames(WorkFolder.of(tmp_path), read)
     for name in ("long.gif", "short.gif"):

@@ -13,8 +13,8 @@ from PIL import Image
 
 from lib.store.datastore import StudiesFolder
 from ultrarefiner_monai.config import ServeConfig, load_yaml
-from ultrarefiner_monai.core.image import RAS_FROM_LPS
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.core.image_file import RAS_FROM_LPS
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.open_saves import Drawn
 from ultrarefiner_monai.studies.work_folder import WorkFolder
@@ -50,7 +50,7 @@ class Clinic:
     def start(self) -> StudiesFolder:
         extensions = load_yaml(ServeConfig, APP / "config.yaml").extensions
         self.work = WorkFolder.of(self.studies)
-        self.store = StudiesFolder(str(self.studies), self.work, extensions, read_study, auto_reload=False)
+        self.store = StudiesFolder(str(self.studies), self.work, extensions, read_image_file, auto_reload=False)
         return self.store
 
     def save(self, value: int, extension: str = ".nii.gz", tag: str = "final", user: str = "") -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import luminance
+from ultrarefiner_monai.core.image_file import luminance
 
 HEIGHT, WIDTH = 96, 144
 NATIVE = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from coded_file import NATIVE, card, dicom, half, palette, tables, ybr
 
-from ultrarefiner_monai.core.image import luminance
+from ultrarefiner_monai.core.image_file import luminance
 
 RLE = ("RLE Lossless", "1.2.840.10008.1.2.5")
 _J = "1.2.840.10008.1.2.4."

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lib.store.datastore import StudiesFolder
 from ultrarefiner_monai.config import ServeConfig, load_yaml
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 EXTENSIONS = load_yaml(ServeConfig, APP / "config.yaml").extensions
@@ -19,7 +19,7 @@ LABEL = encoded(Image.fromarray((np.arange(96 * 130).reshape(96, 130) % 130 < 40
 
 
 def make_store(studies: Path, work_dir: Path | None = None) -> StudiesFolder:
-    return StudiesFolder(str(studies), WorkFolder.of(studies, work_dir), EXTENSIONS, read_study, auto_reload=False)
+    return StudiesFolder(str(studies), WorkFolder.of(studies, work_dir), EXTENSIONS, read_image_file, auto_reload=False)
 
 
 def everything_below(folder: Path) -> list[str]:

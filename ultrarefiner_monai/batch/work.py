@@ -25,9 +25,9 @@ from ultrarefiner_monai.config import PacsConfig
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.series import read_series, sort_instances
-from ultrarefiner_monai.imaging.readers import Limits, Study, read_study, write_mask
+from ultrarefiner_monai.imaging.readers import ImageFile, Limits, read_image_file, write_mask
 from ultrarefiner_monai.masks.metrics import cell
-from ultrarefiner_monai.pipeline.outline import StudyOutline, outline, outline_frame
+from ultrarefiner_monai.pipeline.outline import FileOutline, outline, outline_frame
 from ultrarefiner_monai.pipeline.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Worker:
         if job.path is None:
             study = read_series(image.files, limits, region_spacing=True)
         else:
-            study = read_study(job.path, limits)
+            study = read_image_file(job.path, limits)
         check_format(self.setup.format, study)
         found = outline(study, partial(outline_frame, self.predictor, study))
         seg = self._seg(found.mask, image) if self.setup.format == "seg" or self.setup.store else None
@@ -130,7 +130,7 @@ class Worker:
             "status": DONE,
         }
 
-    def _write(self, image_id: str, mask: np.ndarray, study: Study, seg: Any) -> Path:
+    def _write(self, image_id: str, mask: np.ndarray, study: ImageFile, seg: Any) -> Path:
         """The mask's file, or the folder with a PNG for each frame."""
         path = mask_path(self.setup, image_id)
         if self.setup.format == "seg":
@@ -183,7 +183,7 @@ def images_of(job: Job, files: Sequence[Path]) -> list[Image]:
     ]  # fetched files are called by their SOPInstanceUID
 
 
-def figures_of(found: StudyOutline) -> Row:
+def figures_of(found: FileOutline) -> Row:
     """The figures of the frame with the largest lesion as text; ``seconds`` apart."""
     frame = found.frames[found.shown]
     marked = int(found.mask.any(axis=(1, 2)).sum())
@@ -207,7 +207,7 @@ def mask_path(setup: Setup, image_id: str) -> Path:
     return setup.out / "masks" / f"{image_id}.{'dcm' if setup.format == 'seg' else setup.format}"
 
 
-def check_format(wanted: Format, study: Study) -> None:
+def check_format(wanted: Format, study: ImageFile) -> None:
     """InputError where the masks cannot be written in this format, before anything is computed."""
     if wanted == "seg" and study.kind != "dicom":
         raise InputError(f"{study.path.name}: a DICOM SEG needs a DICOM image, this one is {study.kind}; take nii.gz")
@@ -240,7 +240,7 @@ def serve(connection: Connection, setup: Setup) -> None:
         return  # the parent is gone
 
 
-def _write_pngs(folder: Path, mask: np.ndarray, study: Study) -> None:
+def _write_pngs(folder: Path, mask: np.ndarray, study: ImageFile) -> None:
     """frame_0000.png and so on, all of them or none."""
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

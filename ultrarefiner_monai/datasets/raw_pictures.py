@@ -13,7 +13,7 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.emptiness import EMPTY, emptiness
 from ultrarefiner_monai.imaging.label_pictures import from_picture
 from ultrarefiner_monai.imaging.pictures import Flip, dark_warnings, is_halved, open_picture, stored_numbers
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 
 EXIF_TURN = "an EXIF orientation is not applied, as in serving"
 
@@ -32,7 +32,7 @@ def read_image(path: Path, warnings: list[str]) -> np.ndarray:
             if grey.dtype == np.uint8:
                 warnings += _empty_warning(grey)
                 return np.ascontiguousarray(grey[flip])
-            study = read_study(path)
+            study = read_image_file(path)
             warnings += [w for w in study.warnings if "EXIF" not in w]
             return np.rint(study.frame(0) * 255).astype(np.uint8)
         pixels = np.asarray(image.convert("RGB"))[flip]

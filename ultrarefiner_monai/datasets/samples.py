@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.datasets.phantoms import Phantom, make_phantom
-from ultrarefiner_monai.imaging.readers import read_study, write_mask
+from ultrarefiner_monai.imaging.readers import read_image_file, write_mask
 from ultrarefiner_monai.imaging.writers import write_bytes
 
 # file name, (height, width), kind, spacing in mm where the format has one, label saved with it
@@ -56,7 +56,7 @@ def write_samples(folder: str | Path, seed: int = 0) -> list[Path]:
             write_bytes(path, _encode(phantom, path, number, spacing, seed))
             masks = phantom.mask[None]
         if labelled:
-            write_mask(folder / "labels" / "final" / f"{name.split('.')[0]}.nii.gz", masks, read_study(path))
+            write_mask(folder / "labels" / "final" / f"{name.split('.')[0]}.nii.gz", masks, read_image_file(path))
         paths.append(path)
     return paths
 

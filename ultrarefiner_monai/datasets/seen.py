@@ -18,7 +18,7 @@ import numpy as np
 
 from ultrarefiner_monai.core.threads import in_threads
 from ultrarefiner_monai.datasets.datalist import JOINT, Item
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 
 BYTES = 8  # of a SHA-256: among 10^4 images two agree by chance with a probability of 10^-12
 DIGESTS, BEFORE = "digests", "seen_before"
@@ -40,7 +40,7 @@ def digests_of(items: Iterable[Item]) -> set[bytes]:
 
 @lru_cache(maxsize=20_000)
 def _of_file(path: Path, _mtime: int) -> bytes:
-    return digest_of(read_study(path).frame(0))
+    return digest_of(read_image_file(path).frame(0))
 
 
 def pack(digests: Iterable[bytes]) -> str:

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import RAS_FROM_LPS
+from ultrarefiner_monai.core.image_file import RAS_FROM_LPS
 from ultrarefiner_monai.dicom.header import numbers
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."

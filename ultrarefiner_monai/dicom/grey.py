@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import luminance, to_unit
+from ultrarefiner_monai.core.image_file import luminance, to_unit
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.values import Scale, Table, Window, shows_nothing, table_of, window_of
 

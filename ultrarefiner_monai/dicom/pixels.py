@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import luminance, to_unit
+from ultrarefiner_monai.core.image_file import luminance, to_unit
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.codestreams import check_stream
 from ultrarefiner_monai.dicom.frames import compressed_frames, native_frames

@@ -1,4 +1,4 @@
-"""DICOM files with pixels -> ``Study``. Meant for ultrasound; other modalities are read with a warning.
+"""DICOM files with pixels -> ``ImageFile``. Meant for ultrasound; other modalities are read with a warning.
 
 Spacing, for measuring: the tissue region of SequenceOfUltrasoundRegions (PS3.3 C.8.5.5), then PixelSpacing,
 ImagerPixelSpacing, the shared functional groups. Geometry, for placing: what ITK's reader (so 3D Slicer) gives the same
@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import (
+from ultrarefiner_monai.core.image_file import (
     IN_PIXELS,
     NO_SIZE,
     Geometry,
+    ImageFile,
     Limits,
-    Study,
     plausible_spacing,
 )
 from ultrarefiner_monai.core.types import InputError
@@ -34,8 +34,8 @@ from ultrarefiner_monai.dicom.values import Scale
 
 def read_dicom(
     path: Path, limits: Limits, region_spacing: bool = False, decode: bool = True, scale: Scale | None = None
-) -> Study:
-    """One DICOM file; frames of a cine are decoded when they are asked for. Raises InputError (see ``read_study``).
+) -> ImageFile:
+    """One DICOM file; frames of a cine are decoded when they are asked for. Raises InputError (see ``read_image_file``).
 
     region_spacing: place the grid by the pixels' known size instead of as ITK does (``series.read_series``).
     decode: also decode a single frame at once; without it a damaged one raises at ``frame``, as a cine's.
@@ -69,7 +69,7 @@ def read_dicom(
     patient = str(element(dataset, "PatientID", ""))
     regions = tissue_regions(dataset, height, width, warnings)
     kept = height * width * 4 if count == 1 and decode else len(dataset.PixelData)
-    return Study(
+    return ImageFile(
         path, "dicom", height, width, count, geometry, load, spacing, patient, warnings, regions, kept_bytes=kept
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import Region, plausible_spacing
+from ultrarefiner_monai.core.image_file import Region, plausible_spacing
 
 _TISSUE, _CENTIMETRES = 1, 3
 _TWO_D, _M_MODE, _SPECTRAL = 1, 2, 3

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import Limits
+from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.seg import MANUFACTURER, MODEL_NAME
 from ultrarefiner_monai.dicom.source import Source, read_source

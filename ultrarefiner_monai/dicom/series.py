@@ -1,8 +1,8 @@
-"""Several DICOM files of one series -> one ``Study``: the frames of all of them, one after the other.
+"""Several DICOM files of one series -> one ``ImageFile``: the frames of all of them, one after the other.
 
 The order is that of ``sort_instances``; whoever stores results for a series (DICOM SEG) counts frames the same way.
 A folder of such files is an image of a DICOMweb store: its clients never read the DICOM files with ITK but are handed a
-NIfTI made from the ``Study``, so its grid carries the pixels' known size.
+NIfTI made from the ``ImageFile``, so its grid carries the pixels' known size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.core.files import sha256_of
-from ultrarefiner_monai.core.image import Geometry, Limits, Study
+from ultrarefiner_monai.core.image_file import Geometry, ImageFile, Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.file import has_mark, open_dicom, pixel_digest
 from ultrarefiner_monai.dicom.header import element, frames_said
@@ -74,7 +74,7 @@ def _sorted(files: Sequence[str | Path]) -> list[tuple[Path, str]]:
     return [(path, name) for _, name, path in sorted(rows, key=lambda row: row[:2])]
 
 
-def read_series(files: Sequence[str | Path], limits: Limits | None = None, region_spacing: bool = False) -> Study:
+def read_series(files: Sequence[str | Path], limits: Limits | None = None, region_spacing: bool = False) -> ImageFile:
     """The frames of all files in the order of ``sort_instances``, decoded when they are asked for.
 
     region_spacing: the grid's affine uses the pixels' known size (ultrasound regions, then PixelSpacing), for clients
@@ -108,7 +108,7 @@ def read_series(files: Sequence[str | Path], limits: Limits | None = None, regio
     return _joined(folder, parts, counts)
 
 
-def _joined(folder: Path, parts: list[Study], counts: list[int]) -> Study:
+def _joined(folder: Path, parts: list[ImageFile], counts: list[int]) -> ImageFile:
     first, starts = parts[0], [0, *accumulate(counts)]
 
     def load(index: int) -> np.ndarray:

@@ -76,7 +76,7 @@ def paired_games(before: Sequence[Game], after: Sequence[Game]) -> dict[str, Any
 
 
 @dataclass(frozen=True)
-class Run:
+class Compared:
     """What ``evaluate`` left in a folder. dice: of each lesion image, by id, or SET/ID where it has several sets."""
 
     name: str
@@ -84,7 +84,7 @@ class Run:
     dice: dict[str, float]
 
 
-def read_run(given: str | Path) -> Run:
+def read_evaluation(given: str | Path) -> Compared:
     """``DIR`` or ``NAME=DIR``, a folder that ``evaluate`` wrote. Without a name it is called after its last two parts."""
     name, equals, rest = str(given).partition("=")
     folder = Path(rest) if equals and not Path(given).exists() else Path(given)
@@ -101,7 +101,7 @@ def read_run(given: str | Path) -> Run:
         raise InputError(
             f"{folder}: summary.json or metrics.csv is not one of `ultrarefiner evaluate` ({error}); evaluate again"
         ) from error
-    return Run(name if folder != Path(given) else "/".join(folder.resolve().parts[-2:]), summary, dice)
+    return Compared(name if folder != Path(given) else "/".join(folder.resolve().parts[-2:]), summary, dice)
 
 
 def compare_runs(given: Sequence[str | Path]) -> list[dict[str, Any]]:
@@ -109,19 +109,19 @@ def compare_runs(given: Sequence[str | Path]) -> list[dict[str, Any]]:
 
     difference, low, high, p: Dice against the first run, paired; None where the lesion images are not the same ones.
     """
-    runs = [read_run(one) for one in given]
+    runs = [read_evaluation(one) for one in given]
     if not runs:
         raise InputError("compare needs at least one folder written by `ultrarefiner evaluate`")
     return [_row(run, runs[0]) for run in runs]
 
 
-def _row(run: Run, first: Run) -> dict[str, Any]:
-    s = run.summary
+def _row(one: Compared, first: Compared) -> dict[str, Any]:
+    s = one.summary
     lesions, normals, robot = s["lesion_images"], s["normal_images"], s.get("robot", {})
     dice, hd95, found = (lesions.get(name) or {} for name in ("dice", "hd95_px", "hd95_px_found"))
     low, high = dice.get("ci95") or (None, None)
     row = {
-        "run": run.name,
+        "run": one.name,
         "version": s["version"],
         "options": " ".join(f"{k}={v}" for k, v in (s.get("options") or {}).items()),
         "data": s.get("data"),
@@ -136,7 +136,7 @@ def _row(run: Run, first: Run) -> dict[str, Any]:
         "dice_low": low,
         "dice_high": high,
         "dice_median": dice.get("median"),
-        **_against(run, first),
+        **_against(one, first),
         "hd95_px": hd95.get("mean"),
         "hd95_px_found": found.get("mean"),
         "missed": lesions.get("missed"),
@@ -150,11 +150,11 @@ def _row(run: Run, first: Run) -> dict[str, Any]:
     return row
 
 
-def _against(run: Run, first: Run) -> dict[str, float | None]:
-    if run is first or not run.dice or run.dice.keys() != first.dice.keys():
+def _against(one: Compared, first: Compared) -> dict[str, float | None]:
+    if one is first or not one.dice or one.dice.keys() != first.dice.keys():
         return dict.fromkeys(("difference", "difference_low", "difference_high", "p"))
-    ids = sorted(run.dice)
-    paired = paired_bootstrap(np.array([first.dice[i] for i in ids]), np.array([run.dice[i] for i in ids]))
+    ids = sorted(one.dice)
+    paired = paired_bootstrap(np.array([first.dice[i] for i in ids]), np.array([one.dice[i] for i in ids]))
     return {
         "difference": round(paired.difference, 4),
         "difference_low": round(paired.low, 4),

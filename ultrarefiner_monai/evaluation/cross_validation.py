@@ -72,7 +72,7 @@ def run_fold(job: FoldJob) -> dict[str, Any]:
     from ultrarefiner_monai.evaluation.figures import evaluate
     from ultrarefiner_monai.models.checkpoints import load_system
     from ultrarefiner_monai.pipeline.predictor import Predictor
-    from ultrarefiner_monai.training.data.predictions import predict, write_proposal
+    from ultrarefiner_monai.training.data.predictions import predicted_prob, write_proposal
     from ultrarefiner_monai.training.rows import train_all
 
     if job.result.is_file():
@@ -86,7 +86,7 @@ def run_fold(job: FoldJob) -> dict[str, Any]:
         items = read_sets(job.data)
         for item, name in zip(items, names_of(items)):
             if item.fold == job.fold:
-                write_proposal(job.out.parent / "oof", name, predict(system.coarse, system.config, item))
+                write_proposal(job.out.parent / "oof", name, predicted_prob(system.coarse, system.config, item))
         row = _row(job.name, job.fold, figures)
         if "by_set" in figures:
             row["sets"] = [_row(name, job.fold, own) for name, own in figures["by_set"].items()]

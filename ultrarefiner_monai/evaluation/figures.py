@@ -25,7 +25,7 @@ from ultrarefiner_monai.evaluation.cases import Case
 from ultrarefiner_monai.evaluation.comparison import HD95_NOTE, write_rows
 from ultrarefiner_monai.evaluation.pictures import write_curves, write_overlays
 from ultrarefiner_monai.evaluation.summaries import by_origin, games_of, paired, summarise
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.interaction.robot import play
 from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT, score
 from ultrarefiner_monai.masks.postprocess import prob_to_mask
@@ -151,7 +151,7 @@ def seen_in_training(meta: dict[str, Any], items: Sequence[Item], images: Sequen
 
 
 def _read(item: Item) -> tuple[np.ndarray, np.ndarray]:
-    image = read_study(item.image).frame(0)
+    image = read_image_file(item.image).frame(0)
     label = read_mask(item.mask)[0]
     if label.shape != image.shape:
         raise InputError(f"{item.mask} is {label.shape[::-1]} pixels, its image {image.shape[::-1]}")

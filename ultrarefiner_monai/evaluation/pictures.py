@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.evaluation.cases import Case
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.interaction.robot import LEVELS, Game
 from ultrarefiner_monai.masks.metrics import bootstrap_interval
 
@@ -52,7 +52,7 @@ def _sheet(cases: Sequence[Case], path: Path) -> Path:
     figure = _figure(4 * len(cases), 4.2)
     for k, case in enumerate(cases):
         axes = figure.add_subplot(1, len(cases), k + 1)
-        axes.imshow(read_study(case.item.image).frame(0), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(read_image_file(case.item.image).frame(0), cmap="gray", vmin=0, vmax=1)
         outlines = [(read_mask(case.item.mask)[0], GREEN), (case.proposal.mask, ORANGE)]
         if case.coarse_mask is not None:
             outlines.insert(1, (case.coarse_mask, BLUE))

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ultrarefiner_monai.core.image import Limits
+from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.dicom.series import dicom_files, frame_order, frames_in, reordered
 from ultrarefiner_monai.imaging.mask_files import read_mask
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.imaging.writers import write_mask
 
 FRAMES = "frames"  # in a label's info: the frames that it was drawn on (``frame_order``)
@@ -65,7 +65,7 @@ def fit_label(label: Path, folder: Path, orders: Sequence[Sequence[str]], limits
     may_be_a_part = label.name.lower().endswith(".seg.nrrd")
     if len(orders) < 2 or may_be_a_part:
         return label
-    study = read_study(folder, limits)  # its grid is the limit for what comes
+    study = read_image_file(folder, limits)  # its grid is the limit for what comes
     most = max(map(frames_in, orders)) * study.height * study.width
     found = len(read_mask(label, limits=Limits(total_pixels=most)))
     before = next((o for o in reversed(orders[:-1]) if frames_in(o) == found), None)
@@ -81,7 +81,7 @@ def write_moved(
 ) -> bool:
     """Write ``label``, drawn on the frames ``before``, to ``path`` for the image in ``folder``, which has the frames
     ``now``; whether nothing of it is lost."""
-    study = read_study(folder, limits)
+    study = read_image_file(folder, limits)
     grid = (study.width, study.height, frames_in(before))
     drawn_on = replace(study, n_frames=grid[2], geometry=replace(study.geometry, shape=grid))
     mask, whole = reordered(read_mask(label, drawn_on, confirmed=True), before, now)

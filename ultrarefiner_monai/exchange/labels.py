@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ultrarefiner_monai.config import PacsConfig
-from ultrarefiner_monai.core.image import Study
+from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.seg_reader import SegInfo, read_seg
 from ultrarefiner_monai.dicomweb.client import Pacs, PacsError
@@ -46,7 +46,7 @@ class Opened(Protocol):
     """An image that was read, and the sha256 of its files."""
 
     @property
-    def study(self) -> Study: ...
+    def study(self) -> ImageFile: ...
     @property
     def sha256(self) -> str: ...
 

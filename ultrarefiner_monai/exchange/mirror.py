@@ -24,12 +24,12 @@ from pathlib import Path
 
 from ultrarefiner_monai.config import PacsConfig
 from ultrarefiner_monai.core.files import replacing
-from ultrarefiner_monai.core.image import Limits
+from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.pictures import no_picture_message, pictures_of, split_message
 from ultrarefiner_monai.dicom.series import dicom_files, sort_instances
 from ultrarefiner_monai.dicomweb.client import Pacs, PacsError, SeriesInfo, check_uid
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.imaging.writers import write_frames
 
 logger = logging.getLogger(__name__)
@@ -199,14 +199,14 @@ class Mirror:
         return sort_instances(dicom_files(self.open(image_id)))
 
     def nifti(self, image_id: str, limits: Limits | None = None) -> Path:
-        """The image for clients: uint8 luminance on the grid and with the geometry of ``read_study(open(image_id))``."""
+        """The image for clients: uint8 luminance on the grid and with the geometry of ``read_image_file(open(image_id))``."""
         folder = self.open(image_id)
         path = self.folder / "nifti" / f"{image_id}.nii.gz"
         with self._series_lock(self._images[image_id].series.uid):
             if not path.is_file():
                 path.parent.mkdir(mode=0o700, exist_ok=True)
                 with replacing(path) as file:
-                    write_frames(file, read_study(folder, limits))
+                    write_frames(file, read_image_file(folder, limits))
         return path
 
     def _series_lock(self, uid: str) -> threading.Lock:

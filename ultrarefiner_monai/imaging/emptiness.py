@@ -1,13 +1,13 @@
 """Is there anything in a picture? An export that went wrong comes out black, and "no lesion" would be a wrong answer to it.
 
-One rule for all formats: ``readers.read_study`` asks it of every study.
+One rule for all formats: ``readers.read_image_file`` asks it of every study.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import Study
+from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import InputError
 
 _SPREAD = 8 / 255  # grey values between the 1st and the 99th percentile: less is one grey to the eye
@@ -27,7 +27,7 @@ def emptiness(frame: np.ndarray) -> str:
     return "nearly one grey" if high - low <= _SPREAD else ""
 
 
-def empty_warnings(study: Study) -> list[str]:
+def empty_warnings(study: ImageFile) -> list[str]:
     """A warning where the picture, or a cine's first, middle or last frame, shows nothing. Frames that cannot be decoded
     are passed over: they are refused when they are asked for."""
     found: dict[str, list[int]] = {}

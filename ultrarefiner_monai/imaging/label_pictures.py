@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import luminance
+from ultrarefiner_monai.core.image_file import luminance
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.pictures import is_halved, stored_numbers, white_is_zero
 from ultrarefiner_monai.masks.label_values import NEAR, cut, from_numbers, listed, two_values

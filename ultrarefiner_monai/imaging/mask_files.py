@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import PICTURES, Geometry, Limits, Study, extension, frame_axes
+from ultrarefiner_monai.core.image_file import PICTURES, Geometry, ImageFile, Limits, extension, frame_axes
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.label_pictures import from_picture
 from ultrarefiner_monai.imaging.nifti import itk_reads, nifti_affine, open_nifti
@@ -33,7 +33,7 @@ MOST_BYTES, LEAST_BYTES = 16, 1 << 20
 
 def read_mask(
     path: str | Path,
-    study: Study | None = None,
+    study: ImageFile | None = None,
     limits: Limits | None = None,
     confirmed: bool = False,
     warnings: list[str] | None = None,
@@ -65,7 +65,7 @@ def decoder_words(error: Exception, path: Path) -> str:
     return type(error).__name__ if str(path.parent.resolve()) in words else f"{type(error).__name__}: {words}"
 
 
-def _read(path: Path, study: Study | None, limits: Limits, warnings: list[str]) -> np.ndarray:
+def _read(path: Path, study: ImageFile | None, limits: Limits, warnings: list[str]) -> np.ndarray:
     suffix = extension(path)
     try:
         if suffix in PICTURES:
@@ -113,7 +113,7 @@ def _times(shape: Sequence[int]) -> str:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _picture_mask(path: Path, study: Study | None, limits: Limits, warnings: list[str]) -> np.ndarray:
+def _picture_mask(path: Path, study: ImageFile | None, limits: Limits, warnings: list[str]) -> np.ndarray:
     with open_picture(path, limits) as picture:
         count = len(picture.pages)
         if study is not None and count > study.n_frames:
@@ -132,7 +132,7 @@ def _picture_mask(path: Path, study: Study | None, limits: Limits, warnings: lis
     return masks
 
 
-def make_plain(path: str | Path, mask: np.ndarray, study: Study) -> None:
+def make_plain(path: str | Path, mask: np.ndarray, study: ImageFile) -> None:
     """Rewrite a label whose file other programs would not show on its image; all others stay as they are.
 
     Pictures: as 0 and 1 where their pixels are not the mask (palette, transparency, colours, soft edges), since 3D Slicer
@@ -157,7 +157,7 @@ def make_plain(path: str | Path, mask: np.ndarray, study: Study) -> None:
         write_bytes(path, content.getvalue())
 
 
-def _lies(path: Path, mask: np.ndarray, study: Study) -> bool:
+def _lies(path: Path, mask: np.ndarray, study: ImageFile) -> bool:
     """Whether ITK reads a NIfTI or NRRD label, and shows the mask on the study's grid. By the headers, where they do."""
     nifti = extension(path) in (".nii", ".nii.gz")
     if nifti:
@@ -186,7 +186,7 @@ def _is_plain(image: Any, mask: np.ndarray) -> bool:
     return np.array_equal(np.asarray(image) > 0, mask > 0)
 
 
-def _require_size(path: Path, shape: tuple[int, ...], study: Study | None) -> None:
+def _require_size(path: Path, shape: tuple[int, ...], study: ImageFile | None) -> None:
     if study is not None and shape != study.shape:
         (t, h, w), (st, sh, sw) = shape, study.shape
         raise InputError(f"{path.name} is {w} x {h} with {t} frame(s), its image is {sw} x {sh} with {st}")
@@ -195,7 +195,7 @@ def _require_size(path: Path, shape: tuple[int, ...], study: Study | None) -> No
 # --- grids ------------------------------------------------------------------------------------------------------------
 
 
-def _require_inside(path: Path, shape: Sequence[int], study: Study | None) -> None:
+def _require_inside(path: Path, shape: Sequence[int], study: ImageFile | None) -> None:
     """InputError where the label is longer than its image in an axis, in whichever order it has them."""
     if study is None:
         return
@@ -214,7 +214,7 @@ def _grid3(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
     return (int(shape[0]), int(shape[1]), int(long[0]) if long else 1)
 
 
-def _nifti_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray, bool]:
+def _nifti_mask(path: Path, study: ImageFile | None, limits: Limits) -> tuple[np.ndarray, np.ndarray, bool]:
     """(mask (I, J, K), affine, whether it holds segments)."""
     image: Any = open_nifti(path, limits)
     if image.dataobj.dtype.kind not in "uif" or image.dataobj.dtype.itemsize > 8:
@@ -227,7 +227,7 @@ def _nifti_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.nda
         return from_numbers(np.asanyarray(image.dataobj).reshape(shape)), nifti_affine(image), False
 
 
-def _nrrd_mask(path: Path, study: Study | None, limits: Limits) -> tuple[np.ndarray, np.ndarray, bool]:
+def _nrrd_mask(path: Path, study: ImageFile | None, limits: Limits) -> tuple[np.ndarray, np.ndarray, bool]:
     """As ``_nifti_mask``."""
     if study is not None:
         most = max(int(np.prod(study.shape, dtype=object)) * MOST_BYTES, LEAST_BYTES)

@@ -1,4 +1,4 @@
-"""Moving pictures -> ``Study``: GIF and WebP by Pillow here, MP4, AVI, MOV, MKV, WebM and WMV by PyAV in ``video``.
+"""Moving pictures -> ``ImageFile``: GIF and WebP by Pillow here, MP4, AVI, MOV, MKV, WebM and WMV by PyAV in ``video``.
 
 Their frames are those of a cine. A file is decoded once when it is opened: only that tells how many frames there really
 are. Then frames are decoded when they are asked for, and the last ones kept: 300 frames of 1080p would fill the memory.
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
-from ultrarefiner_monai.core.image import Limits, Study, flat_geometry, luminance, to_unit
+from ultrarefiner_monai.core.image_file import ImageFile, Limits, flat_geometry, luminance, to_unit
 from ultrarefiner_monai.core.types import InputError
 
-# The extensions, in lower case, and what ``Study.kind`` says. Animated PNG is left to the pictures: viewers show its first.
+# The extensions, in lower case, and what ``ImageFile.kind`` says. Animated PNG is left to the pictures: viewers show its first.
 MOVING = {
     ".gif": "gif",
     ".webp": "webp",
@@ -27,7 +27,7 @@ MOVING = {
 _KEPT_BYTES = 256 << 20
 
 
-def read_moving(path: Path, limits: Limits) -> Study:
+def read_moving(path: Path, limits: Limits) -> ImageFile:
     """One file of ``MOVING``. Raises InputError for what cannot be decoded or is beyond ``limits``."""
     warnings: list[str] = []
     if MOVING[path.suffix.lower()] == "video":
@@ -47,7 +47,7 @@ def read_moving(path: Path, limits: Limits) -> Study:
     source.finish(count)
     kept = min(count * height * width, _KEPT_BYTES)
     geometry, kind = flat_geometry(height, width, count), MOVING[path.suffix.lower()]
-    return Study(path, kind, height, width, count, geometry, reel.load, None, "", warnings, kept_bytes=kept)
+    return ImageFile(path, kind, height, width, count, geometry, reel.load, None, "", warnings, kept_bytes=kept)
 
 
 class Reel:

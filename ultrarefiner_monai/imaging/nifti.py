@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import RAS_FROM_LPS, Limits
+from ultrarefiner_monai.core.image_file import RAS_FROM_LPS, Limits
 from ultrarefiner_monai.core.types import InputError
 
 _VECTOR, _SYMMATRIX, _GENMATRIX = 1007, 1005, 1004  # intent codes, nifti1.h

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import RAS_FROM_LPS, Limits
+from ultrarefiner_monai.core.image_file import RAS_FROM_LPS, Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.nifti import GZIP_RATIO
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import IN_PIXELS, Limits, Spacing, plausible_spacing
+from ultrarefiner_monai.core.image_file import IN_PIXELS, Limits, Spacing, plausible_spacing
 from ultrarefiner_monai.core.types import InputError
 
 _PIL_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")

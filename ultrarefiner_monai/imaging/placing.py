@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import Geometry
+from ultrarefiner_monai.core.image_file import Geometry
 
 # A label may lie this far off the image's voxel centres (in voxels); beyond it, nobody can say which voxel is meant.
 _OFF_CENTRE = 0.25

@@ -1,4 +1,4 @@
-"""Image files -> ``Study``: PNG, JPEG, TIFF, BMP, NIfTI and NRRD here, DICOM in ``dicom``, GIF, WebP and videos in
+"""Image files -> ``ImageFile``: PNG, JPEG, TIFF, BMP, NIfTI and NRRD here, DICOM in ``dicom``, GIF, WebP and videos in
 ``moving``; masks in ``writers``.
 
 Whatever cannot be read ends in ``InputError`` with the file's name, never in a decoder's own exception. Pixels are used
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import (
+from ultrarefiner_monai.core.image_file import (
     PICTURES,
     Geometry,
+    ImageFile,
     Limits,
-    Study,
     extension,
     flat_geometry,
     frame_axes,
@@ -46,7 +46,7 @@ from ultrarefiner_monai.imaging.pictures import (
 )
 from ultrarefiner_monai.imaging.writers import write_mask
 
-__all__ = ["IMAGE_EXTENSIONS", "Limits", "Study", "extension", "read_mask", "read_study", "write_mask"]
+__all__ = ["IMAGE_EXTENSIONS", "Limits", "ImageFile", "extension", "read_mask", "read_image_file", "write_mask"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 IMAGE_EXTENSIONS = (*PICTURES, *MOVING, ".nii", ".nii.gz", ".nrrd", ".dcm", ".dicom")
 
 
-def read_study(path: str | Path, limits: Limits | None = None) -> Study:
+def read_image_file(path: str | Path, limits: Limits | None = None) -> ImageFile:
     """Read one image file. Raises InputError when it is missing, unknown, damaged, truncated or too large.
 
     A folder is read as the DICOM files of one series in it, on a grid with the pixels' known size (``series``).
@@ -80,7 +80,7 @@ def read_study(path: str | Path, limits: Limits | None = None) -> Study:
     return study
 
 
-def _reader_of(path: Path) -> Callable[[Path, Limits], Study]:
+def _reader_of(path: Path) -> Callable[[Path, Limits], ImageFile]:
     if path.is_dir():
         return _read_folder
     if not path.is_file():
@@ -105,7 +105,7 @@ def _reader_of(path: Path) -> Callable[[Path, Limits], Study]:
     raise InputError(f"{path.name}: expected one of {' '.join(IMAGE_EXTENSIONS)}, got {suffix or 'no extension'}")
 
 
-def _read_folder(path: Path, limits: Limits) -> Study:
+def _read_folder(path: Path, limits: Limits) -> ImageFile:
     from ultrarefiner_monai.dicom.series import dicom_files, read_series
 
     files = dicom_files(path)
@@ -117,7 +117,7 @@ def _read_folder(path: Path, limits: Limits) -> Study:
 # --- PNG, JPEG, TIFF, BMP ---------------------------------------------------------------------------------------------
 
 
-def _read_picture(path: Path, limits: Limits) -> Study:
+def _read_picture(path: Path, limits: Limits) -> ImageFile:
     warnings: list[str] = []
     with open_picture(path, limits) as picture:
         image = picture.image
@@ -145,7 +145,7 @@ def _read_picture(path: Path, limits: Limits) -> Study:
         frames = to_unit(frames, warnings)
         frames = 1 - frames if inverted else frames
     geometry = flat_geometry(height, width, len(pages), spacing_xy)
-    return Study(path, kind, height, width, len(pages), geometry, stored_frames(frames), spacing, "", warnings)
+    return ImageFile(path, kind, height, width, len(pages), geometry, stored_frames(frames), spacing, "", warnings)
 
 
 def _picture_pixels(image: Any) -> np.ndarray:
@@ -162,7 +162,7 @@ def _picture_pixels(image: Any) -> np.ndarray:
 # --- NIfTI ------------------------------------------------------------------------------------------------------------
 
 
-def _read_nifti(path: Path, limits: Limits) -> Study:
+def _read_nifti(path: Path, limits: Limits) -> ImageFile:
     warnings: list[str] = []
     image: Any = open_nifti(path, limits)
     shape, data_type = tuple(int(n) for n in image.shape), image.dataobj.dtype
@@ -208,7 +208,7 @@ def _to_gray(rgb: np.ndarray, warnings: list[str]) -> np.ndarray:
     return to_unit(rgb, warnings) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def _volume(path: Path, kind: str, values: np.ndarray, geometry: Geometry, warnings: list[str]) -> Study:
+def _volume(path: Path, kind: str, values: np.ndarray, geometry: Geometry, warnings: list[str]) -> ImageFile:
     """``values``: (I, J, K)."""
     if values.dtype.kind not in "uifb":
         raise InputError(f"{path.name}: expected numbers, got {values.dtype}")
@@ -222,13 +222,13 @@ def _volume(path: Path, kind: str, values: np.ndarray, geometry: Geometry, warni
     else:
         spacing = plausible_spacing(steps[geometry.axes[1]], steps[geometry.axes[0]], "a spacing", warnings)
     count, height, width = frames.shape
-    return Study(path, kind, height, width, count, geometry, stored_frames(frames), spacing, "", warnings)
+    return ImageFile(path, kind, height, width, count, geometry, stored_frames(frames), spacing, "", warnings)
 
 
 # --- NRRD -------------------------------------------------------------------------------------------------------------
 
 
-def _read_nrrd(path: Path, limits: Limits) -> Study:
+def _read_nrrd(path: Path, limits: Limits) -> ImageFile:
     warnings: list[str] = []
     values, header = read_nrrd_array(path, limits)
     kinds = [str(k) for k in header.get("kinds", [])]

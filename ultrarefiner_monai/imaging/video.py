@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import Limits, luminance
+from ultrarefiner_monai.core.image_file import Limits, luminance
 from ultrarefiner_monai.core.types import InputError
 
 if TYPE_CHECKING:

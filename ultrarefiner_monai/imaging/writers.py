@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from ultrarefiner_monai.core.files import replacing
-from ultrarefiner_monai.core.image import RAS_FROM_LPS, Study, extension, flat_geometry
+from ultrarefiner_monai.core.image_file import RAS_FROM_LPS, ImageFile, extension, flat_geometry
 from ultrarefiner_monai.core.types import LABEL_NAME, InputError
 from ultrarefiner_monai.imaging.nrrd import nrrd_value
 from ultrarefiner_monai.imaging.pictures import with_png_scale
@@ -30,7 +30,7 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         file.write(content)
 
 
-def write_mask(path: str | Path, mask: np.ndarray, study: Study, compress: bool = True) -> None:
+def write_mask(path: str | Path, mask: np.ndarray, study: ImageFile, compress: bool = True) -> None:
     """Write ``mask`` (T, H, W), or (H, W) of a single frame, 0 and 1 only, for a client that shows ``study``.
 
     The format follows the extension. NIfTI keeps shape and position of a NIfTI study, NRRD those of a NRRD study;
@@ -41,7 +41,7 @@ def write_mask(path: str | Path, mask: np.ndarray, study: Study, compress: bool 
     write_bytes(path, content)
 
 
-def encode_mask(suffix: str, mask: np.ndarray, study: Study, compress: bool = True) -> bytes:
+def encode_mask(suffix: str, mask: np.ndarray, study: ImageFile, compress: bool = True) -> bytes:
     """The bytes of ``write_mask``'s file."""
     mask = np.asarray(mask)
     mask = mask[None] if mask.ndim == 2 else mask
@@ -63,7 +63,7 @@ def encode_mask(suffix: str, mask: np.ndarray, study: Study, compress: bool = Tr
     raise InputError(f"masks are written as {' '.join(MASK_EXTENSIONS)}, asked for {suffix or 'no extension'}")
 
 
-def lost_position(suffix: str, study: Study) -> str:
+def lost_position(suffix: str, study: ImageFile) -> str:
     """Why a mask in this format does not lie on its image where programs go by position, "" where it does."""
     if suffix == ".png" and _picture_spacing(study) is None:
         return (
@@ -80,7 +80,7 @@ def lost_position(suffix: str, study: Study) -> str:
     return ""
 
 
-def _picture_spacing(study: Study) -> tuple[float, float] | None:
+def _picture_spacing(study: ImageFile) -> tuple[float, float] | None:
     """(x, y) mm of a pixel where the image lies as a picture does: axes of LPS, origin 0; else None."""
     x, y = (-float(study.geometry.affine[axis, axis]) for axis in (0, 1))
     if min(x, y) <= 0:
@@ -89,7 +89,7 @@ def _picture_spacing(study: Study) -> tuple[float, float] | None:
     return None if np.any(np.abs(in_plane) > 1e-3 * min(x, y)) else (x, y)
 
 
-def _png(mask: np.ndarray, study: Study) -> bytes:
+def _png(mask: np.ndarray, study: ImageFile) -> bytes:
     from PIL import Image
 
     if study.is_volume:
@@ -102,7 +102,7 @@ def _png(mask: np.ndarray, study: Study) -> bytes:
     return with_png_scale(buffer.getvalue(), *spacing)
 
 
-def _nifti(grid: np.ndarray, study: Study, gz: bool) -> bytes:
+def _nifti(grid: np.ndarray, study: ImageFile, gz: bool) -> bytes:
     import nibabel
 
     geometry = study.geometry
@@ -119,7 +119,7 @@ def _nifti(grid: np.ndarray, study: Study, gz: bool) -> bytes:
     return gzip.compress(content, 6, mtime=0) if gz else content
 
 
-def _nrrd(grid: np.ndarray, study: Study, compress: bool, segmentation: bool) -> bytes:
+def _nrrd(grid: np.ndarray, study: ImageFile, compress: bool, segmentation: bool) -> bytes:
     geometry = study.geometry
     if geometry.nrrd_space is not None:
         values, space = grid.reshape(geometry.shape), geometry.nrrd_space
@@ -145,7 +145,7 @@ def _nrrd(grid: np.ndarray, study: Study, compress: bool, segmentation: bool) ->
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def write_frames(file: IO[bytes], study: Study) -> None:
+def write_frames(file: IO[bytes], study: ImageFile) -> None:
     """A NIfTI (.nii.gz) of all frames, uint8 luminance, on the grid and with the geometry of ``study``, frame by frame: all
     of them together may be larger than the memory. The grid's axes must be column, row, frame: DICOM, moving pictures."""
     import nibabel

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ultrarefiner_monai.core.files import replacing
-from ultrarefiner_monai.core.image import Limits, Study
+from ultrarefiner_monai.core.image_file import ImageFile, Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD
 from ultrarefiner_monai.datasets.grouping import near_duplicate_groups, thumbnail
 from ultrarefiner_monai.imaging.mask_files import read_mask
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.learning.label_split import LEFT_OUT, TRAIN_PART, place
 from ultrarefiner_monai.studies.corrections import Labelled, chosen_frames, training_parts
 from ultrarefiner_monai.studies.training_folder import Row, TrainingFolder
@@ -154,7 +154,7 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
     """Write the chosen frames of one image and its label, each B-mode region by itself; rows without group and fold."""
     from PIL import Image
 
-    study = read_study(pair.image, limits)
+    study = read_image_file(pair.image, limits)
     mask = read_mask(pair.label, study, limits, pair.confirmed)
     if _state(pair) != state:
         raise InputError("image or label changed while it was read; try again")
@@ -185,7 +185,7 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
     return rows
 
 
-def _patient(study: Study) -> str:
+def _patient(study: ImageFile) -> str:
     """A hash: the copies need to know who belongs together, not who it is."""
     return hashlib.sha256(study.patient.encode()).hexdigest()[:12] if study.patient else ""
 

@@ -19,10 +19,10 @@ import torch
 from filelock import Timeout
 
 from ultrarefiner_monai.config import TrainConfig, to_dict
-from ultrarefiner_monai.core.image import Limits
+from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import NO_FOLD, SELECT_FOLD, Item, read_index
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.learning.labelled import Lookup, Prepared, prepare_labels
 from ultrarefiner_monai.learning.registry import Candidate, Registry, Start
 from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT
@@ -212,7 +212,7 @@ def figures_of(
     answer = predictor.coarse if coarse else predictor.propose
     dices, marked = [], []
     for item in items:
-        mask, label = answer(read_study(item.image).frame(0)).mask, read_mask(item.mask)[0]
+        mask, label = answer(read_image_file(item.image).frame(0)).mask, read_mask(item.mask)[0]
         if label.any():
             dices.append(dice_of(mask, label))
         else:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ultrarefiner_monai.core.cache import image_key
-from ultrarefiner_monai.core.image import Region, Study
+from ultrarefiner_monai.core.image_file import ImageFile, Region
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.masks.measure import Measurement, measure
 from ultrarefiner_monai.pipeline.predictor import Predictor, Proposal
@@ -46,7 +46,7 @@ class FrameOutline:
 
 
 @dataclass(frozen=True)
-class StudyOutline:
+class FileOutline:
     """A study's result. mask: (T, H, W) uint8, 0 or 1; frames that were not asked for are 0. frames: what was found in each
     that was. shown: the frame whose figures stand for the study."""
 
@@ -65,15 +65,15 @@ class StudyOutline:
 
 
 def outline(
-    study: Study,
+    study: ImageFile,
     answer: Callable[[int, Clicks], FrameOutline],
     frames: Iterable[int] | None = None,
     clicks: Mapping[int, Clicks] | None = None,
-) -> StudyOutline:
+) -> FileOutline:
     """Outline the frames of a study.
 
     answer: (frame, its clicks) -> its result: ``outline_frame``, or one that remembers. frames: None for all of them.
-    clicks: frame -> the user's, in the image frame. Raises InputError as ``predict`` and ``Study.frame`` do.
+    clicks: frame -> the user's, in the image frame. Raises InputError as ``predict`` and ``ImageFile.frame`` do.
     """
     clicks = clicks or {}
     mask = np.zeros(study.shape, np.uint8)
@@ -82,7 +82,7 @@ def outline(
         result = answer(k, clicks.get(k, NO_CLICKS))
         mask[k] = result.mask
         found[k] = replace(result, mask=mask[k])  # one copy of a long cine's masks, not two
-    return StudyOutline(mask, found, shown_frame(found, clicks))
+    return FileOutline(mask, found, shown_frame(found, clicks))
 
 
 def shown_frame(found: Mapping[int, FrameOutline], clicks: Mapping[int, Clicks]) -> int:
@@ -98,7 +98,7 @@ def shown_frame(found: Mapping[int, FrameOutline], clicks: Mapping[int, Clicks])
 
 
 def outline_frame(
-    predictor: Predictor, study: Study, k: int, clicks: Clicks = NO_CLICKS, coarse_only: bool = False
+    predictor: Predictor, study: ImageFile, k: int, clicks: Clicks = NO_CLICKS, coarse_only: bool = False
 ) -> FrameOutline:
     """Frame ``k`` of a study, measured. clicks: in the image frame, none: the automatic result; coarse_only: the coarse
     network alone, whatever was clicked. Raises InputError as ``predict`` does."""

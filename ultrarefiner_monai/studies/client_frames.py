@@ -30,7 +30,7 @@ def is_moving(path: str | Path) -> bool:
 
 
 class ClientFrames:
-    """The NIfTI files of moving pictures. read: a file -> ``Study``, InputError for what cannot be decoded. Thread-safe."""
+    """The NIfTI files of moving pictures. read: a file -> ``ImageFile``, InputError for what cannot be decoded. Thread-safe."""
 
     def __init__(self, work: WorkFolder, read: Callable[[Path], Any]):
         self._work, self._read, self._lock = work, read, threading.Lock()

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ultrarefiner_monai.core.image import Region, Study
+from ultrarefiner_monai.core.image_file import ImageFile, Region
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.series import sha256_of_image
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.masks.label_values import is_confirmed
 from ultrarefiner_monai.studies.dicom_index import remembered_images
 from ultrarefiner_monai.studies.journal import Journal, StoredCorrection, StoredProposal
@@ -65,7 +65,7 @@ def item_id(image_id: str, frame: int, region: int | None = None) -> str:
     return f"{image_id}@{frame}" if region is None else f"{image_id}@{frame}.{region}"
 
 
-def training_parts(image_id: str, study: Study, frame: int, mask: np.ndarray) -> list[tuple[str, Region]]:
+def training_parts(image_id: str, study: ImageFile, frame: int, mask: np.ndarray) -> list[tuple[str, Region]]:
     """What of a frame is trained on, as it is served: (item id, region) of each B-mode region, or the whole frame.
 
     mask: its label (H, W). Where it marks a lesion, the regions without one are left out: a picture beside it may just
@@ -182,7 +182,7 @@ def _frames(pair: Labelled, correction: StoredCorrection, proposal: StoredPropos
     reply, single = proposal.reply, len(proposal.mask) == 1
     # A reply to `frame=k` holds that frame alone; the other frames of its mask are empty without meaning it.
     answered = {row["frame"] for row in reply.get("frames", [])} or {reply.get("frame", 0)}
-    study = read_study(pair.image)
+    study = read_image_file(pair.image)
     return [
         Correction(
             id=item,

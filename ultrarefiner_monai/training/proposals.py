@@ -19,7 +19,7 @@ from ultrarefiner_monai.datasets.datalist import DataDirs, Item, Split, names_of
 from ultrarefiner_monai.datasets.seen import digests_of, name_records, named_sets, unpack
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.training.check import stored_meta
-from ultrarefiner_monai.training.data.predictions import predict, write_proposal
+from ultrarefiner_monai.training.data.predictions import predicted_prob, write_proposal
 from ultrarefiner_monai.training.run import check_same_split, train_split
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,6 @@ def nested_proposals(
             train_split(_unseen_start(config, piece), inner, run, device, resume=(run / "last.pt").is_file())
         system = load_system(run / "best.safetensors", device=device or "cpu")
         for item in todo:
-            write_proposal(out, names[item.key], predict(system.coarse, system.config, item))
+            write_proposal(out, names[item.key], predicted_prob(system.coarse, system.config, item))
         log.info("part %s of %s: %d proposals", name, ", ".join(pieces), len(todo))
     return sum((out / f"{names[i.key]}.png").is_file() for i in split.train)

@@ -199,7 +199,7 @@ def test_tiny_lesions_survive_softening(radius: float, seed: int) -> None:
 def test_severity_rises_for_tiny_and_for_irregular_lesions() -> None:
     star = disc(96, 20).clone()
     star[:, ::4] &= disc(96, 10)[:, ::4]
-    large, tiny, irregular = (fields.measure(m).severity.item() for m in (disc(96, 20), disc(96, 3), star))
+    large, tiny, irregular = (fields.shapes_of(m).severity.item() for m in (disc(96, 20), disc(96, 3), star))
     assert large < 0.05 and tiny > large + 0.3 and irregular > large + 0.2
 
 

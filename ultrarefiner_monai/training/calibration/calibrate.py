@@ -22,10 +22,10 @@ import numpy as np
 from ultrarefiner_monai.config import SystemConfig
 from ultrarefiner_monai.core.cache import EmbeddingCache
 from ultrarefiner_monai.datasets.datalist import Item
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.models.checkpoints import System, load_system, read_checkpoint, save_system, with_options
 from ultrarefiner_monai.pipeline.predictor import Predictor
-from ultrarefiner_monai.training.calibration.candidates import Example, Grid, figures_of, grid_around, measure
+from ultrarefiner_monai.training.calibration.candidates import Example, Grid, figures_of, figures_of_mask, grid_around
 from ultrarefiner_monai.training.calibration.choosing import BOUNDARY_WEIGHT, TOLERANCE, Chosen, Table, choose_among
 from ultrarefiner_monai.training.calibration.explaining import explain, report
 from ultrarefiner_monai.training.data.tissue import tissue_pairs
@@ -105,7 +105,7 @@ def _configured(start: SystemConfig, grid: Grid, chosen: Chosen) -> SystemConfig
 def _images(items: Sequence[Item]) -> Iterable[Labelled]:
     """The selection images, then crops of their lesion-free tissue; one after the other, so that few are in memory."""
     for item in items:
-        yield read_study(item.image).frame(0), read_mask(item.mask)[0] > 0, item.set, False
+        yield read_image_file(item.image).frame(0), read_mask(item.mask)[0] > 0, item.set, False
     for _, crop, item in tissue_pairs(items, _TISSUE_SEED):
         yield crop, np.zeros(crop.shape, dtype=bool), item.set, True
 
@@ -165,7 +165,7 @@ def _with_self_clicks(
     for wanted in (True, False):
         for k, (image, label, _, _) in enumerate(_images(items)):
             if bool(label.any()) == wanted:
-                figures[k], edges[k] = measure(predictor.propose(image).mask, label)
+                figures[k], edges[k] = figures_of_mask(predictor.propose(image).mask, label)
         mean = table.sets.means(edges)
         clicked = float(table.sets.figure(figures)) + BOUNDARY_WEIGHT * float(mean.mean() if len(mean) else 0.0)
         harmed = table.harms(figures, edges, coarse, coarse_edges).any()

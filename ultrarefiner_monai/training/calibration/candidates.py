@@ -157,7 +157,7 @@ class _Tried:
         return dice_of(mask, self.label), f
 
 
-def measure(mask: np.ndarray, label: np.ndarray) -> tuple[float, float]:
+def figures_of_mask(mask: np.ndarray, label: np.ndarray) -> tuple[float, float]:
     """The two figures of ``figures_of`` for one mask (H, W) of 0 and 1."""
     label = np.asarray(label, dtype=bool)
     post = PostConfig(threshold=0.5, min_area=0.0, min_peak=0.0, fill_holes=False)

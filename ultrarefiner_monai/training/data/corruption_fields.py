@@ -237,7 +237,7 @@ class Shapes:
         return Shapes(**{name: value[rows] for name, value in vars(self).items()})
 
 
-def measure(masks: torch.Tensor) -> Shapes:
+def shapes_of(masks: torch.Tensor) -> Shapes:
     """(N, H, W) bool -> Shapes. Empty masks: area and radius 0, the frame's centre, severity 0."""
     n, height, width = masks.shape
     mass = masks.float()

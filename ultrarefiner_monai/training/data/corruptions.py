@@ -25,7 +25,7 @@ from ultrarefiner_monai.training.data.corruption_draws import (
     draw_change,
     growth_room,
 )
-from ultrarefiner_monai.training.data.corruption_fields import Shapes, dice, measure, signed_distance
+from ultrarefiner_monai.training.data.corruption_fields import Shapes, dice, shapes_of, signed_distance
 from ultrarefiner_monai.training.data.corruption_kinds import roughen, soften
 from ultrarefiner_monai.training.data.corruption_sdf import level_for_dice
 
@@ -229,7 +229,7 @@ def _checked(masks: torch.Tensor, difficulty: float | None) -> float:
 
 def _measure(labels: torch.Tensor) -> Shapes:
     some = max(1, PIECE_PIXELS // max(1, labels.shape[1] * labels.shape[2]))
-    parts = [measure(piece) for piece in (labels.split(some) if labels.device.type == "cpu" else (labels,))]
+    parts = [shapes_of(piece) for piece in (labels.split(some) if labels.device.type == "cpu" else (labels,))]
     return Shapes(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 

@@ -15,14 +15,14 @@ from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.geometry import Letterbox
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Item
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.pipeline.coarse import coarse_arrays
 
 
-def predict(network: nn.Module, system: SystemConfig, item: Item) -> np.ndarray:
+def predicted_prob(network: nn.Module, system: SystemConfig, item: Item) -> np.ndarray:
     """coarse_prob (h, w) float32 in [0, 1]: the part of the coarse frame that the image covers, with mirror averaging as
     in serving."""
-    image = read_study(item.image).frame(0)
+    image = read_image_file(item.image).frame(0)
     letterbox = Letterbox(image.shape[0], image.shape[1], system.coarse.image_size)
     square = letterbox.apply(torch.from_numpy(np.ascontiguousarray(image))[None, None])
     square = square.to(next(network.parameters()).device)

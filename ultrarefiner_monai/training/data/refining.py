@@ -22,7 +22,7 @@ from ultrarefiner_monai.config import CorruptionConfig
 from ultrarefiner_monai.core.geometry import Letterbox, resize
 from ultrarefiner_monai.core.threads import in_threads
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.training.data.corruptions import Corruptor
 from ultrarefiner_monai.training.data.loading import SharedEpoch, drawn
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL
@@ -221,7 +221,7 @@ def _bytes(plane: np.ndarray) -> np.ndarray:
 
 
 def _pixels(sample: RefineSample) -> np.ndarray:
-    return sample.image if isinstance(sample.image, np.ndarray) else read_study(sample.image).frame(sample.frame)
+    return sample.image if isinstance(sample.image, np.ndarray) else read_image_file(sample.image).frame(sample.frame)
 
 
 def _label(sample: RefineSample) -> np.ndarray:

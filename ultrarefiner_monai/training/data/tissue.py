@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Item, group_of
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.training.data.loading import GROUP
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL
 
@@ -87,7 +87,7 @@ def _touches(boxes: np.ndarray, lesions: np.ndarray) -> np.ndarray:
 
 def _crop_of(item: Item, seed: int, k: int) -> np.ndarray | None:
     """The k-th crop of a lesion image: depends on the seed, its key and k alone."""
-    image = read_study(item.image).frame(0)
+    image = read_image_file(item.image).frame(0)
     label = read_mask(item.mask)[0]
     if label.shape != image.shape:
         raise InputError(f"{item.mask} is {label.shape[::-1]} pixels, its image {image.shape[::-1]}")

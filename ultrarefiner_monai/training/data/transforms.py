@@ -32,7 +32,7 @@ from monai.transforms import (
 
 from ultrarefiner_monai.core.geometry import Letterbox
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.imaging.readers import read_mask, read_study
+from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
 from ultrarefiner_monai.training.data.acquisition import machine_steps
 from ultrarefiner_monai.training.data.acquisition_ranges import Ranges
 from ultrarefiner_monai.training.data.echogenicity import RandEchogenicityd
@@ -58,7 +58,7 @@ class LoadPaird(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         if isinstance(out[IMAGE], (str, Path)):
-            out[IMAGE] = read_study(out[IMAGE]).frame(0)
+            out[IMAGE] = read_image_file(out[IMAGE]).frame(0)
         if isinstance(out[LABEL], (str, Path)):
             out[LABEL] = read_mask(out[LABEL])[0].astype(np.float32)
         if out[IMAGE].shape != out[LABEL].shape:

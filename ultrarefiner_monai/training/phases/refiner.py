@@ -26,7 +26,7 @@ from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 from ultrarefiner_monai.models.sam.network import build_sam, encode, load_into_sam, load_sam_state
 from ultrarefiner_monai.training.data.features import to_embedding
 from ultrarefiner_monai.training.data.loaders import refiner_loaders
-from ultrarefiner_monai.training.data.predictions import predict
+from ultrarefiner_monai.training.data.predictions import predicted_prob
 from ultrarefiner_monai.training.data.refining import FEATURES, PROPOSAL, VALID
 from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.training.phases.clicked import dice_after, loss_with_clicks, missed
@@ -51,7 +51,7 @@ class RefinerPhase(Phase):
     # --- what the loop asks for ---------------------------------------------------------------------------------------
 
     def loaders(self, split: Split, out: Path) -> Loaders:
-        proposed = partial(predict, self.coarse, self.system)
+        proposed = partial(predicted_prob, self.coarse, self.system)
         return refiner_loaders(self.config, split, out, self.refiner.sam.image_encoder, proposed, self.coarse_size)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ TEXT = Kind(_is_text, f"a text of at most {_LONGEST} characters in one line")
 FLAG = Kind(lambda v: isinstance(v, bool), "true or false")
 COUNT = Kind(lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 31, "a whole number from 0")
 NAME = Kind(is_name, "a plain name without path parts")
-# What the task itself looks into (``lib.tasks.prompts``).
+# What the task itself looks into (``lib.tasks.clicks``).
 POINTS = Kind(lambda v: isinstance(v, list) or v == "", "a list")
 FRAME = Kind(lambda v: _is_number(v) or isinstance(v, str), "a whole number, or all")
 INFO = Kind(lambda v: isinstance(v, (list, dict)), "a list or an object")

@@ -21,7 +21,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 
 from lib.store.datastore import StudiesFolder
 from ultrarefiner_monai.config import PacsConfig
-from ultrarefiner_monai.core.image import Limits
+from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.pictures import split_message
 from ultrarefiner_monai.dicomweb.client import Pacs, PacsError

@@ -13,10 +13,10 @@ import numpy as np
 
 from lib.tasks.served import Served
 from ultrarefiner_monai.config import ServeConfig
-from ultrarefiner_monai.core.image import Limits, Study
+from ultrarefiner_monai.core.image_file import ImageFile, Limits
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.dicom.series import sha256_of_image, state_of
-from ultrarefiner_monai.imaging.readers import read_study
+from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.masks.pixels import pack_mask, unpack_mask
 from ultrarefiner_monai.pipeline.outline import NO_CLICKS, FrameOutline, outline_frame
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -32,7 +32,7 @@ _NO_MASK = np.zeros((0, 0), np.uint8)
 class OpenStudy:
     """A study that was read, the state of its file and the sha256 of its bytes."""
 
-    study: Study
+    study: ImageFile
     state: tuple
     sha256: str
 
@@ -72,9 +72,9 @@ class Engine:
         self._used = 0
         self._drops = 0  # how often all this was dropped: what was begun before is not kept
 
-    def read(self, path: Path) -> Study:
+    def read(self, path: Path) -> ImageFile:
         """Read a file within the configured limit of pixels, its first and last frame included; InputError if not."""
-        study = read_study(path, Limits(total_pixels=self.config.max_pixels))
+        study = read_image_file(path, Limits(total_pixels=self.config.max_pixels))
         study.frame(0)
         study.frame(study.n_frames - 1)
         return study
@@ -88,7 +88,7 @@ class Engine:
             if found is not None and found.state == state:
                 self._studies.move_to_end(str(path))
                 return found
-        study = read_study(path, Limits(total_pixels=self.config.max_pixels))
+        study = read_image_file(path, Limits(total_pixels=self.config.max_pixels))
         found = OpenStudy(study, state, sha256_of_image(path))
         if state_of(path) != state:  # pixels and sha256 may be of two files: answers would be kept under a wrong name
             raise InputError(f"{path.name} changed while it was read; try again when it has been written")
@@ -144,6 +144,6 @@ class Engine:
             self.served.cache.forget(key)
 
 
-def _bytes(study: Study) -> int:
+def _bytes(study: ImageFile) -> int:
     """An upper bound for pictures and volumes, which are kept decoded."""
     return study.kept_bytes or study.height * study.width * study.n_frames * 4

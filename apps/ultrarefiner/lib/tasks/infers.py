@@ -14,11 +14,11 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from lib.tasks.answers import Engine, OpenStudy
-from lib.tasks.prompts import ALL_FRAMES, clicks_of, frame_of
-from ultrarefiner_monai.core.image import Study
+from lib.tasks.clicks import ALL_FRAMES, frame_of, requested_clicks
+from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import LABELS, NOTICE, Clicks, InputError
 from ultrarefiner_monai.imaging.writers import encode_mask, lost_position
-from ultrarefiner_monai.pipeline.outline import FrameOutline, StudyOutline, outline
+from ultrarefiner_monai.pipeline.outline import FileOutline, FrameOutline, outline
 from ultrarefiner_monai.studies.journal import Journal
 
 Mode = Literal["coarse", "propose", "interact"]
@@ -76,7 +76,7 @@ class LesionTask(InferTask):
         asked = frame_of(request, study.n_frames)
         clicks: dict[int, Clicks] = {}
         if self.mode == "interact":
-            clicks = clicks_of(request, study.n_frames, study.height, study.width, study.geometry.axes)
+            clicks = requested_clicks(request, study.n_frames, study.height, study.width, study.geometry.axes)
         frames = list(range(study.n_frames)) if asked is None else sorted({asked, *clicks})
         if extension == ".png" and len(frames) > 1:
             raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
@@ -104,7 +104,7 @@ class LesionTask(InferTask):
         self._record(request, opened, found, clicks, reply)
         return Outline(content, extension, reply, found.mask)
 
-    def _reply(self, study: Study, found: StudyOutline) -> dict[str, Any]:
+    def _reply(self, study: ImageFile, found: FileOutline) -> dict[str, Any]:
         """With the figures of the frame that stands for all, and of each frame of a volume."""
         shown, figures = found.shown, {k: _figures(frame) for k, frame in found.frames.items()}
         reply = {
@@ -128,7 +128,7 @@ class LesionTask(InferTask):
         self,
         request: dict[str, Any],
         opened: OpenStudy,
-        found: StudyOutline,
+        found: FileOutline,
         clicks: dict[int, Clicks],
         reply: dict[str, Any],
     ) -> None:

@@ -26,7 +26,7 @@ from lib.store.datastore import StudiesFolder
 from lib.tasks.background import FAILED, NOT_DONE, RUNNING, SHORT_OF_MEMORY, WAITING
 from lib.tasks.served import Served, device_of
 from ultrarefiner_monai.config import ConfigError, ServeConfig, TrainConfig, load_yaml
-from ultrarefiner_monai.core.image import Limits
+from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import NOTICE, InputError
 from ultrarefiner_monai.learning.labelled import prepare_labels
 from ultrarefiner_monai.masks.label_values import is_confirmed
@@ -96,7 +96,7 @@ class LesionTraining(TrainTask):
 
         options = self._options(params, strict=True)
         settings, folder = self._train_config(options), self.work.training
-        labelled = final_labels(datastore)
+        labelled = labels_to_learn(datastore)
         started_from(settings, self.served.start_weights(), folder, self.work)
         try:
             with folder.lock().acquire(timeout=0):
@@ -120,7 +120,7 @@ class LesionTraining(TrainTask):
                 self.name,
                 self._train_config(options),
                 self.served.start_weights(),
-                final_labels(datastore),
+                labels_to_learn(datastore),
                 self.work,
                 device,
                 options["resume"],
@@ -183,7 +183,7 @@ def _asked(task: dict[str, Any]) -> float:
     return datetime.strptime(task["start_ts"], "%Y-%m-%d %H:%M:%S").timestamp()
 
 
-def final_labels(datastore: StudiesFolder) -> list[Labelled]:
+def labels_to_learn(datastore: StudiesFolder) -> list[Labelled]:
     """Images with a final label, by id; without those that a PACS cannot give at the moment. Those of a PACS as the
     DICOM files that the journal knows, not as clients get them."""
     return [p for i in sorted(datastore.get_labeled_images(FINAL)) if (p := _labelled(datastore, i)) is not None]

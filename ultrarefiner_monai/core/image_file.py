@@ -142,7 +142,7 @@ def usable_affine(affine: np.ndarray, warnings: list[str]) -> np.ndarray:
 
 
 @dataclass
-class Study:
+class ImageFile:
     """One image file, read. Single frames are decoded when it is opened, those of a DICOM cine or a moving
     picture when they are asked for.
 

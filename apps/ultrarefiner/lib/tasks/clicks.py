@@ -30,7 +30,7 @@ def frame_of(request: dict[str, Any], n_frames: int) -> int | None:
     return _frame_index(value, n_frames, "frame")
 
 
-def clicks_of(
+def requested_clicks(
     request: dict[str, Any], frames: int, height: int, width: int, axes: Axes = (0, 1, 2)
 ) -> dict[int, Clicks]:
     """frame -> the user's clicks and box on it, for each frame that has any.
