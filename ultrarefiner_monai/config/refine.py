@@ -27,7 +27,7 @@ TWELVE_KINDS: dict[str, float] = {
 
 @dataclass(frozen=True)
 class CorruptionConfig:
-    """How labels are turned into simulated coarse masks (the method, and figures of it, in docs/corruption.md).
+    """How labels are turned into simulated coarse masks (the method, and figures of it, in docs/research/corruption.md).
 
     The defaults are what the shipped networks learnt from; change them when the errors of another coarse network are of
     another kind (``ultrarefiner corrupt`` draws what comes out).
