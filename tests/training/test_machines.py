@@ -34,7 +34,7 @@ def folder(tmp_path_factory, write_clean_folder) -> Path:
 
 def test_crops_are_trained_on_but_never_judged_by(folder: Path) -> None:
     split = split_fold(read_index(folder), 0, 0.3)
-    training, selection = loaders._coarse_loaders(CONFIG, split)
+    training, selection = loaders.coarse_loaders(CONFIG, split)
     samples = [training.dataset[k] for k in range(len(training.dataset))]
     crops = [s for s in samples if s[ID].startswith("tissue:")]
     assert len(crops) == round(0.5 * sum(i.has_lesion for i in split.train))
@@ -42,7 +42,7 @@ def test_crops_are_trained_on_but_never_judged_by(folder: Path) -> None:
     assert not any(s[LABEL].any() for s in crops) and all(s[IMAGE].shape == (1, 32, 32) for s in samples)
     own = {i.key for i in split.train}
     assert all(s[ID].split(":")[1] in own for s in crops)
-    plain, _ = loaders._coarse_loaders(replace(CONFIG, data=replace(CONFIG.data, tissue=0.0)), split)
+    plain, _ = loaders.coarse_loaders(replace(CONFIG, data=replace(CONFIG.data, tissue=0.0)), split)
     assert len(plain.dataset) == len(split.train)
 
 
