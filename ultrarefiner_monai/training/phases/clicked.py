@@ -5,8 +5,6 @@ What a click does is what it does in serving: ``pipeline.refine``.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -15,7 +13,7 @@ from ultrarefiner_monai.core.geometry import resize
 from ultrarefiner_monai.core.types import Prompts, RefinerOutput
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.pipeline.refine import refine
-from ultrarefiner_monai.training.phases.losses import overlap
+from ultrarefiner_monai.training.phases.losses import RefinerLoss, overlap
 from ultrarefiner_monai.training.phases.simulate import draw_counts, rough_boxes, simulate
 
 FAINT = (0.05, 0.5)  # a missed lesion's probability is this share of what it was
@@ -41,17 +39,21 @@ def missed(coarse_prob: torch.Tensor, label: torch.Tensor, share: float, rng: np
 
 
 def loss_with_clicks(
-    refiner: Refiner, frame: Played, target: torch.Tensor, phase: Any, rng: np.random.Generator
+    refiner: Refiner,
+    frame: Played,
+    target: torch.Tensor,
+    loss: RefinerLoss,
+    options: RefineConfig,
+    rng: np.random.Generator,
 ) -> tuple[torch.Tensor, RefinerOutput]:
-    """Play a user on label target (B, 1, M, M): the mean loss of both passes, weighted, and the second one's output."""
-    options: RefineConfig = phase.config.refine
+    """Play a user on label target (B, 1, M, M): the mean ``loss`` of both passes, weighted, and the second one's output."""
     embedding, coarse_prob, valid = frame
     frame = embedding, missed(coarse_prob, target, options.missed_share, rng), valid
     prompts = users_prompts(refiner, frame, target >= 0.5, options, rng)
     output = refine(refiner, refiner.config, frame[0], frame[1], prompts, valid_hw=valid)
     assert output.first_logits is not None
     w = options.first_pass_weight
-    both = phase.loss(output.refined_logits, target) + w * phase.loss(output.first_logits, target)
+    both = loss(output.refined_logits, target) + w * loss(output.first_logits, target)
     return both / (1 + w), output
 
 

@@ -183,7 +183,8 @@ class JointPhase(RefinerPhase):
         side = 4 * embedding.shape[-1]
         target = resize(batch[LABEL].to(embedding.device)[index], side, side)
         frame = (embedding[index], coarse_prob[index], valid_hw(batch, index))
-        return loss_with_clicks(refiner, frame, target, self, rng)[0] * len(index) / len(label)
+        loss, _ = loss_with_clicks(refiner, frame, target, self.loss, self.config.refine, rng)
+        return loss * len(index) / len(label)
 
     def _anchor(self, coarse: nn.Module) -> torch.Tensor:
         """Sum over the coarse network's weights of (w - w_0)^2."""

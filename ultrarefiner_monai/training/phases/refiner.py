@@ -228,7 +228,7 @@ def play(
     if len(given):
         frame = (embedding[given], coarse_prob[given], valid_hw(batch, given))
         share = len(given) / len(target)
-        loss, second = loss_with_clicks(refiner, frame, target[given], phase, rng)
+        loss, second = loss_with_clicks(refiner, frame, target[given], phase.loss, options, rng)
         out["clicks"] = share * loss
         out["iou"] = out["iou"] + share * iou_loss(second.mask_logits, second.iou_pred, target[given])
     loss = out["mask"] + out["clicks"] + options.iou_weight * out["iou"] + options.penalty_weight * out["change"]
