@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -45,12 +43,12 @@ def test_the_loss_is_of_both_passes_of_what_a_click_does_when_served() -> None:
     label = torch.from_numpy(np.stack([disc(8, 7, 3, 16), disc(5, 9, 4, 16)]))[:, None]
     coarse = resize(label.flip(-1), 64, 64) * 0.9
     frame = (refiner.embed(torch.rand(2, 1, 64, 64)).detach(), coarse, [(64, 64), (50, 64)])
-    phase = SimpleNamespace(config=SimpleNamespace(refine=options), loss=RefinerLoss(0.5))
-    loss, output = loss_with_clicks(refiner, frame, label, phase, np.random.default_rng(5))
+    loss_of = RefinerLoss(0.5)
+    loss, output = loss_with_clicks(refiner, frame, label, loss_of, options, np.random.default_rng(5))
     prompts = users_prompts(refiner, frame, label >= 0.5, options, _after_missed(label, 5))
     served = refine(refiner, refiner.config, frame[0], coarse, prompts, valid_hw=frame[2])
     assert torch.equal(output.refined_prob, served.refined_prob) and served.first_logits is not None
-    first, second = phase.loss(served.first_logits, label), phase.loss(served.refined_logits, label)
+    first, second = loss_of(served.first_logits, label), loss_of(served.refined_logits, label)
     w = options.first_pass_weight
     assert w > 0 and first.item() != second.item()
     assert loss.item() == pytest.approx(((second + w * first) / (1 + w)).item(), rel=1e-6)
