@@ -17,12 +17,12 @@ CORE = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"matplotlib", "highdicom", "mlflow", "submitit", "tensorboard", "itk", "skimage", "pandas", "sklearn", "av"}
 
 # The package's folders from the ground up. A folder uses itself and those before it; docs/architecture.md says what is in each.
-ROOMS = (
+PACKAGE_FOLDERS = (
     "core config masks interaction models dicom imaging datasets dicomweb pipeline studies exchange training learning "
     "evaluation batch recipe cli"
 ).split()
 LIB = ROOT / "apps" / "ultrarefiner" / "lib"
-APP_ROOMS = ("store", "tasks", "routes")
+APP_FOLDERS = ("store", "tasks", "routes")
 # They do not know each other: networks and what is fed to them.
 STRANGERS = {("interaction", "models"), ("imaging", "models"), ("datasets", "models"), ("dicom", "models")}
 
@@ -65,7 +65,7 @@ def imports(path: Path, only_early: bool = False) -> set[str]:
     return found
 
 
-def room_of(name: str) -> str | None:
+def folder_of(name: str) -> str | None:
     """ultrarefiner_monai.models.sam.network -> models; None for other packages and for the package itself."""
     first, *rest = name.split(".")
     return rest[0] if rest and first == "ultrarefiner_monai" else None
@@ -123,17 +123,19 @@ def test_core_does_not_know_the_server(path: Path) -> None:
 
 def test_nothing_stands_loose_at_the_top() -> None:
     assert {p.name for p in PACKAGE.glob("*.py")} == {"__init__.py"}
-    assert {p.parent.name for p in PACKAGE.glob("*/*.py")} == set(ROOMS)
+    assert {p.parent.name for p in PACKAGE.glob("*/*.py")} == set(PACKAGE_FOLDERS)
 
 
 @pytest.mark.parametrize("path", CORE, ids=module_name)
 def test_imports_point_downwards(path: Path) -> None:
-    room = room_of(module_name(path))
-    for name in imports(path) if room else ():
-        other = room_of(name)
+    folder = folder_of(module_name(path))
+    for name in imports(path) if folder else ():
+        other = folder_of(name)
         if other is not None:
-            assert ROOMS.index(other) <= ROOMS.index(str(room)), f"{module_name(path)} imports {name} from above"
-            assert not {(str(room), other), (other, str(room))} & STRANGERS, f"{room} does not know {other}"
+            assert PACKAGE_FOLDERS.index(other) <= PACKAGE_FOLDERS.index(str(folder)), (
+                f"{module_name(path)} imports {name} from above"
+            )
+            assert not {(str(folder), other), (other, str(folder))} & STRANGERS, f"{folder} does not know {other}"
 
 
 def test_a_circle_is_found() -> None:
@@ -149,13 +151,13 @@ def test_no_files_import_each_other_in_a_circle(package: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(LIB.rglob("*.py")), ids=lambda p: module_name(p, LIB.parent))
-def test_the_rooms_of_the_app_are_in_order(path: Path) -> None:
+def test_the_folders_of_the_app_are_in_order(path: Path) -> None:
     """Routes use tasks and the store, tasks use the store; what stands before them all is ``lib.startup``."""
     own = module_name(path, LIB.parent).split(".")[1:2]
-    for name in imports(path) if own and own[0] in APP_ROOMS else ():
+    for name in imports(path) if own and own[0] in APP_FOLDERS else ():
         first, *rest = name.split(".")
-        if first == "lib" and rest[0] in APP_ROOMS:
-            assert APP_ROOMS.index(rest[0]) <= APP_ROOMS.index(own[0]), f"{path.name} imports {name} from above"
+        if first == "lib" and rest[0] in APP_FOLDERS:
+            assert APP_FOLDERS.index(rest[0]) <= APP_FOLDERS.index(own[0]), f"{path.name} imports {name} from above"
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "models").rglob("*.py")), ids=module_name)

@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
-from test_imports import ROOMS
+from test_imports import PACKAGE_FOLDERS
 
 from ultrarefiner_monai.config import ServeConfig, SystemConfig, TrainConfig
 from ultrarefiner_monai.config.system import SamConfig
@@ -125,7 +125,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 def test_the_architecture_shows_the_folders_in_the_order_of_their_imports() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = page.split("## Folders are layers")[1].split("The rest of the repository")[0]
-    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(ROOMS)
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(PACKAGE_FOLDERS)
 
 
 def test_options_that_pages_name_exist() -> None:

@@ -1,1 +1,1 @@
-"""What every room uses: types and errors, the letterbox, files written whole, threads, bounded caches."""
+"""What every folder uses: types and errors, the letterbox, files written whole, threads, bounded caches."""

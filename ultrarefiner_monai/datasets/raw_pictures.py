@@ -21,7 +21,8 @@ EXIF_TURN = "an EXIF orientation is not applied, as in serving"
 def read_image(path: Path, warnings: list[str]) -> np.ndarray:
     """(H, W) or (H, W, 3) uint8; three equal channels become one. Raises InputError when it cannot be read.
 
-    Pixels of 8 bits stay as they are. Wider ones are scaled as in serving (``readers``, ``image.to_unit``).
+    Pixels of 8 bits stay as they are. Wider ones are scaled as in serving (``imaging/readers.py``, ``to_unit`` in
+    ``core/image_file.py``).
     """
     with _opened(path) as (image, flip):
         halved = is_halved(image)

@@ -1,5 +1,5 @@
 """Image files -> ``ImageFile``: PNG, JPEG, TIFF, BMP, NIfTI and NRRD here, DICOM in ``dicom``, GIF, WebP and videos in
-``moving``; masks in ``writers``.
+``moving``. ``mask_files`` reads masks, ``writers`` writes them.
 
 Whatever cannot be read ends in ``InputError`` with the file's name, never in a decoder's own exception. Pixels are used
 as they are stored: an EXIF orientation is **not** applied, since 3D Slicer and ITK do not apply it either and the mask

@@ -1,6 +1,6 @@
-"""Masks to files, always on the grid of the study they belong to: .nrrd, .seg.nrrd, .nii.gz, .nii and .png, values
-exactly 0 and 1 in uint8, atomically, the same bytes for the same mask. Read in ``masks``. And the frames that clients get
-of what they cannot open themselves.
+"""Masks to files, always on the grid of the image file they belong to: .nrrd, .seg.nrrd, .nii.gz, .nii and .png, values
+exactly 0 and 1 in uint8, atomically, the same bytes for the same mask. ``mask_files`` reads them. And the frames that
+clients get of what they cannot open themselves.
 """
 
 from __future__ import annotations

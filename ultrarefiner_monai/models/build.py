@@ -1,4 +1,5 @@
-"""Networks from their configuration: the one place that knows which class an ``arch`` means."""
+"""The coarse network from its configuration: the one place that knows which class its ``arch`` means. SAM has ``build_sam``
+in ``models/sam/network.py``."""
 
 from __future__ import annotations
 
