@@ -17,7 +17,7 @@ from ultrarefiner_monai.evaluation import cross_validation as cv
 from ultrarefiner_monai.evaluation.cross_validation import FoldJob, cross_validate, results_table, run_fold, summary
 from ultrarefiner_monai.models.checkpoints import read_checkpoint
 from ultrarefiner_monai.training.phases import build, coarse
-from ultrarefiner_monai.training.rows import train_all
+from ultrarefiner_monai.training.sequence import train_all
 
 SMALL = TrainConfig(
     system=SystemConfig(coarse=CoarseConfig(image_size=32), flip_tta=False),

@@ -28,13 +28,13 @@ from ultrarefiner_monai.datasets.seen import digests_of, unpack
 from ultrarefiner_monai.evaluation.figures import evaluate, tissue_figures
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint, write_checkpoint
 from ultrarefiner_monai.pipeline.predictor import Predictor
-from ultrarefiner_monai.training.check import copies_in_report
+from ultrarefiner_monai.training.check_data import copies_in_report
 from ultrarefiner_monai.training.data.loaders import training_samples
 from ultrarefiner_monai.training.data.predictions import read_proposals, write_proposal
 from ultrarefiner_monai.training.joining import join
 from ultrarefiner_monai.training.proposals import nested_proposals
-from ultrarefiner_monai.training.rows import train_all
 from ultrarefiner_monai.training.run import train
+from ultrarefiner_monai.training.sequence import train_all
 
 COARSE = CoarseConfig(
     arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)

@@ -2,7 +2,7 @@
 
 
 def main() -> None:
-    """The command's entry. Importing this folder loads nothing: ``launch`` starts a server with the standard library alone."""
+    """The command's entry. Importing this folder loads nothing: ``launch`` needs the standard library alone."""
     from ultrarefiner_monai.cli.command import main as run
 
     run()

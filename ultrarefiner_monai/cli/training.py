@@ -39,8 +39,8 @@ def train(
     from ultrarefiner_monai.config import ConfigError
     from ultrarefiner_monai.core.types import InputError
     from ultrarefiner_monai.training.loop.steps import TrainingError
-    from ultrarefiner_monai.training.rows import train_all
     from ultrarefiner_monai.training.run import train as run
+    from ultrarefiner_monai.training.sequence import train_all
 
     stages = read_configs(config, option)
     if phase != "all" and len(stages) > 1:

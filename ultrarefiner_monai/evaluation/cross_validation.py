@@ -73,7 +73,7 @@ def run_fold(job: FoldJob) -> dict[str, Any]:
     from ultrarefiner_monai.models.checkpoints import load_system
     from ultrarefiner_monai.pipeline.predictor import Predictor
     from ultrarefiner_monai.training.data.predictions import predicted_prob, write_proposal
-    from ultrarefiner_monai.training.rows import train_all
+    from ultrarefiner_monai.training.sequence import train_all
 
     if job.result.is_file():
         return json.loads(job.result.read_text(encoding="utf-8"))
@@ -152,7 +152,7 @@ def cross_validate(
     All folds of all datasets are looked at before the first job starts. Raises InputError when jobs failed, after the
     others are done, with where their logs lie.
     """
-    from ultrarefiner_monai.training.check import check_data
+    from ultrarefiner_monai.training.check_data import check_data
 
     out = Path(out).absolute()
     names = [name_of(d) for d in datasets]

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from ultrarefiner_monai.config import PostConfig
 from ultrarefiner_monai.core.types import Clicks, InputError
-from ultrarefiner_monai.interaction.denied import cut, deny, depths
+from ultrarefiner_monai.interaction.negative_clicks import cut, deny, depths
 from ultrarefiner_monai.masks.pixels import (
     Pixel,
     Window,

@@ -21,7 +21,7 @@ from ultrarefiner_monai.datasets.datalist import DataDirs, read_sets, split_sets
 from ultrarefiner_monai.datasets.seen import BEFORE, DIGESTS, about_seen
 from ultrarefiner_monai.models.checkpoints import Checkpoint, in_half_precision, read_checkpoint, write_checkpoint
 from ultrarefiner_monai.training.calibration.calibrate import finish
-from ultrarefiner_monai.training.check import check_held_out
+from ultrarefiner_monai.training.check_data import check_held_out
 
 Weights = dict[str, torch.Tensor]
 

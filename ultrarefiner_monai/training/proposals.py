@@ -18,7 +18,7 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import DataDirs, Item, Split, names_of, read_sets, sets_of, split_sets
 from ultrarefiner_monai.datasets.seen import digests_of, name_records, named_sets, unpack
 from ultrarefiner_monai.models.checkpoints import load_system
-from ultrarefiner_monai.training.check import stored_meta
+from ultrarefiner_monai.training.check_data import stored_meta
 from ultrarefiner_monai.training.data.predictions import predicted_prob, write_proposal
 from ultrarefiner_monai.training.run import check_same_split, train_split
 

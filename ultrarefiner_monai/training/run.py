@@ -32,7 +32,7 @@ from ultrarefiner_monai.datasets.datalist import (
 from ultrarefiner_monai.datasets.seen import about_seen, digests_of, named_sets
 from ultrarefiner_monai.models.checkpoints import in_half_precision, read_header
 from ultrarefiner_monai.training.calibration.calibrate import finish
-from ultrarefiner_monai.training.check import check_data, check_held_out, copies_in_report, stored_meta
+from ultrarefiner_monai.training.check_data import check_data, check_held_out, copies_in_report, stored_meta
 from ultrarefiner_monai.training.loop import ddp
 from ultrarefiner_monai.training.loop.console import header
 from ultrarefiner_monai.training.loop.cpu import keep_memory, no_denormals

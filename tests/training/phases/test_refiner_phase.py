@@ -50,8 +50,8 @@ from ultrarefiner_monai.training.phases.joint import JointPhase, _scaled_gradien
 from ultrarefiner_monai.training.phases.losses import RefinerLoss, change_penalty, iou_loss, overlap, soft_dice_loss
 from ultrarefiner_monai.training.phases.simulate import as_prompts, draw_counts, simulate, worst_clicks
 from ultrarefiner_monai.training.proposals import nested_proposals, parts_of
-from ultrarefiner_monai.training.rows import train_all
 from ultrarefiner_monai.training.run import _check_start, train
+from ultrarefiner_monai.training.sequence import train_all
 
 COARSE = CoarseConfig(
     arch="compact", image_size=32, hidden_size=16, num_layers=1, num_heads=2, mlp_dim=32, decoder_channels=(16, 8, 8)

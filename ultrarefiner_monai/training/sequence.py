@@ -1,4 +1,4 @@
-"""Several trainings in a row, each from the result of the one before: phase 1, 2 and 3 of a whole system."""
+"""Several trainings in sequence, each from the result of the one before: phase 1, 2 and 3 of a whole system."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import read_index, split_fold
-from ultrarefiner_monai.training.check import check_data
+from ultrarefiner_monai.training.check_data import check_data
 from ultrarefiner_monai.training.run import train
 
 
