@@ -140,12 +140,12 @@ def shipped_files() -> Iterator[Path]:
 def try_file(path: Path) -> Outcome:
     """Read one file, its first and last frame."""
     try:
-        study = read_image_file(path)
-        study.frame(0)
-        study.frame(study.n_frames - 1)
+        image_file = read_image_file(path)
+        image_file.frame(0)
+        image_file.frame(image_file.n_frames - 1)
     except InputError as error:
         return Outcome(str(error))
-    return Outcome("", study.shape)
+    return Outcome("", image_file.shape)
 
 
 def describe(path: Path) -> tuple[str, str]:

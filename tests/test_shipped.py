@@ -33,11 +33,11 @@ def test_the_model_card_is_about_this_file(system: System) -> None:
 
 @pytest.mark.parametrize("name", ["phantom_01.png", "phantom_02.png", "phantom_07.nii.gz"])
 def test_sample_lesions_are_outlined(system: System, name: str) -> None:
-    study = read_image_file(ROOT / "sample-data" / name)
-    label = read_mask(ROOT / "sample-data" / "labels" / "final" / f"{name.split('.')[0]}.nii.gz", study)
-    assert score(Predictor(system).propose(study.frame(0)).mask, label[0]).dice > 0.85
+    image_file = read_image_file(ROOT / "sample-data" / name)
+    label = read_mask(ROOT / "sample-data" / "labels" / "final" / f"{name.split('.')[0]}.nii.gz", image_file)
+    assert score(Predictor(system).propose(image_file.frame(0)).mask, label[0]).dice > 0.85
 
 
 def test_a_sample_without_a_lesion_stays_empty(system: System) -> None:
-    study = read_image_file(ROOT / "sample-data" / "phantom_03.png")
-    assert not Predictor(system).propose(study.frame(0)).mask.any()
+    image_file = read_image_file(ROOT / "sample-data" / "phantom_03.png")
+    assert not Predictor(system).propose(image_file.frame(0)).mask.any()

@@ -73,17 +73,17 @@ class Desk:
 
     def drawn(self, *frames: int) -> Path:
         """A label with another lesion on each of these frames, as a client writes it that is shown the series now."""
-        study = read_image_file(self.store.image_path(SERIES))
-        mask = np.zeros(study.shape, np.uint8)
+        image_file = read_image_file(self.store.image_path(SERIES))
+        mask = np.zeros(image_file.shape, np.uint8)
         for k in frames:
             mask[k, 3 : 6 + k, 4:9] = 1
-        write_mask(self.folder / "label.nii.gz", mask, study)
+        write_mask(self.folder / "label.nii.gz", mask, image_file)
         return self.folder / "label.nii.gz"
 
     def final(self) -> list[int]:
         """Pixels of the lesion on each frame."""
-        study = read_image_file(self.store.image_path(SERIES))
-        return read_mask(self.store.get_label_uri(SERIES, "final"), study).sum((1, 2)).tolist()
+        image_file = read_image_file(self.store.image_path(SERIES))
+        return read_mask(self.store.get_label_uri(SERIES, "final"), image_file).sum((1, 2)).tolist()
 
 
 @pytest.fixture

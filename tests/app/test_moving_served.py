@@ -66,10 +66,10 @@ def served(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path):
 @pytest.mark.parametrize(("name", "local"), [("film 1.mp4", True), ("film 2.mov", False), ("clip.GIF", False)])
 def test_slicer_gets_frames_outlines_and_keeps_its_label(served, tmp_path: Path, name: str, local: bool) -> None:
     slicer, wanted = Slicer(served.url, tmp_path / "slicer"), Path(name).stem
-    study = read_image_file(served.studies / name)
+    image_file = read_image_file(served.studies / name)
     sample, volume = next(s for s in (slicer.next_sample(local=local) for _ in range(8)) if s[0]["id"] == wanted)
     assert volume.path.name.endswith(".nii.gz") and opened_with(volume.path) == [volume.path.name]
-    np.testing.assert_array_equal(volume.values, np.rint(study.frames * 255))
+    np.testing.assert_array_equal(volume.values, np.rint(image_file.frames * 255))
     direct = requests.get(f"{served.url}/datastore/image", {"image": wanted}, timeout=60)
     assert direct.status_code == 200 and ".nii.gz" in direct.headers["content-disposition"]
     check = {"image": wanted, "check_sum": sample["checksum"]}
@@ -82,7 +82,7 @@ def test_slicer_gets_frames_outlines_and_keeps_its_label(served, tmp_path: Path,
     answer = slicer.submit(wanted, write_label(tmp_path / "label.nii.gz", volume, drawn))
     assert not answer.get("warnings")
     stored = served.studies / "labels" / "final" / f"{wanted}.nii.gz"
-    np.testing.assert_array_equal(read_mask(stored, study), drawn)
+    np.testing.assert_array_equal(read_mask(stored, image_file), drawn)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(stored))), drawn)
 
 

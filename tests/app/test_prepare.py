@@ -68,8 +68,12 @@ class Desk:
 
     def stored(self, name: str) -> set[str]:
         """Cache files of the image's frames."""
-        study = self.engine.read(self.studies / f"{name}.dcm")
-        keys = {image_key(np.ascontiguousarray(study.frame(k)[r])) for k in range(FRAMES) for r in study.regions_of(k)}
+        image_file = self.engine.read(self.studies / f"{name}.dcm")
+        keys = {
+            image_key(np.ascontiguousarray(image_file.frame(k)[r]))
+            for k in range(FRAMES)
+            for r in image_file.regions_of(k)
+        }
         assert len(keys) == 2 * FRAMES
         return {p.name for p in self.engine.work.embeddings.glob("*") if p.name[:32] in keys}
 

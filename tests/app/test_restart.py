@@ -52,8 +52,8 @@ def test_restart_and_forget(tmp_path, checkpoint):
         assert client.info()["datastore"]["completed"] == 1
         assert client.next_sample("first", {})["id"] not in (skipped, "image0")
         again, reply = client.infer("ultrarefiner", "image0", {"result_extension": ".nii.gz"})
-        study = read_image_file(studies / "image0.png")
-        np.testing.assert_array_equal(read_mask(again, study), read_mask(first, study))
+        image_file = read_image_file(studies / "image0.png")
+        np.testing.assert_array_equal(read_mask(again, image_file), read_mask(first, image_file))
         assert reply["timings"]["encode"] == 0 and reply["timings"]["coarse"] == 0, "embeddings were not kept"
 
         label = next(p for p in (studies / "labels", work / "labels") if (p / "final" / "image0.nii.gz").is_file())

@@ -137,8 +137,8 @@ def test_twenty_labels_at_once_are_read_a_few_at_a_time(clinic: Clinic, monkeypa
         return mask_of(1)
 
     store = clinic.store
-    opened = SimpleNamespace(study=read_image_file(store.image_path("a")), sha256="hash")
-    opened.study.warnings.clear()
+    opened = SimpleNamespace(image_file=read_image_file(store.image_path("a")), sha256="hash")
+    opened.image_file.warnings.clear()
     engine = SimpleNamespace(open=lambda path: opened)
     content = label_at(clinic.folder, 1).read_bytes()
     monkeypatch.setattr(lib.routes.store, "read_mask", read)

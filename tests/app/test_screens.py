@@ -114,7 +114,7 @@ def test_a_series_of_files_is_one_image(task: LesionTask, tmp_path: Path) -> Non
     assert task.engine.open(folder) is before and task.engine.journal.kept[0]["sha256"] == before.sha256
     (folder / "c").write_bytes(dicom_bytes(screen()[None], 1, 0.2, instance=3))
     after = task.engine.open(folder)
-    assert after.study.n_frames == 3 and after.sha256 != before.sha256
+    assert after.image_file.n_frames == 3 and after.sha256 != before.sha256
 
 
 def test_a_remembered_frame_is_the_same_and_took_no_time(task: LesionTask, tmp_path: Path) -> None:

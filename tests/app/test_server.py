@@ -93,33 +93,33 @@ def test_front_page_needs_no_other_host(server):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_type_comes_back_on_its_own_grid(client, server, predictor, name):
-    image_id, study = id_of(client, name), read_image_file(server.studies / name)
-    expected = np.stack([predictor.propose(study.frame(k)).mask for k in range(study.n_frames)])
-    extensions = [".nrrd", ".nii.gz"] + ([] if study.is_volume else [".png"])
+    image_id, image_file = id_of(client, name), read_image_file(server.studies / name)
+    expected = np.stack([predictor.propose(image_file.frame(k)).mask for k in range(image_file.n_frames)])
+    extensions = [".nrrd", ".nii.gz"] + ([] if image_file.is_volume else [".png"])
     for extension in extensions:
         path, reply = client.infer("ultrarefiner", image_id, {"result_extension": extension, "result_dtype": "uint8"})
         assert path.endswith(extension)
-        np.testing.assert_array_equal(read_mask(path, study), expected)
+        np.testing.assert_array_equal(read_mask(path, image_file), expected)
         if extension == ".nrrd":
             values, header = nrrd.read(path)
-            assert tuple(header["sizes"]) == study.geometry.shape and values.dtype == np.uint8
+            assert tuple(header["sizes"]) == image_file.geometry.shape and values.dtype == np.uint8
         elif extension == ".nii.gz":
             values = np.asarray(nibabel.Nifti1Image.load(path).dataobj)
-            np.testing.assert_allclose(nibabel.Nifti1Image.load(path).affine, study.geometry.affine, atol=1e-4)
+            np.testing.assert_allclose(nibabel.Nifti1Image.load(path).affine, image_file.geometry.affine, atol=1e-4)
         else:
             values = np.asarray(Image.open(path))
-            assert values.shape == (study.height, study.width)
+            assert values.shape == (image_file.height, image_file.width)
             assert [w for w in reply["warnings"] if w.startswith("a .png")] == list(
-                filter(None, [lost_position(extension, study)])
+                filter(None, [lost_position(extension, image_file)])
             )
         assert set(np.unique(values)) <= {0, 1}
     assert reply["label_names"] == {"lesion": 1} and reply["refiner"] == "trained" and reply["notice"] == NOTICE
     assert reply["version"] == client.info()["models"]["ultrarefiner"]["version"]
     assert reply["iou_pred"] is None or 0 <= reply["iou_pred"] <= 1  # nothing found: nothing to predict
     assert 0 <= reply["uncertainty"] <= 1
-    assert reply["unit"] == ("mm" if study.spacing_mm else "px") and reply["long_axis"] >= reply["short_axis"] >= 0
+    assert reply["unit"] == ("mm" if image_file.spacing_mm else "px") and reply["long_axis"] >= reply["short_axis"] >= 0
     assert reply["unit_reason"].endswith("sizes are given in pixels") == (reply["unit"] == "px")
-    assert reply["n_frames"] == study.n_frames and "safety_rule" in reply and reply["timings"]["total"] > 0
+    assert reply["n_frames"] == image_file.n_frames and "safety_rule" in reply and reply["timings"]["total"] > 0
 
 
 def test_nifti_keeps_its_affine(client, server):
@@ -137,17 +137,17 @@ def test_spacing_of_a_dicom_comes_from_its_ultrasound_region(client, server):
 
 def test_transunet_is_the_coarse_mask(client, server, predictor):
     path, reply = client.infer("transunet", id_of(client, "grey.png"), {"result_extension": ".nrrd"})
-    study = read_image_file(server.studies / "grey.png")
-    np.testing.assert_array_equal(read_mask(path, study)[0], predictor.coarse(study.frame()).mask)
+    image_file = read_image_file(server.studies / "grey.png")
+    np.testing.assert_array_equal(read_mask(path, image_file)[0], predictor.coarse(image_file.frame()).mask)
     assert reply["model"] == "transunet" and reply["refiner"] == "off"
 
 
 def test_one_frame_of_a_cine(client, server, predictor):
-    study = read_image_file(server.studies / "cine.dcm")
+    image_file = read_image_file(server.studies / "cine.dcm")
     whole, _ = client.infer("ultrarefiner", "cine", {"result_extension": ".nrrd"})
     path, reply = client.infer("ultrarefiner", "cine", {"result_extension": ".nrrd", "frame": 2})
-    mask = read_mask(path, study)
-    np.testing.assert_array_equal(mask[2], read_mask(whole, study)[2])
+    mask = read_mask(path, image_file)
+    np.testing.assert_array_equal(mask[2], read_mask(whole, image_file)[2])
     assert not mask[[0, 1, 3]].any() and reply["frame"] == 2 and [f["frame"] for f in reply["frames"]] == [2]
     png, _ = client.infer("ultrarefiner", "cine", {"result_extension": ".png", "frame": 2})
     np.testing.assert_array_equal(np.asarray(Image.open(png)), mask[2])
@@ -163,13 +163,13 @@ def test_outputs_image_and_json(server):
 
 
 def test_a_dicom_seg_holds_the_mask_that_other_formats_hold(client, server):
-    study, clicks = read_image_file(server.studies / "cine.dcm"), {"foreground": [[70, 30, 1], [12, 80, 3]]}
+    image_file, clicks = read_image_file(server.studies / "cine.dcm"), {"foreground": [[70, 30, 1], [12, 80, 3]]}
     path, _ = client.infer("sam_refiner", "cine", {"result_extension": ".nrrd", **clicks})
     url = f"{server.url}/infer/sam_refiner?image=cine&output=dicom_seg"
     answer = requests.post(url, data={"params": json.dumps(clicks)})
     assert answer.status_code == 200 and answer.headers["content-type"] == "application/dicom"
-    mask = read_seg(pydicom.dcmread(io.BytesIO(answer.content)), [study.path])
-    np.testing.assert_array_equal(mask, read_mask(path, study, confirmed=True))  # of random weights
+    mask = read_seg(pydicom.dcmread(io.BytesIO(answer.content)), [image_file.path])
+    np.testing.assert_array_equal(mask, read_mask(path, image_file, confirmed=True))  # of random weights
     assert mask[1, 30, 70] == mask[3, 80, 12] == 1
 
 
@@ -183,54 +183,58 @@ def refine(client, image_id: str, **prompts):
 
 
 def test_clicks_are_honoured_in_any_order_and_undone_exactly(client, server, predictor):
-    study = read_image_file(server.studies / "grey.png")
+    image_file = read_image_file(server.studies / "grey.png")
     foreground, background = [[100, 20, 0], [31, 60, 0], [12, 80]], [[64, 40, 0], [90, 90, 0]]
     path, reply = refine(client, "grey", foreground=foreground, background=background)
-    mask = read_mask(path, study)
+    mask = read_mask(path, image_file)
     assert all(mask[0, p[1], p[0]] == 1 for p in foreground) and all(mask[0, p[1], p[0]] == 0 for p in background)
     assert reply["model"] == "sam_refiner" and reply["refiner"] == "trained"
     again, _ = refine(client, "grey", foreground=foreground[::-1], background=background[::-1])
-    np.testing.assert_array_equal(read_mask(again, study), mask)
+    np.testing.assert_array_equal(read_mask(again, image_file), mask)
     clicks = Clicks(tuple((p[0], p[1]) for p in foreground), tuple((p[0], p[1]) for p in background))
-    np.testing.assert_array_equal(mask[0], predictor.interact(study.frame(), clicks).mask)
+    np.testing.assert_array_equal(mask[0], predictor.interact(image_file.frame(), clicks).mask)
     refine(client, "grey", foreground=[*foreground, [5, 5, 0]], background=background)
     undone, _ = refine(client, "grey", foreground=foreground, background=background)
-    np.testing.assert_array_equal(read_mask(undone, study), mask)
+    np.testing.assert_array_equal(read_mask(undone, image_file), mask)
 
 
 def test_no_prompt_is_the_automatic_result(client, server):
-    study = read_image_file(server.studies / "photo.jpg")
+    image_file = read_image_file(server.studies / "photo.jpg")
     automatic, _ = client.infer("ultrarefiner", "photo", {"result_extension": ".nrrd"})
     path, _ = refine(client, "photo", foreground=[], background=[], roi=[])
-    np.testing.assert_array_equal(read_mask(path, study), read_mask(automatic, study))
+    np.testing.assert_array_equal(read_mask(path, image_file), read_mask(automatic, image_file))
 
 
 def test_a_box_with_swapped_ends_is_the_same_box(client, server, predictor):
-    study = read_image_file(server.studies / "page.tif")
+    image_file = read_image_file(server.studies / "page.tif")
     one, _ = refine(client, "page", roi=[90, 20, 70, 30, 0, 0])
     other, _ = refine(client, "page", roi=[20, 90, 30, 70, -1, 1])
-    mask = read_mask(one, study)
-    np.testing.assert_array_equal(mask, read_mask(other, study))
-    np.testing.assert_array_equal(mask[0], predictor.interact(study.frame(), Clicks(box_xyxy=(20, 30, 90, 70))).mask)
+    mask = read_mask(one, image_file)
+    np.testing.assert_array_equal(mask, read_mask(other, image_file))
+    np.testing.assert_array_equal(
+        mask[0], predictor.interact(image_file.frame(), Clicks(box_xyxy=(20, 30, 90, 70))).mask
+    )
 
 
 @pytest.mark.parametrize("name", ["cine.dcm", "volume.nii", "volume2.nrrd"])
 def test_clicks_change_their_frame_of_a_volume_and_no_other(client, server, predictor, name):
-    image_id, study = id_of(client, name), read_image_file(server.studies / name)
+    image_id, image_file = id_of(client, name), read_image_file(server.studies / name)
     automatic, _ = client.infer("ultrarefiner", image_id, {"result_extension": ".nrrd"})
     path, reply = refine(client, image_id, foreground=[[70, 30, 1]], background=[[10, 10, 1]])
-    before, after = read_mask(automatic, study), read_mask(path, study)
+    before, after = read_mask(automatic, image_file), read_mask(path, image_file)
     np.testing.assert_array_equal(np.delete(after, 1, 0), np.delete(before, 1, 0))
-    np.testing.assert_array_equal(after[1], predictor.interact(study.frame(1), Clicks(((70, 30),), ((10, 10),))).mask)
+    np.testing.assert_array_equal(
+        after[1], predictor.interact(image_file.frame(1), Clicks(((70, 30),), ((10, 10),))).mask
+    )
     assert after[1, 30, 70] == 1 and after[1, 10, 10] == 0 and reply["frame"] == 1
 
 
 def test_a_click_just_outside_is_moved_onto_the_border(client, server):
-    study = read_image_file(server.studies / "grey.png")
-    outside, _ = refine(client, "grey", foreground=[[study.width, -0.6, 0]])
-    border, _ = refine(client, "grey", foreground=[[study.width - 1, 0, 0]])
-    np.testing.assert_array_equal(read_mask(outside, study), read_mask(border, study))
-    assert read_mask(border, study)[0, 0, -1] == 1
+    image_file = read_image_file(server.studies / "grey.png")
+    outside, _ = refine(client, "grey", foreground=[[image_file.width, -0.6, 0]])
+    border, _ = refine(client, "grey", foreground=[[image_file.width - 1, 0, 0]])
+    np.testing.assert_array_equal(read_mask(outside, image_file), read_mask(border, image_file))
+    assert read_mask(border, image_file)[0, 0, -1] == 1
 
 
 # --- several clients --------------------------------------------------------------------------------------------------
@@ -257,12 +261,12 @@ def test_info_and_saving_are_answered_while_a_long_cine_computes(client, server)
 
 
 def test_many_clients_get_what_one_gets(client, server):
-    study = read_image_file(server.studies / "bitmap.bmp")
+    image_file = read_image_file(server.studies / "bitmap.bmp")
     alone, _ = refine(client, "bitmap", foreground=[[40, 40, 0]])
     with ThreadPoolExecutor(6) as pool:
         replies = list(pool.map(lambda _: refine(client, "bitmap", foreground=[[40, 40, 0]]), range(12)))
-    expected = read_mask(alone, study)
-    assert all(np.array_equal(read_mask(path, study), expected) for path, _ in replies)
+    expected = read_mask(alone, image_file)
+    assert all(np.array_equal(read_mask(path, image_file), expected) for path, _ in replies)
 
 
 # --- next sample ------------------------------------------------------------------------------------------------------
@@ -289,29 +293,29 @@ def test_unreadable_images_are_never_offered(client, server):
 
 
 def test_a_saved_label_comes_back_and_is_journalled_with_its_proposal(client, server, tmp_path):
-    study = read_image_file(server.studies / "UPPER.PNG")
+    image_file = read_image_file(server.studies / "UPPER.PNG")
     proposed, _ = client.infer("ultrarefiner", "UPPER", {"result_extension": ".nii.gz"})
-    mask = read_mask(proposed, study)
+    mask = read_mask(proposed, image_file)
     mask[0, 10:30, 10:40] = 1
     image = nibabel.Nifti1Image.load(proposed)
     label = tmp_path / "label.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(study.geometry.to_grid(mask), image.affine), label)
+    nibabel.save(nibabel.Nifti1Image(image_file.geometry.to_grid(mask), image.affine), label)
     info = {"label_info": [{"name": "lesion", "idx": 1}], "model": "ultrarefiner"}
     assert client.save_label("UPPER", str(label), params=info) == {"image": "UPPER", "label": "UPPER"}
     assert (server.studies / "labels" / "final" / "UPPER.nii.gz").read_bytes() == label.read_bytes()
-    np.testing.assert_array_equal(read_mask(client.download_label("UPPER", "final"), study), mask)
+    np.testing.assert_array_equal(read_mask(client.download_label("UPPER", "final"), image_file), mask)
     assert client.info()["datastore"]["completed"] >= 1
     assert client.next_sample("first", {})["id"] != "UPPER"
     journal = journal_of(server)
     correction = eventually(lambda: journal.corrections("UPPER"))[-1]
     (proposal,) = [p for p in journal.proposals("UPPER") if p.id == correction.proposal_id]
     np.testing.assert_array_equal(correction.mask, mask)
-    np.testing.assert_array_equal(proposal.mask, read_mask(proposed, study))
+    np.testing.assert_array_equal(proposal.mask, read_mask(proposed, image_file))
     assert (proposal.client, correction.client, proposal.model) == ("test-client", "test-client", "ultrarefiner")
     assert proposal.version == client.info()["models"]["ultrarefiner"]["version"] and proposal.cache_keys
 
     mask[0, 50:60, 50:60] = 1
-    nibabel.save(nibabel.Nifti1Image(study.geometry.to_grid(mask), image.affine), label)
+    nibabel.save(nibabel.Nifti1Image(image_file.geometry.to_grid(mask), image.affine), label)
     before = (server.studies / "labels" / "final" / "UPPER.nii.gz").read_bytes()
     client.save_label("UPPER", str(label), params=info)
     kept = list((server.studies / ".ultrarefiner" / "versions" / "final" / "UPPER").iterdir())
@@ -364,15 +368,15 @@ def test_a_label_of_an_image_that_cannot_be_read_is_refused(client, server, tmp_
 
 
 def test_what_is_odd_about_an_image_is_said_to_who_saves_its_label(client, server, tmp_path):
-    study = read_image_file(server.studies / "rgb.dcm")
-    write_mask(tmp_path / "label.nrrd", np.zeros(study.shape, np.uint8), study)
+    image_file = read_image_file(server.studies / "rgb.dcm")
+    write_mask(tmp_path / "label.nrrd", np.zeros(image_file.shape, np.uint8), image_file)
     answer = put_label(server, id_of(client, "rgb.dcm"), tmp_path / "label.nrrd")
-    assert answer.status_code == 200 and answer.json()["warnings"] == study.warnings and study.warnings
+    assert answer.status_code == 200 and answer.json()["warnings"] == image_file.warnings and image_file.warnings
 
 
 def test_a_label_of_nearly_the_whole_picture_says_that_it_was_meant(client, server, tmp_path):
-    study = read_image_file(server.studies / "grey.png")
-    write_mask(tmp_path / "label.nrrd", np.ones(study.shape, np.uint8), study)
+    image_file = read_image_file(server.studies / "grey.png")
+    write_mask(tmp_path / "label.nrrd", np.ones(image_file.shape, np.uint8), image_file)
     assert put_label(server, "grey", tmp_path / "label.nrrd", confirm="yes").status_code == 400
     answer = put_label(server, "grey", tmp_path / "label.nrrd", confirm=True, confirmed=False)
     assert answer.status_code == 200, answer.text
@@ -385,12 +389,12 @@ def test_a_label_of_nearly_the_whole_picture_says_that_it_was_meant(client, serv
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_session_takes_every_file_type(client, server, name):
-    study = read_image_file(server.studies / name)
+    image_file = read_image_file(server.studies / name)
     session = client.create_session(str(server.studies / name))["session_id"]
     assert client.get_session(session)["name"] == session
     path, reply = client.infer("ultrarefiner", "", {"result_extension": ".nrrd"}, session_id=session)
     direct, _ = client.infer("ultrarefiner", id_of(client, name), {"result_extension": ".nrrd"})
-    np.testing.assert_array_equal(read_mask(path, study), read_mask(direct, study))
+    np.testing.assert_array_equal(read_mask(path, image_file), read_mask(direct, image_file))
     client.remove_session(session)
     answer = requests.post(f"{server.url}/infer/ultrarefiner?session_id={session}", data={"params": "{}"})
     assert answer.status_code == 404 and session in answer.json()["detail"]
@@ -408,9 +412,9 @@ def test_an_uploaded_image_joins_the_studies_once(client, server, tmp_path):
 
 
 def test_an_image_sent_along_is_outlined_and_not_kept(client, server, predictor):
-    study = read_image_file(server.studies / "grey.png")
+    image_file = read_image_file(server.studies / "grey.png")
     path, _ = client.infer("ultrarefiner", "", {"result_extension": ".nrrd"}, file=str(server.studies / "grey.png"))
-    np.testing.assert_array_equal(read_mask(path, study)[0], predictor.propose(study.frame()).mask)
+    np.testing.assert_array_equal(read_mask(path, image_file)[0], predictor.propose(image_file.frame()).mask)
     assert not list((server.studies / ".ultrarefiner" / "tmp").glob("*"))
 
 

@@ -161,8 +161,8 @@ def test_the_next_sample_opens_alone(site, slicer, local):
     opened = set()
     for _ in range(len(NAMES) + 6):
         sample, volume = slicer.next_sample(local=local)
-        study = read_image_file(site.studies / (sample["id"] + "".join(Path(sample["name"]).suffixes)))
-        assert volume.image.GetSize() == (study.width, study.height, study.n_frames), sample["id"]
+        image_file = read_image_file(site.studies / (sample["id"] + "".join(Path(sample["name"]).suffixes)))
+        assert volume.image.GetSize() == (image_file.width, image_file.height, image_file.n_frames), sample["id"]
         assert opened_with(volume.path) == [volume.path.name]
         assert sample["checksum"].startswith("SHA256:") and len(sample["checksum"]) == 7 + 64
         assert volume.path.name == sample["name"]
@@ -178,8 +178,8 @@ def test_the_next_sample_opens_alone(site, slicer, local):
 
 @pytest.mark.parametrize(("place", "name"), CASES)
 def test_image_mask_and_click_agree_in_the_world(site, slicer, place, name):
-    volume, study, image = Volume(site.files[name]), read_image_file(site.files[name]), site.ids[name]
-    shown, frames = volume.values, study.frames
+    volume, image_file, image = Volume(site.files[name]), read_image_file(site.files[name]), site.ids[name]
+    shown, frames = volume.values, image_file.frames
     tolerance = 0.02 if name == "cine.dcm" else 1e-6  # JPEG decoders differ
     np.testing.assert_allclose(shown / 255, frames, atol=tolerance)
 
@@ -196,7 +196,7 @@ def test_image_mask_and_click_agree_in_the_world(site, slicer, place, name):
         np.asarray(again.dataobj).reshape(volume.image.GetSize()).transpose(2, 1, 0), expected
     )
 
-    k = study.n_frames - 1
+    k = image_file.n_frames - 1
     points = {"foreground": [(70, 9, k), (12, 50, k)], "background": [(41, 20, k)]}
     world = {side: [volume.ras(p) for p in found] for side, found in points.items()}
     sent = {side: [volume.ijk(point) for point in found] for side, found in world.items()}
@@ -213,12 +213,12 @@ def test_image_mask_and_click_agree_in_the_world(site, slicer, place, name):
 
 @pytest.mark.parametrize(("place", "name"), [c for c in CASES if c != ("in_folder", "tilted.nii.gz")])
 def test_a_roi_with_swapped_ends_is_the_box_that_was_drawn(site, slicer, place, name):
-    volume, study = Volume(site.files[name]), read_image_file(site.files[name])
-    k = study.n_frames - 1
+    volume, image_file = Volume(site.files[name]), read_image_file(site.files[name])
+    k = image_file.n_frames - 1
     roi = volume.roi((20, 8, k - 0.4), (60, 41, k + 0.4))
     mask, reply = slicer.click(site.ids[name], [], [], roi)
     box = Clicks(box_xyxy=(20.0, 8.0, 60.0, 41.0))
-    np.testing.assert_array_equal(mask.values[k], site.predictor.interact(study.frame(k), box).mask)
+    np.testing.assert_array_equal(mask.values[k], site.predictor.interact(image_file.frame(k), box).mask)
     assert reply["frame"] == k
 
 
@@ -239,14 +239,14 @@ LABELS += [pytest.param("in_pacs", n, f, marks=pytest.mark.orthanc) for n in DIC
 
 @pytest.mark.parametrize(("place", "name", "form"), LABELS)
 def test_a_label_as_slicer_writes_it_is_final_to_the_pixel(site, slicer, tmp_path, place, name, form):
-    volume, study, image = Volume(site.files[name]), read_image_file(site.files[name]), site.ids[name]
+    volume, image_file, image = Volume(site.files[name]), read_image_file(site.files[name]), site.ids[name]
     proposed, reply = slicer.infer("ultrarefiner", image)
     drawn = corner(volume)
     label = write_label(tmp_path / form, volume, drawn)
     assert slicer.submit(image, label) == {"image": image, "label": image}
     (stored,) = site.labels.glob(f"{image}.*")
     assert stored.read_bytes() == label.read_bytes() and form.endswith(stored.name.removeprefix(image))
-    np.testing.assert_array_equal(read_mask(stored, study), drawn)
+    np.testing.assert_array_equal(read_mask(stored, image_file), drawn)
     correction = site.journal.corrections(image)[-1]
     np.testing.assert_array_equal(correction.mask, drawn)
     assert correction.author == correction.client == "radiologist"
@@ -269,7 +269,7 @@ def test_an_empty_label_says_that_there_is_no_lesion(site, slicer, tmp_path, for
 
 
 def test_two_who_save_at_once_are_both_kept_and_the_newest_is_final(site, tmp_path):
-    volume, study = Volume(site.studies / "photo.png"), read_image_file(site.studies / "photo.png")
+    volume, image_file = Volume(site.studies / "photo.png"), read_image_file(site.studies / "photo.png")
     users = [Slicer(site.server.url, tmp_path / name, name) for name in ("first", "second")]
     labels = []
     for n in range(12):
@@ -288,7 +288,7 @@ def test_two_who_save_at_once_are_both_kept_and_the_newest_is_final(site, tmp_pa
     corrections = site.journal.corrections("photo")[known:]
     assert sorted(c.mask.tobytes() for c in corrections) == sorted(m.tobytes() for _, _, m in labels[1:])
     assert {c.client for c in corrections} == {"first", "second"}
-    np.testing.assert_array_equal(read_mask(final, study), corrections[-1].mask)
+    np.testing.assert_array_equal(read_mask(final, image_file), corrections[-1].mask)
     info = users[0].client.datastore()["objects"]["photo"]["labels"]["final"]["info"]
     assert info["client_id"] == corrections[-1].client and info["name"] == final.name
 

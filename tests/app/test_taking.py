@@ -49,7 +49,9 @@ def exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exchange:
     store.mirror.update()
     store._follow()
     monkeypatch.setattr(labels, "read_seg", lambda *_: np.ones((1, 24, 32), np.uint8))
-    return Exchange(store, PacsConfig(), work, lambda path: SimpleNamespace(study=read_image_file(path), sha256="s"))
+    return Exchange(
+        store, PacsConfig(), work, lambda path: SimpleNamespace(image_file=read_image_file(path), sha256="s")
+    )
 
 
 @pytest.mark.parametrize("place", ["reading", "keeping"])
@@ -71,7 +73,7 @@ def test_what_fails_on_the_second_image_is_taken_once_for_the_first(
     if place == "reading":
         monkeypatch.setattr(labels, "read_seg", failing(labels.read_seg, lambda values: values[1]))
     else:
-        monkeypatch.setattr(exchange, "open_study", failing(exchange.open_study, lambda values: values[0]))
+        monkeypatch.setattr(exchange, "open_image_file", failing(exchange.open_image_file, lambda values: values[0]))
     for _ in range(2):
         with pytest.raises(RuntimeError):
             exchange._take(pydicom.Dataset(), info, WHEN)

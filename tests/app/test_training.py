@@ -157,9 +157,9 @@ def test_start_follow_stop_go_on_and_serve(training_server, trainer, tmp_path):
     assert run.invoke(app, ["models", "use", candidate.name, *place]).exit_code == 0
     path, reply = trainer.infer("ultrarefiner", "image0", {"result_extension": ".nrrd"})
     assert reply["version"] == candidate.version and reply["refiner"] == "trained"
-    study = read_image_file(studies / "image0.png")
-    mine = Predictor(load_system(candidate.path)).propose(study.frame(0)).mask
-    np.testing.assert_array_equal(read_mask(path, study, confirmed=True)[0], mine)
+    image_file = read_image_file(studies / "image0.png")
+    mine = Predictor(load_system(candidate.path)).propose(image_file.frame(0)).mask
+    np.testing.assert_array_equal(read_mask(path, image_file, confirmed=True)[0], mine)
     info = trainer.info()
     assert info["models"]["transunet"]["version"] == candidate.version and info["serving"]["name"] == candidate.name
     assert run.invoke(app, ["models", "back", *place]).exit_code == 0
@@ -221,10 +221,10 @@ def test_the_refiner_and_both_together(training_server, trainer, task):
     candidate = registry.get(done["name"])
     path, reply = trainer.infer("sam_refiner", "image0", dict(click))
     assert reply["version"] == candidate.version and reply["refiner"] == "trained"
-    system, study = load_system(candidate.path), read_image_file(studies / "image0.png")
+    system, image_file = load_system(candidate.path), read_image_file(studies / "image0.png")
     clicks = Clicks(((60.0, 40.0),), ((5.0, 5.0),))
     np.testing.assert_array_equal(
-        read_mask(path, study, confirmed=True)[0], Predictor(system).interact(study.frame(0), clicks).mask
+        read_mask(path, image_file, confirmed=True)[0], Predictor(system).interact(image_file.frame(0), clicks).mask
     )
     start = load_system(server.checkpoint)
     assert changed(start.refiner, system.refiner), "the refiner learned nothing"

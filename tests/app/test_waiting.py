@@ -71,14 +71,14 @@ def test_nobody_waits_for_the_store_while_others_cannot_save(tmp_path: Path, mon
     desk = Desk(tmp_path)
     desk.hold({"1.3.1": (1, 2)})
     label, store = desk.drawn(0), desk.store
-    study, fetch = read_image_file(store.image_path(SERIES)), store.mirror.open
+    image_file, fetch = read_image_file(store.image_path(SERIES)), store.mirror.open
 
     def opened(image_id: str) -> Path:
         assert not store.saving.locked()
         return fetch(image_id)
 
     monkeypatch.setattr(store.mirror, "open", opened)
-    engine = SimpleNamespace(open=lambda path: SimpleNamespace(study=study, sha256="s"))
+    engine = SimpleNamespace(open=lambda path: SimpleNamespace(image_file=image_file, sha256="s"))
     app = make_app(_datastore=store, engine=engine, work=desk.work, journal=JournalQueue(desk.work.journal))
     upload = UploadFile(io.BytesIO(label.read_bytes()), filename="label.nii.gz")
     _save_label(app, SERIES, "{}", "final", upload, User(username="x"))

@@ -120,9 +120,9 @@ def test_masks_are_the_predictors_own_and_lie_on_the_images_grid(
     predictor = Predictor(load_system(tiny))
     marked = 0
     for source in ("a.png", "ward 7/a.png", "ward 7/deep/IM0001"):
-        study = read_image_file(studies / source)
-        mask = read_mask(out / rows_of(out)[source]["mask"], study, confirmed=True)  # of random weights
-        wanted = np.stack([predictor.propose(study.frame(k)).mask for k in range(study.n_frames)])
+        image_file = read_image_file(studies / source)
+        mask = read_mask(out / rows_of(out)[source]["mask"], image_file, confirmed=True)  # of random weights
+        wanted = np.stack([predictor.propose(image_file.frame(k)).mask for k in range(image_file.n_frames)])
         np.testing.assert_array_equal(mask, wanted)
         marked += int(wanted.sum())
     assert marked > 50
@@ -248,8 +248,8 @@ def test_other_formats(kind: str, tiny: Path, tmp_path: Path) -> None:
         masks = read_seg(pydicom.dcmread(path), [tmp_path / "cine.dcm"])
     else:
         masks = np.concatenate([read_mask(file) for file in (sorted(path.iterdir()) if kind == "png" else [path])])
-    study = read_image_file(tmp_path / "cine.dcm")
-    wanted = [Predictor(load_system(tiny)).propose(study.frame(k)).mask for k in range(2)]
+    image_file = read_image_file(tmp_path / "cine.dcm")
+    wanted = [Predictor(load_system(tiny)).propose(image_file.frame(k)).mask for k in range(2)]
     np.testing.assert_array_equal(masks, np.stack(wanted))
 
 

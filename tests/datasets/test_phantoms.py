@@ -72,18 +72,18 @@ def test_sample_data(tmp_path: Path) -> None:
     assert len(paths) == len(STUDIES)
     kinds = set()
     for path, (name, size, lesion, spacing, labelled) in zip(paths, STUDIES, strict=True):
-        study = read_image_file(path)
-        kinds.add((study.kind, study.is_volume))
-        assert (study.height, study.width) == size and path.name == name
-        assert study.spacing_mm == (None if spacing is None else pytest.approx((spacing, spacing)))
-        assert study.n_frames == (CINE_FRAMES if study.is_volume else 1)
+        image_file = read_image_file(path)
+        kinds.add((image_file.kind, image_file.is_volume))
+        assert (image_file.height, image_file.width) == size and path.name == name
+        assert image_file.spacing_mm == (None if spacing is None else pytest.approx((spacing, spacing)))
+        assert image_file.n_frames == (CINE_FRAMES if image_file.is_volume else 1)
         # The shipped files are these, up to rounding on another machine.
-        np.testing.assert_allclose(study.frame(), read_image_file(SHIPPED / name).frame(), atol=0.05)
-        assert study.kind != "dicom" or study.patient.startswith("PHANTOM")
+        np.testing.assert_allclose(image_file.frame(), read_image_file(SHIPPED / name).frame(), atol=0.05)
+        assert image_file.kind != "dicom" or image_file.patient.startswith("PHANTOM")
         label = path.parent / "labels" / "final" / f"{name.removesuffix(extension(name))}.nii.gz"
         assert label.exists() == labelled
         if labelled:
-            assert read_mask(label, study).any() == (lesion != "none")
+            assert read_mask(label, image_file).any() == (lesion != "none")
     assert kinds == {("png", False), ("jpeg", False), ("dicom", False), ("dicom", True), ("nifti", False)}
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 3_000_000

@@ -95,8 +95,8 @@ def test_the_pixels_of_a_cine_are_kept_once(tmp_path: Path) -> None:
     read_image_file(path)  # imports what it needs
     tracemalloc.start()
     try:
-        study = read_image_file(path)
+        image_file = read_image_file(path)
         held = tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
-    assert study.kept_bytes == frames.nbytes <= held < 1.2 * frames.nbytes
+    assert image_file.kept_bytes == frames.nbytes <= held < 1.2 * frames.nbytes

@@ -53,10 +53,10 @@ def test_frames_follow_the_instance_numbers_not_the_names(tmp_path: Path) -> Non
     files = [written(tmp_path / name, seed=k, instance=k) for name, k in (("a.dcm", 10), ("b", 2), ("c.dcm", 7))]
     (tmp_path / "DICOMDIR").write_bytes(files[0].read_bytes())
     (tmp_path / "notes.txt").write_text("no DICOM")
-    study = read_image_file(tmp_path)
-    assert study.shape == (3, H, W) and study.is_volume and study.path == tmp_path
+    image_file = read_image_file(tmp_path)
+    assert image_file.shape == (3, H, W) and image_file.is_volume and image_file.path == tmp_path
     for k, seed in enumerate((2, 7, 10)):
-        np.testing.assert_array_equal(grey(study.frame(k)), picture(seed))
+        np.testing.assert_array_equal(grey(image_file.frame(k)), picture(seed))
     assert sort_instances(files) == [files[1], files[2], files[0]]
     twice = written(tmp_path / "copy.dcm", seed=2, instance=2)
     assert len(sort_instances([*files, twice])) == 3
@@ -66,9 +66,9 @@ def test_different_pictures_with_one_uid_are_frames_of_their_own(tmp_path: Path)
     for k in range(3):
         written(tmp_path / f"{k}", seed=k, instance=1)
     written(tmp_path / "copy", seed=0, instance=1, PatientName="OTHER")
-    study, order = read_image_file(tmp_path), frame_order(sorted(tmp_path.iterdir()))
-    assert study.n_frames == frames_in(order) == len(set(order)) == 3
-    found = {grey(study.frame(k)).tobytes() for k in range(3)}
+    image_file, order = read_image_file(tmp_path), frame_order(sorted(tmp_path.iterdir()))
+    assert image_file.n_frames == frames_in(order) == len(set(order)) == 3
+    found = {grey(image_file.frame(k)).tobytes() for k in range(3)}
     assert found == {picture(k).tobytes() for k in range(3)}
     (tmp_path / "copy").unlink()
     (tmp_path / "0").rename(tmp_path / "9")
@@ -83,9 +83,9 @@ def test_frames_are_counted_as_they_are_read(tmp_path: Path) -> None:
         if said is None:
             del dataset.NumberOfFrames
         dataset.save_as(tmp_path / f"{k}")
-    study = read_image_file(tmp_path)
-    assert study.n_frames == frames_in(frame_order(sorted(tmp_path.iterdir()))) == 5
-    assert sum("pixels for 5 frames" in w for w in study.warnings) == 3
+    image_file = read_image_file(tmp_path)
+    assert image_file.n_frames == frames_in(frame_order(sorted(tmp_path.iterdir()))) == 5
+    assert sum("pixels for 5 frames" in w for w in image_file.warnings) == 3
 
 
 def test_a_cine_among_single_frames(tmp_path: Path) -> None:
@@ -93,24 +93,24 @@ def test_a_cine_among_single_frames(tmp_path: Path) -> None:
     (tmp_path / "cine.dcm").write_bytes(dicom_bytes(cine, 1, 0.1, instance=2))
     written(tmp_path / "first.dcm", seed=5, instance=1)
     written(tmp_path / "last.dcm", seed=6, instance=3)
-    study = read_image_file(tmp_path)
-    assert study.n_frames == 5
-    np.testing.assert_array_equal(grey(study.frame(0)), picture(5))
-    assert [int(grey(study.frame(k)).mean()) for k in (1, 2, 3)] == [0, 40, 80]
-    np.testing.assert_array_equal(grey(study.frame(4)), picture(6))
+    image_file = read_image_file(tmp_path)
+    assert image_file.n_frames == 5
+    np.testing.assert_array_equal(grey(image_file.frame(0)), picture(5))
+    assert [int(grey(image_file.frame(k)).mean()) for k in (1, 2, 3)] == [0, 40, 80]
+    np.testing.assert_array_equal(grey(image_file.frame(4)), picture(6))
 
 
 def test_a_folder_has_the_known_spacing_and_its_mask_comes_back(tmp_path: Path) -> None:
     files = [written(tmp_path / "s" / f"{k}", seed=k, instance=k, spacing=0.08) for k in (1, 2)]
-    study = read_image_file(tmp_path / "s")
-    np.testing.assert_allclose(np.diag(study.geometry.affine), [-0.08, -0.08, 1, 1])
-    assert study.spacing_mm == pytest.approx((0.08, 0.08))
+    image_file = read_image_file(tmp_path / "s")
+    np.testing.assert_allclose(np.diag(image_file.geometry.affine), [-0.08, -0.08, 1, 1])
+    assert image_file.spacing_mm == pytest.approx((0.08, 0.08))
     as_itk = read_series(files)
     np.testing.assert_allclose(np.diag(as_itk.geometry.affine), [-1, -1, 1, 1])
-    mask = np.zeros(study.shape, np.uint8)
+    mask = np.zeros(image_file.shape, np.uint8)
     mask[1, 5:9, 20:33] = 1
-    write_mask(tmp_path / "m.nii.gz", mask, study)
-    np.testing.assert_array_equal(read_mask(tmp_path / "m.nii.gz", study), mask)
+    write_mask(tmp_path / "m.nii.gz", mask, image_file)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.nii.gz", image_file), mask)
 
 
 def test_several_sizes_are_named(tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_each_frame_is_measured_with_its_own_spacing(tmp_path: Path) -> None:
     written(tmp_path / "a", instance=1, spacing=0.1)
     written(tmp_path / "b", instance=2, spacing=0.2)
     written(tmp_path / "c", instance=3, regions=[])
-    study = read_image_file(tmp_path)
-    assert study.spacing_mm is None and any("differ in pixel size" in w for w in study.warnings)
-    assert [study.spacing_of(k) for k in range(3)] == [pytest.approx((0.1, 0.1)), pytest.approx((0.2, 0.2)), None]
+    image_file = read_image_file(tmp_path)
+    assert image_file.spacing_mm is None and any("differ in pixel size" in w for w in image_file.warnings)
+    assert [image_file.spacing_of(k) for k in range(3)] == [pytest.approx((0.1, 0.1)), pytest.approx((0.2, 0.2)), None]
 
 
 def test_state_and_sum_follow_the_files(tmp_path: Path) -> None:
@@ -200,9 +200,9 @@ LEFT, RIGHT = (0, 4, 27, 35, "tissue"), (30, 4, 57, 35, "tissue")
     ],
 )
 def test_regions_of_the_screen(tmp_path: Path, regions: list, expected: list) -> None:
-    study = read_image_file(written(tmp_path / "a", regions=regions))
-    found = [(c.start, r.start, c.stop, r.stop) for r, c in study.regions]
-    assert found == expected and not any("B-mode" in w for w in study.warnings)
+    image_file = read_image_file(written(tmp_path / "a", regions=regions))
+    found = [(c.start, r.start, c.stop, r.stop) for r, c in image_file.regions]
+    assert found == expected and not any("B-mode" in w for w in image_file.warnings)
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,8 @@ def test_regions_of_the_screen(tmp_path: Path, regions: list, expected: list) ->
     ],
 )
 def test_unusable_regions_are_said(tmp_path: Path, regions: list) -> None:
-    study = read_image_file(written(tmp_path / "a", regions=regions))
-    assert study.regions == () and any("B-mode" in w for w in study.warnings)
+    image_file = read_image_file(written(tmp_path / "a", regions=regions))
+    assert image_file.regions == () and any("B-mode" in w for w in image_file.warnings)
 
 
 def test_odd_values_in_a_region_do_not_stop_the_reading(tmp_path: Path) -> None:
@@ -224,16 +224,16 @@ def test_odd_values_in_a_region_do_not_stop_the_reading(tmp_path: Path) -> None:
     dataset.SequenceOfUltrasoundRegions[0].RegionLocationMaxX1 = [27, 28]
     dataset.SequenceOfUltrasoundRegions[1].PhysicalDeltaX = [0.01, 0.02]
     dataset.save_as(tmp_path / "a")
-    study = read_image_file(tmp_path / "a")
-    assert len(study.regions) == 1 and study.spacing_mm == pytest.approx((0.1, 0.1))
-    assert any("cannot be" in w for w in study.warnings)
+    image_file = read_image_file(tmp_path / "a")
+    assert len(image_file.regions) == 1 and image_file.spacing_mm == pytest.approx((0.1, 0.1))
+    assert any("cannot be" in w for w in image_file.warnings)
 
 
 def test_regions_may_differ_from_file_to_file(tmp_path: Path) -> None:
     written(tmp_path / "a", instance=1)
     written(tmp_path / "b", instance=2, regions=[LEFT, RIGHT])
-    study = read_image_file(tmp_path)
-    assert study.regions == () and study.regions_of(0) == () and len(study.regions_of(1)) == 2
+    image_file = read_image_file(tmp_path)
+    assert image_file.regions == () and image_file.regions_of(0) == () and len(image_file.regions_of(1)) == 2
     written(tmp_path / "a", instance=1, regions=[LEFT, RIGHT])
-    study = read_image_file(tmp_path)
-    assert study.regions == study.regions_of(0) == study.regions_of(1) and len(study.regions) == 2
+    image_file = read_image_file(tmp_path)
+    assert image_file.regions == image_file.regions_of(0) == image_file.regions_of(1) and len(image_file.regions) == 2

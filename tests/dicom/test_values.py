@@ -46,8 +46,8 @@ def edited(path: Path, *without: str, **values: Any) -> Path:
     return path
 
 
-def says(study: Any, *texts: str) -> bool:
-    return all(any(text in warning for warning in study.warnings) for text in texts)
+def says(image_file: Any, *texts: str) -> bool:
+    return all(any(text in warning for warning in image_file.warnings) for text in texts)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -60,9 +60,9 @@ def test_the_grey_is_that_of_the_values_whatever_is_said(held: int, said: int, s
     white[0, 0] = 255
     values = (white.astype(np.uint32) * (2**held - 1) // 255).astype(np.uint16)
     content = dicom(NATIVE[syntax], "MONOCHROME2", values, BitsStored=said, HighBit=said - 1)
-    study = read_bytes(content)
-    assert np.abs(study.frame() - white / 255.0).max() <= ONE_GREY
-    assert says(study, "scaled by") == (held != said)
+    image_file = read_bytes(content)
+    assert np.abs(image_file.frame() - white / 255.0).max() <= ONE_GREY
+    assert says(image_file, "scaled by") == (held != said)
 
 
 def read_bytes(content: bytes) -> Any:
@@ -82,22 +82,22 @@ def test_low_values_in_sixteen_bits_in_every_colour(tmp_path: Path) -> None:
         ("MONOCHROME1", GREY.astype(np.uint16), 255 - GREY),
         ("MONOCHROME2", GREY.astype(np.uint32), GREY),
     ):
-        study = read_image_file(written(tmp_path / "a.dcm", pixels, photometric))
-        assert np.abs(study.frame() - expected / 255.0).max() <= ONE_GREY, photometric
-        assert says(study, "values up to"), photometric
+        image_file = read_image_file(written(tmp_path / "a.dcm", pixels, photometric))
+        assert np.abs(image_file.frame() - expected / 255.0).max() <= ONE_GREY, photometric
+        assert says(image_file, "values up to"), photometric
     grey, expected = palette(GREY)
     low = tables(16)
     for colour in ("Red", "Green", "Blue"):
         key = f"{colour}PaletteColorLookupTableData"
         low[key] = (np.frombuffer(low[key], "<u2") >> 4).tobytes()  # twelve bits
-    study = read_image_file(written(tmp_path / "a.dcm", grey, "PALETTE COLOR", **low))
-    assert np.abs(study.frame() * 255 - expected[0]).max() <= 1
+    image_file = read_image_file(written(tmp_path / "a.dcm", grey, "PALETTE COLOR", **low))
+    assert np.abs(image_file.frame() * 255 - expected[0]).max() <= 1
 
 
 def test_all_frames_of_a_cine_and_of_a_series_have_one_scale(tmp_path: Path) -> None:
     frames = np.stack([np.full((H, W), v, np.uint16) + np.arange(W, dtype=np.uint16) for v in (50, 3000, 100)])
-    study = read_image_file(written(tmp_path / "a.dcm", frames, NumberOfFrames=3))
-    np.testing.assert_allclose(study.frames, frames / 4095, atol=1e-6)
+    image_file = read_image_file(written(tmp_path / "a.dcm", frames, NumberOfFrames=3))
+    np.testing.assert_allclose(image_file.frames, frames / 4095, atol=1e-6)
     (tmp_path / "s").mkdir()
     for k in range(3):
         written(tmp_path / "s" / f"{k}.dcm", frames[k], SOPInstanceUID=f"1.2.{k}", InstanceNumber=k)
@@ -112,10 +112,10 @@ def test_all_frames_of_a_cine_and_of_a_series_have_one_scale(tmp_path: Path) -> 
 
 def test_signed_values_and_bits_above_those_stored(tmp_path: Path) -> None:
     signed = GREY.astype(np.int16) - 100
-    study = read_image_file(written(tmp_path / "a.dcm", signed, PixelRepresentation=1))
+    image_file = read_image_file(written(tmp_path / "a.dcm", signed, PixelRepresentation=1))
     low, high = int(signed.min()), int(signed.max())
-    np.testing.assert_allclose(study.frame(), (signed - low) / (high - low), atol=1e-6)
-    assert says(study, "signed")
+    np.testing.assert_allclose(image_file.frame(), (signed - low) / (high - low), atol=1e-6)
+    assert says(image_file, "signed")
     # Old files keep an overlay in the bits above those of the picture.
     deep = GREY.astype(np.uint16) * 16
     deep[0, :5] |= 0x8000
@@ -123,9 +123,9 @@ def test_signed_values_and_bits_above_those_stored(tmp_path: Path) -> None:
     dataset = pydicom.dcmread(path)
     dataset.add_new((0x6000, 0x0102), "US", 15)
     dataset.save_as(path)
-    study = read_image_file(path)
-    np.testing.assert_allclose(study.frame(), (deep & 0xFFF) / 4095, atol=1e-6)
-    assert not says(study, "scaled by")
+    image_file = read_image_file(path)
+    np.testing.assert_allclose(image_file.frame(), (deep & 0xFFF) / 4095, atol=1e-6)
+    assert not says(image_file, "scaled by")
 
 
 def test_windows_tables_and_what_of_them_is_used(tmp_path: Path) -> None:
@@ -133,33 +133,33 @@ def test_windows_tables_and_what_of_them_is_used(tmp_path: Path) -> None:
     twelve: dict[str, Any] = {"BitsStored": 12, "HighBit": 11}
     plain = deep / 4095
 
-    def study(**values: Any) -> Any:
+    def image_file(**values: Any) -> Any:
         return read_image_file(written(tmp_path / "a.dcm", deep, **twelve, **values))
 
-    several = study(WindowCenter=[1000, 5], WindowWidth=[1000, 5])
+    several = image_file(WindowCenter=[1000, 5], WindowWidth=[1000, 5])
     np.testing.assert_allclose(several.frame(), np.clip(deep / 1000 - 0.5, 0, 1), atol=1e-5)
-    second = study(WindowCenter=[0, 1000], WindowWidth=[0, 1000])
+    second = image_file(WindowCenter=[0, 1000], WindowWidth=[0, 1000])
     np.testing.assert_array_equal(second.frame(), several.frame())
-    sigmoid = study(WindowCenter=2000, WindowWidth=1500, VOILUTFunction="SIGMOID")
+    sigmoid = image_file(WindowCenter=2000, WindowWidth=1500, VOILUTFunction="SIGMOID")
     np.testing.assert_allclose(sigmoid.frame(), 1 / (1 + np.exp(-4 * (deep - 2000.0) / 1500)), atol=1e-5)
     for centre, width in ((50000, 100), (-500, 20)):
-        empty = study(WindowCenter=centre, WindowWidth=width)
+        empty = image_file(WindowCenter=centre, WindowWidth=width)
         np.testing.assert_allclose(empty.frame(), plain, atol=1e-6)
         assert says(empty, "would show nearly nothing")
     for centre, width in ((100, 0), (100, -5)):
-        senseless = study(WindowCenter=centre, WindowWidth=width)
+        senseless = image_file(WindowCenter=centre, WindowWidth=width)
         np.testing.assert_allclose(senseless.frame(), plain, atol=1e-6)
         assert says(senseless, "window makes no sense")
     item = pydicom.Dataset()
     item.LUTDescriptor, item.LUTData = [4096, 0, 8], (255 - np.arange(4096) // 16).astype("<u2").tobytes()
     item["LUTDescriptor"].VR, item["LUTData"].VR = "US", "OW"
-    np.testing.assert_allclose(study(VOILUTSequence=[item]).frame(), (255 - deep // 16) / 255, atol=1e-6)
+    np.testing.assert_allclose(image_file(VOILUTSequence=[item]).frame(), (255 - deep // 16) / 255, atol=1e-6)
 
 
 def test_eight_bits_are_what_they_were(tmp_path: Path) -> None:
-    study = read_image_file(written(tmp_path / "a.dcm", GREY, WindowCenter=40, WindowWidth=10))
-    np.testing.assert_array_equal(np.rint(study.frame() * 255), GREY)
-    assert not says(study, "window") and not says(study, "scaled")
+    image_file = read_image_file(written(tmp_path / "a.dcm", GREY, WindowCenter=40, WindowWidth=10))
+    np.testing.assert_array_equal(np.rint(image_file.frame() * 255), GREY)
+    assert not says(image_file, "window") and not says(image_file, "scaled")
 
 
 # --- nothing to see ---------------------------------------------------------------------------------------------------
@@ -244,19 +244,19 @@ def test_frames_beyond_those_announced_are_said(tmp_path: Path, coding: str) -> 
     whole = read_image_file(cine(tmp_path / "a.dcm", coding, 5))
     assert whole.n_frames == 5 and not says(whole, "NumberOfFrames")
     for said, shown in ((3, 3), (1, 1), (None, 1), (0, 1), (-2, 1), ("five", 1)):
-        study = read_image_file(cine(tmp_path / "b.dcm", coding, said))
-        assert study.n_frames == shown, said
-        assert says(study, "pixels for 5 frames"), said
-        assert says(study, "is taken as 1") == (said in (0, -2, "five")), said
-        np.testing.assert_array_equal(study.frames, whole.frames[:shown])
+        image_file = read_image_file(cine(tmp_path / "b.dcm", coding, said))
+        assert image_file.n_frames == shown, said
+        assert says(image_file, "pixels for 5 frames"), said
+        assert says(image_file, "is taken as 1") == (said in (0, -2, "five")), said
+        np.testing.assert_array_equal(image_file.frames, whole.frames[:shown])
     for said in (7, 2_000_000_000):
         with pytest.raises(InputError, match="b.dcm"):
             read_image_file(cine(tmp_path / "b.dcm", coding, said))
 
 
 def test_a_single_frame_needs_no_number(tmp_path: Path) -> None:
-    study = read_image_file(written(tmp_path / "a.dcm", GREY))
-    assert study.n_frames == 1 and not says(study, "NumberOfFrames")
+    image_file = read_image_file(written(tmp_path / "a.dcm", GREY))
+    assert image_file.n_frames == 1 and not says(image_file, "NumberOfFrames")
 
 
 def test_an_offset_table_that_lies_is_not_believed(tmp_path: Path) -> None:
@@ -280,38 +280,38 @@ def test_what_has_an_obvious_default_may_be_missing(tmp_path: Path, keyword: str
     pixels = GREY if photometric == "MONOCHROME2" else card()
     path = written(tmp_path / "a.dcm", pixels, photometric)
     whole = read_image_file(path)
-    study = read_image_file(edited(path, keyword))
-    np.testing.assert_array_equal(study.frame(), whole.frame())
-    assert says(study, keyword) == (keyword != "HighBit")  # nothing depends on that one
+    image_file = read_image_file(edited(path, keyword))
+    np.testing.assert_array_equal(image_file.frame(), whole.frame())
+    assert says(image_file, keyword) == (keyword != "HighBit")  # nothing depends on that one
 
 
 def test_flags_that_mean_nothing(tmp_path: Path) -> None:
     path = written(tmp_path / "a.dcm", card(), "RGB")
     whole = read_image_file(path)
-    study = read_image_file(edited(path, PixelRepresentation=7, PlanarConfiguration=9, BitsStored=0))
-    np.testing.assert_array_equal(study.frame(), whole.frame())
-    assert says(study, "PixelRepresentation is 7", "PlanarConfiguration is 9", "BitsStored is 0")
+    image_file = read_image_file(edited(path, PixelRepresentation=7, PlanarConfiguration=9, BitsStored=0))
+    np.testing.assert_array_equal(image_file.frame(), whole.frame())
+    assert says(image_file, "PixelRepresentation is 7", "PlanarConfiguration is 9", "BitsStored is 0")
 
 
 def test_planes_modality_and_coding_may_be_missing(tmp_path: Path) -> None:
     whole = read_image_file(written(tmp_path / "a.dcm", card(), "RGB"))
-    study = read_image_file(edited(tmp_path / "a.dcm", "PlanarConfiguration", "Modality"))
-    np.testing.assert_array_equal(study.frame(), whole.frame())
-    assert says(study, "PlanarConfiguration", "modality unknown")
+    image_file = read_image_file(edited(tmp_path / "a.dcm", "PlanarConfiguration", "Modality"))
+    np.testing.assert_array_equal(image_file.frame(), whole.frame())
+    assert says(image_file, "PlanarConfiguration", "modality unknown")
     for syntax, uid in NATIVE.items():
         if "Deflated" not in syntax:
             content = dicom(uid, "MONOCHROME2", GREY)
             (tmp_path / "b.dcm").write_bytes(content[dataset_start(content) :])
-            study = read_image_file(tmp_path / "b.dcm")
-            np.testing.assert_array_equal(np.rint(study.frame() * 255), GREY)
-            assert says(study, "TransferSyntaxUID"), syntax
+            image_file = read_image_file(tmp_path / "b.dcm")
+            np.testing.assert_array_equal(np.rint(image_file.frame() * 255), GREY)
+            assert says(image_file, "TransferSyntaxUID"), syntax
     for coding in ("rle", "jpeg"):
         whole = read_image_file(cine(tmp_path / "c.dcm", coding, 5))
         content = (tmp_path / "c.dcm").read_bytes()
         (tmp_path / "d.dcm").write_bytes(content[dataset_start(content) :])
-        study = read_image_file(tmp_path / "d.dcm")
-        np.testing.assert_array_equal(study.frames, whole.frames)
-        assert says(study, "TransferSyntaxUID")
+        image_file = read_image_file(tmp_path / "d.dcm")
+        np.testing.assert_array_equal(image_file.frames, whole.frames)
+        assert says(image_file, "TransferSyntaxUID")
 
 
 def dataset_start(content: bytes) -> int:
@@ -353,12 +353,12 @@ def test_a_damaged_element_that_is_not_needed_refuses_nothing(tmp_path: Path, ke
     if keyword.startswith("Window"):
         edited(path, **{"WindowWidth" if keyword == "WindowCenter" else "WindowCenter": 100})
     insert(path, pydicom.tag.Tag(keyword), pydicom.datadict.dictionary_VR(keyword), DAMAGE[keyword])
-    study = read_image_file(path)
-    np.testing.assert_array_equal(np.rint(study.frame() * 255), GREY)
+    image_file = read_image_file(path)
+    np.testing.assert_array_equal(np.rint(image_file.frame() * 255), GREY)
     if bits == 8:
-        assert not says(study, "window")
+        assert not says(image_file, "window")
     elif keyword in ("WindowCenter", "WindowWidth"):
-        assert says(study, "makes no sense") or says(study, keyword)
+        assert says(image_file, "makes no sense") or says(image_file, keyword)
 
 
 def insert(path: Path, tag: tuple[int, int], vr: str, value: bytes) -> None:
@@ -407,9 +407,9 @@ def test_a_broken_sequence_without_a_length_is_passed_over(tmp_path: Path, insid
     broken = struct.pack("<HH2sHI", 0x0009, 0x1010, b"SQ", 0, 0xFFFFFFFF) + inside
     at = content.index(struct.pack("<HH2s", 0x10, 0x10, b"PN"))
     path.write_bytes(content[:at] + broken + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0) + content[at:])
-    study = read_image_file(path)
-    np.testing.assert_array_equal(study.frame(), whole.frame())
-    assert study.spacing_mm == whole.spacing_mm and study.patient == whole.patient
+    image_file = read_image_file(path)
+    np.testing.assert_array_equal(image_file.frame(), whole.frame())
+    assert image_file.spacing_mm == whole.spacing_mm and image_file.patient == whole.patient
 
 
 def test_regions_with_a_damaged_value_give_way_to_the_others(tmp_path: Path) -> None:
@@ -420,6 +420,6 @@ def test_regions_with_a_damaged_value_give_way_to_the_others(tmp_path: Path) -> 
     content = (tmp_path / "a.dcm").read_bytes()
     head = struct.pack("<HH2sH", 0x18, 0x602C, b"FD", 8)  # PhysicalDeltaX of the first region
     (tmp_path / "a.dcm").write_bytes(content.replace(head, head.replace(b"FD", b"DS"), 1))
-    study = read_image_file(tmp_path / "a.dcm")
-    np.testing.assert_array_equal(study.frame(), whole.frame())
-    assert study.regions == whole.regions and study.spacing_mm == whole.spacing_mm
+    image_file = read_image_file(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(image_file.frame(), whole.frame())
+    assert image_file.regions == whole.regions and image_file.spacing_mm == whole.spacing_mm

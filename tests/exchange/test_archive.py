@@ -78,8 +78,8 @@ def test_proposals_of_an_archive_come_back_as_segs(orthanc: Orthanc, tiny: Path,
             continue
         seg = segs[row["stored"]]
         uid = str(seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID)
-        study = read_series([files[uid]])
-        wanted = np.stack([predictor.propose(study.frame(k)).mask for k in range(study.n_frames)])
+        image_file = read_series([files[uid]])
+        wanted = np.stack([predictor.propose(image_file.frame(k)).mask for k in range(image_file.n_frames)])
         np.testing.assert_array_equal(read_seg(seg, [files[uid]]), wanted)
         assert seg_info(seg).ours and seg_info(seg).automatic  # or a server would take it for a correction
         assert pydicom.dcmread(setup.out / row["mask"]).SOPInstanceUID == row["stored"]

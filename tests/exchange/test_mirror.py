@@ -54,9 +54,11 @@ def test_a_series_that_grows_is_read_anew(orthanc: Orthanc, mirror: Callable[...
     assert images.update()
     volume = nibabel.load(images.nifti("1.2.1"))
     assert [p.stem for p in images.files("1.2.1")] == ["1.3.9", "1.3.2"]  # by InstanceNumber
-    study = read_image_file(images.open("1.2.1"))
-    np.testing.assert_array_equal(study.geometry.to_frames(np.asarray(volume.dataobj)), np.rint(study.frames * 255))
-    np.testing.assert_allclose(volume.affine, study.geometry.affine, rtol=1e-6)
+    image_file = read_image_file(images.open("1.2.1"))
+    np.testing.assert_array_equal(
+        image_file.geometry.to_frames(np.asarray(volume.dataobj)), np.rint(image_file.frames * 255)
+    )
+    np.testing.assert_allclose(volume.affine, image_file.geometry.affine, rtol=1e-6)
 
 
 def test_a_series_of_several_sizes_grows_too(orthanc: Orthanc, mirror: Callable[..., Mirror], tmp_path: Path) -> None:

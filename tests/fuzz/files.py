@@ -1,4 +1,4 @@
-"""Files that are damaged or hostile, read as the server reads them: each is a study (a mask), or refused with InputError.
+"""Files that are damaged or hostile, read as the server reads them: an image, a mask, or refused with InputError.
 
 In a process of its own, which may be killed: another exception, too much time or memory, or values out of range are faults.
 
@@ -58,12 +58,12 @@ class Reader:
         self.seconds = seconds
         self._process: subprocess.Popen[str] | None = None
 
-    def ask(self, path: Path, study: str) -> dict[str, Any]:
-        """What reading ``path`` comes to. study: "" for an image; of a label, the name of what it is drawn on."""
+    def ask(self, path: Path, drawn_on: str) -> dict[str, Any]:
+        """What reading ``path`` comes to. drawn_on: "" for an image; of a label, the name of what it is drawn on."""
         if self._process is None or self._process.poll() is not None:
             self._start()
         assert self._process is not None and self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps([str(path), study]) + "\n")
+        self._process.stdin.write(json.dumps([str(path), drawn_on]) + "\n")
         self._process.stdin.flush()
         if not select.select([self._process.stdout], [], [], self.seconds)[0]:
             self.close()
@@ -128,12 +128,12 @@ def run(
 
 
 def work() -> None:
-    """Lines ``[path, study]`` on stdin, lines of JSON on stdout."""
-    from seeds import _study
+    """Lines ``[path, name]`` on stdin, lines of JSON on stdout."""
+    from seeds import _image_file
 
     from ultrarefiner_monai.core.image_file import Limits
 
-    studies = {name: _study(name) for name in ("frame.dcm", "cine.dcm")}
+    image_files = {name: _image_file(name) for name in ("frame.dcm", "cine.dcm")}
     limits = Limits(PIXELS, PIXELS)
     out, sys.stdout = sys.stdout, sys.stderr
     room = _memory("VmSize") * 1024 + _ROOM
@@ -143,22 +143,22 @@ def work() -> None:
         path, name = json.loads(line)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = _memory("VmRSS")
-        answer = _read(Path(path), studies.get(name), limits)
+        answer = _read(Path(path), image_files.get(name), limits)
         used = (_memory("VmHWM") - before) / 1024
         if "fault" not in answer and used > MEGABYTES:
             answer = {"fault": f"more than {MEGABYTES} MB", "where": answer.get("refused", "it was read")[:200]}
         print(json.dumps(answer), file=out, flush=True)
 
 
-def _read(path: Path, study: Any, limits: Any) -> dict[str, Any]:
+def _read(path: Path, image_file: Any, limits: Any) -> dict[str, Any]:
     from ultrarefiner_monai.core.types import InputError
     from ultrarefiner_monai.imaging.mask_files import read_mask
     from ultrarefiner_monai.imaging.readers import read_image_file
 
     try:
-        if study is not None:
-            mask = read_mask(path, study, limits)
-            shape = (study.n_frames, study.height, study.width)
+        if image_file is not None:
+            mask = read_mask(path, image_file, limits)
+            shape = (image_file.n_frames, image_file.height, image_file.width)
             assert mask.shape == shape and set(np.unique(mask)) <= {0, 1}, f"a mask of {mask.shape}"
             return {"read": list(mask.shape)}
         found = read_image_file(path, limits)

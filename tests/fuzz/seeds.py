@@ -66,22 +66,22 @@ def labels() -> dict[str, bytes]:
     """File name -> content: a mask of ``frame.dcm``, and of ``cine.dcm``, in every format that is taken."""
     found = {}
     for name, frames in (("frame", 1), ("cine", FRAMES)):
-        study = _study(f"{name}.dcm")
+        image_file = _image_file(f"{name}.dcm")
         for suffix in LABELS:
             if frames == 1 or suffix != ".png":
-                found[f"{name}{suffix}"] = encode_mask(suffix, mask(frames), study)
+                found[f"{name}{suffix}"] = encode_mask(suffix, mask(frames), image_file)
     return found
 
 
-def _study(name: str):
-    """The study that labels are drawn on."""
+def _image_file(name: str):
+    """The image file that labels are drawn on."""
     frames = np.stack([picture(k) for k in range(FRAMES if name == "cine.dcm" else 1)])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
         path.write_bytes(dicom_bytes(frames, 1, 0.1))
-        study = read_image_file(path)
-        study.frame(0)
-        return study
+        image_file = read_image_file(path)
+        image_file.frame(0)
+        return image_file
 
 
 def _coded() -> dict[str, bytes]:

@@ -24,7 +24,7 @@ def test_mutated_files(on_labels):
 
 def test_the_seeds_are_sound(tmp_path):
     """Else nothing is mutated that a reader would get far with."""
-    from seeds import _study
+    from seeds import _image_file
 
     from ultrarefiner_monai.imaging.mask_files import read_mask
     from ultrarefiner_monai.imaging.readers import read_image_file
@@ -36,7 +36,7 @@ def test_the_seeds_are_sound(tmp_path):
             assert read_image_file(tmp_path / name).n_frames >= 1
     for name, content in labels().items():
         (tmp_path / name).write_bytes(content)
-        assert read_mask(tmp_path / name, _study(f"{name.partition('.')[0]}.dcm")).any()
+        assert read_mask(tmp_path / name, _image_file(f"{name.partition('.')[0]}.dcm")).any()
 
 
 def test_mutations_are_repeatable_and_differ():

@@ -43,20 +43,20 @@ def saved(path: Path, image: Image.Image, **options: object) -> Path:
 
 @pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.tif", "a.TIFF", "a.bmp", "a.Bmp"])
 def test_lossless_pictures_keep_every_pixel(tmp_path: Path, name: str) -> None:
-    study = read_image_file(saved(tmp_path / name, Image.fromarray(picture())))
-    assert study.shape == (1, H, W) and not study.is_volume and study.spacing_mm is None
-    assert study.frame().dtype == np.float32
-    np.testing.assert_array_equal(np.rint(study.frame() * 255), picture())
+    image_file = read_image_file(saved(tmp_path / name, Image.fromarray(picture())))
+    assert image_file.shape == (1, H, W) and not image_file.is_volume and image_file.spacing_mm is None
+    assert image_file.frame().dtype == np.float32
+    np.testing.assert_array_equal(np.rint(image_file.frame() * 255), picture())
 
 
 def test_jpeg_is_close_and_ignores_exif_orientation(tmp_path: Path) -> None:
     smooth = np.tile(np.linspace(0, 255, W), (H, 1)).astype(np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    study = read_image_file(saved(tmp_path / "a.JPEG", Image.fromarray(smooth), quality=95, exif=exif))
-    assert (study.height, study.width) == (H, W)
-    assert np.abs(study.frame() * 255 - smooth).max() < 6
-    assert any("EXIF" in w for w in study.warnings)
+    image_file = read_image_file(saved(tmp_path / "a.JPEG", Image.fromarray(smooth), quality=95, exif=exif))
+    assert (image_file.height, image_file.width) == (H, W)
+    assert np.abs(image_file.frame() * 255 - smooth).max() < 6
+    assert any("EXIF" in w for w in image_file.warnings)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "PA", "CMYK"])
@@ -64,52 +64,52 @@ def test_grey_pictures_in_colour_modes_have_the_grey_values(tmp_path: Path, mode
     grey = Image.fromarray(picture())
     image = grey.convert("P") if mode == "P" else grey.convert("RGBA" if mode == "PA" else mode)
     name = "a.tif" if mode in ("CMYK", "PA") else "a.png"
-    study = read_image_file(saved(tmp_path / name, image.convert(mode) if mode != "PA" else image))
-    assert np.abs(study.frame() * 255 - picture()).max() <= 1
+    image_file = read_image_file(saved(tmp_path / name, image.convert(mode) if mode != "PA" else image))
+    assert np.abs(image_file.frame() * 255 - picture()).max() <= 1
 
 
 def test_alpha_does_not_hide_pixels(tmp_path: Path) -> None:
     rgba = np.dstack([picture()] * 3 + [np.zeros((H, W), np.uint8)])
-    study = read_image_file(saved(tmp_path / "a.png", Image.fromarray(rgba)))
-    np.testing.assert_array_equal(np.rint(study.frame() * 255), picture())
+    image_file = read_image_file(saved(tmp_path / "a.png", Image.fromarray(rgba)))
+    np.testing.assert_array_equal(np.rint(image_file.frame() * 255), picture())
 
 
 def test_colours_become_the_luminance_that_training_uses(tmp_path: Path) -> None:
     rgb = np.random.default_rng(1).integers(0, 256, (H, W, 3), dtype=np.uint8)
-    study = read_image_file(saved(tmp_path / "a.png", Image.fromarray(rgb)))
+    image_file = read_image_file(saved(tmp_path / "a.png", Image.fromarray(rgb)))
     expected = np.asarray(Image.fromarray(rgb).convert("L"))
-    np.testing.assert_array_equal(np.rint(study.frame() * 255), expected)
+    np.testing.assert_array_equal(np.rint(image_file.frame() * 255), expected)
     np.testing.assert_array_equal(luminance(rgb), expected)
 
 
 def test_sixteen_and_one_bit(tmp_path: Path) -> None:
     wide = picture().astype(np.uint16) * 257
     for name in ("a.png", "a.tif"):
-        study = read_image_file(saved(tmp_path / name, Image.fromarray(wide)))
-        np.testing.assert_allclose(study.frame(), wide / 65535, atol=1e-6)
+        image_file = read_image_file(saved(tmp_path / name, Image.fromarray(wide)))
+        np.testing.assert_allclose(image_file.frame(), wide / 65535, atol=1e-6)
     bits = picture() > 100
-    study = read_image_file(saved(tmp_path / "b.png", Image.fromarray(bits)))
-    np.testing.assert_array_equal(study.frame(), bits)
+    image_file = read_image_file(saved(tmp_path / "b.png", Image.fromarray(bits)))
+    np.testing.assert_array_equal(image_file.frame(), bits)
 
 
 def test_tiff_pages_are_frames(tmp_path: Path) -> None:
     pages = [Image.fromarray(picture(k)) for k in range(3)]
     odd = Image.fromarray(picture(9, 5, 7))
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=[*pages[1:], odd], compression="tiff_lzw")
-    study = read_image_file(tmp_path / "a.tif")
-    assert study.shape == (3, H, W) and study.is_volume and study.geometry.grid == (W, H, 3)
-    assert any("another size" in w for w in study.warnings)
-    np.testing.assert_array_equal(np.rint(study.frame(2) * 255), picture(2))
+    image_file = read_image_file(tmp_path / "a.tif")
+    assert image_file.shape == (3, H, W) and image_file.is_volume and image_file.geometry.grid == (W, H, 3)
+    assert any("another size" in w for w in image_file.warnings)
+    np.testing.assert_array_equal(np.rint(image_file.frame(2) * 255), picture(2))
     with pytest.raises(InputError, match="frames 0 to 2"):
-        study.frame(3)
+        image_file.frame(3)
 
 
 def test_print_density_places_the_picture_but_measures_nothing(tmp_path: Path) -> None:
     image = Image.fromarray(picture())
     for name, expected in (("a.jpg", (0.1, 0.2)), ("a.tif", (0.1, 0.2)), ("a.png", (1, 1)), ("a.bmp", (1, 1))):
-        study = read_image_file(saved(tmp_path / name, image, dpi=(254, 127)))
-        assert study.spacing_mm is None
-        np.testing.assert_allclose(np.diag(study.geometry.affine)[:2], [-expected[0], -expected[1]])
+        image_file = read_image_file(saved(tmp_path / name, image, dpi=(254, 127)))
+        assert image_file.spacing_mm is None
+        np.testing.assert_allclose(np.diag(image_file.geometry.affine)[:2], [-expected[0], -expected[1]])
 
 
 # --- volumes ----------------------------------------------------------------------------------------------------------
@@ -131,21 +131,21 @@ def test_nifti_keeps_axes_and_spacing(tmp_path: Path, shape: tuple[int, ...], su
     path = tmp_path / "a.nii.gz"
     nibabel.save(nibabel.Nifti1Image(values, oblique()), tmp_path / f"a{suffix.lower()}")
     path = (tmp_path / f"a{suffix.lower()}").rename(tmp_path / f"b{suffix}")
-    study = read_image_file(path)
+    image_file = read_image_file(path)
     frames = 3 if 3 in shape else 1
-    assert study.shape == (frames, H, W) and study.geometry.shape == shape
-    np.testing.assert_allclose(study.spacing_mm, (0.11, 0.08), rtol=1e-5)
+    assert image_file.shape == (frames, H, W) and image_file.geometry.shape == shape
+    np.testing.assert_allclose(image_file.spacing_mm, (0.11, 0.08), rtol=1e-5)
     last = values.reshape(W, H, frames)[..., -1].T
-    np.testing.assert_array_equal(np.rint(study.frame(frames - 1) * 255), last)
+    np.testing.assert_array_equal(np.rint(image_file.frame(frames - 1) * 255), last)
 
 
 @pytest.mark.parametrize("shape", [(1, W, H), (W, 1, H), (W, H, 1)])
 def test_single_slices_in_any_plane(tmp_path: Path, shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     nibabel.save(nibabel.Nifti1Image(values, oblique()), tmp_path / "a.nii")
-    study = read_image_file(tmp_path / "a.nii")
-    assert study.shape == (1, H, W)
-    np.testing.assert_array_equal(np.rint(study.frame() * 255), values.reshape(W, H).T)
+    image_file = read_image_file(tmp_path / "a.nii")
+    assert image_file.shape == (1, H, W)
+    np.testing.assert_array_equal(np.rint(image_file.frame() * 255), values.reshape(W, H).T)
 
 
 def test_clicks_and_voxels_agree() -> None:
@@ -169,18 +169,18 @@ def test_colour_nifti(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(record, oblique()), tmp_path / "record.nii")
     nibabel.save(nibabel.Nifti1Image(rgb.reshape(W, H, 1, 1, 3), oblique()), tmp_path / "vector.nii")
     for name in ("record.nii", "vector.nii"):
-        study = read_image_file(tmp_path / name)
-        assert study.shape == (1, H, W) and study.geometry.shape == (W, H, 1)
-        np.testing.assert_array_equal(np.rint(study.frame() * 255), luminance(rgb[:, :, 0]).T)
+        image_file = read_image_file(tmp_path / name)
+        assert image_file.shape == (1, H, W) and image_file.geometry.shape == (W, H, 1)
+        np.testing.assert_array_equal(np.rint(image_file.frame() * 255), luminance(rgb[:, :, 0]).T)
 
 
 def test_nan_and_missing_spacing_are_told(tmp_path: Path) -> None:
     values = picture().T.astype(np.float32)
     values[0, 0] = np.nan
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
-    study = read_image_file(tmp_path / "a.nii")
-    assert study.spacing_mm is None and study.frame()[0, 0] == 0
-    assert any("not finite" in w for w in study.warnings) and any("1 mm" in w for w in study.warnings)
+    image_file = read_image_file(tmp_path / "a.nii")
+    assert image_file.spacing_mm is None and image_file.frame()[0, 0] == 0
+    assert any("not finite" in w for w in image_file.warnings) and any("1 mm" in w for w in image_file.warnings)
 
 
 @pytest.mark.parametrize("encoding", ["raw", "gzip", "bzip2"])
@@ -193,18 +193,18 @@ def test_nrrd_axes_encodings_and_colour(tmp_path: Path, encoding: str) -> None:
         "space origin": [1, 2, 3],
     }
     nrrd.write(str(tmp_path / "a.nrrd"), values, header | {"encoding": encoding, "endian": "big"})
-    study = read_image_file(tmp_path / "a.nrrd")
-    np.testing.assert_allclose(study.spacing_mm, (0.3, 0.2))
-    np.testing.assert_allclose(study.frames, values.transpose(2, 1, 0) / 4095, atol=1e-6)
-    np.testing.assert_allclose(study.geometry.affine @ [1, 0, 0, 1], [-1.2, -2, 3, 1])
+    image_file = read_image_file(tmp_path / "a.nrrd")
+    np.testing.assert_allclose(image_file.spacing_mm, (0.3, 0.2))
+    np.testing.assert_allclose(image_file.frames, values.transpose(2, 1, 0) / 4095, atol=1e-6)
+    np.testing.assert_allclose(image_file.geometry.affine @ [1, 0, 0, 1], [-1.2, -2, 3, 1])
 
     rgb = np.random.default_rng(1).integers(0, 256, (3, W, H, 1), dtype=np.uint8)
     directions = np.vstack([[np.nan] * 3, np.diag([0.2, 0.3, 1.0])])
     colour = {"kinds": ["RGB-color", "domain", "domain", "domain"], "space directions": directions}
     nrrd.write(str(tmp_path / "c.nrrd"), rgb, header | colour)
-    study = read_image_file(tmp_path / "c.nrrd")
-    assert study.geometry.shape == (W, H, 1)
-    np.testing.assert_array_equal(np.rint(study.frame() * 255), luminance(np.moveaxis(rgb, 0, -1))[..., 0].T)
+    image_file = read_image_file(tmp_path / "c.nrrd")
+    assert image_file.geometry.shape == (W, H, 1)
+    np.testing.assert_array_equal(np.rint(image_file.frame() * 255), luminance(np.moveaxis(rgb, 0, -1))[..., 0].T)
 
 
 def test_nrrd_never_follows_another_file(tmp_path: Path) -> None:
@@ -247,19 +247,19 @@ def changed(tmp_path: Path, frames: np.ndarray, **values: object) -> Path:
 
 def test_rle_frame_and_its_region_spacing(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(dicom_bytes(picture()[None], 1, 0.08))
-    study = read_image_file(tmp_path / "a.dcm")
-    assert study.spacing_mm == pytest.approx((0.08, 0.08)) and study.patient == "PHANTOM-01"
-    np.testing.assert_array_equal(np.rint(study.frame() * 255), picture())
-    np.testing.assert_allclose(study.geometry.affine, np.diag([-1, -1, 1, 1]))  # what ITK makes of it
+    image_file = read_image_file(tmp_path / "a.dcm")
+    assert image_file.spacing_mm == pytest.approx((0.08, 0.08)) and image_file.patient == "PHANTOM-01"
+    np.testing.assert_array_equal(np.rint(image_file.frame() * 255), picture())
+    np.testing.assert_allclose(image_file.geometry.affine, np.diag([-1, -1, 1, 1]))  # what ITK makes of it
 
 
 def test_jpeg_cine_frame_by_frame(tmp_path: Path) -> None:
     ramp = np.tile(np.linspace(0, 200, W), (H, 1))
     frames = np.stack([ramp + 10 * k for k in range(5)]).astype(np.uint8)
     (tmp_path / "cine").write_bytes(dicom_bytes(frames, 2, 0.08))  # found without an extension
-    study = read_image_file(tmp_path / "cine")
-    assert study.shape == (5, H, W) and study.geometry.grid == (W, H, 5)
-    assert np.abs(study.frames * 255 - frames).max() < 5
+    image_file = read_image_file(tmp_path / "cine")
+    assert image_file.shape == (5, H, W) and image_file.geometry.grid == (W, H, 5)
+    assert np.abs(image_file.frames * 255 - frames).max() < 5
 
 
 def test_rle_cine(tmp_path: Path) -> None:
@@ -292,8 +292,8 @@ def test_palette_colours(tmp_path: Path, bits: int) -> None:
         values[f"{colour}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
         data = table.astype("u1") if bits == 8 else (table * 257).astype("<u2")
         values[f"{colour}PaletteColorLookupTableData"] = data.tobytes()
-    study = read_image_file(changed(tmp_path, picture()[None], **values))
-    np.testing.assert_array_equal(np.rint(study.frame() * 255), 255 - picture())
+    image_file = read_image_file(changed(tmp_path, picture()[None], **values))
+    np.testing.assert_array_equal(np.rint(image_file.frame() * 255), 255 - picture())
 
 
 def test_twelve_bits_with_a_window(tmp_path: Path) -> None:
@@ -301,8 +301,8 @@ def test_twelve_bits_with_a_window(tmp_path: Path) -> None:
     deep = {"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11, "PixelData": wide.tobytes()}
     path = changed(tmp_path, picture()[None], **deep)
     np.testing.assert_allclose(read_image_file(path).frame(), wide / 4095, atol=1e-6)
-    study = read_image_file(changed(tmp_path, picture()[None], **deep, WindowCenter=1000, WindowWidth=1000))
-    np.testing.assert_allclose(study.frame(), np.clip((wide / 1000.0) - 0.5, 0, 1), atol=1e-5)
+    image_file = read_image_file(changed(tmp_path, picture()[None], **deep, WindowCenter=1000, WindowWidth=1000))
+    np.testing.assert_allclose(image_file.frame(), np.clip((wide / 1000.0) - 0.5, 0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -373,19 +373,19 @@ def test_spacing_of_dicom(tmp_path: Path, regions: list, pixel_spacing: list | N
     values: dict = {"SequenceOfUltrasoundRegions": regions}
     if pixel_spacing is not None:
         values["PixelSpacing"] = pixel_spacing
-    study = read_image_file(changed(tmp_path, picture()[None], **values))
-    assert study.spacing_mm == (None if expected is None else pytest.approx(expected))
+    image_file = read_image_file(changed(tmp_path, picture()[None], **values))
+    assert image_file.spacing_mm == (None if expected is None else pytest.approx(expected))
     absurd = any(not 0 < d < 1 for r in regions for d in (r.PhysicalDeltaX, r.PhysicalDeltaY))
     absurd = absurd or pixel_spacing in ([0, 0], [0.3, 0.4, 0.5])
-    assert any("cannot be" in w for w in study.warnings) == absurd
-    assert any("in pixels" in w for w in study.warnings) == (expected is None)
+    assert any("cannot be" in w for w in image_file.warnings) == absurd
+    assert any("in pixels" in w for w in image_file.warnings) == (expected is None)
 
 
 def test_a_spacing_that_is_no_number_does_not_stop_the_reading(tmp_path: Path) -> None:
     path = changed(tmp_path, picture()[None], PixelSpacing=[0.11, 0.11], SequenceOfUltrasoundRegions=[])
     path.write_bytes(path.read_bytes().replace(b"0.11\\0.11", b"0,11\\0,11"))
-    study = read_image_file(path)
-    assert study.spacing_mm is None and any("cannot be" in w for w in study.warnings)
+    image_file = read_image_file(path)
+    assert image_file.spacing_mm is None and any("cannot be" in w for w in image_file.warnings)
 
 
 def test_dicom_without_pixels_or_of_another_kind(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_a_tiff_with_white_as_zero_is_shown_upright_whatever_its_bits(bits: int,
 def test_the_sign_of_a_tiffs_numbers_is_the_files(kind: type, tmp_path: Path) -> None:
     span = np.iinfo(kind)
     values = np.rint(span.min + GREY / 255.0 * (float(span.max) - span.min)).astype(np.int64)
-    study = read_image_file(tiff(tmp_path / "a.tif", values.astype(kind)))
-    np.testing.assert_allclose(study.frame(), GREY / 255, atol=1 / 255)
+    image_file = read_image_file(tiff(tmp_path / "a.tif", values.astype(kind)))
+    np.testing.assert_allclose(image_file.frame(), GREY / 255, atol=1 / 255)
     np.testing.assert_allclose(read_image(tmp_path / "a.tif", []), GREY, atol=1)
 
 
@@ -86,15 +86,15 @@ def test_the_sign_of_fewer_bits_than_a_dicom_value_takes_is_read(bits: int, fill
     """Writers leave the bits above the sign 0, or fill them with it."""
     values = (GREY.astype(np.int32) - 128) * 2 ** (bits - 8)
     stored = values.astype("<i2") if filled else (values & (2**bits - 1)).astype("<u2")
-    study = read_image_file(dicom(tmp_path / "a.dcm", stored, BitsStored=bits, HighBit=bits - 1))
-    np.testing.assert_allclose(study.frame(), GREY / 255, atol=1e-6)
-    assert any("signed" in text for text in study.warnings)
+    image_file = read_image_file(dicom(tmp_path / "a.dcm", stored, BitsStored=bits, HighBit=bits - 1))
+    np.testing.assert_allclose(image_file.frame(), GREY / 255, atol=1e-6)
+    assert any("signed" in text for text in image_file.warnings)
 
 
 def test_values_that_are_called_signed_and_are_not_keep_their_black(tmp_path: Path) -> None:
     grey = np.clip(GREY, 40, 230)
-    study = read_image_file(dicom(tmp_path / "a.dcm", grey.astype("<i2")))
-    np.testing.assert_allclose(study.frame(), grey / 255, atol=1e-6)
+    image_file = read_image_file(dicom(tmp_path / "a.dcm", grey.astype("<i2")))
+    np.testing.assert_allclose(image_file.frame(), grey / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
@@ -103,9 +103,9 @@ def test_a_nifti_is_read_by_its_content_as_itk_does(name: str, packed: bool, tmp
     for values in (GREY, MASK):
         content = nibabel.Nifti1Image(values.T[..., None], np.diag([-1.0, -1, 1, 1])).to_bytes()
         (tmp_path / name).write_bytes(gzip.compress(content) if packed else content)
-        study = read_image_file(tmp_path / name)
-        np.testing.assert_allclose(study.frame(), values / 255, atol=1e-6)
-    np.testing.assert_array_equal(read_mask(tmp_path / name, study)[0], MASK)
+        image_file = read_image_file(tmp_path / name)
+        np.testing.assert_allclose(image_file.frame(), values / 255, atol=1e-6)
+    np.testing.assert_array_equal(read_mask(tmp_path / name, image_file)[0], MASK)
 
 
 def png16(path: Path, values: np.ndarray) -> Path:

@@ -81,8 +81,8 @@ def animated(path: Path, frames: Sequence[np.ndarray] = GREY, **options: Any) ->
     return path
 
 
-def greys(study: Any) -> np.ndarray:
-    return np.rint(study.frames * 255).astype(np.uint8)
+def greys(image_file: Any) -> np.ndarray:
+    return np.rint(image_file.frames * 255).astype(np.uint8)
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
@@ -92,22 +92,27 @@ def greys(study: Any) -> np.ndarray:
 def test_every_coding_is_the_cine_that_went_in(
     tmp_path: Path, name: str, codec: str, form: str, options: dict[str, str], cost: float
 ) -> None:
-    study = read_image_file(film(tmp_path / name, codec, form, options))
-    assert study.shape == (T, H, W) and study.kind == "video" and study.warnings == [] and study.spacing_mm is None
-    assert study.geometry.grid == (W, H, T)
+    image_file = read_image_file(film(tmp_path / name, codec, form, options))
+    assert (
+        image_file.shape == (T, H, W)
+        and image_file.kind == "video"
+        and image_file.warnings == []
+        and image_file.spacing_mm is None
+    )
+    assert image_file.geometry.grid == (W, H, T)
     # Beside the colour bars, whose luminance depends on the matrix of the video.
-    difference = np.abs(study.frames[:, :, :100] * 255 - GREY[:, :, :100])
+    difference = np.abs(image_file.frames[:, :, :100] * 255 - GREY[:, :, :100])
     assert difference.mean() <= cost
     if not cost:
-        np.testing.assert_array_equal(greys(study), GREY)
-    np.testing.assert_array_equal(study.frame(T - 1), study.frames[-1])
+        np.testing.assert_array_equal(greys(image_file), GREY)
+    np.testing.assert_array_equal(image_file.frame(T - 1), image_file.frames[-1])
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.GIF", "a.webp"])
 def test_animations_are_the_cine_that_went_in(tmp_path: Path, name: str) -> None:
-    study = read_image_file(animated(tmp_path / name.lower()).rename(tmp_path / name))
-    assert study.shape == (T, H, W) and study.warnings == [] and study.kind == name.lower()[2:]
-    np.testing.assert_array_equal(greys(study), GREY)
+    image_file = read_image_file(animated(tmp_path / name.lower()).rename(tmp_path / name))
+    assert image_file.shape == (T, H, W) and image_file.warnings == [] and image_file.kind == name.lower()[2:]
+    np.testing.assert_array_equal(greys(image_file), GREY)
     single = read_image_file(animated(tmp_path / f"one{name}".lower(), GREY[:1]))
     assert single.shape == (1, H, W) and not single.is_volume
     np.testing.assert_array_equal(greys(single), GREY[:1])
@@ -133,8 +138,8 @@ def test_frames_of_a_gif_are_composed_and_black_where_transparent(tmp_path: Path
 
 
 def test_an_animated_png_says_that_it_is_one(tmp_path: Path) -> None:
-    study = read_image_file(animated(tmp_path / "a.png"))
-    assert study.n_frames == 1 and any("animated" in w for w in study.warnings)
+    image_file = read_image_file(animated(tmp_path / "a.png"))
+    assert image_file.n_frames == 1 and any("animated" in w for w in image_file.warnings)
 
 
 def test_frames_in_any_order_within_a_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,33 +148,33 @@ def test_frames_in_any_order_within_a_bounded_memory(tmp_path: Path, monkeypatch
         monkeypatch.setattr(moving, "_KEPT_BYTES", 5 * H * W)
         tracemalloc.start()
         try:
-            study = read_image_file(path)
-            assert tracemalloc.get_traced_memory()[0] < 30 * H * W and study.kept_bytes == 5 * H * W
+            image_file = read_image_file(path)
+            assert tracemalloc.get_traced_memory()[0] < 30 * H * W and image_file.kept_bytes == 5 * H * W
         finally:
             tracemalloc.stop()
         for k in (59, 0, 30, 29, 28, 31, 7, 58, 1, 1):
-            np.testing.assert_array_equal(np.rint(study.frame(k) * 255), frames[k])
+            np.testing.assert_array_equal(np.rint(image_file.frame(k) * 255), frames[k])
         path.unlink()
-        study.frame(45)  # the file is still open, but what lies before cannot be read again
+        image_file.frame(45)  # the file is still open, but what lies before cannot be read again
         with pytest.raises(InputError, match=f"{path.name}: frame 20"):
-            study.frame(20)
+            image_file.frame(20)
 
 
 def test_clients_get_the_frames_on_the_masks_grid(tmp_path: Path) -> None:
-    study = read_image_file(lossless(tmp_path / "a.mkv"))
+    image_file = read_image_file(lossless(tmp_path / "a.mkv"))
     with (tmp_path / "a.nii.gz").open("wb") as file:
-        write_frames(file, study)
+        write_frames(file, image_file)
     image = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), GREY)
-    mask = np.zeros(study.shape, np.uint8)
+    mask = np.zeros(image_file.shape, np.uint8)
     mask[3, 20:30, 40:70] = 1
     for name in ("m.nrrd", "m.nii.gz"):
-        write_mask(tmp_path / name, mask, study)
+        write_mask(tmp_path / name, mask, image_file)
         shown = sitk.ReadImage(str(tmp_path / name))
         np.testing.assert_array_equal(sitk.GetArrayFromImage(shown), mask)
         for part in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
             np.testing.assert_allclose(getattr(shown, part)(), getattr(image, part)())
-        np.testing.assert_array_equal(read_mask(tmp_path / name, study), mask)
+        np.testing.assert_array_equal(read_mask(tmp_path / name, image_file), mask)
 
 
 # --- what is refused or said ------------------------------------------------------------------------------------------
@@ -209,11 +214,11 @@ def test_truncated_files_are_refused_or_it_is_said(samples: list[Path], tmp_path
         cut = tmp_path / path.name
         cut.write_bytes(content[: int(part * len(content))])
         try:
-            study = read_image_file(cut)
+            image_file = read_image_file(cut)
         except InputError as error:
             assert path.name in str(error) and str(tmp_path) not in str(error)
             continue
-        assert study.n_frames == T or study.warnings, path.name
+        assert image_file.n_frames == T or image_file.warnings, path.name
 
 
 def test_damaged_bytes_never_end_in_another_error(samples: list[Path], tmp_path: Path) -> None:
@@ -268,8 +273,8 @@ def test_what_the_header_says_of_its_length_is_not_believed(tmp_path: Path) -> N
     at = content.index(b"stts") + 12
     for count in (2, 40, 2**31 - 1):
         (tmp_path / "a.mp4").write_bytes(content[:at] + struct.pack(">I", count) + content[at + 4 :])
-        study = read_image_file(tmp_path / "a.mp4")
-        assert study.n_frames == T and any("announces" in w for w in study.warnings) == (count > T)
+        image_file = read_image_file(tmp_path / "a.mp4")
+        assert image_file.n_frames == T and any("announces" in w for w in image_file.warnings) == (count > T)
 
 
 def test_a_rotation_is_not_applied_and_said(tmp_path: Path) -> None:
@@ -278,9 +283,9 @@ def test_a_rotation_is_not_applied_and_said(tmp_path: Path) -> None:
     at = content.index(b"tkhd") + 44  # the matrix of a track's header
     matrix = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     path.write_bytes(content[:at] + matrix + content[at + 36 :])
-    study = read_image_file(path)
-    np.testing.assert_array_equal(study.frames, upright.frames)
-    assert not upright.warnings and any("rotation" in w for w in study.warnings)
+    image_file = read_image_file(path)
+    np.testing.assert_array_equal(image_file.frames, upright.frames)
+    assert not upright.warnings and any("rotation" in w for w in image_file.warnings)
 
 
 def test_frames_of_another_size_are_left_out_with_a_warning(tmp_path: Path) -> None:
@@ -295,8 +300,8 @@ def test_frames_of_another_size_are_left_out_with_a_warning(tmp_path: Path) -> N
                     packet.stream, packet.pts, packet.dts = stream, start + 40 * k, start + 40 * k
                     out.mux(packet)
             start += 120
-    study = read_image_file(tmp_path / "both.mkv")
-    assert study.shape == (3, 48, W) and any("3 frame(s) of another size" in w for w in study.warnings)
+    image_file = read_image_file(tmp_path / "both.mkv")
+    assert image_file.shape == (3, 48, W) and any("3 frame(s) of another size" in w for w in image_file.warnings)
 
 
 def test_without_the_extra_a_video_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,10 +331,10 @@ def test_the_time_to_decode_is_bounded_and_pauses_between_frames_do_not_count(
 ) -> None:
     monkeypatch.setattr(moving, "_KEPT_BYTES", 1)  # each frame is decoded when it is asked for
     monkeypatch.setattr(video, "_SECONDS", 0.5)
-    study = read_image_file(lossless(tmp_path / "a.avi"))
-    study.frame(0)
+    image_file = read_image_file(lossless(tmp_path / "a.avi"))
+    image_file.frame(0)
     time.sleep(0.6)
-    np.testing.assert_array_equal(np.rint(study.frame(1) * 255), GREY[1])
+    np.testing.assert_array_equal(np.rint(image_file.frame(1) * 255), GREY[1])
     monkeypatch.setattr(video, "_SECONDS", -1.0)
     with pytest.raises(InputError, match="takes longer"):
         read_image_file(tmp_path / "a.avi")

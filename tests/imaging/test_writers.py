@@ -29,8 +29,8 @@ def turned(
     return affine
 
 
-def studies(folder: Path) -> list[ImageFile]:
-    """One study of each kind, none of them square."""
+def image_files(folder: Path) -> list[ImageFile]:
+    """One image file of each kind, none of them square."""
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (T, H, W), dtype=np.uint8)
     image = Image.fromarray(frames[0])
@@ -50,48 +50,48 @@ def studies(folder: Path) -> list[ImageFile]:
     return [read_image_file(path) for path in sorted(folder.iterdir())]
 
 
-def one_pixel(study: ImageFile, seed: int = 0) -> np.ndarray:
+def one_pixel(image_file: ImageFile, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    mask = np.zeros(study.shape, np.uint8)
-    mask[tuple(rng.integers(0, n) for n in study.shape)] = 1
+    mask = np.zeros(image_file.shape, np.uint8)
+    mask[tuple(rng.integers(0, n) for n in image_file.shape)] = 1
     return mask
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".seg.nrrd", ".nii.gz", ".nii", ".png"])
-def test_every_kind_of_study_gets_its_mask_back(tmp_path: Path, suffix: str) -> None:
+def test_every_kind_of_image_file_gets_its_mask_back(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "in").mkdir()
-    for seed, study in enumerate(studies(tmp_path / "in")):
+    for seed, image_file in enumerate(image_files(tmp_path / "in")):
         path = tmp_path / f"mask{suffix}"
-        mask = one_pixel(study, seed)
-        if suffix == ".png" and study.is_volume:
+        mask = one_pixel(image_file, seed)
+        if suffix == ".png" and image_file.is_volume:
             with pytest.raises(InputError, match="frames"):
-                write_mask(path, mask, study)
+                write_mask(path, mask, image_file)
             continue
-        write_mask(path, mask, study)
-        np.testing.assert_array_equal(read_mask(path, study), mask, err_msg=study.path.name)
-        write_mask(path, np.zeros_like(mask), study)
-        assert read_mask(path, study).sum() == 0
+        write_mask(path, mask, image_file)
+        np.testing.assert_array_equal(read_mask(path, image_file), mask, err_msg=image_file.path.name)
+        write_mask(path, np.zeros_like(mask), image_file)
+        assert read_mask(path, image_file).sum() == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", f"mask{suffix}"]  # nothing left beside
 
 
 def test_nifti_masks_have_the_shape_and_affine_of_the_image(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for study in studies(tmp_path / "in"):
-        if study.kind != "nifti":
+    for image_file in image_files(tmp_path / "in"):
+        if image_file.kind != "nifti":
             continue
-        write_mask(tmp_path / "mask.nii.gz", one_pixel(study), study)
-        image, mask = nibabel.load(study.path), nibabel.load(tmp_path / "mask.nii.gz")
+        write_mask(tmp_path / "mask.nii.gz", one_pixel(image_file), image_file)
+        image, mask = nibabel.load(image_file.path), nibabel.load(tmp_path / "mask.nii.gz")
         assert mask.shape == image.shape and mask.get_data_dtype() == np.uint8
         np.testing.assert_allclose(mask.affine, image.affine, atol=1e-6)
 
 
 def test_nrrd_masks_have_the_header_of_the_image(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    for study in studies(tmp_path / "in"):
-        if study.kind != "nrrd":
+    for image_file in image_files(tmp_path / "in"):
+        if image_file.kind != "nrrd":
             continue
-        write_mask(tmp_path / "mask.nrrd", one_pixel(study), study)
-        header, wanted = (nrrd.read_header(str(p)) for p in (tmp_path / "mask.nrrd", study.path))
+        write_mask(tmp_path / "mask.nrrd", one_pixel(image_file), image_file)
+        header, wanted = (nrrd.read_header(str(p)) for p in (tmp_path / "mask.nrrd", image_file.path))
         for key in ("sizes", "space", "space directions", "space origin", "spacings"):
             assert (key in header) == (key in wanted)
             if key in wanted and key != "space":
@@ -101,18 +101,18 @@ def test_nrrd_masks_have_the_header_of_the_image(tmp_path: Path) -> None:
 
 def test_a_picture_answers_in_x_y_order_with_lps_directions(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_image_file(tmp_path / "a.png")
+    image_file = read_image_file(tmp_path / "a.png")
     mask = np.zeros((H, W), np.uint8)
     mask[2, 9] = 1  # row 2, column 9
     for compress in (True, False):
-        write_mask(tmp_path / "m.nrrd", mask, study, compress=compress)
+        write_mask(tmp_path / "m.nrrd", mask, image_file, compress=compress)
         values, header = nrrd.read(str(tmp_path / "m.nrrd"))
         assert values.shape == (W, H, 1) and values.dtype == np.uint8 and values[9, 2, 0] == 1 and values.sum() == 1
         assert header["space"] == "left-posterior-superior"
         assert header["encoding"] == ("gzip" if compress else "raw")
         np.testing.assert_array_equal(header["space directions"], np.eye(3))
         np.testing.assert_array_equal(header["space origin"], [0, 0, 0])
-    write_mask(tmp_path / "m.png", mask, study)
+    write_mask(tmp_path / "m.png", mask, image_file)
     stored = np.asarray(Image.open(tmp_path / "m.png"))
     assert set(np.unique(stored)) == {0, 1} and stored[2, 9] == 1
 
@@ -120,15 +120,15 @@ def test_a_picture_answers_in_x_y_order_with_lps_directions(tmp_path: Path) -> N
 def test_physical_places_agree_between_formats(tmp_path: Path) -> None:
     """The lesion's voxel has one place in the world, whichever format carries it."""
     (tmp_path / "in").mkdir()
-    for seed, study in enumerate(studies(tmp_path / "in")):
-        mask = one_pixel(study, seed)
-        write_mask(tmp_path / "m.nii.gz", mask, study)
-        write_mask(tmp_path / "m.nrrd", mask, study)
+    for seed, image_file in enumerate(image_files(tmp_path / "in")):
+        mask = one_pixel(image_file, seed)
+        write_mask(tmp_path / "m.nii.gz", mask, image_file)
+        write_mask(tmp_path / "m.nrrd", mask, image_file)
         image = nibabel.load(tmp_path / "m.nii.gz")
         index = [*np.argwhere(np.asarray(image.dataobj))[0], 0, 0][:4]
         index = [index[0], index[1], index[3] if len(image.shape) == 4 else index[2], 1]
         frame, row, column = np.argwhere(mask)[0]
-        assert tuple(index[:3]) == study.geometry.to_ijk(frame, column, row)
+        assert tuple(index[:3]) == image_file.geometry.to_ijk(frame, column, row)
         values, header = nrrd.read(str(tmp_path / "m.nrrd"))
         if values.ndim == 3:
             position = np.argwhere(values)[0] @ np.asarray(header["space directions"]) + header["space origin"]
@@ -149,22 +149,22 @@ def test_reoriented_labels_find_their_voxel(
 ) -> None:
     """A client may save the label with swapped and reversed axes, as long as the affine says so."""
     nibabel.save(nibabel.Nifti1Image(np.zeros((W, H, T), np.uint8), turned(flips)), tmp_path / "image.nii")
-    study = read_image_file(tmp_path / "image.nii")
-    mask = one_pixel(study, seed)
-    write_mask(tmp_path / "label.nii", mask, study)
+    image_file = read_image_file(tmp_path / "image.nii")
+    mask = one_pixel(image_file, seed)
+    write_mask(tmp_path / "label.nii", mask, image_file)
     label = nibabel.load(tmp_path / "label.nii")
     turn = np.array([[axis, -1 if reverse else 1] for axis, reverse in zip(order, back, strict=True)])
     nibabel.save(
         label.as_reoriented(np.array([[order.index(a), turn[order.index(a), 1]] for a in range(3)])), tmp_path / "t.nii"
     )
-    np.testing.assert_array_equal(read_mask(tmp_path / "t.nii", study), mask)
+    np.testing.assert_array_equal(read_mask(tmp_path / "t.nii", image_file), mask)
 
 
 def test_cropped_layers_of_a_segmentation(tmp_path: Path) -> None:
     """3D Slicer stores a .seg.nrrd on the smallest extent, overlapping segments as layers."""
     nibabel.save(nibabel.Nifti1Image(np.zeros((W, H, T), np.uint8), turned((-1, -1, 1))), tmp_path / "image.nii")
-    study = read_image_file(tmp_path / "image.nii")
-    local = LPS @ study.geometry.affine
+    image_file = read_image_file(tmp_path / "image.nii")
+    local = LPS @ image_file.geometry.affine
     layers = np.zeros((2, 4, 5, 1), np.uint8)
     layers[0, 1, 2, 0], layers[1, 3, 4, 0] = 1, 3
     header = {
@@ -174,26 +174,26 @@ def test_cropped_layers_of_a_segmentation(tmp_path: Path) -> None:
         "space origin": (local @ [6, 3, 2, 1])[:3],
     }
     nrrd.write(str(tmp_path / "a.seg.nrrd"), layers, header)
-    mask = read_mask(tmp_path / "a.seg.nrrd", study)
+    mask = read_mask(tmp_path / "a.seg.nrrd", image_file)
     np.testing.assert_array_equal(np.argwhere(mask), [[2, 5, 7], [2, 7, 9]])
 
 
 def test_a_segmentation_without_a_voxel_is_an_empty_label(tmp_path: Path) -> None:
     """3D Slicer writes it as a single voxel anywhere; a single marked one is a label of another size."""
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_image_file(tmp_path / "a.png")
+    image_file = read_image_file(tmp_path / "a.png")
     space = {"space": "left-posterior-superior", "space directions": np.eye(3), "space origin": [99.5, 99.5, 99.5]}
     nrrd.write(str(tmp_path / "none.seg.nrrd"), np.zeros((1, 1, 1), np.uint8), space)
-    assert read_mask(tmp_path / "none.seg.nrrd", study).shape == study.shape
-    assert not read_mask(tmp_path / "none.seg.nrrd", study).any()
+    assert read_mask(tmp_path / "none.seg.nrrd", image_file).shape == image_file.shape
+    assert not read_mask(tmp_path / "none.seg.nrrd", image_file).any()
     nrrd.write(str(tmp_path / "one.seg.nrrd"), np.ones((1, 1, 1), np.uint8), space)
     with pytest.raises(InputError, match="1 x 1 x 1"):
-        read_mask(tmp_path / "one.seg.nrrd", study)
+        read_mask(tmp_path / "one.seg.nrrd", image_file)
 
 
 def test_labels_of_pictures(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_image_file(tmp_path / "a.png")
+    image_file = read_image_file(tmp_path / "a.png")
     mask = np.zeros((H, W), np.uint8)
     mask[2:5, 9:14] = 1
     Image.fromarray(mask).save(tmp_path / "one.png")
@@ -205,53 +205,53 @@ def test_labels_of_pictures(tmp_path: Path) -> None:
     coarse = np.kron(mask, np.ones((8, 8), np.uint8))  # JPEG rings around edges
     Image.fromarray(coarse * 255).save(tmp_path / "lossy.jpg", quality=80)
     for name in ("one.png", "full.png", "full.bmp", "seven.tif", "bits.png", "green.png"):
-        np.testing.assert_array_equal(read_mask(tmp_path / name, study)[0], mask, err_msg=name)
+        np.testing.assert_array_equal(read_mask(tmp_path / name, image_file)[0], mask, err_msg=name)
     np.testing.assert_array_equal(read_mask(tmp_path / "lossy.jpg")[0], coarse)
 
 
 def test_volumes_as_clients_save_them(tmp_path: Path) -> None:
     """(W, H) and (W, H, 1), with the image's position, with none, with a float type."""
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_image_file(tmp_path / "a.png")
+    image_file = read_image_file(tmp_path / "a.png")
     grid = np.zeros((W, H, 1))
     grid[9, 2] = 2
     for affine in (LPS, np.eye(4), np.diag([0.3, 0.3, 1, 1])):
         for values in (grid, grid[..., 0]):
             nibabel.save(nibabel.Nifti1Image(values.astype(np.float32), affine), tmp_path / "l.nii.gz")
-            assert np.argwhere(read_mask(tmp_path / "l.nii.gz", study)).tolist() == [[0, 2, 9]]
+            assert np.argwhere(read_mask(tmp_path / "l.nii.gz", image_file)).tolist() == [[0, 2, 9]]
     assert np.argwhere(read_mask(tmp_path / "l.nii.gz")).tolist() == [[0, 2, 9]]
 
 
 def test_labels_of_another_size_are_refused_with_both_sizes(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_image_file(tmp_path / "a.png")
+    image_file = read_image_file(tmp_path / "a.png")
     Image.fromarray(np.ones((W, H), np.uint8)).save(tmp_path / "turned.png")
     with pytest.raises(InputError, match=rf"{H} x {W}.*{W} x {H}"):
-        read_mask(tmp_path / "turned.png", study)
+        read_mask(tmp_path / "turned.png", image_file)
     nibabel.save(nibabel.Nifti1Image(np.ones((H, W, 1), np.uint8), np.eye(4)), tmp_path / "turned.nii")
     with pytest.raises(InputError, match=rf"{H} x {W} x 1.*{W} x {H} x 1"):
-        read_mask(tmp_path / "turned.nii", study)
+        read_mask(tmp_path / "turned.nii", image_file)
 
 
 def test_bad_masks_and_labels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((H, W), np.uint8)).save(tmp_path / "a.png")
-    study = read_image_file(tmp_path / "a.png")
+    image_file = read_image_file(tmp_path / "a.png")
     with pytest.raises(ValueError, match="0 and 1"):
-        write_mask(tmp_path / "m.nrrd", np.full((H, W), 255, np.uint8), study)
+        write_mask(tmp_path / "m.nrrd", np.full((H, W), 255, np.uint8), image_file)
     with pytest.raises(ValueError, match="0 and 1"):
-        write_mask(tmp_path / "m.nrrd", np.full((H, W), 0.5), study)
+        write_mask(tmp_path / "m.nrrd", np.full((H, W), 0.5), image_file)
     with pytest.raises(ValueError, match="mask is"):
-        write_mask(tmp_path / "m.nrrd", np.zeros((W, H), np.uint8), study)
+        write_mask(tmp_path / "m.nrrd", np.zeros((W, H), np.uint8), image_file)
     with pytest.raises(InputError, match=".jpg"):
-        write_mask(tmp_path / "m.jpg", np.zeros((H, W), np.uint8), study)
+        write_mask(tmp_path / "m.jpg", np.zeros((H, W), np.uint8), image_file)
     assert not list(tmp_path.glob("*m.*"))
     for suffix in (".png", ".nii.gz", ".nrrd"):
         path = tmp_path / f"l{suffix}"
         noise = (np.random.default_rng(0).random((H, W)) < 0.5).astype(np.uint8)
-        write_mask(path, noise, study)
+        write_mask(path, noise, image_file)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(InputError, match="l."):
-            read_mask(path, study)
+            read_mask(path, image_file)
     (tmp_path / "l.doc").write_text("no")
     with pytest.raises(InputError, match="expected a label"):
         read_mask(tmp_path / "l.doc")
@@ -259,10 +259,10 @@ def test_bad_masks_and_labels_are_refused(tmp_path: Path) -> None:
 
 def test_same_mask_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    study = studies(tmp_path / "in")[0]
+    image_file = image_files(tmp_path / "in")[0]
     for suffix in (".nrrd", ".nii.gz"):
         for name in ("x", "y"):
-            write_mask(tmp_path / f"{name}{suffix}", one_pixel(study), study)
+            write_mask(tmp_path / f"{name}{suffix}", one_pixel(image_file), image_file)
         assert (tmp_path / f"x{suffix}").read_bytes() == (tmp_path / f"y{suffix}").read_bytes()
 
 
@@ -270,15 +270,15 @@ def test_itk_lays_mask_over_image(tmp_path: Path) -> None:
     """The reader behind 3D Slicer sees image and answer on one grid."""
     sitk = pytest.importorskip("SimpleITK")
     (tmp_path / "in").mkdir()
-    for study in studies(tmp_path / "in"):
-        if study.path.name in ("side.nii.gz", "time.nii"):
+    for image_file in image_files(tmp_path / "in"):
+        if image_file.path.name in ("side.nii.gz", "time.nii"):
             continue  # 4-D grids stay 4-D in ITK
-        image = sitk.ReadImage(str(study.path))
+        image = sitk.ReadImage(str(image_file.path))
         for suffix in (".nrrd", ".nii.gz"):
-            write_mask(tmp_path / f"m{suffix}", one_pixel(study), study)
+            write_mask(tmp_path / f"m{suffix}", one_pixel(image_file), image_file)
             mask = sitk.ReadImage(str(tmp_path / f"m{suffix}"))
             dims = min(image.GetDimension(), mask.GetDimension())
-            assert image.GetSize()[:dims] == mask.GetSize()[:dims], (study.path.name, suffix)
+            assert image.GetSize()[:dims] == mask.GetSize()[:dims], (image_file.path.name, suffix)
             np.testing.assert_allclose(image.GetSpacing()[:dims], mask.GetSpacing()[:dims], rtol=1e-5)
             np.testing.assert_allclose(image.GetOrigin()[:dims], mask.GetOrigin()[:dims], atol=1e-5)
             turn, wanted = (np.reshape(x.GetDirection(), (x.GetDimension(),) * 2) for x in (mask, image))
@@ -296,14 +296,15 @@ def test_headers_whose_position_makes_no_sense(tmp_path: Path, matrix: np.ndarra
     header["srow_x"], header["srow_y"], header["srow_z"] = matrix
     path = tmp_path / "a.nii"
     path.write_bytes(header.binaryblock + b"\0" * 4 + pixels.tobytes("F"))
-    study = read_image_file(path)
-    mask = np.zeros(study.shape, np.uint8)
+    image_file = read_image_file(path)
+    mask = np.zeros(image_file.shape, np.uint8)
     mask[0, 2:5, 3] = 1
-    write_mask(tmp_path / f"m{suffix}", mask, study)
-    np.testing.assert_array_equal(read_mask(tmp_path / f"m{suffix}", study), mask)
+    write_mask(tmp_path / f"m{suffix}", mask, image_file)
+    np.testing.assert_array_equal(read_mask(tmp_path / f"m{suffix}", image_file), mask)
     path.write_bytes(header.binaryblock + b"\0" * 4 + (pixels // 128).tobytes("F"))
-    np.testing.assert_array_equal(read_mask(path, study)[0].T, pixels // 128)  # such a label is taken voxel by voxel
+    # Such a label is taken voxel by voxel.
+    np.testing.assert_array_equal(read_mask(path, image_file)[0].T, pixels // 128)
     if matrix[0, 0] > 0:  # only the third axis has no length
-        assert study.spacing_mm == pytest.approx((0.2, 0.1)) and not study.warnings
+        assert image_file.spacing_mm == pytest.approx((0.2, 0.1)) and not image_file.warnings
     else:
-        assert study.spacing_mm is None and "no sense" in study.warnings[0]
+        assert image_file.spacing_mm is None and "no sense" in image_file.warnings[0]

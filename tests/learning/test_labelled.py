@@ -123,17 +123,17 @@ def test_a_screens_regions_are_trained_on_as_they_are_served(tmp_path: Path, fol
     image.write_bytes(dicom_bytes(screen, 1, 0.1, regions=boxes))
     mask = np.zeros((1, 120, 200), np.uint8)
     mask[0, 30:50, 120:150] = 1
-    study = read_image_file(image)
-    write_mask(label, mask, study)
+    image_file = read_image_file(image)
+    write_mask(label, mask, image_file)
     assert prepare_labels([Labelled("screen", image, label), *labelled(tmp_path, 5)], folder, 0) is not None
     [row] = [row for row in folder.read_rows() if row["image"] == "screen"]
     assert (row["id"], row["width"], row["height"], row["class"]) == ("screen@0.1", "100", "70", "lesion")
     pixels, kept = (np.asarray(Image.open(path)) for path in folder.pair("screen@0.1"))
-    assert np.array_equal(pixels, np.rint(study.frame(0)[10:80, 100:200] * 255)) and np.array_equal(
+    assert np.array_equal(pixels, np.rint(image_file.frame(0)[10:80, 100:200] * 255)) and np.array_equal(
         kept, mask[0, 10:80, 100:200]
     )
     mask[:] = 0  # nothing anywhere: both pictures are normal ones
-    assert [item for item, _ in training_parts("screen", study, 0, mask[0])] == ["screen@0.0", "screen@0.1"]
+    assert [item for item, _ in training_parts("screen", image_file, 0, mask[0])] == ["screen@0.0", "screen@0.1"]
     assert folder.forget("screen") == 1
 
 

@@ -1,4 +1,4 @@
-"""One way to outline a study: which frames are asked, what is kept of them, and whose figures stand for all."""
+"""One way to outline an image file: which frames are asked, what is kept of them, and whose figures stand for all."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ def cine(sizes: list[int], spacings: list[Spacing] | None = None) -> ImageFile:
 
 
 def outlined(
-    study: ImageFile, frames: list[int] | None = None, clicks: dict[int, Clicks] | None = None, **options: bool
+    image_file: ImageFile, frames: list[int] | None = None, clicks: dict[int, Clicks] | None = None, **options: bool
 ):
-    answer = partial(outline_frame, Bright(), study, **options)  # type: ignore[arg-type]
-    return outline(study, answer, frames, clicks)
+    answer = partial(outline_frame, Bright(), image_file, **options)  # type: ignore[arg-type]
+    return outline(image_file, answer, frames, clicks)
 
 
 def test_all_frames_are_outlined_measured_and_the_largest_lesion_is_shown() -> None:
-    study = cine([4, 9, 9, 0], [(0.1, 0.1)] * 4)
-    found = outlined(study)
+    image_file = cine([4, 9, 9, 0], [(0.1, 0.1)] * 4)
+    found = outlined(image_file)
     assert found.mask.shape == (4, H, W) and found.mask.dtype == np.uint8
     assert [int(m.sum()) for m in found.mask] == [16, 81, 81, 0] and list(found.frames) == [0, 1, 2, 3]
     assert found.shown == 1  # the first of equals
     frame = found.frames[1]
     assert frame.size.unit == "mm" and frame.size.area == pytest.approx(0.81) and frame.version == "v1"
     assert np.shares_memory(frame.mask, found.mask)  # a long cine's masks are kept once
-    assert frame.keys == (image_key(study.frame(1)),)
+    assert frame.keys == (image_key(image_file.frame(1)),)
     assert found.timings()["decode"] == 4.0 and found.timings()["cached"] == 0.0 and "total" not in found.timings()
 
 
@@ -75,12 +75,12 @@ def test_a_lesion_in_mm_comes_before_a_larger_number_of_px() -> None:
 
 
 def test_the_frame_that_was_clicked_is_shown_and_only_what_was_asked_is_answered() -> None:
-    study = cine([4, 9, 9, 0])
-    found = outlined(study, [0, 3], {3: Clicks(((50, 30),))})
+    image_file = cine([4, 9, 9, 0])
+    found = outlined(image_file, [0, 3], {3: Clicks(((50, 30),))})
     assert list(found.frames) == [0, 3] and found.shown == 3
     assert found.mask[3, 30, 50] == 1 and not found.mask[1:3].any() and int(found.mask.sum()) == 17
     with pytest.raises(InputError, match="frames 0 to 3"):
-        outlined(study, [4])
+        outlined(image_file, [4])
 
 
 def test_the_coarse_network_alone_does_not_look_at_clicks() -> None:
@@ -89,8 +89,8 @@ def test_the_coarse_network_alone_does_not_look_at_clicks() -> None:
 
 
 def test_what_was_remembered_took_no_time() -> None:
-    study = cine([4, 9])
-    known: FrameOutline = outline_frame(Bright(), study, 0)  # type: ignore[arg-type]
+    image_file = cine([4, 9])
+    known: FrameOutline = outline_frame(Bright(), image_file, 0)  # type: ignore[arg-type]
     remembered = FrameOutline(**{**vars(known), "timings": {}})
-    found = outline(study, lambda k, clicks: remembered)
+    found = outline(image_file, lambda k, clicks: remembered)
     assert found.timings() == {"cached": 1.0}

@@ -109,13 +109,13 @@ class Worker:
     def _answer(self, job: Job, image: Image) -> Row:
         limits = Limits(total_pixels=self.setup.max_pixels)
         if job.path is None:
-            study = read_series(image.files, limits, region_spacing=True)
+            image_file = read_series(image.files, limits, region_spacing=True)
         else:
-            study = read_image_file(job.path, limits)
-        check_format(self.setup.format, study)
-        found = outline(study, partial(outline_frame, self.predictor, study))
+            image_file = read_image_file(job.path, limits)
+        check_format(self.setup.format, image_file)
+        found = outline(image_file, partial(outline_frame, self.predictor, image_file))
         seg = self._seg(found.mask, image) if self.setup.format == "seg" or self.setup.store else None
-        path = self._write(image.id, found.mask, study, seg)
+        path = self._write(image.id, found.mask, image_file, seg)
         stored = ""
         if self.setup.store and self._pacs is not None and seg is not None:
             self._pacs.store([seg])
@@ -124,23 +124,23 @@ class Worker:
             "id": image.id,
             "version": self.predictor.system.version,
             **figures_of(found),
-            "warnings": "; ".join(study.warnings),
+            "warnings": "; ".join(image_file.warnings),
             "mask": path.relative_to(self.setup.out).as_posix(),
             "stored": stored,
             "status": DONE,
         }
 
-    def _write(self, image_id: str, mask: np.ndarray, study: ImageFile, seg: Any) -> Path:
+    def _write(self, image_id: str, mask: np.ndarray, image_file: ImageFile, seg: Any) -> Path:
         """The mask's file, or the folder with a PNG for each frame."""
         path = mask_path(self.setup, image_id)
         if self.setup.format == "seg":
             with replacing(path) as file:
                 seg.save_as(file, write_like_original=False)
-        elif self.setup.format == "png" and study.is_volume:
+        elif self.setup.format == "png" and image_file.is_volume:
             path = path.with_name(image_id)
-            _write_pngs(path, mask, study)
+            _write_pngs(path, mask, image_file)
         else:
-            write_mask(path, mask, study)
+            write_mask(path, mask, image_file)
         return path
 
     def _seg(self, mask: np.ndarray, image: Image) -> Any:
@@ -207,10 +207,12 @@ def mask_path(setup: Setup, image_id: str) -> Path:
     return setup.out / "masks" / f"{image_id}.{'dcm' if setup.format == 'seg' else setup.format}"
 
 
-def check_format(wanted: Format, study: ImageFile) -> None:
+def check_format(wanted: Format, image_file: ImageFile) -> None:
     """InputError where the masks cannot be written in this format, before anything is computed."""
-    if wanted == "seg" and study.kind != "dicom":
-        raise InputError(f"{study.path.name}: a DICOM SEG needs a DICOM image, this one is {study.kind}; take nii.gz")
+    if wanted == "seg" and image_file.kind != "dicom":
+        raise InputError(
+            f"{image_file.path.name}: a DICOM SEG needs a DICOM image, this one is {image_file.kind}; take nii.gz"
+        )
 
 
 def failure(job: Job, error: BaseException | str, seconds: float = 0.0, image_id: str = "") -> Row:
@@ -240,12 +242,12 @@ def serve(connection: Connection, setup: Setup) -> None:
         return  # the parent is gone
 
 
-def _write_pngs(folder: Path, mask: np.ndarray, study: ImageFile) -> None:
+def _write_pngs(folder: Path, mask: np.ndarray, image_file: ImageFile) -> None:
     """frame_0000.png and so on, all of them or none."""
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        single = replace(study, n_frames=1)
-        for k in range(study.n_frames):
+        single = replace(image_file, n_frames=1)
+        for k in range(image_file.n_frames):
             write_mask(beside / f"frame_{k:04d}.png", mask[k], single)
         shutil.rmtree(folder, ignore_errors=True)
         beside.chmod(0o755)

@@ -33,9 +33,9 @@ def read_image(path: Path, warnings: list[str]) -> np.ndarray:
             if grey.dtype == np.uint8:
                 warnings += _empty_warning(grey)
                 return np.ascontiguousarray(grey[flip])
-            study = read_image_file(path)
-            warnings += [w for w in study.warnings if "EXIF" not in w]
-            return np.rint(study.frame(0) * 255).astype(np.uint8)
+            image_file = read_image_file(path)
+            warnings += [w for w in image_file.warnings if "EXIF" not in w]
+            return np.rint(image_file.frame(0) * 255).astype(np.uint8)
         pixels = np.asarray(image.convert("RGB"))[flip]
     warnings += dark_warnings(halved, pixels) + _empty_warning(pixels[..., 0])
     return np.ascontiguousarray(pixels[..., 0]) if _is_grey(pixels) else pixels

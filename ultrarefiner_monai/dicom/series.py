@@ -118,7 +118,7 @@ def _joined(folder: Path, parts: list[ImageFile], counts: list[int]) -> ImageFil
     warnings = list(dict.fromkeys(text for part in parts for text in part.warnings))
     spacings = tuple(part.spacing_mm for part, count in zip(parts, counts) for _ in range(count))
     regions = tuple(part.regions for part, count in zip(parts, counts) for _ in range(count))
-    study = replace(
+    image_file = replace(
         first,
         path=folder,
         n_frames=sum(counts),
@@ -129,10 +129,10 @@ def _joined(folder: Path, parts: list[ImageFile], counts: list[int]) -> ImageFil
     )
     if len(set(spacings)) > 1:
         warnings.append("the pictures of the series differ in pixel size: each frame is measured with its own")
-        study = replace(study, spacing_mm=None, frame_spacings_mm=spacings)
+        image_file = replace(image_file, spacing_mm=None, frame_spacings_mm=spacings)
     if any(frame != first.regions for frame in regions):  # slices cannot be hashed
-        study = replace(study, regions=(), frame_regions=regions)
-    return study
+        image_file = replace(image_file, regions=(), frame_regions=regions)
+    return image_file
 
 
 # --- series that grow -------------------------------------------------------------------------------------------------

@@ -65,8 +65,8 @@ def fit_label(label: Path, folder: Path, orders: Sequence[Sequence[str]], limits
     may_be_a_part = label.name.lower().endswith(".seg.nrrd")
     if len(orders) < 2 or may_be_a_part:
         return label
-    study = read_image_file(folder, limits)  # its grid is the limit for what comes
-    most = max(map(frames_in, orders)) * study.height * study.width
+    image_file = read_image_file(folder, limits)  # its grid is the limit for what comes
+    most = max(map(frames_in, orders)) * image_file.height * image_file.width
     found = len(read_mask(label, limits=Limits(total_pixels=most)))
     before = next((o for o in reversed(orders[:-1]) if frames_in(o) == found), None)
     if before is None or found == frames_in(orders[-1]):
@@ -81,9 +81,9 @@ def write_moved(
 ) -> bool:
     """Write ``label``, drawn on the frames ``before``, to ``path`` for the image in ``folder``, which has the frames
     ``now``; whether nothing of it is lost."""
-    study = read_image_file(folder, limits)
-    grid = (study.width, study.height, frames_in(before))
-    drawn_on = replace(study, n_frames=grid[2], geometry=replace(study.geometry, shape=grid))
+    image_file = read_image_file(folder, limits)
+    grid = (image_file.width, image_file.height, frames_in(before))
+    drawn_on = replace(image_file, n_frames=grid[2], geometry=replace(image_file.geometry, shape=grid))
     mask, whole = reordered(read_mask(label, drawn_on, confirmed=True), before, now)
-    write_mask(path, mask, study)
+    write_mask(path, mask, image_file)
     return whole

@@ -46,7 +46,7 @@ class Opened(Protocol):
     """An image that was read, and the sha256 of its files."""
 
     @property
-    def study(self) -> ImageFile: ...
+    def image_file(self) -> ImageFile: ...
     @property
     def sha256(self) -> str: ...
 
@@ -76,10 +76,13 @@ class PacsLabels(Protocol):
 
 
 class Exchange:
-    """The two boxes of one store. open_study: reads an image's files, InputError where they cannot be. Thread-safe."""
+    """The two boxes of one store. open_image_file: reads an image, InputError where it cannot be read. Thread-safe."""
 
-    def __init__(self, store: PacsLabels, config: PacsConfig, work: WorkFolder, open_study: Callable[[Path], Opened]):
-        self.store, self.mirror, self.config, self.work, self.open_study = store, store.mirror, config, work, open_study
+    def __init__(
+        self, store: PacsLabels, config: PacsConfig, work: WorkFolder, open_image_file: Callable[[Path], Opened]
+    ):
+        self.store, self.mirror, self.config, self.work = store, store.mirror, config, work
+        self.open_image_file = open_image_file
         folder = work.exchange
         folder.mkdir(mode=0o700, exist_ok=True)
         self.outbox = Outbox(folder / "outbox", store.pacs.store)
@@ -133,11 +136,11 @@ class Exchange:
         from ultrarefiner_monai.dicom.seg import make_seg
         from ultrarefiner_monai.dicom.sr import make_sr
 
-        study = self.open_study(self.store.image_path(image_id)).study
+        image_file = self.open_image_file(self.store.image_path(image_id)).image_file
         files = self.mirror.files(image_id)
         with self.store.saving:  # outline and author of one label, not of two
             path, info = self.store.label_and_info(image_id, tag)
-            mask = read_mask(path, study, confirmed=is_confirmed(info))
+            mask = read_mask(path, image_file, confirmed=is_confirmed(info))
         options = self._origin(image_id, tag, info)
         seg = make_seg(mask, files, **options)
         report = make_sr(mask, files, seg, **options) if sr else None
@@ -246,7 +249,7 @@ class Exchange:
 
     def _keep(self, image_id: str, mask: np.ndarray, info: SegInfo, when: datetime) -> None:
         try:
-            opened = self.open_study(self.mirror.open(image_id))
+            opened = self.open_image_file(self.mirror.open(image_id))
         except PacsError:
             raise
         except InputError as error:  # its files are changing just now: no reason to refuse the segmentation for ever
@@ -257,7 +260,7 @@ class Exchange:
         self.work.make(self.work.tmp)
         with tempfile.TemporaryDirectory(dir=self.work.tmp) as name:
             path = Path(name, f"{image_id}.nii.gz")
-            write_mask(path, mask, opened.study)
+            write_mask(path, mask, opened.image_file)
             drawn = Drawn(opened.sha256, mask)
             with self.store.saving:
                 newest = self._stored(image_id)

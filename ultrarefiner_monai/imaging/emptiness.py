@@ -1,6 +1,6 @@
 """Is there anything in a picture? An export that went wrong comes out black, and "no lesion" would be a wrong answer to it.
 
-One rule for all formats: ``readers.read_image_file`` asks it of every study.
+One rule for all formats: ``readers.read_image_file`` asks it of every image file.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ def emptiness(frame: np.ndarray) -> str:
     return "nearly one grey" if high - low <= _SPREAD else ""
 
 
-def empty_warnings(study: ImageFile) -> list[str]:
+def empty_warnings(image_file: ImageFile) -> list[str]:
     """A warning where the picture, or a cine's first, middle or last frame, shows nothing. Frames that cannot be decoded
     are passed over: they are refused when they are asked for."""
     found: dict[str, list[int]] = {}
-    for index in sorted({0, study.n_frames // 2, study.n_frames - 1}):
+    for index in sorted({0, image_file.n_frames // 2, image_file.n_frames - 1}):
         try:
-            what = emptiness(study.frame(index))
+            what = emptiness(image_file.frame(index))
         except InputError:
             continue
         if what:
             found.setdefault(what, []).append(index)
     texts = []
     for what, frames in found.items():
-        if not study.is_volume:
+        if not image_file.is_volume:
             which = "the picture is"
         else:
             which = f"frame {frames[0]} is" if len(frames) == 1 else f"frames {', '.join(map(str, frames))} are"

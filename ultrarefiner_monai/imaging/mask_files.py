@@ -1,4 +1,4 @@
-"""Masks from files, always on the grid of the study that they belong to: .nrrd, .seg.nrrd, .nii.gz, .nii, .png, and TIFF,
+"""Masks from files, always on the grid of the image that they belong to: .nrrd, .seg.nrrd, .nii.gz, .nii, .png, and TIFF,
 BMP and JPEG, as clients and annotation tools save them. Written in ``writers``.
 """
 
@@ -33,14 +33,14 @@ MOST_BYTES, LEAST_BYTES = 16, 1 << 20
 
 def read_mask(
     path: str | Path,
-    study: ImageFile | None = None,
+    image_file: ImageFile | None = None,
     limits: Limits | None = None,
     confirmed: bool = False,
     warnings: list[str] | None = None,
 ) -> np.ndarray:
     """A label file -> (T, H, W) uint8, 1 inside of the lesion; what its values and colours mean: ``label_values``.
 
-    With ``study`` the label is brought to its frames: axes that were flipped or swapped, and the cropped extent that
+    With ``image_file`` the label is brought to its frames: axes that were flipped or swapped, and the cropped extent that
     3D Slicer gives a .seg.nrrd, are undone by the two affines. A label without a usable position but of the same size
     is taken voxel by voxel. The image's own grid is then the limit: a larger label is refused before it is unpacked,
     and so is one that marks nearly all of a frame, unless it is ``confirmed``. warnings: gets what the user should know.
@@ -50,8 +50,8 @@ def read_mask(
     if not path.is_file():
         raise InputError(f"{path.name}: no such file")
     known = len(said)
-    mask = _read(path, study, limits, said)
-    if study is not None:
+    mask = _read(path, image_file, limits, said)
+    if image_file is not None:
         with _naming(path.name):
             check_share(mask, confirmed, said)
     for warning in said[known:]:
@@ -65,15 +65,15 @@ def decoder_words(error: Exception, path: Path) -> str:
     return type(error).__name__ if str(path.parent.resolve()) in words else f"{type(error).__name__}: {words}"
 
 
-def _read(path: Path, study: ImageFile | None, limits: Limits, warnings: list[str]) -> np.ndarray:
+def _read(path: Path, image_file: ImageFile | None, limits: Limits, warnings: list[str]) -> np.ndarray:
     suffix = extension(path)
     try:
         if suffix in PICTURES:
-            return _picture_mask(path, study, limits, warnings)
+            return _picture_mask(path, image_file, limits, warnings)
         if suffix in (".nii", ".nii.gz"):
-            grid, affine, segments = _nifti_mask(path, study, limits)
+            grid, affine, segments = _nifti_mask(path, image_file, limits)
         elif suffix in (".nrrd", ".seg.nrrd"):
-            grid, affine, segments = _nrrd_mask(path, study, limits)
+            grid, affine, segments = _nrrd_mask(path, image_file, limits)
         else:
             raise InputError(f"{path.name}: expected a label as {' '.join(MASK_EXTENSIONS)}, got {suffix or 'none'}")
     except InputError:
@@ -82,19 +82,19 @@ def _read(path: Path, study: ImageFile | None, limits: Limits, warnings: list[st
         raise InputError(
             f"{path.name} cannot be read as a label: damaged or truncated ({decoder_words(error, path)})"
         ) from error
-    if study is None:
+    if image_file is None:
         return Geometry(grid.shape, affine, frame_axes(grid.shape)).to_frames(grid)  # type: ignore[arg-type]
     if grid.size == 1 and not grid.any():
-        return np.zeros(study.shape, np.uint8)  # 3D Slicer's way to write a segmentation without a voxel
-    moved, warning = onto(grid, affine, study.geometry, segments)
+        return np.zeros(image_file.shape, np.uint8)  # 3D Slicer's way to write a segmentation without a voxel
+    moved, warning = onto(grid, affine, image_file.geometry, segments)
     if moved is None:
-        size, wanted = (_times(s) for s in (grid.shape, study.geometry.grid))
+        size, wanted = (_times(s) for s in (grid.shape, image_file.geometry.grid))
         raise InputError(
             f"{path.name} is {size} voxels and does not lie on its image of {wanted}: save it on the image's grid"
         )
     if warning:
         warnings.append(warning)
-    return study.geometry.to_frames(moved)
+    return image_file.geometry.to_frames(moved)
 
 
 @contextmanager
@@ -113,14 +113,14 @@ def _times(shape: Sequence[int]) -> str:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _picture_mask(path: Path, study: ImageFile | None, limits: Limits, warnings: list[str]) -> np.ndarray:
+def _picture_mask(path: Path, image_file: ImageFile | None, limits: Limits, warnings: list[str]) -> np.ndarray:
     with open_picture(path, limits) as picture:
         count = len(picture.pages)
-        if study is not None and count > study.n_frames:
-            _require_size(path, (count, picture.image.height, picture.image.width), study)
+        if image_file is not None and count > image_file.n_frames:
+            _require_size(path, (count, picture.image.height, picture.image.width), image_file)
         sizes = [page.size for page, _ in picture.frames()]  # nothing is decoded
         for width, height in sizes:
-            _require_size(path, (count, height, width), study)
+            _require_size(path, (count, height, width), image_file)
             if (width, height) != sizes[0]:
                 raise InputError(f"{path.name} has pages of several sizes; expected one size, its image's")
         masks = np.zeros((count, sizes[0][1], sizes[0][0]), np.uint8)
@@ -132,7 +132,7 @@ def _picture_mask(path: Path, study: ImageFile | None, limits: Limits, warnings:
     return masks
 
 
-def make_plain(path: str | Path, mask: np.ndarray, study: ImageFile) -> None:
+def make_plain(path: str | Path, mask: np.ndarray, image_file: ImageFile) -> None:
     """Rewrite a label whose file other programs would not show on its image; all others stay as they are.
 
     Pictures: as 0 and 1 where their pixels are not the mask (palette, transparency, colours, soft edges), since 3D Slicer
@@ -143,8 +143,8 @@ def make_plain(path: str | Path, mask: np.ndarray, study: ImageFile) -> None:
     from PIL import Image
 
     if extension(path) not in PICTURES:
-        if not _lies(Path(path), mask, study):
-            write_mask(path, mask, study)
+        if not _lies(Path(path), mask, image_file):
+            write_mask(path, mask, image_file)
         return
     with open_picture(Path(path)) as picture:
         kind = picture.image.format
@@ -157,8 +157,8 @@ def make_plain(path: str | Path, mask: np.ndarray, study: ImageFile) -> None:
         write_bytes(path, content.getvalue())
 
 
-def _lies(path: Path, mask: np.ndarray, study: ImageFile) -> bool:
-    """Whether ITK reads a NIfTI or NRRD label, and shows the mask on the study's grid. By the headers, where they do."""
+def _lies(path: Path, mask: np.ndarray, image_file: ImageFile) -> bool:
+    """Whether ITK reads a NIfTI or NRRD label, and shows the mask on the image's grid. By the headers, where they do."""
     nifti = extension(path) in (".nii", ".nii.gz")
     if nifti:
         image = open_nifti(path)
@@ -170,11 +170,11 @@ def _lies(path: Path, mask: np.ndarray, study: ImageFile) -> bool:
         shape = _grid3([n for a, n in enumerate(sizes) if a != layer], path)
         affine = nrrd_affine(header, layer, len(sizes) - (layer is not None))
         seen = not str(header["encoding"]).lower().startswith("bz")
-    if not seen or max(shape) == 1 or fills(shape, affine, study.geometry):
+    if not seen or max(shape) == 1 or fills(shape, affine, image_file.geometry):
         return seen
-    grid, affine, segments = (_nifti_mask if nifti else _nrrd_mask)(path, study, Limits())
-    moved, warning = onto(grid, affine, replace(study.geometry, views=()), segments)
-    return moved is not None and warning != UNLIKE and np.array_equal(study.geometry.to_frames(moved), mask)
+    grid, affine, segments = (_nifti_mask if nifti else _nrrd_mask)(path, image_file, Limits())
+    moved, warning = onto(grid, affine, replace(image_file.geometry, views=()), segments)
+    return moved is not None and warning != UNLIKE and np.array_equal(image_file.geometry.to_frames(moved), mask)
 
 
 def _is_plain(image: Any, mask: np.ndarray) -> bool:
@@ -186,24 +186,24 @@ def _is_plain(image: Any, mask: np.ndarray) -> bool:
     return np.array_equal(np.asarray(image) > 0, mask > 0)
 
 
-def _require_size(path: Path, shape: tuple[int, ...], study: ImageFile | None) -> None:
-    if study is not None and shape != study.shape:
-        (t, h, w), (st, sh, sw) = shape, study.shape
+def _require_size(path: Path, shape: tuple[int, ...], image_file: ImageFile | None) -> None:
+    if image_file is not None and shape != image_file.shape:
+        (t, h, w), (st, sh, sw) = shape, image_file.shape
         raise InputError(f"{path.name} is {w} x {h} with {t} frame(s), its image is {sw} x {sh} with {st}")
 
 
 # --- grids ------------------------------------------------------------------------------------------------------------
 
 
-def _require_inside(path: Path, shape: Sequence[int], study: ImageFile | None) -> None:
+def _require_inside(path: Path, shape: Sequence[int], image_file: ImageFile | None) -> None:
     """InputError where the label is longer than its image in an axis, in whichever order it has them."""
-    if study is None:
+    if image_file is None:
         return
-    sizes, most = ([n for n in sorted(s, reverse=True) if n > 1] for s in (shape, study.geometry.grid))
+    sizes, most = ([n for n in sorted(s, reverse=True) if n > 1] for s in (shape, image_file.geometry.grid))
     if len(sizes) > len(most) or any(n > m for n, m in zip(sizes, most, strict=False)):
         raise InputError(
-            f"{path.name} is {_times(shape)} voxels and does not lie on its image of {_times(study.geometry.grid)}: it is "
-            "longer. Save it on the image's grid"
+            f"{path.name} is {_times(shape)} voxels and does not lie on its image of {_times(image_file.geometry.grid)}: "
+            "it is longer. Save it on the image's grid"
         )
 
 
@@ -214,28 +214,28 @@ def _grid3(shape: Sequence[int], path: Path) -> tuple[int, int, int]:
     return (int(shape[0]), int(shape[1]), int(long[0]) if long else 1)
 
 
-def _nifti_mask(path: Path, study: ImageFile | None, limits: Limits) -> tuple[np.ndarray, np.ndarray, bool]:
+def _nifti_mask(path: Path, image_file: ImageFile | None, limits: Limits) -> tuple[np.ndarray, np.ndarray, bool]:
     """(mask (I, J, K), affine, whether it holds segments)."""
     image: Any = open_nifti(path, limits)
     if image.dataobj.dtype.kind not in "uif" or image.dataobj.dtype.itemsize > 8:
         raise InputError(f"{path.name}: expected numbers, got {image.dataobj.dtype}")
     shape = _grid3(image.shape, path)
-    _require_inside(path, shape, study)
+    _require_inside(path, shape, image_file)
     if int(np.prod(shape, dtype=object)) > limits.total_pixels:
         raise InputError(f"{path.name}: {image.shape} is more than the limit of {limits.total_pixels} voxels")
     with _naming(path.name):
         return from_numbers(np.asanyarray(image.dataobj).reshape(shape)), nifti_affine(image), False
 
 
-def _nrrd_mask(path: Path, study: ImageFile | None, limits: Limits) -> tuple[np.ndarray, np.ndarray, bool]:
+def _nrrd_mask(path: Path, image_file: ImageFile | None, limits: Limits) -> tuple[np.ndarray, np.ndarray, bool]:
     """As ``_nifti_mask``."""
-    if study is not None:
-        most = max(int(np.prod(study.shape, dtype=object)) * MOST_BYTES, LEAST_BYTES)
+    if image_file is not None:
+        most = max(int(np.prod(image_file.shape, dtype=object)) * MOST_BYTES, LEAST_BYTES)
         limits = replace(limits, total_pixels=min(limits.total_pixels, most // 8))
     values, header = read_nrrd_array(path, limits)
     layer = _layer_axis(header, values.shape)
     shape = _grid3([n for a, n in enumerate(values.shape) if a != layer], path)
-    _require_inside(path, shape, study)
+    _require_inside(path, shape, image_file)
     affine = nrrd_affine(header, layer, values.ndim - (layer is not None))
     layers = np.moveaxis(values, layer, 0) if layer is not None else values[None]
     with _naming(path.name):

@@ -21,7 +21,7 @@ _Plan = tuple[list[int], list[np.ndarray]]
 def onto(
     label: np.ndarray, affine: np.ndarray, geometry: Geometry, segments: bool = False
 ) -> tuple[np.ndarray | None, str]:
-    """``label`` (I', J', K') on the study's grid, and a warning for the user or "". None where it does not lie on it.
+    """``label`` (I', J', K') on the image's grid, and a warning for the user or "". None where it does not lie on it.
 
     affine: (4, 4) RAS from the label's index. segments: of a .seg.nrrd, which 3D Slicer crops. In this order:
 

@@ -66,8 +66,8 @@ def read_image_file(path: str | Path, limits: Limits | None = None) -> ImageFile
     try:
         with python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")  # decoders warn about what is checked or reported here
-            study = reader(path, limits)
-            study.warnings.extend(empty_warnings(study))
+            image_file = reader(path, limits)
+            image_file.warnings.extend(empty_warnings(image_file))
     except InputError:
         raise
     except Exception as error:  # decoders raise anything from struct.error to their own classes
@@ -75,9 +75,9 @@ def read_image_file(path: str | Path, limits: Limits | None = None) -> ImageFile
             f"{path.name} cannot be read as an image: it is damaged, truncated or not what its name says "
             f"({decoder_words(error, path)})"
         ) from error
-    for warning in study.warnings:
+    for warning in image_file.warnings:
         logger.warning("%s: %s", path.name, warning)
-    return study
+    return image_file
 
 
 def _reader_of(path: Path) -> Callable[[Path, Limits], ImageFile]:

@@ -154,15 +154,15 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
     """Write the chosen frames of one image and its label, each B-mode region by itself; rows without group and fold."""
     from PIL import Image
 
-    study = read_image_file(pair.image, limits)
-    mask = read_mask(pair.label, study, limits, pair.confirmed)
+    image_file = read_image_file(pair.image, limits)
+    mask = read_mask(pair.label, image_file, limits, pair.confirmed)
     if _state(pair) != state:
         raise InputError("image or label changed while it was read; try again")
-    parts = [(k, *part) for k in chosen_frames(mask) for part in training_parts(pair.image_id, study, k, mask[k])]
+    parts = [(k, *part) for k in chosen_frames(mask) for part in training_parts(pair.image_id, image_file, k, mask[k])]
     rows = []
     for k, item, region in parts:
         image_path, mask_path = folder.pair(item)
-        pixels = np.rint(study.frame(k)[region] * 255).astype(np.uint8)
+        pixels = np.rint(image_file.frame(k)[region] * 255).astype(np.uint8)
         inside = mask[k][region].astype(bool)
         for array, path in ((pixels, image_path), (inside, mask_path)):
             with replacing(path) as file:
@@ -173,7 +173,7 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
                 "id": item,
                 "image": pair.image_id,
                 "state": state,
-                "patient": _patient(study),
+                "patient": _patient(image_file),
                 "class": "lesion" if fraction else "normal",
                 "group": "",
                 "fold": "",
@@ -185,9 +185,9 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
     return rows
 
 
-def _patient(study: ImageFile) -> str:
+def _patient(image_file: ImageFile) -> str:
     """A hash: the copies need to know who belongs together, not who it is."""
-    return hashlib.sha256(study.patient.encode()).hexdigest()[:12] if study.patient else ""
+    return hashlib.sha256(image_file.patient.encode()).hexdigest()[:12] if image_file.patient else ""
 
 
 def _state(pair: Labelled) -> str:

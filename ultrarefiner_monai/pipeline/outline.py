@@ -1,5 +1,5 @@
-"""From a study to its outline: frame by frame, and on a screen with several pictures region by region. The one way that
-the server, the batch and the DICOM SEG share.
+"""From an image file to its outline: frame by frame, and on a screen with several pictures region by region. The one way
+that the server, the batch and the DICOM SEG share.
 
     outline (all frames) -> outline_frame (measured) -> predict (each B-mode region by itself) -> Predictor
 
@@ -47,8 +47,8 @@ class FrameOutline:
 
 @dataclass(frozen=True)
 class FileOutline:
-    """A study's result. mask: (T, H, W) uint8, 0 or 1; frames that were not asked for are 0. frames: what was found in each
-    that was. shown: the frame whose figures stand for the study."""
+    """An image file's result. mask: (T, H, W) uint8, 0 or 1; frames that were not asked for are 0. frames: what was found
+    in each that was. shown: the frame whose figures stand for the image file."""
 
     mask: np.ndarray
     frames: dict[int, FrameOutline]
@@ -65,20 +65,20 @@ class FileOutline:
 
 
 def outline(
-    study: ImageFile,
+    image_file: ImageFile,
     answer: Callable[[int, Clicks], FrameOutline],
     frames: Iterable[int] | None = None,
     clicks: Mapping[int, Clicks] | None = None,
 ) -> FileOutline:
-    """Outline the frames of a study.
+    """Outline the frames of an image file.
 
     answer: (frame, its clicks) -> its result: ``outline_frame``, or one that remembers. frames: None for all of them.
     clicks: frame -> the user's, in the image frame. Raises InputError as ``predict`` and ``ImageFile.frame`` do.
     """
     clicks = clicks or {}
-    mask = np.zeros(study.shape, np.uint8)
+    mask = np.zeros(image_file.shape, np.uint8)
     found: dict[int, FrameOutline] = {}
-    for k in range(study.n_frames) if frames is None else frames:
+    for k in range(image_file.n_frames) if frames is None else frames:
         result = answer(k, clicks.get(k, NO_CLICKS))
         mask[k] = result.mask
         found[k] = replace(result, mask=mask[k])  # one copy of a long cine's masks, not two
@@ -86,7 +86,7 @@ def outline(
 
 
 def shown_frame(found: Mapping[int, FrameOutline], clicks: Mapping[int, Clicks]) -> int:
-    """The frame whose figures stand for the study: the first with a click, else the one with the largest lesion.
+    """The frame whose figures stand for the image file: the first with a click, else the one with the largest lesion.
 
     Frames may differ in whether their pixel size is known. A lesion in mm then comes before any in px: the two areas cannot
     be compared (a few hundred px2 would beat each mm2), and a length in mm is what a report needs. The first of equals.
@@ -98,14 +98,14 @@ def shown_frame(found: Mapping[int, FrameOutline], clicks: Mapping[int, Clicks])
 
 
 def outline_frame(
-    predictor: Predictor, study: ImageFile, k: int, clicks: Clicks = NO_CLICKS, coarse_only: bool = False
+    predictor: Predictor, image_file: ImageFile, k: int, clicks: Clicks = NO_CLICKS, coarse_only: bool = False
 ) -> FrameOutline:
-    """Frame ``k`` of a study, measured. clicks: in the image frame, none: the automatic result; coarse_only: the coarse
-    network alone, whatever was clicked. Raises InputError as ``predict`` does."""
-    image, regions = study.frame(k), study.regions_of(k)
+    """Frame ``k`` of an image file, measured. clicks: in the image frame, none: the automatic result; coarse_only: the
+    coarse network alone, whatever was clicked. Raises InputError as ``predict`` does."""
+    image, regions = image_file.frame(k), image_file.regions_of(k)
     proposal = predict(predictor, image, regions, clicks, coarse_only)
     start = time.perf_counter()
-    size = measure(proposal.mask, study.spacing_of(k))
+    size = measure(proposal.mask, image_file.spacing_of(k))
     return FrameOutline(
         mask=proposal.mask,
         size=size,

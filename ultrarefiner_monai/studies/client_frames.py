@@ -49,11 +49,11 @@ class ClientFrames:
             making = self._making.setdefault(image_id, threading.Lock())
         with making:
             if not path.is_file():
-                study = self._read(source)
+                image_file = self._read(source)
                 shutil.rmtree(place, ignore_errors=True)  # of the file as it was before
                 self._work.make(path.parent)
                 with replacing(path) as file:
-                    write_frames(file, study)
+                    write_frames(file, image_file)
                 with self._lock:
                     self._prune(keep=path)
         return path

@@ -33,7 +33,7 @@ class Correction:
     """One frame that was offered with an outline and saved with another, or the same.
 
     id: IMAGE@FRAME (or IMAGE@FRAME.REGION), as in the prepared folder of a training (``labelled.py``). frame: None where
-    the file has a single one. label: the final label's file, on the image's grid (``read_mask`` with the study). proposal:
+    the file has a single one. label: the final label's file, on the image's grid (``read_mask`` with its image). proposal:
     (H, W) uint8, 0 or 1, of the frame or of the region.
     model: the task that made the proposal; a ``sam_refiner`` one has seen clicks. time: ISO 8601, UTC.
     """
@@ -65,15 +65,15 @@ def item_id(image_id: str, frame: int, region: int | None = None) -> str:
     return f"{image_id}@{frame}" if region is None else f"{image_id}@{frame}.{region}"
 
 
-def training_parts(image_id: str, study: ImageFile, frame: int, mask: np.ndarray) -> list[tuple[str, Region]]:
+def training_parts(image_id: str, image_file: ImageFile, frame: int, mask: np.ndarray) -> list[tuple[str, Region]]:
     """What of a frame is trained on, as it is served: (item id, region) of each B-mode region, or the whole frame.
 
     mask: its label (H, W). Where it marks a lesion, the regions without one are left out: a picture beside it may just
     not have been looked at.
     """
-    regions = study.regions_of(frame)
+    regions = image_file.regions_of(frame)
     if not regions:
-        return [(item_id(image_id, frame), (slice(0, study.height), slice(0, study.width)))]
+        return [(item_id(image_id, frame), (slice(0, image_file.height), slice(0, image_file.width)))]
     found = [(item_id(image_id, frame, r), region) for r, region in enumerate(regions)]
     return [part for part in found if mask[part[1]].any()] or found
 
@@ -182,7 +182,7 @@ def _frames(pair: Labelled, correction: StoredCorrection, proposal: StoredPropos
     reply, single = proposal.reply, len(proposal.mask) == 1
     # A reply to `frame=k` holds that frame alone; the other frames of its mask are empty without meaning it.
     answered = {row["frame"] for row in reply.get("frames", [])} or {reply.get("frame", 0)}
-    study = read_image_file(pair.image)
+    image_file = read_image_file(pair.image)
     return [
         Correction(
             id=item,
@@ -197,5 +197,5 @@ def _frames(pair: Labelled, correction: StoredCorrection, proposal: StoredPropos
         )
         for k in chosen_frames(correction.mask)
         if single or k in answered
-        for item, region in training_parts(pair.image_id, study, k, correction.mask[k])
+        for item, region in training_parts(pair.image_id, image_file, k, correction.mask[k])
     ]

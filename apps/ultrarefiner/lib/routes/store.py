@@ -224,11 +224,11 @@ def _save_label(app: App, image: str, params: str, tag: str, label: UploadFile, 
         raise InputError(f"confirm in params must be true or false, got {confirmed!r:.80}")
     info |= {"confirmed": True} if confirmed else {}
     opened = app.engine.open(store.image_path(image))  # no label without its image
-    warnings = list(opened.study.warnings)
+    warnings = list(opened.image_file.warnings)
     with stored_upload(app.work, label, LABEL_EXTENSIONS, default=".nii.gz") as path:
         path = store.fitted(image, path)
-        mask = read_mask(path, opened.study, confirmed=confirmed, warnings=warnings)
-        make_plain(path, mask, opened.study)
+        mask = read_mask(path, opened.image_file, confirmed=confirmed, warnings=warnings)
+        make_plain(path, mask, opened.image_file)
         drawn = Drawn(opened.sha256, mask) if tag == FINAL else None
         with store.saving:
             if app.exchange is not None and tag == FINAL:

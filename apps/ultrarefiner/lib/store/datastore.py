@@ -213,10 +213,10 @@ class StudiesFolder(Labels):
         return True
 
 
-def journal_saved(store: StudiesFolder, image_id: str, label_id: str, open_study: Callable[[Path], Any]) -> None:
+def journal_saved(store: StudiesFolder, image_id: str, label_id: str, open_image_file: Callable[[Path], Any]) -> None:
     """Note, soon, the final label that lies in the studies: somebody saved it without our route.
 
-    open_study: an image's file -> what has its ``study`` and ``sha256``; InputError where it cannot be read.
+    open_image_file: an image's file -> what has its ``image_file`` and ``sha256``; InputError where it cannot be read.
     """
     tag = DefaultLabelTag.FINAL.value
     path = store.get_label_uri(label_id, tag)
@@ -225,8 +225,8 @@ def journal_saved(store: StudiesFolder, image_id: str, label_id: str, open_study
     image, info = store.image_path(image_id), store.get_label_info(label_id, tag)
 
     def write(journal: Journal) -> None:
-        opened = open_study(image)
-        mask = read_mask(path, opened.study, confirmed=is_confirmed(info))
+        opened = open_image_file(image)
+        mask = read_mask(path, opened.image_file, confirmed=is_confirmed(info))
         opensaves.record(journal, image_id, Drawn(opened.sha256, mask), info)
 
     store.journal.submit(write)

@@ -24,15 +24,15 @@ from ultrarefiner_monai.studies.journal_queue import JournalQueue
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 _RESULT_BYTES = 128 << 20
-_STUDY_BYTES = 512 << 20
+_OPEN_BYTES = 512 << 20
 _NO_MASK = np.zeros((0, 0), np.uint8)
 
 
 @dataclass(frozen=True)
-class OpenStudy:
-    """A study that was read, the state of its file and the sha256 of its bytes."""
+class OpenImageFile:
+    """An image file that was read, the state of its file and the sha256 of its bytes."""
 
-    study: ImageFile
+    image_file: ImageFile
     state: tuple
     sha256: str
 
@@ -67,40 +67,40 @@ class Engine:
     def __init__(self, served: Served, config: ServeConfig, work: WorkFolder, journal: JournalQueue):
         self.served, self.config, self.work, self.journal = served, config, work, journal
         self._lock = threading.Lock()
-        self._studies: OrderedDict[str, OpenStudy] = OrderedDict()
+        self._opened: OrderedDict[str, OpenImageFile] = OrderedDict()
         self._results: OrderedDict[tuple, _Kept] = OrderedDict()
         self._used = 0
         self._drops = 0  # how often all this was dropped: what was begun before is not kept
 
     def read(self, path: Path) -> ImageFile:
         """Read a file within the configured limit of pixels, its first and last frame included; InputError if not."""
-        study = read_image_file(path, Limits(total_pixels=self.config.max_pixels))
-        study.frame(0)
-        study.frame(study.n_frames - 1)
-        return study
+        image_file = read_image_file(path, Limits(total_pixels=self.config.max_pixels))
+        image_file.frame(0)
+        image_file.frame(image_file.n_frames - 1)
+        return image_file
 
-    def open(self, path: Path) -> OpenStudy:
-        """The study at ``path`` (a file, or a folder with the files of a series), kept while its files stay as they are."""
+    def open(self, path: Path) -> OpenImageFile:
+        """What is at ``path`` (a file, or a folder with a series), kept while its files stay as they are."""
         state = state_of(path)
         with self._lock:
             drops = self._drops
-            found = self._studies.get(str(path))
+            found = self._opened.get(str(path))
             if found is not None and found.state == state:
-                self._studies.move_to_end(str(path))
+                self._opened.move_to_end(str(path))
                 return found
-        study = read_image_file(path, Limits(total_pixels=self.config.max_pixels))
-        found = OpenStudy(study, state, sha256_of_image(path))
+        image_file = read_image_file(path, Limits(total_pixels=self.config.max_pixels))
+        found = OpenImageFile(image_file, state, sha256_of_image(path))
         if state_of(path) != state:  # pixels and sha256 may be of two files: answers would be kept under a wrong name
             raise InputError(f"{path.name} changed while it was read; try again when it has been written")
         with self._lock:
             if drops == self._drops:
-                self._studies[str(path)] = found
-            while len(self._studies) > 1 and sum(_bytes(s.study) for s in self._studies.values()) > _STUDY_BYTES:
-                self._studies.popitem(last=False)
+                self._opened[str(path)] = found
+            while len(self._opened) > 1 and sum(_bytes(s.image_file) for s in self._opened.values()) > _OPEN_BYTES:
+                self._opened.popitem(last=False)
         return found
 
     def answer(
-        self, predictor: Predictor, opened: OpenStudy, k: int, clicks: Clicks = NO_CLICKS, coarse_only: bool = False
+        self, predictor: Predictor, opened: OpenImageFile, k: int, clicks: Clicks = NO_CLICKS, coarse_only: bool = False
     ) -> FrameOutline:
         """Frame ``k``'s result by ``predictor``, as ``outline_frame`` makes it; remembered, it has no timings."""
         key = (predictor.system.version, opened.sha256, k, clicks, coarse_only)
@@ -110,7 +110,7 @@ class Engine:
                 self._results.move_to_end(key)
         if kept is not None:
             return kept.unpacked()
-        frame = outline_frame(predictor, opened.study, k, clicks, coarse_only)
+        frame = outline_frame(predictor, opened.image_file, k, clicks, coarse_only)
         kept = _Kept.of(frame)
         with self._lock:
             if key not in self._results and drops == self._drops:
@@ -136,7 +136,7 @@ class Engine:
     def drop(self, keys: Iterable[str]) -> None:
         """Drop all that is in memory, and what the cache holds of these images (``image_key``)."""
         with self._lock:
-            self._studies.clear()
+            self._opened.clear()
             self._results.clear()
             self._used = 0
             self._drops += 1
@@ -144,6 +144,6 @@ class Engine:
             self.served.cache.forget(key)
 
 
-def _bytes(study: ImageFile) -> int:
+def _bytes(image_file: ImageFile) -> int:
     """An upper bound for pictures and volumes, which are kept decoded."""
-    return study.kept_bytes or study.height * study.width * study.n_frames * 4
+    return image_file.kept_bytes or image_file.height * image_file.width * image_file.n_frames * 4

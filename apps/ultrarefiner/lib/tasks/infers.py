@@ -1,4 +1,4 @@
-"""The three tasks of the app: a study and the user's prompts in, a mask on the study's grid and its figures out."""
+"""The three tasks of the app: an image file and the user's prompts in, a mask on its grid and figures out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from lib.tasks.answers import Engine, OpenStudy
+from lib.tasks.answers import Engine, OpenImageFile
 from lib.tasks.clicks import ALL_FRAMES, frame_of, requested_clicks
 from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import LABELS, NOTICE, Clicks, InputError
@@ -72,12 +72,14 @@ class LesionTask(InferTask):
         self.engine.drop_forgotten()
         extension = _extension(request)
         opened = self.engine.open(Path(request["image"]))
-        study = opened.study
-        asked = frame_of(request, study.n_frames)
+        image_file = opened.image_file
+        asked = frame_of(request, image_file.n_frames)
         clicks: dict[int, Clicks] = {}
         if self.mode == "interact":
-            clicks = requested_clicks(request, study.n_frames, study.height, study.width, study.geometry.axes)
-        frames = list(range(study.n_frames)) if asked is None else sorted({asked, *clicks})
+            clicks = requested_clicks(
+                request, image_file.n_frames, image_file.height, image_file.width, image_file.geometry.axes
+            )
+        frames = list(range(image_file.n_frames)) if asked is None else sorted({asked, *clicks})
         if extension == ".png" and len(frames) > 1:
             raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
         read = time.perf_counter()
@@ -86,15 +88,15 @@ class LesionTask(InferTask):
         def answer(k: int, given: Clicks) -> FrameOutline:
             return self.engine.answer(predictor, opened, k, given, self.mode == "coarse")
 
-        found = outline(study, answer, frames, clicks)
+        found = outline(image_file, answer, frames, clicks)
         computed = time.perf_counter()
         content = b""
         if as_file and extension == ".png":
-            content = encode_mask(extension, found.mask[frames], replace(study, n_frames=1))
+            content = encode_mask(extension, found.mask[frames], replace(image_file, n_frames=1))
         elif as_file:
-            content = encode_mask(extension, found.mask, study)
-        reply = self._reply(study, found)
-        if lost := lost_position(extension, study):
+            content = encode_mask(extension, found.mask, image_file)
+        reply = self._reply(image_file, found)
+        if lost := lost_position(extension, image_file):
             reply["warnings"].append(lost)
         now = time.perf_counter()
         steps = {"read": read - start, "infer": computed - read, "write": now - computed, "total": now - start}
@@ -104,7 +106,7 @@ class LesionTask(InferTask):
         self._record(request, opened, found, clicks, reply)
         return Outline(content, extension, reply, found.mask)
 
-    def _reply(self, study: ImageFile, found: FileOutline) -> dict[str, Any]:
+    def _reply(self, image_file: ImageFile, found: FileOutline) -> dict[str, Any]:
         """With the figures of the frame that stands for all, and of each frame of a volume."""
         shown, figures = found.shown, {k: _figures(frame) for k, frame in found.frames.items()}
         reply = {
@@ -112,14 +114,14 @@ class LesionTask(InferTask):
             "model": self.name,
             **figures[shown],
             "frame": shown,
-            "n_frames": study.n_frames,
-            "spacing_mm": study.spacing_of(shown),
-            "unit_reason": study.pixels_reason(shown),
-            "regions": [[x.start, y.start, x.stop - 1, y.stop - 1] for y, x in study.regions_of(shown)],
-            "warnings": list(study.warnings),
+            "n_frames": image_file.n_frames,
+            "spacing_mm": image_file.spacing_of(shown),
+            "unit_reason": image_file.pixels_reason(shown),
+            "regions": [[x.start, y.start, x.stop - 1, y.stop - 1] for y, x in image_file.regions_of(shown)],
+            "warnings": list(image_file.warnings),
             "notice": NOTICE,
         }
-        if study.n_frames > 1:
+        if image_file.n_frames > 1:
             names = ("iou_pred", "uncertainty", "presence", "safety_rule", "long_axis", "short_axis", "area")
             reply["frames"] = [{"frame": k, **{n: figures[k][n] for n in names}} for k in figures]
         return reply
@@ -127,7 +129,7 @@ class LesionTask(InferTask):
     def _record(
         self,
         request: dict[str, Any],
-        opened: OpenStudy,
+        opened: OpenImageFile,
         found: FileOutline,
         clicks: dict[int, Clicks],
         reply: dict[str, Any],

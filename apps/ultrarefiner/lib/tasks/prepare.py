@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.tasks.answers import Engine, OpenStudy
+from lib.tasks.answers import Engine, OpenImageFile
 from ultrarefiner_monai.core.cache import image_key
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.pipeline.outline import crops
@@ -124,7 +124,7 @@ class Preparer:
         while True:
             opened, now = self.engine.open(path), self.engine.served.now()
             if now is not predictor or opened.sha256 != sha256:  # another model, or file: all anew
-                predictor, sha256, job.left = now, opened.sha256, frame_order(opened.study.n_frames)
+                predictor, sha256, job.left = now, opened.sha256, frame_order(opened.image_file.n_frames)
             if not job.left or job.room < job.frame_bytes:
                 return
             try:
@@ -135,8 +135,8 @@ class Preparer:
                 return
             yield
 
-    def _prepare(self, job: _Job, predictor: Predictor, opened: OpenStudy, k: int) -> None:
-        parts = crops(opened.study.frame(k), opened.study.regions_of(k))
+    def _prepare(self, job: _Job, predictor: Predictor, opened: OpenImageFile, k: int) -> None:
+        parts = crops(opened.image_file.frame(k), opened.image_file.regions_of(k))
         keys = {image_key(part) for part in parts}
         job.keys |= keys
         # Before there is anything to forget.
