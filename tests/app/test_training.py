@@ -6,6 +6,7 @@ import itertools
 import json
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import nrrd
@@ -79,7 +80,13 @@ def wait(condition, seconds: float = 400.0):
 
 
 def children(server) -> list[psutil.Process]:
-    return [c for c in psutil.Process(server.process.pid).children(True) if "train" in c.cmdline()]
+    """The server's trainings that run: none that ended, nor one that ends while it is asked."""
+    found = []
+    for child in psutil.Process(server.process.pid).children(True):
+        with suppress(psutil.NoSuchProcess):
+            if "train" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                found.append(child)
+    return found
 
 
 def test_info_offers_the_trainings_under_the_names_of_the_tasks(trainer):
@@ -250,13 +257,10 @@ def test_a_stop_ends_what_waits_too(training_server, trainer):
     stopped = trainer.train_stop()
     assert stopped["status"] == "STOPPED" and stopped["result"]
 
-    def alive() -> list[psutil.Process]:
-        return [c for c in children(server) if c.status() != psutil.STATUS_ZOMBIE]
-
-    wait(lambda: not alive(), 2)  # the system takes a moment to end what is killed
+    wait(lambda: not children(server), 2)  # the system takes a moment to end what is killed
     end = time.monotonic() + 4
     while time.monotonic() < end:
-        assert not alive()
+        assert not children(server)
         time.sleep(0.1)
     statuses = {task["status"] for task in requests.get(f"{server.url}/train/?all=true").json()}
     assert statuses <= {"STOPPED", "DONE", "ERROR"} and trainer.train_stop() is None
