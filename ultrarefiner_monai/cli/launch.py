@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 600
@@ -144,7 +144,7 @@ class _OwnersFile(RotatingFileHandler):
         def owners(path: str, flags: int) -> int:
             return os.open(path, flags, 0o600)
 
-        file = open(self.baseFilename, self.mode, encoding=self.encoding, opener=owners)
+        file = cast(TextIOWrapper, open(self.baseFilename, self.mode, encoding=self.encoding, opener=owners))
         with contextlib.suppress(OSError):  # one that was there before
             os.chmod(self.baseFilename, 0o600)
         return file
