@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.server
+import io
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -152,6 +154,57 @@ def test_a_server_that_fails_shows_its_last_words(tmp_path: Path) -> None:
     assert "no such option" in text and "line 1 of 40" not in text
     log = (root / ".work" / f"serve-{port}.log").read_text()
     assert "line 1 of 40" in log and log.endswith("no such option\n")
+
+
+def test_a_log_that_cannot_be_written_is_said_before_the_server_starts(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "a checkout" / ".work" / f"serve-{port}.log").mkdir(parents=True)
+    root, launcher = launched(tmp_path, port)
+    text, _ = launcher.communicate(timeout=60)
+    assert f"LaunchError: cannot write {root}/.work/serve-{port}.log: Is a directory" in text
+    assert not (root / ".work" / "arguments.txt").exists()
+
+
+def test_a_work_folder_that_cannot_be_made_is_said_in_words(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "a checkout")
+    (root / ".work").write_text("in the way")
+    with pytest.raises(LaunchError, match=r"cannot write .*\.work: File exists"):
+        launch.run("", "127.0.0.1", free_port(), [], root)
+
+
+def test_the_servers_output_is_read_to_its_end_whatever_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "work").mkdir()
+    log = launch.ServerLog(tmp_path / "work" / "serve.log")
+    shutil.rmtree(tmp_path / "work")
+    (tmp_path / "work").write_text("the disk is gone")  # the next file cannot be opened
+    log.follow(io.StringIO("x" * launch.LOG_BYTES + "\nsecond\nthird\nlast words\n"))
+    assert log.last[-1] == "last words"
+    assert capsys.readouterr().err.count("cannot be written") == 1
+
+
+def test_a_closed_console_does_not_stop_the_log(tmp_path: Path) -> None:
+    code = "import io, sys; from pathlib import Path; from ultrarefiner_monai.cli import launch; sys.stdout.close(); "
+    code += f"log = launch.ServerLog(Path({str(tmp_path / 'serve.log')!r})); "
+    code += "log.follow(io.StringIO(f'{launch.TOKEN_BEGINS} {launch.TOKEN_ENDS}\\nlast words\\n'))"
+    environment = {**os.environ, "PYTHONPATH": str(launch.ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "serve.log").read_text() == "last words\n"
+
+
+def test_the_log_is_its_owners_and_goes_on_after_half_a_message_with_the_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "serve.log"
+    path.write_text("an older one\n")
+    path.chmod(0o644)
+    many = "".join(f"line {n}\n" for n in range(40))
+    launch.ServerLog(path).follow(io.StringIO(f"{launch.TOKEN_BEGINS}\n\n    s3cret\n{many}"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "s3cret" in capsys.readouterr().out and "s3cret" not in path.read_text()
+    assert "line 7\n" in path.read_text() and path.read_text().endswith("line 39\n")
 
 
 def test_the_message_with_the_token_is_known_to_the_launcher() -> None:

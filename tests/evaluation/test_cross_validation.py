@@ -90,6 +90,12 @@ def test_a_fold_leaves_figures_and_unseen_predictions(data: Path, tmp_path: Path
         run_fold(job)
 
 
+def test_a_folder_that_cannot_be_locked_is_not_called_busy(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(InputError, match=r"cannot lock .*\.lock: Is a directory"), cv._alone(tmp_path):
+        pass
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_local_jobs_skip_what_is_finished_and_report_what_failed(data: Path, tmp_path: Path) -> None:

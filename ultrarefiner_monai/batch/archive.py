@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ultrarefiner_monai.batch.jobs import Job, folder_jobs, is_remote, store_jobs
 from ultrarefiner_monai.batch.pool import Pool, Unreachable
 from ultrarefiner_monai.batch.table import FAILED, Results, Row
 from ultrarefiner_monai.batch.work import FORMATS, Setup, mask_path
 from ultrarefiner_monai.config import ConfigError, ServeConfig
 from ultrarefiner_monai.core.files import replacing
+from ultrarefiner_monai.core.locks import locked
 from ultrarefiner_monai.core.types import InputError
 
 LOCK, HEADERS, STUDIES = ".batch.lock", ".headers.json", ".studies"
@@ -120,19 +119,16 @@ def run_batch(jobs: Sequence[Job], setup: Setup, processes: int = 1, progress: P
     version = read_checkpoint(setup.model).version
     start = time.monotonic()
     (setup.out / "masks").mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(str(setup.out / LOCK), timeout=0):
-            _tidy(setup.out)
-            results = Results(setup.out / "results.csv")
-            if not setup.studies:
-                results.drop(results.sources() - {job.source for job in jobs})
+    with locked(setup.out / LOCK, f"another batch writes to {setup.out}: wait for it, or take another --out"):
+        _tidy(setup.out)
+        results = Results(setup.out / "results.csv")
+        if not setup.studies:
+            results.drop(results.sources() - {job.source for job in jobs})
+        results.rewrite()
+        try:
+            summary = _answer(jobs, setup, version, processes, results, progress or (lambda *_: None))
+        finally:
             results.rewrite()
-            try:
-                summary = _answer(jobs, setup, version, processes, results, progress or (lambda *_: None))
-            finally:
-                results.rewrite()
-    except Timeout:
-        raise InputError(f"another batch writes to {setup.out}: wait for it, or take another --out") from None
     summary.seconds = time.monotonic() - start
     return summary
 

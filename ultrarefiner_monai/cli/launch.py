@@ -23,9 +23,11 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
+from collections.abc import Iterator
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_TIMEOUT_S = 600
@@ -33,6 +35,7 @@ GRACE_S = 15
 LOOPBACK = ("127.", "localhost", "::1")
 # The first and last words of the message with the token (``lib/routes/doors.py``): for the console, never for the log.
 TOKEN_BEGINS, TOKEN_ENDS = "This machine can use the server at once.", "(docs/it/security.md)."
+MOST_TOKEN_LINES = 10  # should the last words not come, the log goes on after so many lines
 LOG_BYTES, LOG_FILES, LAST_LINES = 10 << 20, 5, 15
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -60,10 +63,22 @@ def choose_studies(given: str, root: Path = ROOT) -> str:
         if not source.is_dir():
             raise LaunchError(f"there are no sample studies in {source}: give a folder, make serve STUDIES=/path")
         part = copy.with_name("studies.part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(source, part, ignore=shutil.ignore_patterns("README.md"))
-        os.replace(part, copy)
+        with _written(copy):
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(source, part, ignore=shutil.ignore_patterns("README.md"))
+            os.replace(part, copy)
     return str(copy)
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """LaunchError where ``path`` cannot be made."""
+    try:
+        yield
+    except OSError as error:
+        raise LaunchError(
+            f"cannot write {path}: {error.strerror or error}. Move away what lies there, or make its folder writable"
+        ) from error
 
 
 def check_port(host: str, port: int) -> None:
@@ -84,31 +99,60 @@ def check_port(host: str, port: int) -> None:
 class ServerLog:
     """What the server writes to stdout and stderr, line by line into a file that is bounded.
 
-    path: the newest 10 MB; older ones lie beside it as path.1 to path.5. last: the last lines, without colours.
+    path: the newest 10 MB, for its owner only; older ones lie beside it as path.1 to path.5. last: the last lines,
+    without colours. Raises LaunchError where the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.last = path, deque[str](maxlen=LAST_LINES)
-        self._token = False
+        self._token_lines = 0  # how many may still belong to the message with the token
+        with _written(path):
+            self._file = _OwnersFile(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
+        self._file.setFormatter(logging.Formatter("%(message)s"))
 
     def follow(self, stream: TextIO) -> None:
-        """Write until the server closes ``stream``; the message with the token goes to the console in place of the file."""
-        file = RotatingFileHandler(self.path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(message)s"))
-        with contextlib.closing(file):
+        """Write until the server closes ``stream``; the message with the token goes to the console in place of the file.
+
+        Reads on whatever fails: a server whose output nobody takes stands still once the pipe is full.
+        """
+        with contextlib.closing(self._file):
             for line in stream:
-                text = _COLOURS.sub("", line.rstrip("\n"))
-                if self._is_about_token(text):
-                    print(text, flush=True)
-                    continue
-                self.last.append(text)
-                file.emit(logging.makeLogRecord({"msg": text}))
+                with contextlib.suppress(OSError, ValueError):  # ValueError: the console was closed
+                    self._take(_COLOURS.sub("", line.rstrip("\n")))
+
+    def _take(self, text: str) -> None:
+        if self._is_about_token(text):
+            print(text, flush=True)
+            return
+        self.last.append(text)
+        self._file.emit(logging.makeLogRecord({"msg": text}))
 
     def _is_about_token(self, text: str) -> bool:
-        begins, ends = text.startswith(TOKEN_BEGINS), text.endswith(TOKEN_ENDS)
-        about = begins or self._token
-        self._token = about and not ends
+        if text.startswith(TOKEN_BEGINS):
+            self._token_lines = MOST_TOKEN_LINES
+        about = self._token_lines > 0
+        self._token_lines = 0 if text.endswith(TOKEN_ENDS) else max(self._token_lines - 1, 0)
         return about
+
+
+class _OwnersFile(RotatingFileHandler):
+    """Its mode is 0600: names of images stand in it. A failure is said once, not with each line."""
+
+    _failed = False
+
+    def _open(self) -> TextIOWrapper:
+        def owners(path: str, flags: int) -> int:
+            return os.open(path, flags, 0o600)
+
+        file = cast(TextIOWrapper, open(self.baseFilename, self.mode, encoding=self.encoding, opener=owners))
+        with contextlib.suppress(OSError):  # one that was there before
+            os.chmod(self.baseFilename, 0o600)
+        return file
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._failed:
+            self._failed = True
+            print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}. The server goes on.", file=sys.stderr)
 
 
 def server_url(host: str, port: int) -> str:
@@ -156,8 +200,10 @@ def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) 
     if not (app / "main.py").is_file():
         raise LaunchError(f"{app} holds no app: this starts the server from a checkout of the repository")
     check_port(host, port)
-    work.mkdir(exist_ok=True)
+    with _written(work):
+        work.mkdir(exist_ok=True)
     studies, url = choose_studies(studies, root), server_url(host, port)
+    output = ServerLog(work / f"serve-{port}.log")
     if not host.startswith(LOOPBACK):
         print(
             f"{host} can be reached from other machines. Unless a login is configured, or --conf open_to_network true is "
@@ -172,7 +218,6 @@ def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) 
     begun, running, stopped = time.monotonic(), threading.Event(), False
     running.set()
     environment["PYTHONUNBUFFERED"] = "1"  # or its output would reach the log in lumps
-    output = ServerLog(work / f"serve-{port}.log")
     print(f"The server's output goes to {output.path}", flush=True)
     server = subprocess.Popen(
         command,

@@ -21,11 +21,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from rich.table import Table
 
 from ultrarefiner_monai.config import ConfigError, TrainConfig
 from ultrarefiner_monai.core.files import replacing
+from ultrarefiner_monai.core.locks import locked
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import JOINT, DataDirs, folders, names_of, read_sets, split_sets
 
@@ -118,15 +118,8 @@ def name_of(data: DataDirs) -> str:
 def _alone(folder: Path) -> Iterator[None]:
     """Only one process works in ``folder``; the lock goes with the process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(folder / ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError) as error:
-        raise InputError(f"another process works in {folder}: wait for it, or give another --out") from error
-    try:
+    with locked(folder / ".lock", f"another process works in {folder}: wait for it, or give another --out"):
         yield
-    finally:
-        lock.release()
 
 
 def cross_validate(

@@ -9,7 +9,7 @@ from typing import Any
 import requests
 
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.core.web import certificates, reason_of
+from ultrarefiner_monai.core.web import WebSession, reason_of
 
 TOKEN_VARIABLE = "ULTRAREFINER_TOKEN"
 _SECONDS = 120
@@ -28,10 +28,10 @@ def send_label(server: str, image_id: str, tag: str = "final", sr: bool | None =
     token = os.environ.get(TOKEN_VARIABLE)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with requests.Session() as session:
-            session.trust_env = False  # no proxy, no .netrc
-            answer = session.post(address, headers=headers, timeout=_SECONDS, verify=certificates())
-        if answer.ok:
+        with WebSession(proxies=False) as session:
+            # A redirect is refused: nobody asked that other server.
+            answer = session.post(address, headers=headers, timeout=_SECONDS, allow_redirects=False)
+        if 200 <= answer.status_code < 300:
             return answer.json()
     except (OSError, ValueError) as error:  # of requests, too
         raise InputError(f"{server} cannot be asked ({reason_of(error)}); is the server running?") from error

@@ -284,6 +284,12 @@ def test_only_one_process_fetches_a_file(tmp_path: Path, host: Host) -> None:
     assert weights.fetch("vit", tmp_path / "w", known=entry_for(host)).is_file()
 
 
+def test_a_folder_that_cannot_be_locked_is_said_as_it_is(tmp_path: Path, host: Host) -> None:
+    (tmp_path / "w" / "ViT.npz.part.lock").mkdir(parents=True)
+    with pytest.raises(FetchError, match=r"cannot lock .*ViT\.npz\.part\.lock: Is a directory"):
+        weights.fetch("vit", tmp_path / "w", known=entry_for(host))
+
+
 def test_a_failure_is_said_in_few_words(tmp_path: Path, host: Host) -> None:
     known = entry_for(host, url="http://127.0.0.1:9/closed", size=None, sha256=None)
     with pytest.raises(FetchError, match=r"closed: \[Errno \d+\] Connection refused\. Is this"):

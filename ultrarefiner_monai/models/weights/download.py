@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import requests
-from filelock import FileLock, Timeout
+from urllib3.exceptions import HTTPError as ConnectionTrouble
+from urllib3.exceptions import ProtocolError
 
+from ultrarefiner_monai.core.locks import locked
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.core.web import certificates, reason_of
+from ultrarefiner_monai.core.web import WebSession, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +53,11 @@ def download(url: str, part: Path, size: int | None = None, progress: Progress |
             elif status < 500:
                 raise FetchError(f"{url} answered {status} {words}: try again later") from error
             problem = error
-        except OSError as error:  # of requests, too
+        except requests.TooManyRedirects as error:
+            raise FetchError(f"{url} cannot be fetched: its host redirects in a circle; try again later") from error
+        except ProtocolError:
+            problem = ConnectionError("the connection ended early")
+        except (OSError, ConnectionTrouble) as error:  # OSError: those of requests, too
             problem = error
         log.info("%s: try %d of %d: %s", part.name, attempt + 1, ATTEMPTS, problem)
         idle = 0 if _length(part) > before else idle + 1
@@ -82,8 +88,11 @@ def _stream(url: str, part: Path, size: int | None, progress: Progress | None) -
         headers["Range"] = f"bytes={have}-"
         if tag_path.exists():  # if the host has another version by now it sends the whole, not the rest of a mixture
             headers["If-Range"] = tag_path.read_text(encoding="utf-8")
-    with requests.get(url, headers=headers, timeout=TIMEOUT_S, stream=True, verify=certificates()) as response:
-        if not response.ok:
+    with (
+        WebSession(proxies=True) as session,
+        session.get(url, headers=headers, timeout=TIMEOUT_S, stream=True) as response,
+    ):
+        if response.status_code not in (200, 206):  # redirects were followed: one that leads nowhere is no file either
             raise requests.HTTPError(f"HTTP Error {response.status_code}: {response.reason}", response=response)
         # Where a connection breaks, what came before is written, too: the length is checked below.
         response.raw.enforce_content_length = False
@@ -94,10 +103,11 @@ def _stream(url: str, part: Path, size: int | None, progress: Progress | None) -
             tag_path.write_text(tag, encoding="utf-8")
         else:
             tag_path.unlink(missing_ok=True)
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else size
+        length = response.headers.get("Content-Length", "")
+        total = have + int(length) if length.isdecimal() else size
         with part.open("ab" if have else "wb") as stream:
-            for block in response.iter_content(CHUNK):
+            # As it is sent: a host that packs it although not asked to would break the lengths and the next Range.
+            for block in response.raw.stream(CHUNK, decode_content=False):
                 stream.write(block)
                 have += len(block)
                 if progress is not None:
@@ -108,15 +118,9 @@ def _stream(url: str, part: Path, size: int | None, progress: Progress | None) -
 @contextmanager
 def only_one(part: Path) -> Iterator[None]:
     """Refuse a second fetch of the same file while one runs (a lock that dies with its process)."""
-    lock = FileLock(str(part.with_name(part.name + ".lock")))
-    try:
-        lock.acquire(timeout=0)
-    except (Timeout, OSError) as error:
-        raise FetchError(f"another process is fetching {part.stem}: wait for it, or stop it") from error
-    try:
+    busy = f"another process is fetching {part.stem}: wait for it, or stop it"
+    with locked(part.with_name(part.name + ".lock"), busy, FetchError):
         yield
-    finally:
-        lock.release()
 
 
 def discard(part: Path) -> None:
