@@ -61,6 +61,7 @@ def test_half_written_files_are_cleared_and_nothing_else(studies, label):
     gone += [
         work.versions / "final" / "a" / part,
         work.models / "x.safetensorsabcd1234.part",
+        work.models / ".tmpQjgsNf",
         work.embeddings / ".tmp-x",
     ]
     gone += [work.mirror / "series" / ".part-x" / "1.dcm", work.training.data / "masks" / part, session / "x.png"]

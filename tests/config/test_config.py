@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -70,11 +72,34 @@ def test_optional_groups_round_trip() -> None:
         ({"refine": {"corruption": {"kinds": 1}}}, "refine.corruption.kinds: expected a mapping, got 1"),
         ({"init": "imagenet"}, "init: imagenet is for"),
         ({"optimiser": {"lr": -1}}, "optimiser.lr must be positive"),
+        ({"data": None}, "data: expected a mapping of options, got nothing; leave the line out"),
+        ({"init": date(2020, 1, 1)}, r"init: expected str, got datetime.date\(2020, 1, 1\)"),
+        ({"init": b"none"}, "init: expected str, got b'none'"),
+        ({"init": Path("a.npz")}, "init: expected str, got PosixPath"),
+        ({"loss": {"teachers": {"a"}}}, r"loss.teachers: expected a list, got \{'a'\}"),
+        ({"system": {"safety": {"area_ratio": {1, 2}}}}, r"system.safety.area_ratio: expected a list, got \{1, 2\}"),
+        ({"data": {"augment": "\udcfc"}}, r"data.augment: expected one of .*, got '\\udcfc'"),
+        ({"epochs": "\udcfc"}, r"epochs: expected int, got '\\udcfc'"),
+        ({"\udcfc": 1}, r"unknown option \\udcfc; known here"),
+        ({1: 2}, "unknown option 1; known here"),
+        ({"optimiser": {"lr": date(2020, 1, 1)}}, "optimiser.lr: expected float, got datetime.date"),
     ],
 )
 def test_mistakes_are_named(values: object, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         from_dict(TrainConfig, values)
+
+
+def test_a_path_that_is_not_utf8_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("epochs: 4\n")
+    name = os.fsdecode(b"M\xfcller.safetensors")  # as Python gives the command line's
+    options = {"init": name, "loss.teachers": [name], "refine.corruption.kinds": {name: 1}}
+    values = {"init": name, "loss": {"teachers": (name,)}}
+    config = from_dict(TrainConfig, values)
+    assert (config.init, config.loss.teachers) == (name, (name,)) and from_dict(TrainConfig, to_dict(config)) == config
+    assert load_yaml(TrainConfig, tmp_path / "c.yaml", {"init": name}).init == name
+    with pytest.raises(ConfigError, match=r"corruption.*M\\udcfcller"):  # said by the option's own check
+        load_yaml(TrainConfig, tmp_path / "c.yaml", options)
 
 
 def test_overrides_win_and_reach_deep(tmp_path: Path) -> None:
@@ -108,13 +133,19 @@ def test_a_base_is_filled_up_mapping_by_mapping(tmp_path: Path) -> None:
         ("base: other.yaml", "in a circle: .*c.yaml, .*other.yaml, .*c.yaml"),
         ("base: [other.yaml]", "base: expected the name of a YAML file"),
         ("base:", "base: expected the name of a YAML file"),
-        ("base: broken.yaml", "broken.yaml is not valid YAML"),
+        ("base: broken.yaml", "^[^ ]*broken.yaml is not valid YAML"),
+        ("base: day.yaml", "^[^ ]*day.yaml is not valid YAML: day is out of range"),
+        ("base: latin.yaml", "^[^ ]*latin.yaml is not UTF-8 text"),
+        ("base: list.yaml", "^[^ ]*list.yaml: expected a mapping of options, got list"),
     ],
 )
 def test_a_base_that_cannot_be_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "c.yaml").write_text(f"{text}\nepochs: 2\n")
     (tmp_path / "other.yaml").write_text("base: c.yaml\n")
     (tmp_path / "broken.yaml").write_text("epochs: [1")
+    (tmp_path / "day.yaml").write_text("init: 2020-02-31")
+    (tmp_path / "latin.yaml").write_bytes(b"init: M\xfcller.npz")
+    (tmp_path / "list.yaml").write_text("[1]")
     with pytest.raises(ConfigError, match=words):
         load_yaml(TrainConfig, tmp_path / "c.yaml")
 
@@ -124,3 +155,42 @@ def test_broken_yaml_is_refused_with_its_file(tmp_path: Path) -> None:
     path.write_text("epochs: [1")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_yaml(TrainConfig, path)
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "words"),
+    [
+        ("epohcs: 3", "", r"^b.yaml: unknown option epohcs;"),
+        ("epochs: 3", "epohcs: 3", "^c.yaml: unknown option epohcs;"),
+        ("epohcs: 3", "zeal: 1", "^c.yaml over b.yaml: unknown option epohcs, zeal;"),
+        ("data: {augment: x}", "data: {workers: 1}", "^b.yaml: data.augment: expected one of"),
+        ("data: {augment: x}", "data: {augment: y}", "^c.yaml: data.augment: .*, got 'y'"),
+        ("loss: {teachers: [a, 1]}", "loss: {ce_weight: 0.1}", r"^b.yaml: loss.teachers\[1\]: expected str"),
+        (
+            "data: {select_share: 0.2}",
+            "data:",
+            "^c.yaml: data: expected a mapping of options, got nothing; leave the line",
+        ),
+        ("optimiser: {lr: -1}", "epochs: 2", "^b.yaml: optimiser.lr must be positive"),
+        ("optimiser: {lr: -1}", "optimiser: {clip_norm: 1}", "^c.yaml over b.yaml: optimiser.lr must be positive"),
+        ("epochs: 0", "seed: 1", "^c.yaml over b.yaml: epochs must be at least 1"),
+    ],
+)
+def test_a_mistake_is_said_with_the_file_that_it_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str, own: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("b.yaml").write_text(base)
+    Path("c.yaml").write_text(f"base: b.yaml\n{own}\n")
+    with pytest.raises(ConfigError, match=words):
+        load_yaml(TrainConfig, "c.yaml")
+
+
+def test_what_the_command_line_says_is_no_mistake_of_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("b.yaml").write_text("epochs: 3\ndata: {workers: 1}\n")
+    Path("c.yaml").write_text("base: b.yaml\n")
+    with pytest.raises(ConfigError, match="^c.yaml: epochs: expected int, got 'x'"):
+        load_yaml(TrainConfig, "c.yaml", {"epochs": "x"})
+    with pytest.raises(ConfigError, match="^c.yaml: data.workers: expected int, got 'x'"):
+        load_yaml(TrainConfig, "c.yaml", {"data.workers": "x"})

@@ -220,6 +220,17 @@ def test_held_counts_the_bytes_of_one_image_wherever_they_lie(tmp_path: Path) ->
     assert ram.held(one) == 200
 
 
+def test_to_ask_what_is_held_is_no_use_of_it() -> None:
+    cache = EmbeddingCache(500)
+    for key in (A, B, A):
+        cache.get_or_compute(key, Counter())
+    assert cache.held(C) == 0 and cache.held(A) == 200
+    cache.get_or_compute(C, Counter())  # B was used longest ago
+    cache.get_or_compute(A, never)
+    with pytest.raises(AssertionError, match="kept"):
+        cache.get_or_compute(B, never)
+
+
 def test_forget_without_a_prefix_is_refused() -> None:
     with pytest.raises(ValueError, match="forget"):
         EmbeddingCache(100).forget("")

@@ -10,6 +10,24 @@ import pytest
 from ultrarefiner_monai.core.files import all_or_nothing, replacing, sha256_of, sync_folder
 
 
+def test_what_a_library_puts_at_the_name_is_what_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed, fsync = [], os.fsync
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        flushed.append(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    with replacing(tmp_path / "f") as file:
+        (tmp_path / "own").write_bytes(b"new")
+        os.replace(tmp_path / "own", file.name)
+    assert (tmp_path / "f").read_bytes() == b"new" and flushed[-1] == (tmp_path / "f").stat().st_ino
+    with replacing(tmp_path / "f") as file:
+        file.write(b"newer")
+    assert flushed[-1] == (tmp_path / "f").stat().st_ino and len(flushed) == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
 def test_a_written_file_takes_its_place_and_leaves_nothing_beside(tmp_path: Path) -> None:
     for mode, content in (("wb", b"\x00\r\n\xff"), ("w", "grün\r\n")):
         with replacing(tmp_path / "f", mode) as file:

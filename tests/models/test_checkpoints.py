@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,6 +123,20 @@ def test_a_failed_save_keeps_the_old_file(tmp_path: Path, config: SystemConfig, 
         save_system(path, config, broken)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_old_one(
+    tmp_path: Path, config: SystemConfig, coarse: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, fsync = {}, os.fsync
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        flushed[os.fstat(handle).st_ino] = os.fstat(handle).st_size
+
+    monkeypatch.setattr(os, "fsync", noting)
+    found = save_system(tmp_path / "a.safetensors", config, coarse).stat()
+    assert flushed[found.st_ino] == found.st_size and found.st_mode & 0o777 == 0o644
 
 
 def test_sam_sizes_are_told_apart() -> None:

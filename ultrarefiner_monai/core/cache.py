@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from cachetools import LRUCache
+from cachetools import Cache, LRUCache
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
@@ -147,7 +147,9 @@ class EmbeddingCache:
     def held(self, prefix: str) -> int:
         """Bytes at rest, in RAM or on disk, of the entries whose key begins with ``prefix``."""
         with self._lock:
-            ram = sum(_size(arrays) for key, arrays in self._ram.items() if key.startswith(prefix))
+            # Not by ``items()``: to LRUCache that is a use of every entry, and nobody uses one here.
+            keys = [key for key in self._ram if key.startswith(prefix)]
+            ram = sum(_size(Cache.__getitem__(self._ram, key)) for key in keys)
             return max(ram, sum(size for key, size in self._disk.items() if key.startswith(prefix)))
 
     def usage(self) -> dict[str, int]:

@@ -33,7 +33,8 @@ def beside(path: str | Path) -> Path:
 def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """An open file (``wb``, or ``w`` for UTF-8 text) that takes ``path``'s place when the block ends without an error.
 
-    After an error, a full disk among them, what stood at ``path`` is still there and nothing is left beside it.
+    After an error, a full disk among them, what stood at ``path`` is still there and nothing is left beside it. The block
+    may give the file's name to a library instead, even to one that puts another file in its place.
     """
     part = beside(path)
     binary = "b" in mode
@@ -42,6 +43,10 @@ def replacing(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            renamed = not os.path.samestat(os.fstat(file.fileno()), os.stat(part))
+        if renamed:
+            with open(part, "rb+") as other:
+                os.fsync(other.fileno())
         os.replace(part, path)
     except BaseException:
         _remove(part)

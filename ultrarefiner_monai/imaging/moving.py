@@ -69,7 +69,8 @@ class Reel:
     def first_pass(self) -> Iterator[np.ndarray]:
         """All frames, in order; raises what the decoder does."""
         for index, frame in enumerate(self._start()):
-            self._kept[index] = frame
+            with self._lock:
+                self._kept[index] = frame
             yield frame
 
     def load(self, index: int) -> np.ndarray:

@@ -80,7 +80,9 @@ def write_checkpoint(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        save_file(tensors, file.name, metadata)  # by its name: as bytes it would be in memory twice
+        # By its name: as bytes it would be in memory twice. safetensors writes a file of its own and renames it to this name,
+        # readable by the owner only; ``replacing`` flushes that one.
+        save_file(tensors, file.name, metadata)
         os.chmod(file.name, 0o644)
     return path
 

@@ -22,8 +22,11 @@ _YOUNG_FOLDER_SECONDS = 60.0  # what comes from a PACS comes file by file
 
 # The name that ``files.replacing`` gives: the only one of ours among files that are the user's.
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")
-# In the work folder all is ours: checkpoints, cached embeddings, links, forget notes, session and mirror folders half written.
-_OURS = re.compile(r"\..*\.part|.*\.safetensors.{8}\.part|\.tmp-.*|\.new-.*|forgotten-\d+|meta\.\d+-\d+")
+# In the work folder all is ours: checkpoints (.tmpAb12Cd is safetensors' own name for one, before it gets ours), cached
+# embeddings, links, forget notes, session and mirror folders half written.
+_OURS = re.compile(
+    r"\..*\.part|.*\.safetensors.{8}\.part|\.tmp-.*|\.tmp[A-Za-z0-9]{6}|\.new-.*|forgotten-\d+|meta\.\d+-\d+"
+)
 # Of folders only hidden ones are known by their names alone: in versions/ they are called as images are.
 _OUR_FOLDERS = re.compile(r"\.part-.*")
 _IN_ROOT, _IN_EXCHANGE = re.compile("tmp[a-z0-9_]{8}"), re.compile("segs-.*")

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ultrarefiner_monai.config import OptimiserConfig, TrainConfig
+from ultrarefiner_monai.config import OptimiserConfig, TrainConfig, to_dict
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Split
 from ultrarefiner_monai.training.data.loading import plain_loader, training_loader
 from ultrarefiner_monai.training.loop.engine import Run
 from ultrarefiner_monai.training.loop.epoch_means import Means
-from ultrarefiner_monai.training.loop.state import load_state
+from ultrarefiner_monai.training.loop.state import check_same_options, load_state
 from ultrarefiner_monai.training.loop.steps import Accumulation, TrainingError, frozen_parts
 from ultrarefiner_monai.training.phases.phase import Loaders, Phase
 
@@ -246,19 +246,33 @@ def test_a_state_without_newer_options_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_state_with_options_that_are_gone_goes_on_where_they_were_what_is_done_now(tmp_path: Path) -> None:
-    make(tmp_path / "r", replace(CONFIG, epochs=1)).fit()
+    config = replace(CONFIG, data=replace(CONFIG.data, augment="machines"))
+    make(tmp_path / "r", replace(config, epochs=1)).fit()
     state = load_state(tmp_path / "r" / "last.pt")
     state["config"] |= {"overlay_every": 2}
     state["config"]["joint"] |= {"warn_drop": 0.5}
     state["config"]["data"]["machines"] |= {"zoom": [0.6, 1.6], "shadows": 3}
     torch.save(state, tmp_path / "r" / "last.pt")
-    make(tmp_path / "r").resume()
+    make(tmp_path / "r", config).resume()
     state["config"]["data"]["machines"] |= {"zoom": [0.5, 2.0]}
     torch.save(state, tmp_path / "r" / "last.pt")
     with pytest.raises(
         InputError, match=r"trained with data.machines.zoom: \[0.5, 2.0\], which is fixed at \(0.6, 1.6\)"
     ):
-        make(tmp_path / "r").resume()
+        make(tmp_path / "r", config).resume()
+
+
+def test_options_that_are_gone_count_only_where_the_run_went_by_them() -> None:
+    stored, path = to_dict(CONFIG), Path("last.pt")
+    stored["data"]["machines"] |= {"zoom": [0.5, 2.0]}
+    stored["loss"] |= {"teacher_weight": 2.0, "teachers": []}
+    for augment in ("none", "standard", "strong"):
+        config = replace(CONFIG, data=replace(CONFIG.data, augment=augment))
+        check_same_options(path, {**stored, "data": {**stored["data"], "augment": augment}}, config)
+    with pytest.raises(InputError, match="data.machines.zoom"):
+        check_same_options(path, {**stored, "data": {**stored["data"], "augment": "machines"}}, CONFIG)
+    with pytest.raises(InputError, match="loss.teacher_weight"):
+        check_same_options(path, {**stored, "loss": {**stored["loss"], "teachers": ["a.safetensors"]}}, CONFIG)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

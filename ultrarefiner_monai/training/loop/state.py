@@ -47,7 +47,7 @@ def check_same_options(path: Path, stored: dict[str, Any], config: TrainConfig) 
     """Raise InputError unless ``stored``, a state's plain options, are those of ``config``, ``FREE`` ones apart.
 
     An option that did not exist when the state was written counts as its default. One that is none any more (``GONE``) has
-    to have had the value that is fixed now.
+    to have had the value that is fixed now, where it had a say.
     """
     try:
         before = to_dict(from_dict(TrainConfig, without_gone(path, stored)))
@@ -62,7 +62,8 @@ def check_same_options(path: Path, stored: dict[str, Any], config: TrainConfig) 
 
 
 def without_gone(path: Path, stored: dict[str, Any]) -> dict[str, Any]:
-    """A state's plain options without those of ``GONE``. Raises InputError where one had another value than is fixed now."""
+    """A state's plain options without those of ``GONE``. Raises InputError where one had another value than is fixed now and
+    the run went by it."""
     out = copy.deepcopy(stored)
     for name in (*GONE, *GONE_AND_FREE):
         *groups, last = name.split(".")
@@ -73,6 +74,15 @@ def without_gone(path: Path, stored: dict[str, Any]) -> dict[str, Any]:
             continue
         value, fixed = options.pop(last), GONE.get(name)
         same = list(value) == list(fixed) if isinstance(fixed, tuple) else value == fixed
-        if name in GONE and not same:
+        if name in GONE and not same and _had_a_say(name, stored):
             raise InputError(f"{path} was trained with {name}: {value}, which is fixed at {fixed} now: begin a new run")
     return out
+
+
+def _had_a_say(name: str, stored: dict[str, Any]) -> bool:
+    """Whether a run with these plain options computed anything else because of the option ``name`` of ``GONE``."""
+    if name.startswith("data.machines."):
+        return stored["data"].get("augment") == "machines"
+    if name == "loss.teacher_weight":
+        return bool(stored["loss"].get("teachers"))
+    return True

@@ -66,7 +66,7 @@ class StudiesFolder(Labels):
         One in a folder below is opened and handed out through a link that is called by its id: messages, logs and
         clients repeat file names, and those of exports may hold patients' names.
         """
-        path = self.image_file(image_id)
+        path = self.path_in_studies(image_id)
         return self._linked(image_id, path) if image_id in self._nested else path
 
     def _linked(self, image_id: str, path: Path) -> Path:
@@ -92,7 +92,7 @@ class StudiesFolder(Labels):
         """The file of an image as clients get it, "" when there is none."""
         if image_id not in self._datastore.objects:
             return ""
-        path = self.image_file(image_id)
+        path = self.path_in_studies(image_id)
         if image_id in self._nested or is_moving(str(path)):
             return str(self.client_path(image_id))
         return os.path.realpath(path)
@@ -151,7 +151,7 @@ class StudiesFolder(Labels):
         with self._changing():
             self.repair()
             entry = self.entry(image_id)
-            image = self.image_file(image_id)  # of a link the link goes, not what it leads to
+            image = self.path_in_studies(image_id)  # of a link the link goes, not what it leads to
             with all_or_nothing() as undo:
                 undo.set_aside(image, undo.part(image))  # first: where it is cut off, no image has lost its label
                 for tag, label in entry.labels.items():

@@ -226,7 +226,7 @@ class StudiesIndex(IndexFile):
             raise ImageNotFoundException(f"there is no image {image_id!r:.120} in the studies")
         return entry
 
-    def image_file(self, image_id: str) -> Path:
+    def path_in_studies(self, image_id: str) -> Path:
         """The image's file in the studies, checked at this moment.
 
         Raises ImageNotFoundException where the file is gone, is a link that leaves the studies, or is no image any
@@ -254,9 +254,9 @@ class StudiesIndex(IndexFile):
         return Path(path)
 
     def require_image(self, image_id: str) -> None:
-        """Before something of an image is saved: raises as ``image_file`` unless the image still is where it was."""
+        """Before something of an image is saved: raises as ``path_in_studies`` unless the image still is where it was."""
         self.presence.check()
-        self.image_file(image_id)
+        self.path_in_studies(image_id)
 
     def label_file(self, image_id: str, tag: str, extension: str) -> Path:
         """Where a label lies. InputError where its folder is a link that leaves studies and work folder."""
