@@ -79,6 +79,9 @@ def test_info_offers_the_three_models_ultrarefiner_first(client):
     for model in info["models"].values():
         assert model["labels"] == {"lesion": 1} and model["dimension"] == 3 and NOTICE in model["description"]
         assert model["config"] == {"frame": -1} and model["version"]
+    assert info["serving"]["networks"] == (
+        "compact CNN and ViT of TransUNet's design, 64 px; SAM's prompt encoder and mask decoder over a small ViT, 64 px"
+    )
     assert {"name", "version", "trainers", "strategies", "scoring", "train_stats", "datastore"} <= info.keys()
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from ultrarefiner_monai.config import (
+    CoarseConfig,
     ConfigError,
     PromptConfig,
     SamConfig,
@@ -194,3 +195,12 @@ def test_what_the_command_line_says_is_no_mistake_of_a_base(tmp_path: Path, monk
         load_yaml(TrainConfig, "c.yaml", {"epochs": "x"})
     with pytest.raises(ConfigError, match="^c.yaml: data.workers: expected int, got 'x'"):
         load_yaml(TrainConfig, "c.yaml", {"data.workers": "x"})
+
+
+def test_the_networks_are_said_in_words() -> None:
+    shipped = SystemConfig(CoarseConfig("compact"), SamConfig("compact", 512, "lite2"))
+    assert shipped.networks() == (
+        "compact CNN and ViT of TransUNet's design, 224 px; SAM's prompt encoder and mask decoder over a small CNN, 512 px"
+    )
+    assert SystemConfig().networks() == "TransUNet R50-ViT-B_16, 224 px; no refiner"
+    assert SystemConfig(sam=SamConfig()).networks().endswith("; SAM ViT-B, 1024 px")

@@ -228,3 +228,13 @@ class SystemConfig:
 
     def __post_init__(self) -> None:
         require(all(0.4 <= s < 1 for s in self.tta_scales), "tta_scales must be in [0.4, 1)")
+
+    def networks(self) -> str:
+        """Which networks answer, in words, such as ``compact CNN and ViT of TransUNet's design, 224 px; …``."""
+        coarse = {"r50_vit_b16": "TransUNet R50-ViT-B_16", "compact": "compact CNN and ViT of TransUNet's design"}
+        said = f"{coarse[self.coarse.arch]}, {self.coarse.image_size} px"
+        if self.sam is None:
+            return f"{said}; no refiner"
+        own = f"SAM's prompt encoder and mask decoder over a small {'ViT' if self.sam.encoder == 'vit' else 'CNN'}"
+        encoders = {"vit_b": "SAM ViT-B", "vit_l": "SAM ViT-L", "vit_h": "SAM ViT-H", "compact": own}
+        return f"{said}; {encoders[self.sam.arch]}, {self.sam.image_size} px"

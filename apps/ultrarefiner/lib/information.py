@@ -15,7 +15,13 @@ def completed(info: dict[str, Any], app: App) -> dict[str, Any]:
     """MONAI Label's ``info`` with ours."""
     # 3D Slicer shows the progress and accuracy of the first one: that is the one begun last.
     stats = sorted(info["train_stats"].items(), key=lambda item: -item[1].get("start_ts", 0))
-    serving = {"name": app.served.name, "problem": app.served.problem, "preparing": app.preparer.left()}
+    networks = app.served.now().system.config.networks()
+    serving = {
+        "name": app.served.name,
+        "networks": networks,
+        "problem": app.served.problem,
+        "preparing": app.preparer.left(),
+    }
     store = app.datastore()
     pacs: dict[str, Any] = {"pacs": store.contact()} if isinstance(store, PacsStudies) else {}
     if app.exchange is not None:

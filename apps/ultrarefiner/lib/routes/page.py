@@ -54,6 +54,7 @@ or beside it (background); or draw a ROI box. Then <em>Submit Label</em>.</li>
 </ol>
 <h2>Models</h2>
 <table><tr><th>name</th><th>type</th><th>what it does</th><th>version</th></tr>{rows}</table>
+<p>Networks: {escape(info["serving"]["networks"])}</p>
 <h2>For programs</h2>
 <p><a href="/info/">/info/</a> and <a href="/openapi.json">/openapi.json</a> describe the interface;
 <a href="/datastore/">/datastore/</a> the studies; <a href="/logs/">/logs/</a> the log.</p>

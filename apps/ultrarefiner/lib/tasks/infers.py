@@ -153,7 +153,11 @@ class LesionTask(InferTask):
 def make_tasks(engine: Engine) -> dict[str, LesionTask]:
     """The tasks by name. 3D Slicer runs the first segmentation model on each next sample: that is ``ultrarefiner``."""
     texts: list[tuple[str, Mode, str]] = [
-        ("ultrarefiner", "propose", "Outlines breast lesions: TransUNet, prompts from it, SAM, safety net."),
+        (
+            "ultrarefiner",
+            "propose",
+            "Outlines breast lesions: coarse network, prompts derived from it, SAM refiner, safety net.",
+        ),
         ("transunet", "coarse", "Outlines breast lesions with the coarse network alone."),
         ("sam_refiner", "interact", "Refines the outline with positive and negative clicks and a box (ROI)."),
     ]
