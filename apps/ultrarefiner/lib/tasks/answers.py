@@ -1,15 +1,15 @@
-"""What the tasks share: the served model, studies opened and frames answered a moment ago, the journal."""
+"""What the tasks share: the served model, image files opened and frames answered a moment ago, the journal."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from cachetools import LRUCache
 
 from lib.tasks.served import Served
 from ultrarefiner_monai.config import ServeConfig
@@ -54,11 +54,11 @@ class _Kept:
 
     @property
     def nbytes(self) -> int:
-        return len(self.mask) + 2048
+        return min(_RESULT_BYTES, len(self.mask) + 2048)
 
 
 class Engine:
-    """What the tasks share: the served model, journal, studies opened and frames answered a moment ago. Thread-safe.
+    """What the tasks share: the served model, journal, image files opened and frames answered a moment ago. Thread-safe.
 
     An answer is a function of image, model and the set of prompts, so it may be kept: a click on one frame of a cine
     does not compute the other frames again, and undo is immediate.
@@ -67,9 +67,8 @@ class Engine:
     def __init__(self, served: Served, config: ServeConfig, work: WorkFolder, journal: JournalQueue):
         self.served, self.config, self.work, self.journal = served, config, work, journal
         self._lock = threading.Lock()
-        self._opened: OrderedDict[str, OpenImageFile] = OrderedDict()
-        self._results: OrderedDict[tuple, _Kept] = OrderedDict()
-        self._used = 0
+        self._opened: LRUCache[str, OpenImageFile] = LRUCache(_OPEN_BYTES, lambda opened: _bytes(opened.image_file))
+        self._results: LRUCache[tuple, _Kept] = LRUCache(_RESULT_BYTES, lambda kept: kept.nbytes)
         self._drops = 0  # how often all this was dropped: what was begun before is not kept
 
     def read(self, path: Path) -> ImageFile:
@@ -86,7 +85,6 @@ class Engine:
             drops = self._drops
             found = self._opened.get(str(path))
             if found is not None and found.state == state:
-                self._opened.move_to_end(str(path))
                 return found
         image_file = read_image_file(path, Limits(total_pixels=self.config.max_pixels))
         found = OpenImageFile(image_file, state, sha256_of_image(path))
@@ -95,8 +93,6 @@ class Engine:
         with self._lock:
             if drops == self._drops:
                 self._opened[str(path)] = found
-            while len(self._opened) > 1 and sum(_bytes(s.image_file) for s in self._opened.values()) > _OPEN_BYTES:
-                self._opened.popitem(last=False)
         return found
 
     def answer(
@@ -106,8 +102,6 @@ class Engine:
         key = (predictor.system.version, opened.sha256, k, clicks, coarse_only)
         with self._lock:
             drops, kept = self._drops, self._results.get(key)
-            if kept is not None:
-                self._results.move_to_end(key)
         if kept is not None:
             return kept.unpacked()
         frame = outline_frame(predictor, opened.image_file, k, clicks, coarse_only)
@@ -115,9 +109,6 @@ class Engine:
         with self._lock:
             if key not in self._results and drops == self._drops:
                 self._results[key] = kept
-                self._used += kept.nbytes
-            while self._used > _RESULT_BYTES:
-                self._used -= self._results.popitem(last=False)[1].nbytes
         return frame
 
     def drop_forgotten(self) -> None:
@@ -138,12 +129,11 @@ class Engine:
         with self._lock:
             self._opened.clear()
             self._results.clear()
-            self._used = 0
             self._drops += 1
         for key in keys:
             self.served.cache.forget(key)
 
 
 def _bytes(image_file: ImageFile) -> int:
-    """An upper bound for pictures and volumes, which are kept decoded."""
-    return image_file.kept_bytes or image_file.height * image_file.width * image_file.n_frames * 4
+    """An upper bound for pictures and volumes, which are kept decoded. One that is larger than all room is kept alone."""
+    return min(_OPEN_BYTES, image_file.kept_bytes or image_file.height * image_file.width * image_file.n_frames * 4)
