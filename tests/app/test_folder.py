@@ -311,6 +311,7 @@ def test_many_files_that_are_not_offered_do_not_fill_the_log(studies, caplog):
 
 def test_the_start_page_says_what_is_not_offered_and_what_is_wrong():
     info = {"name": "n", "models": {}, "datastore": {}, "problems": ["<b>away"], "not_offered": {"<i>": 2, "y": 3}}
+    info["serving"] = {"networks": "SAM & more"}
     page = front_page(info, "http://here")
-    assert "&lt;b&gt;away" in page and "5 files" in page and "2 x &lt;i&gt;" in page
+    assert "&lt;b&gt;away" in page and "SAM &amp; more" in page and "5 files" in page and "2 x &lt;i&gt;" in page
     assert "not offered" not in front_page({**info, "not_offered": {}, "problems": []}, "http://here")
