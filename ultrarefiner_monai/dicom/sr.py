@@ -32,7 +32,6 @@ from ultrarefiner_monai.dicom.source import Source, SourceFrame, read_source
 from ultrarefiner_monai.masks.measure import Measurement, measure
 from ultrarefiner_monai.masks.postprocess import EIGHT
 
-_COMPREHENSIVE_SR = "1.2.840.10008.5.1.4.1.1.88.33"
 _PROCEDURE = ("47079000", "Ultrasonography of breast")
 _NAMES = {
     "long_axis": ("103339001", "Long Axis"),

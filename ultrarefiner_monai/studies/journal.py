@@ -3,7 +3,7 @@
 A *proposal* is one reply of the server: mask, model version, prompts, client. A *correction* is the final label that
 was saved over it. Masks are (T, H, W) bits, packed and compressed; a T of 1 is a single image. *Prepared* are the names
 of what was cached before anybody asked, so that it can be forgotten. A *save* is a label that is being saved just now
-(``opensaves``); its correction counts when the label is in its place. Several processes may use one journal at the same
+(``open_saves``); its correction counts when the label is in its place. Several processes may use one journal at the same
 time (WAL).
 """
 

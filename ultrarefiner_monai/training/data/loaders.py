@@ -65,7 +65,7 @@ def refiner_loaders(
     are any.
 
     out: the run's folder, where features lie with ``refine.cache: disk``. encoder: the image encoder, for the features.
-    proposed: what the coarse network says of an image (``predict``), which the selection images are judged with.
+    proposed: what the coarse network says of an image (``predicted_prob``), which the selection images are judged with.
     coarse_size: the side of the coarse network's image, where that network learns too (phase 3) and answers for itself; 0:
     it stands still, and what stands for its result comes from the data.
     """
