@@ -4,6 +4,7 @@
 ``TrainConfig`` describes a training run, ``ServeConfig`` a server.
 """
 
+from .learning import LearningConfig
 from .machines import MachinesConfig
 from .reading import ConfigError, from_dict, load_yaml, read_yaml, set_option, to_dict
 from .refine import NESTED, CorruptionConfig, JointConfig, RefineConfig
@@ -29,6 +30,7 @@ __all__ = [
     "DataConfig",
     "GateConfig",
     "JointConfig",
+    "LearningConfig",
     "MachinesConfig",
     "OptimiserConfig",
     "PacsConfig",

@@ -1,4 +1,4 @@
-"""A server: which weights, limits, caches, the PACS; YAML and MONAI Label's ``--conf`` strings."""
+"""A server: which weights, limits, caches, the PACS, learning; YAML and MONAI Label's ``--conf`` strings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .learning import LearningConfig
 from .reading import ConfigError, check_ranges, load_yaml, require
 
 
@@ -99,6 +100,7 @@ class ServeConfig:
     threads: int = 0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     pacs: PacsConfig = field(default_factory=PacsConfig)
+    learning: LearningConfig = field(default_factory=LearningConfig)
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -133,8 +135,9 @@ def serve_config(path: str | Path, conf: dict[str, str] | None = None) -> ServeC
     Raises ConfigError for a name or a value that is none, with the names that are known.
     """
     hints = typing.get_type_hints(ServeConfig)
-    del hints["pacs"]
-    hints |= {f"pacs.{name}": hint for name, hint in typing.get_type_hints(PacsConfig).items()}
+    for group, kind in (("pacs", PacsConfig), ("learning", LearningConfig)):
+        del hints[group]
+        hints |= {f"{group}.{name}": hint for name, hint in typing.get_type_hints(kind).items()}
     overrides: dict[str, Any] = {}
     for name, text in (conf or {}).items():
         if name in _MONAILABEL_CONF:
@@ -151,6 +154,11 @@ def _from_text(hint: Any, text: str, where: str) -> Any:
             return int(text.replace("_", ""))
         except ValueError as error:
             raise ConfigError(f"{where}: expected a whole number, got {text!r}") from error
+    if hint is float:
+        try:
+            return float(text)
+        except ValueError as error:
+            raise ConfigError(f"{where}: expected a number, got {text!r}") from error
     if hint is bool:
         if text.lower() not in ("true", "false"):
             raise ConfigError(f"{where}: expected true or false, got {text!r}")
