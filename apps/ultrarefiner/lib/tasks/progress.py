@@ -1,0 +1,104 @@
+"""The summary of the labels so far, kept for whoever asks: the status page and the metrics.
+
+Nobody who asks waits for masks to be read: a thread of low priority brings the summary up to date behind the answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ultrarefiner_monai.learning.label_figures import LabelFigures
+from ultrarefiner_monai.learning.progress import Progress, Save, progress_of
+
+logger = logging.getLogger(__name__)
+
+_NICE = 10
+_OFTEN_SECONDS = 2.0  # not more often than that, however often somebody asks
+
+
+@dataclass(frozen=True)
+class Summary:
+    """progress: of the labels that were counted; left: how many are still to be. problem: why it may be old, else empty.
+    mistakes: what the model gets wrong, as ``mistakes_of`` returned it last; None where it never did."""
+
+    progress: Progress = Progress()
+    left: int = 0
+    problem: str = ""
+    mistakes: Any = None
+
+
+class ProgressKeeper:
+    """The summary of the journal at ``path``, brought up to date in a thread when somebody asks. Thread-safe.
+
+    mistakes_of: called in the thread, after the labels were counted, when there are new ones; None: no mistakes.
+    """
+
+    def __init__(self, path: Path, mistakes_of: Callable[[], Any] | None = None):
+        self._path, self._figures, self._mistakes_of = path, LabelFigures(path), mistakes_of
+        self._lock = threading.Lock()
+        self._summary = Summary()
+        self._state: tuple | None = None
+        self._saves: list[Save] = []
+        self._done: threading.Event | None = None
+        self._looked = -_OFTEN_SECONDS
+
+    def now(self, wait: float = 0.0) -> Summary:
+        """The summary. A look at the journal begins where there may be news; ``wait``: seconds to wait for its end."""
+        with self._lock:
+            if self._done is None and time.monotonic() - self._looked >= _OFTEN_SECONDS:
+                self._done = threading.Event()
+                threading.Thread(target=self._look, name="progress", daemon=True).start()
+            done = self._done
+        if done is not None and wait > 0:
+            done.wait(wait)
+        return self._summary
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        with suppress(OSError, AttributeError):  # of this thread alone; Linux only
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        try:
+            state = _state_of(self._path)
+            if state != self._state:
+                saves = self._figures.look(lambda saves: self._tell(saves, self._figures.left))
+                if saves != self._saves or self._summary.left or self._summary.problem:
+                    self._tell(saves, 0)
+                if saves != self._saves and self._mistakes_of is not None:
+                    self._summary = Summary(self._summary.progress, mistakes=self._mistakes_of())
+                self._saves, self._state = saves, state
+        except Exception as error:  # it goes on: the next one who asks begins anew
+            words = str(error) if isinstance(error, sqlite3.Error) else type(error).__name__
+            logger.warning("the labels could not be counted: %s", words, exc_info=not isinstance(error, sqlite3.Error))
+            self._summary = Summary(
+                self._summary.progress, self._figures.left, f"the labels could not be counted: {words}", self._summary.mistakes
+            )
+        finally:
+            with self._lock:
+                done, self._done, self._looked = self._done, None, time.monotonic()
+            assert done is not None
+            done.set()
+
+    def _tell(self, saves: Iterable[Save], left: int) -> None:
+        self._summary = Summary(progress_of(saves), left, mistakes=self._summary.mistakes)
+
+
+def _state_of(path: Path) -> tuple:
+    """Changes whenever something is written into the journal; its side file holds what was written last."""
+    found = []
+    for name in (path, path.with_name(f"{path.name}-wal")):
+        try:
+            stat = name.stat()
+            found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        except FileNotFoundError:
+            found.append(())
+    return tuple(found)

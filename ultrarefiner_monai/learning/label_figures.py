@@ -1,0 +1,135 @@
+"""The figures of all saved labels, from the journal, without holding up whoever writes it.
+
+Masks are compared once for each label; what is kept of it are numbers. A label that was forgotten, or taken back, is gone
+with the next look.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultrarefiner_monai.learning.progress import Save
+from ultrarefiner_monai.masks.overlap import dice_of
+from ultrarefiner_monai.masks.pixels import unpack_mask
+
+_AT_ONCE = 100  # masks are read for so many labels; a reader that stays long keeps the journal's side file from shrinking
+_ONES = np.array([bin(k).count("1") for k in range(256)], np.int64)
+
+_ROWS = """
+SELECT c.id, c.created, c.image_id, {shown}, n.prompts, n.version, {first}, n.id
+FROM corrections c LEFT JOIN proposals n ON n.id = c.proposal_id
+WHERE c.id NOT IN (SELECT correction_id FROM saves WHERE correction_id IS NOT NULL) ORDER BY c.id
+"""
+_MASKS = """
+SELECT c.id, c.shape, c.mask, f.shape, f.mask, f.reply FROM corrections c JOIN proposals f ON f.id = ?
+WHERE c.id = ?
+"""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What this journal calls the first time an image was shown, and the first proposal for it: none in older ones."""
+
+    shown: str
+    first: str
+
+    @classmethod
+    def of(cls, connection: sqlite3.Connection) -> _Columns:
+        names = {row[1] for row in connection.execute("PRAGMA table_info(corrections)")}
+        has_first = "first_proposal_id" in names
+        return cls("c.shown" if "shown" in names else "''", "c.first_proposal_id" if has_first else "NULL")
+
+
+class LabelFigures:
+    """The saves in the journal at ``path``. ``left``: labels whose masks are still to be compared. One thread at a time."""
+
+    def __init__(self, path: Path):
+        self.path, self.left = path, 0
+        self._saves: dict[int, Save] = {}
+        self._seen: dict[int, tuple[str, float | None]] = {}  # correction -> (when it was saved, Dice)
+
+    def look(self, seen: Callable[[list[Save]], None] = lambda _: None) -> list[Save]:
+        """All saves, in order. seen: called with those that are known so far, while there are more to come.
+
+        Raises sqlite3.Error for a journal that cannot be read; one that is not there has none.
+        """
+        if not self.path.exists():
+            self._seen.clear()
+            return []
+        with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
+            columns = _Columns.of(connection)
+            rows = connection.execute(_ROWS.format(shown=columns.shown, first=columns.first)).fetchall()
+            known = {row[0]: row[1] for row in rows}
+            # Another journal in its place may give the same number to another label.
+            self._seen = {key: value for key, value in self._seen.items() if known.get(key) == value[0]}
+            fresh = [row for row in rows if row[0] not in self._seen]
+            for begin in range(0, len(fresh), _AT_ONCE):
+                self.left = len(fresh) - begin
+                if begin:
+                    seen([self._save(row) for row in rows if row[0] in self._seen])
+                for row in fresh[begin : begin + _AT_ONCE]:
+                    self._seen[row[0]] = (row[1], self._dice(connection, row))
+        self.left = 0
+        return [self._save(row) for row in rows]
+
+    def _save(self, row: tuple) -> Save:
+        number, created, image_id, shown, prompts, version = row[:6]
+        clicks = None if prompts is None else clicks_in(_json(prompts))
+        return Save(number, created, image_id, clicks, self._seen[number][1], _between(shown, created), version or "")
+
+    def _dice(self, connection: sqlite3.Connection, of: tuple) -> float | None:
+        """Dice of the first proposal against the label; None where it was forgotten, or is of another size. The newest
+        one stands for it where it had no clicks."""
+        correction, prompts, first, newest = of[0], of[4], of[6], of[7]
+        if first is None and newest is not None and not clicks_in(_json(prompts)):
+            first = newest
+        if first is None:
+            return None
+        row = connection.execute(_MASKS, (first, correction)).fetchone()
+        if row is None or row[1] != row[3]:
+            return None
+        return packed_dice(row[2], row[4], tuple(json.loads(row[1])), _json(row[5]))
+
+
+def packed_dice(label: bytes, proposal: bytes, shape: tuple[int, ...], reply: dict[str, Any]) -> float | None:
+    """Dice of two packed masks (T, H, W), on the frames that the reply answered (those of a ``frame=k`` leave the others
+    empty without meaning it); None for none of them."""
+    answered = {row.get("frame") for row in reply.get("frames") or []} or {reply.get("frame", 0)}
+    frames = [k for k in range(shape[0]) if k in answered]
+    if len(frames) == shape[0]:
+        a, b = (np.frombuffer(zlib.decompress(bits), np.uint8) for bits in (label, proposal))
+        total = int(_ONES[a].sum() + _ONES[b].sum())
+        return 1.0 if not total else 2 * int(_ONES[a & b].sum()) / total
+    if not frames:
+        return None
+    return float(dice_of(unpack_mask(label, shape)[frames], unpack_mask(proposal, shape)[frames]))
+
+
+def clicks_in(prompts: dict[str, Any]) -> int:
+    """Points and boxes of a proposal's prompts (frame -> ``Clicks.to_dict``)."""
+    given = [value for value in prompts.values() if isinstance(value, dict)]
+    points = sum(len(value.get(name) or []) for value in given for name in ("foreground_xy", "background_xy"))
+    return points + sum(value.get("box_xyxy") is not None for value in given)
+
+
+def _between(shown: str | None, created: str) -> float | None:
+    """Seconds from one ISO 8601 time to another; None where one of them is none."""
+    try:
+        return (datetime.fromisoformat(created) - datetime.fromisoformat(shown or "")).total_seconds()
+    except (ValueError, TypeError):  # TypeError: one with a zone and one without
+        return None
+
+
+def _json(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    return value if isinstance(value, dict) else {}
