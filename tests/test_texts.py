@@ -130,7 +130,13 @@ def test_the_architecture_shows_the_folders_in_the_order_of_their_imports() -> N
 
 def test_options_that_pages_name_exist() -> None:
     train, system = TrainConfig(), SystemConfig(sam=SamConfig())
-    known = {**vars(system), **vars(train), "system": system, "pacs": ServeConfig().pacs}
+    known = {
+        **vars(system),
+        **vars(train),
+        "system": system,
+        "pacs": ServeConfig().pacs,
+        "learning": ServeConfig().learning,
+    }
     for page in PAGES:
         if "history" in page.parts or page.name == "CHANGELOG.md":  # they tell of options that are gone
             continue

@@ -31,6 +31,7 @@ from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import LesionTask, Outline, make_tasks
 from lib.tasks.prepare import Preparer
+from lib.tasks.progress import ProgressKeeper
 from lib.tasks.served import Served
 from lib.tasks.strategies import choose, make_strategies
 from lib.tasks.trainers import make_trainers
@@ -73,6 +74,7 @@ class UltraRefinerApp(MONAILabelApp):
         self.served = Served(Path(app_dir), self.config, self.work)
         self.engine = Engine(self.served, self.config, self.work, self.journal)
         self.preparer = Preparer(self.engine, self.config.prepare)
+        self.progress = ProgressKeeper(self.work.journal)
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
         self.limiter = anyio.CapacityLimiter(self.config.workers)
         # Labels, uploads and sessions that are read and written: twenty at once cost the memory of a few.

@@ -98,7 +98,9 @@ def test_dice_of_packed_masks_is_that_of_the_masks(seed: int, frames: int) -> No
     a, b = (rng.random((frames, 7, 9)) < rng.choice([0, 0.5, 1]) for _ in range(2))
     rows = {"frames": [{"frame": k} for k in range(frames)]}
     assert packed_dice(pack_mask(a), pack_mask(b), a.shape, rows) == pytest.approx(dice_of(a, b))
-    assert packed_dice(pack_mask(a), pack_mask(b), a.shape, {"frame": frames - 1}) == pytest.approx(dice_of(a[-1], b[-1]))
+    assert packed_dice(pack_mask(a), pack_mask(b), a.shape, {"frame": frames - 1}) == pytest.approx(
+        dice_of(a[-1], b[-1])
+    )
     assert packed_dice(pack_mask(a), pack_mask(b), a.shape, {"frame": 9}) is None
 
 

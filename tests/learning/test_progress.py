@@ -21,7 +21,10 @@ def iso(seconds: float) -> str:
 
 
 def saves_of(images: str, clicks: list[int] | None = None) -> list[Save]:
-    return [Save(k, iso(START + 60 * k), image, clicks[k] if clicks else 0, 0.5, 30.0, "v") for k, image in enumerate(images)]
+    return [
+        Save(k, iso(START + 60 * k), image, clicks[k] if clicks else 0, 0.5, 30.0, "v")
+        for k, image in enumerate(images)
+    ]
 
 
 def test_an_empty_journal() -> None:

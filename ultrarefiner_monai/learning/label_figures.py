@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,11 @@ import numpy as np
 from ultrarefiner_monai.learning.progress import Save
 from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.masks.pixels import unpack_mask
+from ultrarefiner_monai.studies.journal_rows import StoredPromotion, promotion_of, seconds_between
 
-_AT_ONCE = 100  # masks are read for so many labels; a reader that stays long keeps the journal's side file from shrinking
+_AT_ONCE = (
+    100  # masks are read for so many labels; a reader that stays long keeps the journal's side file from shrinking
+)
 _ONES = np.array([bin(k).count("1") for k in range(256)], np.int64)
 
 _ROWS = """
@@ -51,10 +53,14 @@ class _Columns:
 
 
 class LabelFigures:
-    """The saves in the journal at ``path``. ``left``: labels whose masks are still to be compared. One thread at a time."""
+    """The saves in the journal at ``path``. One thread at a time.
+
+    left: labels whose masks are still to be compared. promotions: all that the journal held at the last look.
+    """
 
     def __init__(self, path: Path):
         self.path, self.left = path, 0
+        self.promotions: tuple[StoredPromotion, ...] = ()
         self._saves: dict[int, Save] = {}
         self._seen: dict[int, tuple[str, float | None]] = {}  # correction -> (when it was saved, Dice)
 
@@ -65,9 +71,11 @@ class LabelFigures:
         """
         if not self.path.exists():
             self._seen.clear()
+            self.promotions = ()
             return []
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
             columns = _Columns.of(connection)
+            self.promotions = _promotions(connection)
             rows = connection.execute(_ROWS.format(shown=columns.shown, first=columns.first)).fetchall()
             known = {row[0]: row[1] for row in rows}
             # Another journal in its place may give the same number to another label.
@@ -85,7 +93,9 @@ class LabelFigures:
     def _save(self, row: tuple) -> Save:
         number, created, image_id, shown, prompts, version = row[:6]
         clicks = None if prompts is None else clicks_in(_json(prompts))
-        return Save(number, created, image_id, clicks, self._seen[number][1], _between(shown, created), version or "")
+        return Save(
+            number, created, image_id, clicks, self._seen[number][1], seconds_between(shown, created), version or ""
+        )
 
     def _dice(self, connection: sqlite3.Connection, of: tuple) -> float | None:
         """Dice of the first proposal against the label; None where it was forgotten, or is of another size. The newest
@@ -122,12 +132,11 @@ def clicks_in(prompts: dict[str, Any]) -> int:
     return points + sum(value.get("box_xyxy") is not None for value in given)
 
 
-def _between(shown: str | None, created: str) -> float | None:
-    """Seconds from one ISO 8601 time to another; None where one of them is none."""
-    try:
-        return (datetime.fromisoformat(created) - datetime.fromisoformat(shown or "")).total_seconds()
-    except (ValueError, TypeError):  # TypeError: one with a zone and one without
-        return None
+def _promotions(connection: sqlite3.Connection) -> tuple[StoredPromotion, ...]:
+    """All of them, oldest first; none in a journal of before there were any."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'promotions'").fetchone():
+        return ()
+    return tuple(promotion_of(row) for row in connection.execute("SELECT * FROM promotions ORDER BY id"))
 
 
 def _json(text: str) -> dict[str, Any]:

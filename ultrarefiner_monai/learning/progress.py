@@ -17,6 +17,7 @@ from statistics import fmean, median
 WINDOW = 20  # labels that a point of a curve looks back on
 RECENT = 50  # labels of the figures "just now"
 _MOST_POINTS = 120
+_LEAST = 5  # labels that the first point of a curve looks back on
 _LONGEST_SECONDS = 3600.0  # an image that was open for longer was left alone
 
 
@@ -40,7 +41,7 @@ class Save:
 
 @dataclass(frozen=True)
 class Curve:
-    """A figure of each label over the number of labels. points: (number of the label, figure of the WINDOW up to it).
+    """A figure of each label over the number of labels. points: (number of the label, figure of those up to it, at most WINDOW).
 
     total: sum over all labels; count: labels that have the figure; first, recent: of the first WINDOW and of the last
     RECENT labels, None without any.
@@ -107,7 +108,7 @@ def curve(values: Sequence[float | None], mean: Callable[[Sequence[float]], floa
         return Curve()
     figures = [value for _, value in known]
     step = math.ceil(len(known) / _MOST_POINTS)
-    ends = sorted({*range(min(WINDOW, len(known)), len(known) + 1, step), len(known)})
+    ends = sorted({*range(min(_LEAST, len(known)), len(known) + 1, step), len(known)})
     points = [(known[end - 1][0], mean(figures[max(0, end - WINDOW) : end])) for end in ends]
     return Curve(tuple(points), len(known), math.fsum(figures), mean(figures[:WINDOW]), mean(figures[-RECENT:]))
 

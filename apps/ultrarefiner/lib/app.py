@@ -15,6 +15,7 @@ from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import Outline
 from lib.tasks.prepare import Preparer
+from lib.tasks.progress import ProgressKeeper
 from lib.tasks.served import Served
 from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.dicomweb.client import Pacs
@@ -43,6 +44,7 @@ class App(Protocol):
     served: Served
     engine: Engine
     preparer: Preparer
+    progress: ProgressKeeper
     trainings: Background
     batches: Background
     limiter: anyio.CapacityLimiter

@@ -1,4 +1,4 @@
-"""Small pictures for the status page: inline SVG, made of numbers. Colours come from the page's style by class.
+"""Small pictures for the status page: inline SVG, made of numbers; and texts for it. Colours come from the page's style by class.
 
 They are drawn for the width of a phone and grow with it; each says in words what it shows.
 """
@@ -6,12 +6,22 @@ They are drawn for the width of a phone and grow with it; each says in words wha
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape as _escape
+
+from ultrarefiner_monai.core.messages import public
 
 _WIDTH, _HEIGHT = 360, 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 10, 12, 26
+
+_NO_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 Point = tuple[float, float]
+
+
+def escape(text: str) -> str:
+    """Text for a page: markup is shown, not obeyed; without paths of the server, and what no page can hold."""
+    return _escape(_NO_TEXT.sub("", public(text)))
 
 
 def line_chart(
@@ -84,7 +94,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _step(length: float) -> float:
-    """A round number that fits three to five times into ``length``."""
+    """A round number that fits a few times into ``length``."""
     rough = length / 4
     power = 10.0 ** math.floor(math.log10(rough))
-    return power * min((1, 2, 2.5, 5, 10), key=lambda f: (abs(math.log(f * power / rough)), f))
+    return power * min((1, 2, 5, 10), key=lambda f: (abs(math.log(f * power / rough)), f))

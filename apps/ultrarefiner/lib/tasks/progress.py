@@ -10,14 +10,15 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ultrarefiner_monai.learning.label_figures import LabelFigures
 from ultrarefiner_monai.learning.progress import Progress, Save, progress_of
+from ultrarefiner_monai.studies.journal_rows import StoredPromotion
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +28,14 @@ _OFTEN_SECONDS = 2.0  # not more often than that, however often somebody asks
 
 @dataclass(frozen=True)
 class Summary:
-    """progress: of the labels that were counted; left: how many are still to be. problem: why it may be old, else empty.
-    mistakes: what the model gets wrong, as ``mistakes_of`` returned it last; None where it never did."""
+    """progress: of the labels that were counted; left: how many are still to be. promotions: oldest first. mistakes: what
+    ``mistakes_of`` returned last, None where it never did. problem: why all this may be old, else empty."""
 
     progress: Progress = Progress()
     left: int = 0
-    problem: str = ""
+    promotions: tuple[StoredPromotion, ...] = ()
     mistakes: Any = None
+    problem: str = ""
 
 
 class ProgressKeeper:
@@ -56,7 +58,7 @@ class ProgressKeeper:
         with self._lock:
             if self._done is None and time.monotonic() - self._looked >= _OFTEN_SECONDS:
                 self._done = threading.Event()
-                threading.Thread(target=self._look, name="progress", daemon=True).start()
+                threading.Thread(target=self._run, name="progress", daemon=True).start()
             done = self._done
         if done is not None and wait > 0:
             done.wait(wait)
@@ -64,37 +66,40 @@ class ProgressKeeper:
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
-    def _look(self) -> None:
+    def _run(self) -> None:
         with suppress(OSError, AttributeError):  # of this thread alone; Linux only
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
             state = _state_of(self._path)
             if state != self._state:
-                saves = self._figures.look(lambda saves: self._tell(saves, self._figures.left))
-                if saves != self._saves or self._summary.left or self._summary.problem:
-                    self._tell(saves, 0)
-                if saves != self._saves and self._mistakes_of is not None:
-                    self._summary = Summary(self._summary.progress, mistakes=self._mistakes_of())
-                self._saves, self._state = saves, state
+                self._look()
+                self._state = state
         except Exception as error:  # it goes on: the next one who asks begins anew
             words = str(error) if isinstance(error, sqlite3.Error) else type(error).__name__
             logger.warning("the labels could not be counted: %s", words, exc_info=not isinstance(error, sqlite3.Error))
-            self._summary = Summary(
-                self._summary.progress, self._figures.left, f"the labels could not be counted: {words}", self._summary.mistakes
-            )
+            self._summary = replace(self._summary, problem=f"the labels could not be counted: {words}")
         finally:
             with self._lock:
                 done, self._done, self._looked = self._done, None, time.monotonic()
             assert done is not None
             done.set()
 
-    def _tell(self, saves: Iterable[Save], left: int) -> None:
-        self._summary = Summary(progress_of(saves), left, mistakes=self._summary.mistakes)
+    def _look(self) -> None:
+        saves = self._figures.look(lambda known: self._tell(progress_of(known)))
+        fresh = saves != self._saves
+        self._tell(progress_of(saves) if fresh else self._summary.progress)
+        if fresh and self._mistakes_of is not None:
+            self._summary = replace(self._summary, mistakes=self._mistakes_of())
+        self._saves = saves
+
+    def _tell(self, progress: Progress) -> None:
+        figures = self._figures
+        self._summary = Summary(progress, figures.left, figures.promotions, self._summary.mistakes)
 
 
 def _state_of(path: Path) -> tuple:
     """Changes whenever something is written into the journal; its side file holds what was written last."""
-    found = []
+    found: list[tuple[int, ...]] = []
     for name in (path, path.with_name(f"{path.name}-wal")):
         try:
             stat = name.stat()
