@@ -97,7 +97,7 @@ def place(
             if marked:
                 validates |= part == SELECT_FOLD
                 trained |= {name} if part == TRAIN_PART else set()
-        found |= {i: goes for i in fresh}
+        found |= dict.fromkeys(fresh, goes)
     return found
 
 
