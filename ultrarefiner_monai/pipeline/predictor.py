@@ -19,7 +19,7 @@ import torch
 from ultrarefiner_monai.config import to_dict
 from ultrarefiner_monai.core.cache import Arrays, EmbeddingCache, image_key, to_half
 from ultrarefiner_monai.core.geometry import Letterbox, to_prompts
-from ultrarefiner_monai.core.types import Clicks, RefinerOutput
+from ultrarefiner_monai.core.types import Clicks, InputError, RefinerOutput
 from ultrarefiner_monai.interaction.clicks import PixelClicks, check_clicks, core_clicks, honour_clicks
 from ultrarefiner_monai.masks.postprocess import fuse_band, prob_to_mask, safety_net
 from ultrarefiner_monai.masks.uncertainty import expected_iou, flip_uncertainty, outline_band, uncertainty
