@@ -22,6 +22,7 @@ import numpy as np
 
 from ultrarefiner_monai.studies.journal_links import add_correction, add_shown
 from ultrarefiner_monai.studies.journal_rows import (
+    BESIDE,
     CORRECTION,
     Packed,
     StoredCorrection,
@@ -152,6 +153,11 @@ class Journal:
         where, values = _of_image(image_id)
         query = f"SELECT id, image_id FROM corrections {where + ' AND' if where else 'WHERE'} {_DONE} ORDER BY id"
         return [(int(row[0]), str(row[1])) for row in self.rows(query, values)]
+
+    def standing(self) -> set[int]:
+        """Of each image the id of the correction that no later one superseded."""
+        query = f"SELECT MAX(id) FROM corrections WHERE {_DONE} AND json_extract(info, '$.{BESIDE}') IS NULL GROUP BY image_id"
+        return {int(row[0]) for row in self.rows(query)}
 
     def correction(self, correction_id: int) -> StoredCorrection | None:
         """One correction, None when it was forgotten."""

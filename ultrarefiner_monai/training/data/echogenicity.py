@@ -49,14 +49,29 @@ def with_echogenicity(image: np.ndarray, lesion: np.ndarray, level: float, edge:
 
     edge: standard deviation of the transition, share of the longer side. The gain is kept within 0.3 and 3.
     """
-    side, share = max(image.shape), lesion.mean()
-    if not 0 < share < _LARGEST:
-        return image
-    reach = max(2, round(_RING * side))
-    ring = ndimage.maximum_filter(lesion, 2 * reach + 1) & ~lesion & (image > 0)
-    if not ring.any():
+    ring = _ring(image, lesion)
+    if ring is None:
         return image
     floor = 0.02  # black lesions: nothing divided by nothing
     gain = np.clip((level * image[ring].mean() + floor) / (image[lesion].mean() + floor), *_GAIN)
-    soft = ndimage.gaussian_filter(lesion.astype(np.float32), edge * side)
+    soft = ndimage.gaussian_filter(lesion.astype(np.float32), edge * max(image.shape))
     return np.clip(image * (1 + soft * np.float32(gain - 1)), 0, 1)
+
+
+def echo_level(image: np.ndarray, lesion: np.ndarray) -> float | None:
+    """How bright a lesion (H, W) bool is beside the tissue around it in ``image`` (H, W) in [0, 1]: 1 as bright, 0 black.
+
+    None where there is no lesion, or nothing around it to compare with.
+    """
+    ring = _ring(image, lesion)
+    around = 0.0 if ring is None else float(image[ring].mean())
+    return float(image[lesion].mean()) / around if around > 0 else None
+
+
+def _ring(image: np.ndarray, lesion: np.ndarray) -> np.ndarray | None:
+    """(H, W) bool: the tissue around a lesion that it is compared with; None where there is none."""
+    if not 0 < lesion.mean() < _LARGEST:
+        return None
+    reach = max(2, round(_RING * max(image.shape)))
+    ring = ndimage.maximum_filter(lesion, 2 * reach + 1) & ~lesion & (image > 0)
+    return ring if ring.any() else None
