@@ -161,7 +161,7 @@ def test_start_follow_stop_go_on_and_serve(training_server, trainer, tmp_path):
     assert reply["version"] == first["version"]
     candidate = Registry(work).get(done["name"])
     run, place = CliRunner(), ["--studies", str(studies)]
-    assert run.invoke(app, ["models", "use", candidate.name, *place]).exit_code == 0
+    assert run.invoke(app, ["models", "promote", candidate.name, *place]).exit_code == 0
     path, reply = trainer.infer("ultrarefiner", "image0", {"result_extension": ".nrrd"})
     assert reply["version"] == candidate.version and reply["refiner"] == "trained"
     image_file = read_image_file(studies / "image0.png")
@@ -169,13 +169,13 @@ def test_start_follow_stop_go_on_and_serve(training_server, trainer, tmp_path):
     np.testing.assert_array_equal(read_mask(path, image_file, confirmed=True)[0], mine)
     info = trainer.info()
     assert info["models"]["transunet"]["version"] == candidate.version and info["serving"]["name"] == candidate.name
-    assert run.invoke(app, ["models", "back", *place]).exit_code == 0
+    assert run.invoke(app, ["models", "rollback", *place]).exit_code == 0
     _, reply = trainer.infer("ultrarefiner", "image0", {"result_extension": ".nrrd"})
     assert reply["version"] == first["version"]
 
     # A file that was damaged after it was chosen: the model before goes on, and the server says why.
     candidate.path.write_bytes(candidate.path.read_bytes()[:1000])
-    assert isinstance(run.invoke(app, ["models", "use", candidate.name, *place]).exception, InputError)
+    assert isinstance(run.invoke(app, ["models", "promote", candidate.name, *place]).exception, InputError)
     (work.models / "current.json").write_text(json.dumps({"name": candidate.name, "before": ["configured"]}))
     _, reply = trainer.infer("ultrarefiner", "image0", {"result_extension": ".nrrd"})
     assert reply["version"] == first["version"]
@@ -193,7 +193,7 @@ def test_the_refiner_and_both_together(training_server, trainer, task):
     server, studies = training_server, training_server.studies
     registry, work = Registry(WorkFolder.of(studies)), WorkFolder.of(studies)
     if registry.pointer().name != CONFIGURED:  # the test before leaves a damaged one
-        registry.use(CONFIGURED)
+        registry.promote(CONFIGURED)
     click = {"foreground": [[60, 40, 0]], "background": [[5, 5, 0]], "result_extension": ".nrrd"}
     _, first = trainer.infer("sam_refiner", "image0", dict(click))
 
@@ -224,7 +224,7 @@ def test_the_refiner_and_both_together(training_server, trainer, task):
 
     run, place = CliRunner(), ["--studies", str(studies)]
     assert done["name"] in run.invoke(app, ["models", "list", *place]).output
-    assert run.invoke(app, ["models", "use", done["name"], *place]).exit_code == 0
+    assert run.invoke(app, ["models", "promote", done["name"], *place]).exit_code == 0
     candidate = registry.get(done["name"])
     path, reply = trainer.infer("sam_refiner", "image0", dict(click))
     assert reply["version"] == candidate.version and reply["refiner"] == "trained"
@@ -236,7 +236,7 @@ def test_the_refiner_and_both_together(training_server, trainer, task):
     start = load_system(server.checkpoint)
     assert changed(start.refiner, system.refiner), "the refiner learned nothing"
     assert changed(start.coarse, system.coarse) == (task == "ultrarefiner")
-    assert run.invoke(app, ["models", "back", *place]).exit_code == 0
+    assert run.invoke(app, ["models", "rollback", *place]).exit_code == 0
     _, reply = trainer.infer("sam_refiner", "image0", dict(click))
     assert reply["version"] == first["version"]
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from ultrarefiner_monai.cli.command import app
 from ultrarefiner_monai.config import CoarseConfig, PostConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.learning.registry import CONFIGURED, Pointer, Registry
+from ultrarefiner_monai.learning.pointer import CONFIGURED, Pointer, PointerFile
+from ultrarefiner_monai.learning.registry import Registry
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint, save_system
 from ultrarefiner_monai.models.sam.network import build_sam
@@ -53,14 +54,17 @@ def registry(work: WorkFolder, tmp_path: Path) -> Registry:
 def test_there_and_back_and_the_one_before_stays(registry: Registry) -> None:
     assert [c.name for c in registry.candidates()] == ["transunet-1", "transunet-2"]
     assert registry.pointer() == Pointer() and registry.state() == ()
-    registry.use("transunet-1")
+    registry.promote("transunet-1")
     before = registry.state()
-    assert registry.use("transunet-2") == Pointer("transunet-2", ("transunet-1", CONFIGURED))
+    pointer = registry.promote("transunet-2")
+    assert pointer == registry.pointer() and pointer.by == "person" and pointer.at
+    assert (pointer.name, pointer.before) == ("transunet-2", ("transunet-1", CONFIGURED))
     assert registry.state() != before
-    assert registry.back().name == "transunet-1" and registry.get("transunet-2").path.is_file()
-    assert registry.back() == Pointer(CONFIGURED, ())
+    assert registry.rollback().name == "transunet-1" and registry.get("transunet-2").path.is_file()
+    back = registry.rollback()
+    assert (back.name, back.before) == (CONFIGURED, ())
     with pytest.raises(InputError, match="nothing was before"):
-        registry.back()
+        registry.rollback()
 
 
 def test_a_coarse_candidate_keeps_the_refiner_it_was_served_with(registry: Registry, tmp_path: Path) -> None:
@@ -75,7 +79,7 @@ def test_a_coarse_candidate_keeps_the_refiner_it_was_served_with(registry: Regis
 
 
 def test_what_cannot_be_served_is_refused_and_changes_nothing(registry: Registry, tmp_path: Path) -> None:
-    registry.use("transunet-1")
+    registry.promote("transunet-1")
     with pytest.raises(InputError, match="not finite"):
         registry.add("broken", write(tmp_path / "b.safetensors", 3, broken=True))
     assert not list(registry.folder.glob("broken*"))
@@ -84,16 +88,16 @@ def test_what_cannot_be_served_is_refused_and_changes_nothing(registry: Registry
     for content, words in ((whole[: len(whole) // 2], "readable"), (b"", "readable"), (None, "no checkpoint")):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(InputError, match=words):
-            registry.use("transunet-2")
+            registry.promote("transunet-2")
     write(path, 9)
     with pytest.raises(InputError, match="changed since"):
-        registry.use("transunet-2")
+        registry.promote("transunet-2")
     for name in ("../transunet-1", "nothing", "current", ""):
         with pytest.raises(InputError, match=r"known: configured, transunet-1"):
-            registry.use(name)
+            registry.promote(name)
     with pytest.raises(InputError, match="already"):
-        registry.use("transunet-1")
-    assert registry.pointer() == Pointer("transunet-1", (CONFIGURED,))
+        registry.promote("transunet-1")
+    assert (registry.pointer().name, registry.pointer().before) == ("transunet-1", (CONFIGURED,))
 
 
 def test_names_are_never_given_twice(registry: Registry) -> None:
@@ -103,28 +107,33 @@ def test_names_are_never_given_twice(registry: Registry) -> None:
 
 @pytest.mark.parametrize("content", ["{ half of it", "[]", '{"name": 5}', "\0" * 40, None])
 def test_a_pointer_that_is_damaged_or_gone_is_said(registry: Registry, content: str | None) -> None:
-    registry.use("transunet-1")
-    registry.pointer_file.unlink() if content is None else registry.pointer_file.write_text(content)
+    registry.promote("transunet-1")
+    PointerFile(registry.folder).path.unlink() if content is None else PointerFile(registry.folder).path.write_text(
+        content
+    )
     found = registry.pointer()
     assert (
-        found.name == CONFIGURED and "transunet-1 was served before" in found.problem and "models use" in found.problem
+        found.name == CONFIGURED
+        and "transunet-1 was served before" in found.problem
+        and "models promote" in found.problem
     )
-    registry.use("transunet-1")  # somebody chose: all is well again
+    registry.promote("transunet-1")  # somebody chose: all is well again
     assert registry.pointer().problem == "" and registry.pointer().name == "transunet-1"
 
 
 def test_no_pointer_is_no_problem_where_nobody_chose(registry: Registry) -> None:
     assert registry.pointer().problem == ""
-    registry.pointer_file.write_text("{")
+    PointerFile(registry.folder).path.write_text("{")
     assert "is damaged" in registry.pointer().problem
 
 
 def test_commands(registry: Registry, tmp_path: Path) -> None:
     run, studies = CliRunner(), ["--studies", str(tmp_path)]
-    assert "back" in run.invoke(app, ["models", "use", "transunet-2", *studies], catch_exceptions=False).output
+    assert "rollback" in run.invoke(app, ["models", "promote", "transunet-2", *studies], catch_exceptions=False).output
     listed = run.invoke(app, ["models", "list", *studies], catch_exceptions=False).output
     assert "transunet-1" in listed and "served" in next(row for row in listed.splitlines() if "transunet-2" in row)
-    run.invoke(app, ["models", "back", *studies], catch_exceptions=False)
-    assert json.loads(registry.pointer_file.read_text()) == {"name": "configured", "before": []}
+    run.invoke(app, ["models", "rollback", *studies], catch_exceptions=False)
+    stored = json.loads(PointerFile(registry.folder).path.read_text())
+    assert (stored["name"], stored["before"], stored["by"]) == ("configured", [], "person")
     missing = run.invoke(app, ["models", "list", "--studies", str(tmp_path / "typo")])
     assert isinstance(missing.exception, InputError) and not (tmp_path / "typo").exists()

@@ -48,20 +48,22 @@ def models_list(studies: Studies, work_dir: WorkDir = None) -> None:
     typer.echo(
         "images: trained on + validated on. Dice: mean over the validation images with a lesion; they also chose the"
     )
-    typer.echo("epoch, so expect a little less on new images. Serve one: ultrarefiner models use NAME --studies DIR")
+    typer.echo(
+        "epoch, so expect a little less on new images. Serve one: ultrarefiner models promote NAME --studies DIR"
+    )
 
 
-@app.command("use")
-def models_use(name: str, studies: Studies, work_dir: WorkDir = None) -> None:
+@app.command("promote")
+def models_promote(name: str, studies: Studies, work_dir: WorkDir = None) -> None:
     """Serve a candidate. A running server uses it from the next request on."""
-    pointer = _registry(studies, work_dir).use(name)
-    typer.echo(f"{pointer.name} is served now; `models back` brings {pointer.before[0]} back")
+    pointer = _registry(studies, work_dir).promote(name)
+    typer.echo(f"{pointer.name} is served now; `models rollback` brings {pointer.before[0]} back")
 
 
-@app.command("back")
-def models_back(studies: Studies, work_dir: WorkDir = None) -> None:
-    """Serve the previous model again."""
-    typer.echo(f"{_registry(studies, work_dir).back().name} is served again")
+@app.command("rollback")
+def models_rollback(studies: Studies, work_dir: WorkDir = None) -> None:
+    """Undo the last step: the model before is served again."""
+    typer.echo(f"{_registry(studies, work_dir).rollback().name} is served again")
 
 
 def _mark(name: str, pointer: Any) -> str:

@@ -1,16 +1,15 @@
-"""Which model is served: candidates that trainings made, by name, and a pointer file that says which one answers.
+"""Which model is served: candidates that trainings made, by name, and a pointer that says which one answers.
 
 models/NAME.safetensors, NAME.json   a candidate: its checkpoint, and what it was trained on and reached
-models/current.json                  {"name": ..., "before": [...]}: what is served, and what was before, newest first
-models/.last.json                    the same, so that it is known that current.json is gone, and what was served
+models/quick-N.safetensors           tensors tuned on top of what is served (``learning/quick``), nothing without it
+models/current.json                  the pointer (``learning/pointer.py``)
 
-A training adds candidates and never moves the pointer; a person does. The pointer is written beside and renamed, so a
-running server sees either the old or the new one. ``CONFIGURED`` is what the server's option ``weights`` names.
+Whoever moves the pointer is a person, or a training whose candidate passed the gate (``learning/gate.py``). It is written
+beside and renamed, so a running server sees either the old or the new one.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -20,15 +19,19 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 
-from ultrarefiner_monai.core.files import replacing, sha256_of
+from ultrarefiner_monai.core.files import sha256_of
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.learning.pointer import CONFIGURED, Pointer, PointerFile
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint, write_checkpoint
 from ultrarefiner_monai.studies.training_folder import read_json, write_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
-CONFIGURED = "configured"
+__all__ = ["CONFIGURED", "Candidate", "Pointer", "Registry", "Start", "check", "quick_base"]
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_QUICK = re.compile(r"quick-(\d{1,9})")
 _MOST_BEFORE = 20
 
 
@@ -41,15 +44,6 @@ class Candidate:
     version: str
     created: str
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pointer:
-    """What is served, and what was served before it, newest first. problem: why that cannot be known, else empty."""
-
-    name: str = CONFIGURED
-    before: tuple[str, ...] = ()
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,9 +60,8 @@ class Registry:
 
     def __init__(self, work: WorkFolder):
         self.folder = work.models
-        self.pointer_file = self.folder / "current.json"
-        self.last_file = self.folder / ".last.json"  # no candidate can be called so
-        self._own = (self.pointer_file, self.last_file)
+        self._file = PointerFile(self.folder)
+        self._own = (self._file.path, self._file.last)
 
     # --- candidates ---------------------------------------------------------------------------------------------------
 
@@ -107,7 +100,7 @@ class Registry:
         facts: task, start (name and version it started from), images, figures. Raises InputError for a file that cannot
         be served.
         """
-        if not _NAME.fullmatch(name) or name in (CONFIGURED, *(path.stem for path in self._own)):
+        if not _NAME.fullmatch(name) or _QUICK.fullmatch(name) or name in (CONFIGURED, *(p.stem for p in self._own)):
             raise InputError(f"a model's name is letters, digits, dots, dashes and underscores, got {name!r:.80}")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.folder / f"{name}.safetensors"
@@ -133,44 +126,43 @@ class Registry:
 
     def pointer(self) -> Pointer:
         """What the pointer file says; CONFIGURED when there is none, or it cannot be read: then with a problem."""
-        found = _pointer(read_json(self.pointer_file))
-        if found is not None:
-            return found
-        last = _pointer(read_json(self.last_file))
-        if not self.pointer_file.exists() and (last is None or last.name == CONFIGURED):
-            return Pointer()
-        how = "is damaged" if self.pointer_file.exists() else "is gone"
-        before = f"; {last.name} was served before" if last is not None else ""
-        return Pointer(
-            problem=f"the file that says which model is served ({self.pointer_file.name}) {how}: the model that the server "
-            f"is configured with answers{before}. Choose one with `ultrarefiner models use NAME`"
-        )
+        return self._file.read()
 
     def state(self) -> tuple[int, ...]:
         """Changes whenever the pointer file does."""
-        try:
-            stat = self.pointer_file.stat()
-        except OSError:
-            return ()
-        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+        return self._file.state()
 
-    def use(self, name: str) -> Pointer:
-        """Serve ``name`` from now on. Raises InputError when it cannot be served; then nothing changes."""
+    def promote(self, name: str, by: str = "person", over: Pointer | None = None) -> Pointer:
+        """Serve ``name`` from now on, without a quick model on top of it.
+
+        over: what has to be served still (by name); InputError when somebody chose another model meanwhile. Raises
+        InputError when ``name`` cannot be served, or is served already; then nothing changes.
+        """
         with self._lock():
             now = self.pointer()
-            if name == now.name and not now.problem:
+            if over is not None and over.name != now.name:
+                raise InputError(f"{now.name} is served now, no longer {over.name}: {name} was compared with that")
+            if name == now.name and not now.quick and not now.problem:
                 raise InputError(f"{name} is what is served already")
             self.require_sound(name)
-            return self._point(Pointer(name, (now.name, *now.before)[:_MOST_BEFORE]))
+            before = now.before if name == now.name else (now.name, *now.before)[:_MOST_BEFORE]
+            return self._point(replace(now, name=name, before=before, quick=""), by)
 
-    def back(self) -> Pointer:
-        """Serve what was served before. Raises InputError when there is none, or it cannot be served any more."""
+    def rollback(self, by: str = "person") -> Pointer:
+        """Undo the last step: the quick model goes first, then the model before is served again.
+
+        Raises InputError when there is nothing to undo, or what was before cannot be served any more.
+        """
         with self._lock():
             now = self.pointer()
+            if now.quick:
+                return self._point(replace(now, quick=""), by)
             if not now.before:
-                raise InputError(f"{now.name} is served, and nothing was before it: choose one with `models use NAME`")
+                raise InputError(
+                    f"{now.name} is served, and nothing was before it: choose one with `ultrarefiner models promote NAME`"
+                )
             self.require_sound(now.before[0])
-            return self._point(Pointer(now.before[0], now.before[1:]))
+            return self._point(replace(now, name=now.before[0], before=now.before[1:]), by)
 
     def require_sound(self, name: str) -> None:
         """InputError unless ``name`` is CONFIGURED or a candidate whose file is whole and the one that was made."""
@@ -180,22 +172,80 @@ class Registry:
         if check(found.path) != found.version:
             raise InputError(f"{found.path} is not the file that was made as {name}: it changed since")
 
+    # --- the quick model ----------------------------------------------------------------------------------------------
+
+    def free_quick(self) -> str:
+        """The name for a quick model that is about to be written: ``quick-N`` with a number that none ever had."""
+        found = [int(m[1]) for path in self.folder.glob("quick-*") if (m := _QUICK.fullmatch(path.stem))]
+        return f"quick-{max([self.pointer().quicks, *found]) + 1}"
+
+    def quick_path(self, name: str) -> Path:
+        """Where a quick model's tensors lie. Raises InputError for what is no quick model's name."""
+        if not _QUICK.fullmatch(name):
+            raise InputError(f"a quick model is called quick-N, got {name!r:.80}")
+        return self.folder / f"{name}.safetensors"
+
+    def set_quick(self, name: str, base_version: str) -> Pointer:
+        """Serve the quick model ``name`` on top of the champion from now on; older ones are removed.
+
+        base_version: the champion that it was tuned on, as its file's metadata say under ``base``. Raises InputError when
+        the file cannot be read, says another base, or when another model became champion meanwhile.
+        """
+        path = self.quick_path(name)
+        with self._lock():
+            now = self.pointer()
+            served = self.version_of(now.name)
+            # Of CONFIGURED the registry knows no version: whoever loads it compares.
+            if now.problem or (served and served != base_version):
+                raise InputError(f"{name} was tuned on version {base_version}, which is no longer what is served")
+            if (base := quick_base(path)) != base_version:
+                raise InputError(f"{name} was tuned on version {base or 'unknown'}, not on {base_version}")
+            number = int(name.rpartition("-")[2])
+            pointer = self._point(replace(now, quick=name, quicks=max(now.quicks, number)), "quick")
+            self._remove_quicks(pointer)
+            return pointer
+
+    def clear_quick(self, by: str = "person") -> Pointer:
+        """Let the champion answer alone. Nothing changes where it does already."""
+        with self._lock():
+            now = self.pointer()
+            return self._point(replace(now, quick=""), by) if now.quick else now
+
+    def version_of(self, name: str) -> str:
+        """The version that a candidate has alone; empty for CONFIGURED, whose file the server's options name."""
+        return "" if name == CONFIGURED else self.get(name).version
+
+    def _remove_quicks(self, pointer: Pointer) -> None:
+        """Quick models that nobody will ask for again; a running server has read what it serves."""
+        for path in self.folder.glob("quick-*.safetensors"):
+            if path.stem != pointer.quick and _number(path.stem) <= pointer.quicks:
+                path.unlink(missing_ok=True)
+
     def _lock(self) -> FileLock:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return FileLock(str(self.folder / "lock"))
 
-    def _point(self, pointer: Pointer) -> Pointer:
-        for path in (self.pointer_file, self.last_file):
-            with replacing(path, "w") as file:
-                json.dump({"name": pointer.name, "before": list(pointer.before)}, file, indent=1)
-        return pointer
+    def _point(self, pointer: Pointer, by: str) -> Pointer:
+        at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        return self._file.write(replace(pointer, by=by, at=at, problem=""))
 
 
-def _pointer(values: dict[str, Any]) -> Pointer | None:
-    name, before = values.get("name"), values.get("before", [])
-    if not isinstance(name, str) or not isinstance(before, list):
-        return None
-    return Pointer(name, tuple(str(n) for n in before))
+def quick_base(path: Path) -> str:
+    """The version of the champion that a quick model was tuned on, "" where its file does not say. InputError for a file
+    that is gone or cannot be read."""
+    if not path.is_file():
+        raise InputError(f"there is no quick model {path.stem}")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return str((file.metadata() or {}).get("base", ""))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path.name} is damaged: {error}") from error
+
+
+def _number(name: str) -> int:
+    """N of quick-N; 0 for other names."""
+    found = _QUICK.fullmatch(name)
+    return int(found[1]) if found else 0
 
 
 def check(path: Path) -> str:

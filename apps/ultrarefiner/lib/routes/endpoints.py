@@ -66,8 +66,8 @@ def _refusals(studies: str) -> list[Route]:
         *((method, "/scoring/", no_scoring) for method in ("GET", "POST", "DELETE")),
         ("GET", "/model/{model}", _refuse(404, "models are not handed out: `ultrarefiner models list` shows them")),
         ("GET", "/model/info/{model}", _refuse(404, "/info/ says which model answers")),
-        ("PUT", "/model/{model}", _refuse(403, "models are chosen with `ultrarefiner models use`, not uploaded")),
-        ("DELETE", "/model/{model}", _refuse(403, "models are chosen with `ultrarefiner models use`, not removed")),
+        ("PUT", "/model/{model}", _refuse(403, "models are chosen with `ultrarefiner models promote`, not uploaded")),
+        ("DELETE", "/model/{model}", _refuse(403, "models are chosen with `ultrarefiner models promote`, not removed")),
         ("POST", "/reload", _refuse(403, "restart the server instead")),
         *((method, "/proxy/dicom/{path:path}", no_store) for method in ("GET", "POST") if is_folder),
     ]

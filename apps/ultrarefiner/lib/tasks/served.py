@@ -1,6 +1,6 @@
 """The model that answers.
 
-A running server follows the registry: after `models use` the next request is answered by the model that was chosen.
+A running server follows the registry: after `models promote` the next request is answered by the model that was chosen.
 """
 
 from __future__ import annotations

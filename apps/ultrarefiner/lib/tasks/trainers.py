@@ -133,7 +133,7 @@ class LesionTraining(TrainTask):
             print(f"{self.name} {NOT_DONE}{reason}", flush=True)
             sys.exit(1)
         print(
-            f"{candidate.name} is trained: see `ultrarefiner models list`, serve it with `ultrarefiner models use "
+            f"{candidate.name} is trained: see `ultrarefiner models list`, serve it with `ultrarefiner models promote "
             f"{candidate.name}`",
             flush=True,
         )
