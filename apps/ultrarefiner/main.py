@@ -30,6 +30,7 @@ from lib.store.sessions import SessionStore
 from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import LesionTask, Outline, make_tasks
+from lib.tasks.mistakes import MistakesKeeper
 from lib.tasks.prepare import Preparer
 from lib.tasks.progress import ProgressKeeper
 from lib.tasks.served import Served
@@ -41,7 +42,9 @@ from ultrarefiner_monai.core.types import LABELS, NOTICE
 from ultrarefiner_monai.dicom.series import sha256_of_image
 from ultrarefiner_monai.dicomweb.client import Pacs
 from ultrarefiner_monai.exchange.labels import Exchange
+from ultrarefiner_monai.masks.label_values import is_confirmed
 from ultrarefiner_monai.studies.availability import MARK_VARIABLE
+from ultrarefiner_monai.studies.corrections import Labelled
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
 from ultrarefiner_monai.studies.names import check_name
 from ultrarefiner_monai.studies.watch import Watch
@@ -75,7 +78,7 @@ class UltraRefinerApp(MONAILabelApp):
         self.served = Served(Path(app_dir), self.config, self.work)
         self.engine = Engine(self.served, self.config, self.work, self.journal)
         self.preparer = Preparer(self.engine, self.config.prepare)
-        self.progress = ProgressKeeper(self.work.journal)
+        self.progress = ProgressKeeper(self.work.journal, MistakesKeeper(self.work.journal, self._pair_of))
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
         self.limiter = anyio.CapacityLimiter(self.config.workers)
         # Labels, uploads and sessions that are read and written: twenty at once cost the memory of a few.
@@ -146,6 +149,15 @@ class UltraRefinerApp(MONAILabelApp):
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """Called by whoever saves a final label without our route: the journal gets what lies in the studies, soon."""
         journal_saved(self.datastore(), image_id, label_id, self.engine.open)
+
+    def _pair_of(self, image_id: str) -> Labelled | None:
+        """An image with its final label; None where it has none."""
+        store, tag = self.datastore(), DefaultLabelTag.FINAL.value
+        label = store.get_label_uri(image_id, tag)
+        if not label:
+            return None
+        confirmed = is_confirmed(store.get_label_info(image_id, tag))
+        return Labelled(image_id, store.image_path(image_id), Path(label), confirmed)
 
     # --- next sample, sessions ----------------------------------------------------------------------------------------
 

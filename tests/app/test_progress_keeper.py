@@ -56,7 +56,7 @@ def test_whoever_asks_does_not_wait_for_masks(tmp_path: Path, monkeypatch: pytes
 
 def test_mistakes_are_asked_for_when_there_are_new_labels(tmp_path: Path) -> None:
     path, asked = tmp_path / "work" / "journal.sqlite", []
-    keeper = ProgressKeeper(path, lambda: asked.append(1) or len(asked))
+    keeper = ProgressKeeper(path, lambda saves: asked.append(1) or len(asked))
     assert keeper.now(5).mistakes is None
     fill(path, 2)
     assert keeper.now(5).mistakes == 1 and keeper.now(5).mistakes == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import closing
@@ -22,10 +23,8 @@ from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.masks.pixels import unpack_mask
 from ultrarefiner_monai.studies.journal_rows import StoredPromotion, promotion_of, seconds_between
 
-_AT_ONCE = (
-    100  # masks are read for so many labels; a reader that stays long keeps the journal's side file from shrinking
-)
-_ONES = np.array([bin(k).count("1") for k in range(256)], np.int64)
+_FIRST_TOLD = 200  # labels after which those that are known are told first; then at twice as many, and so on
+_REST_SECONDS = 0.0005  # after each label: whoever answers requests wants the interpreter, too
 
 _ROWS = """
 SELECT c.id, c.created, c.image_id, {shown}, n.prompts, n.version, {first}, n.id
@@ -61,8 +60,7 @@ class LabelFigures:
     def __init__(self, path: Path):
         self.path, self.left = path, 0
         self.promotions: tuple[StoredPromotion, ...] = ()
-        self._saves: dict[int, Save] = {}
-        self._seen: dict[int, tuple[str, float | None]] = {}  # correction -> (when it was saved, Dice)
+        self._known: dict[int, Save] = {}
 
     def look(self, seen: Callable[[list[Save]], None] = lambda _: None) -> list[Save]:
         """All saves, in order. seen: called with those that are known so far, while there are more to come.
@@ -70,32 +68,35 @@ class LabelFigures:
         Raises sqlite3.Error for a journal that cannot be read; one that is not there has none.
         """
         if not self.path.exists():
-            self._seen.clear()
+            self._known.clear()
             self.promotions = ()
             return []
         with closing(sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as connection:
             columns = _Columns.of(connection)
             self.promotions = _promotions(connection)
             rows = connection.execute(_ROWS.format(shown=columns.shown, first=columns.first)).fetchall()
-            known = {row[0]: row[1] for row in rows}
+            there = {row[0]: row[1] for row in rows}
             # Another journal in its place may give the same number to another label.
-            self._seen = {key: value for key, value in self._seen.items() if known.get(key) == value[0]}
-            fresh = [row for row in rows if row[0] not in self._seen]
-            for begin in range(0, len(fresh), _AT_ONCE):
-                self.left = len(fresh) - begin
-                if begin:
-                    seen([self._save(row) for row in rows if row[0] in self._seen])
-                for row in fresh[begin : begin + _AT_ONCE]:
-                    self._seen[row[0]] = (row[1], self._dice(connection, row))
+            self._known = {key: save for key, save in self._known.items() if there.get(key) == save.created}
+            fresh, told = [row for row in rows if row[0] not in self._known], _FIRST_TOLD
+            for k, row in enumerate(fresh):
+                self.left = len(fresh) - k
+                if k == told:
+                    seen(self._in_order())
+                    told *= 2
+                self._known[row[0]] = self._save(connection, row)
+                time.sleep(_REST_SECONDS)
         self.left = 0
-        return [self._save(row) for row in rows]
+        return self._in_order()
 
-    def _save(self, row: tuple) -> Save:
+    def _in_order(self) -> list[Save]:
+        return [self._known[key] for key in sorted(self._known)]
+
+    def _save(self, connection: sqlite3.Connection, row: tuple) -> Save:
         number, created, image_id, shown, prompts, version = row[:6]
         clicks = None if prompts is None else clicks_in(_json(prompts))
-        return Save(
-            number, created, image_id, clicks, self._seen[number][1], seconds_between(shown, created), version or ""
-        )
+        dice = self._dice(connection, row)
+        return Save(number, created, image_id, clicks, dice, seconds_between(shown, created), version or "")
 
     def _dice(self, connection: sqlite3.Connection, of: tuple) -> float | None:
         """Dice of the first proposal against the label; None where it was forgotten, or is of another size. The newest
@@ -118,11 +119,15 @@ def packed_dice(label: bytes, proposal: bytes, shape: tuple[int, ...], reply: di
     frames = [k for k in range(shape[0]) if k in answered]
     if len(frames) == shape[0]:
         a, b = (np.frombuffer(zlib.decompress(bits), np.uint8) for bits in (label, proposal))
-        total = int(_ONES[a].sum() + _ONES[b].sum())
-        return 1.0 if not total else 2 * int(_ONES[a & b].sum()) / total
+        total = _ones(a) + _ones(b)
+        return 1.0 if not total else 2 * _ones(a & b) / total
     if not frames:
         return None
     return float(dice_of(unpack_mask(label, shape)[frames], unpack_mask(proposal, shape)[frames]))
+
+
+def _ones(packed: np.ndarray) -> int:
+    return int(np.count_nonzero(np.unpackbits(packed).view(bool)))
 
 
 def clicks_in(prompts: dict[str, Any]) -> int:

@@ -43,9 +43,18 @@ NAMES = {
     "noise": "specks",
 }
 COLOURS = {
-    "identity": "#35a36b", "over": "#fdd0a2", "giant": "#e6550d", "bridge": "#fdae6b", "islands": "#a63603",
-    "under": "#c6dbef", "chunk": "#6baed6", "holes": "#9e9ac8", "fragments": "#54278f", "empty": "#08519c",
-    "shift": "#969696", "noise": "#d9d9d9",
+    "identity": "#35a36b",
+    "over": "#fdd0a2",
+    "giant": "#e6550d",
+    "bridge": "#fdae6b",
+    "islands": "#a63603",
+    "under": "#c6dbef",
+    "chunk": "#6baed6",
+    "holes": "#9e9ac8",
+    "fragments": "#54278f",
+    "empty": "#08519c",
+    "shift": "#969696",
+    "noise": "#d9d9d9",
 }
 
 

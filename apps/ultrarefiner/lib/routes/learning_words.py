@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from lib.routes.status_page import Bars
 from ultrarefiner_monai.config.learning import LearningConfig
+from ultrarefiner_monai.learning.mistake_kinds import GOOD_DICE
+from ultrarefiner_monai.learning.mistakes import RIGHT
+from ultrarefiner_monai.learning.mistakes_picture import NAMES, Group, Picture
 
 Row = tuple[str, str]
 
@@ -22,5 +27,51 @@ def learning_rows(state: dict[str, Any], config: LearningConfig) -> list[Row]:
 
 
 def report_words(report: dict[str, Any]) -> str:
-    """What the gate said of a model; "" without a report."""
-    return "; ".join(map(str, report.get("reasons", [])))
+    """What the gate said of a model (``GateReport.to_dict``); "" without a report."""
+    said = []
+    if groups := report.get("groups"):
+        said.append(f"{groups} patients validate")
+    for found in report.get("compared") or ():
+        after = {0: "without clicks", 1: "with one click"}.get(found["clicks"], f"with {found['clicks']} clicks")
+        if found["lesions"]:
+            said.append(f"{after} Dice {_change(found['dice'], '.3f')}, failures {_change(found['failures'])}")
+        if found["normals"] and not found["clicks"]:
+            said.append(f"false alarms {_change(found['false_alarms'])} of {found['normals']}")
+    if groups:
+        said.append(f"power: a model that is as good passes with {report.get('power_equal', 0):.0%}")
+    said += [str(reason) for reason in [*(report.get("reasons") or ()), *(report.get("warnings") or ())]]
+    return "; ".join(said)
+
+
+def wrong_bars(picture: Picture | None) -> list[Bars]:
+    """Shares of outlines that were wrong, of all and by size, echogenicity and device; none without a picture."""
+    if picture is None:
+        return []
+    kinds = {kind: share for kind, share in picture.everything.shares.items() if kind != RIGHT}
+    found = [Bars("Kinds of error", [(NAMES.get(kind, kind), share, f"{share:.0%}") for kind, share in kinds.items()])]
+    found += [Bars(f"Wrong, by {name}", [_wrong_row(g) for g in groups]) for name, groups in picture.by.items()]
+    return [bars for bars in found if bars.rows]
+
+
+def wrong_words(picture: Picture | None) -> str:
+    """What the bars rest on."""
+    if picture is None:
+        return ""
+    dice = "" if picture.everything.dice is None else f", mean Dice {picture.everything.dice:.2f}"
+    return (
+        f"The first proposal, without clicks, against the label: {picture.everything.images:.0f} images that were labelled "
+        f"last{dice}. Wrong is a Dice below {GOOD_DICE:g}."
+    )
+
+
+def _wrong_row(group: Group) -> tuple[str, float, str]:
+    wrong = {kind: share for kind, share in group.shares.items() if kind != RIGHT}
+    dice = "" if group.dice is None else f", Dice {group.dice:.2f}"
+    most = max(wrong, key=lambda kind: wrong[kind], default="")
+    mostly = f", mostly {NAMES.get(most, most)}" if most else ""
+    return group.name, sum(wrong.values()), f"{sum(wrong.values()):.0%} of {group.images:.0f}{dice}{mostly}"
+
+
+def _change(pair: Sequence[float], form: str = "") -> str:
+    before, after = pair
+    return f"{before:{form}} to {after:{form}}"

@@ -18,7 +18,7 @@ from monailabel.endpoints.user.auth import User
 
 from lib.app import App
 from lib.information import problems
-from lib.routes.learning_words import learning_rows, report_words
+from lib.routes.learning_words import learning_rows, report_words, wrong_bars, wrong_words
 from lib.routes.routing import Route, user_role
 from lib.routes.status_page import Facts, Row, Running, Step, status_page
 from lib.tasks.background import FAILED, RUNNING
@@ -72,6 +72,8 @@ def facts_of(app: App) -> Facts:
         running=_part([], lambda: list(_running(app))),
         steps=_part([], lambda: _steps(summary)),
         errors=_part([], lambda: _errors(app)),
+        wrong=_part([], lambda: wrong_bars(summary.mistakes)),
+        wrong_says=_part("", lambda: wrong_words(summary.mistakes)),
     )
 
 

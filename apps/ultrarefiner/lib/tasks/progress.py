@@ -1,17 +1,15 @@
 """The summary of the labels so far, kept for whoever asks: the status page and the metrics.
 
-Nobody who asks waits for masks to be read: a thread of low priority brings the summary up to date behind the answer.
+Nobody who asks waits for masks to be read: a thread that rests often brings the summary up to date behind the answer.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,6 @@ from ultrarefiner_monai.studies.journal_rows import StoredPromotion
 
 logger = logging.getLogger(__name__)
 
-_NICE = 10
 _OFTEN_SECONDS = 2.0  # not more often than that, however often somebody asks
 
 
@@ -41,10 +38,10 @@ class Summary:
 class ProgressKeeper:
     """The summary of the journal at ``path``, brought up to date in a thread when somebody asks. Thread-safe.
 
-    mistakes_of: called in the thread, after the labels were counted, when there are new ones; None: no mistakes.
+    mistakes_of: called in the thread with all saves, after they were counted, when there are new ones; None: no mistakes.
     """
 
-    def __init__(self, path: Path, mistakes_of: Callable[[], Any] | None = None):
+    def __init__(self, path: Path, mistakes_of: Callable[[list[Save]], Any] | None = None):
         self._path, self._figures, self._mistakes_of = path, LabelFigures(path), mistakes_of
         self._lock = threading.Lock()
         self._summary = Summary()
@@ -67,8 +64,6 @@ class ProgressKeeper:
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with suppress(OSError, AttributeError):  # of this thread alone; Linux only
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         try:
             state = _state_of(self._path)
             if state != self._state:
@@ -89,7 +84,7 @@ class ProgressKeeper:
         fresh = saves != self._saves
         self._tell(progress_of(saves) if fresh else self._summary.progress)
         if fresh and self._mistakes_of is not None:
-            self._summary = replace(self._summary, mistakes=self._mistakes_of())
+            self._summary = replace(self._summary, mistakes=self._mistakes_of(saves))
         self._saves = saves
 
     def _tell(self, progress: Progress) -> None:
