@@ -44,12 +44,17 @@ def report_words(report: dict[str, Any]) -> str:
 
 
 def wrong_bars(picture: Picture | None) -> list[Bars]:
-    """Shares of outlines that were wrong, of all and by size, echogenicity and device; none without a picture."""
+    """Kinds of error, and the mean Dice by size, echogenicity and device; none without a picture."""
     if picture is None:
         return []
     kinds = {kind: share for kind, share in picture.everything.shares.items() if kind != RIGHT}
-    found = [Bars("Kinds of error", [(NAMES.get(kind, kind), share, f"{share:.0%}") for kind, share in kinds.items()])]
-    found += [Bars(f"Wrong, by {name}", [_wrong_row(g) for g in groups]) for name, groups in picture.by.items()]
+    found = [
+        Bars(
+            "Kinds of error, share of the proposals",
+            [(NAMES.get(kind, kind), share, f"{share:.0%}") for kind, share in kinds.items()],
+        )
+    ]
+    found += [Bars(f"By {name}", [_wrong_row(g) for g in groups]) for name, groups in picture.by.items()]
     return [bars for bars in found if bars.rows]
 
 
@@ -60,16 +65,18 @@ def wrong_words(picture: Picture | None) -> str:
     dice = "" if picture.everything.dice is None else f", mean Dice {picture.everything.dice:.2f}"
     return (
         f"The first proposal, without clicks, against the label: {picture.everything.images:.0f} images that were labelled "
-        f"last{dice}. Wrong is a Dice below {GOOD_DICE:g}."
+        f"last{dice}. An error is a Dice below {GOOD_DICE:g}."
     )
 
 
 def _wrong_row(group: Group) -> tuple[str, float, str]:
+    """The bar is the mean Dice; of images without a lesion the share that was left unmarked."""
     wrong = {kind: share for kind, share in group.shares.items() if kind != RIGHT}
-    dice = "" if group.dice is None else f", Dice {group.dice:.2f}"
+    right = 1 - sum(wrong.values()) if group.dice is None else group.dice
+    figure = f"{right:.0%} left unmarked" if group.dice is None else f"Dice {group.dice:.2f}"
     most = max(wrong, key=lambda kind: wrong[kind], default="")
-    mostly = f", mostly {NAMES.get(most, most)}" if most else ""
-    return group.name, sum(wrong.values()), f"{sum(wrong.values()):.0%} of {group.images:.0f}{dice}{mostly}"
+    mostly = f"; mostly {NAMES.get(most, most)}" if most else ""
+    return group.name, right, f"{figure}, {group.images:.0f} images{mostly}"
 
 
 def _change(pair: Sequence[float], form: str = "") -> str:

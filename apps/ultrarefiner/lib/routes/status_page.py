@@ -23,7 +23,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 1rem; background: var(--page);
 color: var(--ink); overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: .2rem 0; } h2 { font-size: 1.1rem; margin: 0 0 .5rem; } h3 { font-size: 1rem; margin: .8rem 0 .2rem; }
+h1 { font-size: 1.5rem; margin: .2rem 0; } h2 { font-size: 1.1rem; margin: 0 0 .5rem; } body > h2 { margin-top: 1.4rem; } h3 { font-size: 1rem; margin: .8rem 0 .2rem; }
 p { margin: .3rem 0; } a { color: var(--line); } .soft { color: var(--soft); font-size: .9rem; }
 .notice { background: var(--notice); border-radius: .4rem; padding: .5rem .8rem; margin: .6rem 0; }
 .cards { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); margin: .8rem 0; }
@@ -33,7 +33,7 @@ p { margin: .3rem 0; } a { color: var(--line); } .soft { color: var(--soft); fon
 .big { font-size: 1.8rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 td, th { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--rule); }
-th { font-weight: 600; overflow-wrap: normal; } .facts th { width: 9rem; } tr:last-child > td, tr:last-child > th { border-bottom: 0; } .wide { overflow-x: auto; overflow-wrap: normal; }
+th { font-weight: 600; overflow-wrap: normal; } .facts th { width: 9rem; } .bars td { overflow-wrap: normal; } .bars td:nth-child(2) { width: 30%; padding-top: .65rem; } tr:last-child > td, tr:last-child > th { border-bottom: 0; } .wide { overflow-x: auto; overflow-wrap: normal; }
 .wide td:last-child { min-width: 14rem; }
 svg { display: block; width: 100%; height: auto; } svg.bar { height: .7rem; border-radius: .3rem; min-width: 4rem; }
 .grid { stroke: var(--rule); } .line { fill: none; stroke: var(--line); stroke-width: 2; stroke-linejoin: round; }
@@ -244,10 +244,10 @@ def _wrong(facts: Facts) -> str:
     groups = []
     for bars in facts.wrong:
         rows = "".join(
-            f'<tr><td>{escape(group)}</td><td style="width: 40%">{bar(share, f"{group}: {says}")}</td><td>{escape(says)}</td></tr>'
+            f"<tr><td>{escape(group)}</td><td>{bar(share, f'{group}: {says}')}</td><td>{escape(says)}</td></tr>"
             for group, share, says in bars.rows
         )
-        groups.append(f'<div class="card"><h3>{escape(bars.title)}</h3><table>{rows}</table></div>')
+        groups.append(f'<div class="card"><h3>{escape(bars.title)}</h3><table class="bars">{rows}</table></div>')
     says = f'<p class="soft">{escape(facts.wrong_says)}</p>' if facts.wrong_says else ""
     return f'<h2>What the model gets wrong</h2>{says}<div class="cards">{"".join(groups)}</div>'
 

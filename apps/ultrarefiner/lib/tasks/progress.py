@@ -51,7 +51,8 @@ class ProgressKeeper:
         self._looked = -_OFTEN_SECONDS
 
     def now(self, wait: float = 0.0) -> Summary:
-        """The summary. A look at the journal begins where there may be news; ``wait``: seconds to wait for its end."""
+        """The summary. A look at the journal begins where there may be news; ``wait``: seconds to wait until the labels
+        are counted."""
         with self._lock:
             if self._done is None and time.monotonic() - self._looked >= _OFTEN_SECONDS:
                 self._done = threading.Event()
@@ -83,6 +84,8 @@ class ProgressKeeper:
         saves = self._figures.look(lambda known: self._tell(progress_of(known)))
         fresh = saves != self._saves
         self._tell(progress_of(saves) if fresh else self._summary.progress)
+        if self._done is not None:
+            self._done.set()  # nobody waits for what comes now
         if fresh and self._mistakes_of is not None:
             self._summary = replace(self._summary, mistakes=self._mistakes_of(saves))
         self._saves = saves
