@@ -17,6 +17,7 @@ from ultrarefiner_monai.dicom.header import element
 from ultrarefiner_monai.dicom.series import dicom_files
 from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.learning.mistakes import Mistake, newest, shares_of
+from ultrarefiner_monai.masks.echo import echo_level
 from ultrarefiner_monai.studies.corrections import Correction, item_region
 
 log = logging.getLogger(__name__)
@@ -108,9 +109,6 @@ def looks_of(corrections: Iterable[Correction], devices: Mapping[str, str] | Non
 
     devices: image id -> device, for images whose file does not say it. Images that cannot be read any more are left out.
     """
-    # Late: it comes with MONAI, which a table without a picture does without.
-    from ultrarefiner_monai.training.data.echogenicity import echo_level
-
     found: dict[str, Look] = {}
     for correction in newest(corrections):
         assert correction.saved is not None

@@ -13,10 +13,10 @@ import torch
 from monai.transforms import MapTransform, RandomizableTransform
 from scipy import ndimage
 
+from ultrarefiner_monai.masks.echo import tissue_around
+
 _GAIN = (0.3, 3.0)
-_RING = 0.045  # width of the tissue around a lesion that it is compared with, share of the frame's side
-_EDGE = (0.004, 0.02)  # how softly the change ends at the outline, likewise
-_LARGEST = 0.6  # share of the frame: beyond it there is nothing to compare with
+_EDGE = (0.004, 0.02)  # how softly the change ends at the outline, share of the frame's side
 
 
 class RandEchogenicityd(RandomizableTransform, MapTransform):
@@ -49,29 +49,10 @@ def with_echogenicity(image: np.ndarray, lesion: np.ndarray, level: float, edge:
 
     edge: standard deviation of the transition, share of the longer side. The gain is kept within 0.3 and 3.
     """
-    ring = _ring(image, lesion)
+    ring = tissue_around(image, lesion)
     if ring is None:
         return image
     floor = 0.02  # black lesions: nothing divided by nothing
     gain = np.clip((level * image[ring].mean() + floor) / (image[lesion].mean() + floor), *_GAIN)
     soft = ndimage.gaussian_filter(lesion.astype(np.float32), edge * max(image.shape))
     return np.clip(image * (1 + soft * np.float32(gain - 1)), 0, 1)
-
-
-def echo_level(image: np.ndarray, lesion: np.ndarray) -> float | None:
-    """How bright a lesion (H, W) bool is beside the tissue around it in ``image`` (H, W) in [0, 1]: 1 as bright, 0 black.
-
-    None where there is no lesion, or nothing around it to compare with.
-    """
-    ring = _ring(image, lesion)
-    around = 0.0 if ring is None else float(image[ring].mean())
-    return float(image[lesion].mean()) / around if around > 0 else None
-
-
-def _ring(image: np.ndarray, lesion: np.ndarray) -> np.ndarray | None:
-    """(H, W) bool: the tissue around a lesion that it is compared with; None where there is none."""
-    if not 0 < lesion.mean() < _LARGEST:
-        return None
-    reach = max(2, round(_RING * max(image.shape)))
-    ring = ndimage.maximum_filter(lesion, 2 * reach + 1) & ~lesion & (image > 0)
-    return ring if ring.any() else None
