@@ -14,6 +14,7 @@ from lib.store.sessions import SessionStore
 from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import Outline
+from lib.tasks.learner import Learner
 from lib.tasks.prepare import Preparer
 from lib.tasks.progress import ProgressKeeper
 from lib.tasks.served import Served
@@ -47,6 +48,7 @@ class App(Protocol):
     progress: ProgressKeeper
     trainings: Background
     batches: Background
+    learner: Learner
     limiter: anyio.CapacityLimiter
     savers: anyio.CapacityLimiter
     _infers: Mapping[str, Any]
