@@ -14,10 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib.routes.charts import bar, line_chart
-from lib.routes.learning_words import learning_rows, report_words
+from lib.routes.learning_words import learning_errors, learning_rows, report_words, wrong_bars, wrong_words
 from lib.routes.status_page import Bars, Facts, Running, Step, status_page
 from lib.tasks.progress import Summary
 from ultrarefiner_monai.config.learning import LearningConfig
+from ultrarefiner_monai.learning.gate import Compared, GateReport
+from ultrarefiner_monai.learning.mistakes import Mistake
+from ultrarefiner_monai.learning.mistakes_picture import Look, picture_of
 from ultrarefiner_monai.learning.progress import Save, progress_of
 
 EVIL = "<script>alert(1)</script>\"'&\x00\ud800<img src=http://evil.example/x>"
@@ -120,8 +123,60 @@ def test_bars(share: float, width: str) -> None:
     assert ET.fromstring(bar(share, "x")).findall("rect")[1].get("width") == width
 
 
-def test_words() -> None:
-    rows = dict(learning_rows({}, LearningConfig(quick=False, labels=12, quiet_minutes=7)))
-    assert "off" in rows["Quick model"] and "12 new labels and 7 quiet minutes" in rows["Training by itself"]
-    assert "02:30" in dict(learning_rows({}, LearningConfig(hour="02:30")))["Training by itself"]
-    assert report_words({}) == "" and "worse" in report_words({"reasons": ["it is worse"]})
+STATE = {
+    "slow": {
+        "on": True,
+        "next": "after 4 more labels",
+        "labels": 6,
+        "needed": 10,
+        "ended": "2026-01-02T03:04:05+00:00",
+    },
+    "quick": {"on": True, "running": False, "last": {"served": "", "why": "mean Dice is .02 lower", "samples": 7}},
+}
+
+
+def test_what_is_learnt_next() -> None:
+    rows = dict(learning_rows(STATE, LearningConfig(), {"scored": 3, "left": 4}))
+    assert rows["Next training"] == "after 4 more labels" and rows["New labels"].startswith("6 since")
+    assert rows["Quick model"] == "on: after each save" and rows["Last training"].startswith("ended 2026-01-02")
+    assert rows["Last quick run"] == "not served: mean Dice is .02 lower (7 labels)"
+    assert rows["Next sample"] == "3 images have scores, 4 still to do"
+    assert "learning.quick" in dict(learning_rows(STATE, LearningConfig(quick=False), {}))["Quick model"]
+    running = {"quick": {"on": True, "running": True, "last": {"served": "quick-3", "why": "not worse"}}}
+    rows = dict(learning_rows(running, LearningConfig(), {}))
+    assert "learns" in rows["Quick model"] and rows["Last quick run"] == "quick-3 serves: not worse"
+
+
+def test_errors_by_their_part() -> None:
+    assert learning_errors(STATE) == [] == learning_errors({})
+    wrong = {"slow": {"error": "the disk is full"}, "quick": {"error": "killed"}}
+    assert learning_errors(wrong) == [("Training by itself", "the disk is full"), ("Quick model", "killed")]
+
+
+def test_the_gate_in_words() -> None:
+    """Of what the gate really returns."""
+    compared = Compared(0, 24, 25, 3, (0.8421, 0.8611), -0.002, (3, 2), (1, 0))
+    found = GateReport(
+        True, (), "a", "b", 24, (compared, replace(compared, clicks=3)), 0.71, 0.95, 0.005, 0.9, ("few",)
+    )
+    words = report_words(found.to_dict())
+    assert (
+        "24 patients validate; without clicks Dice 0.842 to 0.861, failures 3 to 2; false alarms 1 to 0 of 3" in words
+    )
+    assert "with 3 clicks Dice" in words and "passes with 71%" in words and words.endswith("few")
+    assert report_words({}) == "" and report_words({"reasons": ["it is worse"]}) == "it is worse"
+
+
+def test_what_the_model_gets_wrong() -> None:
+    mistakes = [
+        Mistake("a@0", {"over": 1.0}, 0.7, True, 0.1),
+        Mistake("b@0", {"identity": 1.0}, 0.97, True, 0.3),
+        Mistake("c@0", {"islands": 1.0}, 0.0, False),
+        Mistake("d@0", {}, 1.0, False),
+    ]
+    bars = {b.title: b.rows for b in wrong_bars(picture_of(mistakes, {"a@0": Look(0.4, "a <device>")}))}
+    size = {name: (share, says) for name, share, says in bars["By size"]}
+    assert size["small"] == (pytest.approx(0.7), "Dice 0.70, n = 1; mostly too large")
+    assert size["no lesion"] == (pytest.approx(0.5), "50% left unmarked, n = 2; mostly false alarm")
+    assert {"a <device>"} < {row[0] for row in bars["By device"]} and "By echogenicity" in bars
+    assert wrong_bars(None) == [] and wrong_words(None) == "" and "4 images" in wrong_words(picture_of(mistakes))

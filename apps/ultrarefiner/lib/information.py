@@ -48,3 +48,9 @@ def _problems(app: App) -> Iterator[str]:
     yield watch.problem if watch is not None else store.presence.problem
     yield from (app.served.problem, app.journal.begun_anew, app.journal.problem)
     yield from damaged((store.index_file, app.work.journal, app.work.absent))
+
+
+def scoring_of(app: App) -> dict[str, int]:
+    """How many images have scores for the next sample, and how many are still to get some; {} where none are computed."""
+    scorer = getattr(app, "scorer", None)
+    return scorer.state() if scorer is not None else {}

@@ -5,25 +5,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lib.routes.status_page import Bars
+from lib.routes.status_page import Bars, Row, clock, seconds_of
 from ultrarefiner_monai.config.learning import LearningConfig
 from ultrarefiner_monai.learning.mistake_kinds import GOOD_DICE
 from ultrarefiner_monai.learning.mistakes import RIGHT
 from ultrarefiner_monai.learning.mistakes_picture import NAMES, Group, Picture
 
-Row = tuple[str, str]
 
-
-def learning_rows(state: dict[str, Any], config: LearningConfig) -> list[Row]:
-    """Rows of the card "what it learns next"; state: of the learner, {} without one."""
-    rows = [("Quick model", "on" if config.quick else "off (learning.quick)")]
-    when = (
-        f"at {config.hour}"
-        if config.hour
-        else f"after {config.labels} new labels and {config.quiet_minutes} quiet minutes"
-    )
-    rows.append(("Training by itself", when if config.slow else "off (learning.slow): the button Train begins one"))
+def learning_rows(state: dict[str, Any], config: LearningConfig, scoring: dict[str, int]) -> list[Row]:
+    """Rows of the card "what it learns next". state: as ``Learner.state``; scoring: as ``Scorer.state``; {} without one."""
+    slow, quick = state.get("slow", {}), state.get("quick", {})
+    rows = [("Next training", str(slow.get("next") or "only when somebody starts one"))]
+    if slow:
+        rows.append(("New labels", f"{slow['labels']} since the last training; {slow['needed']} begin one"))
+    if slow.get("ended"):
+        rows.append(("Last training", f"ended {clock(seconds_of(slow['ended']))}"))
+    rows.append(("Quick model", quick_words(quick, config)))
+    if why := _last_quick(quick):
+        rows.append(("Last quick run", why))
+    if scoring:
+        left = f", {scoring['left']} still to do" if scoring.get("left") else ""
+        rows.append(("Next sample", f"{scoring['scored']} images have scores{left}"))
     return rows
+
+
+def quick_words(quick: dict[str, Any], config: LearningConfig) -> str:
+    """Whether there is a quick model after a save, and what it does just now."""
+    if not config.quick:
+        return "off (learning.quick is false)"
+    if not quick.get("on", False):
+        return "off"
+    return "learns from the last save" if quick.get("running") else "on: after each save"
+
+
+def _last_quick(quick: dict[str, Any]) -> str:
+    """What came of the last quick run; "" where there was none."""
+    last = quick.get("last") or {}
+    if not last:
+        return ""
+    what = f"{last['served']} serves" if last.get("served") else "not served"
+    samples = f" ({last['samples']} labels)" if last.get("samples") else ""
+    return f"{what}: {last.get('why') or last.get('error') or 'no reason given'}{samples}"
+
+
+def learning_errors(state: dict[str, Any]) -> list[Row]:
+    """What went wrong last, by its part."""
+    slow, quick = state.get("slow", {}), state.get("quick", {})
+    found = [("Training by itself", slow.get("error")), ("Quick model", quick.get("error"))]
+    return [(name, str(error)) for name, error in found if error]
 
 
 def report_words(report: dict[str, Any]) -> str:
@@ -76,7 +105,7 @@ def _wrong_row(group: Group) -> tuple[str, float, str]:
     figure = f"{right:.0%} left unmarked" if group.dice is None else f"Dice {group.dice:.2f}"
     most = max(wrong, key=lambda kind: wrong[kind], default="")
     mostly = f"; mostly {NAMES.get(most, most)}" if most else ""
-    return group.name, right, f"{figure}, {group.images:.0f} images{mostly}"
+    return group.name, right, f"{figure}, n = {group.images:.0f}{mostly}"
 
 
 def _change(pair: Sequence[float], form: str = "") -> str:

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 from fastapi.responses import HTMLResponse
 from monailabel.endpoints.user.auth import User
 
 from lib.app import App
-from lib.information import problems
-from lib.routes.learning_words import learning_rows, report_words, wrong_bars, wrong_words
+from lib.information import problems, scoring_of
+from lib.routes.learning_words import learning_errors, learning_rows, report_words, wrong_bars, wrong_words
 from lib.routes.routing import Route, user_role
-from lib.routes.status_page import Facts, Row, Running, Step, status_page
+from lib.routes.status_page import Facts, Row, Running, Step, clock, seconds_of, status_page
 from lib.tasks.background import FAILED, RUNNING
 from lib.tasks.progress import Summary
 from ultrarefiner_monai.learning.registry import CONFIGURED
@@ -61,17 +59,18 @@ def facts_of(app: App) -> Facts:
     """All that the page shows, now. A part that fails is left out: the others are of use."""
     summary = app.progress.now(_PATIENCE_SECONDS)
     told: list[str] = _part([], lambda: problems(app))
+    state: dict[str, Any] = _part({}, app.learner.state)
     return Facts(
         NAME,
         _part(0, lambda: len(app.datastore().list_images())),
         summary,
         [*told, *([summary.problem] if summary.problem else [])],
         served=_part([], lambda: list(_served(app, summary))),
-        learning=_part([], lambda: learning_rows({}, app.config.learning)),
+        learning=_part([], lambda: learning_rows(state, app.config.learning, scoring_of(app))),
         machine=_part([], lambda: list(_machine(app))),
         running=_part([], lambda: list(_running(app))),
         steps=_part([], lambda: _steps(summary)),
-        errors=_part([], lambda: _errors(app)),
+        errors=_part([], lambda: _errors(app, state)),
         wrong=_part([], lambda: wrong_bars(summary.mistakes)),
         wrong_says=_part("", lambda: wrong_words(summary.mistakes)),
     )
@@ -91,7 +90,7 @@ def _served(app: App, summary: Summary) -> Iterator[Row]:
     yield "Model", f"{served.name}, version {system.version}" + ("" if served.name != CONFIGURED else " (as set up)")
     yield "Networks", system.config.networks()
     if pointer.at:
-        yield "Since", f"{_clock(seconds_of(pointer.at))}, by {_BY.get(pointer.by, 'nobody knows whom')}"
+        yield "Since", f"{clock(seconds_of(pointer.at))}, by {_BY.get(pointer.by, 'nobody knows whom')}"
     yield "Quick model", f"{pointer.quick}, on top of it" if pointer.quick else "none: the model answers alone"
     quick = sum(promotion.by == "quick" for promotion in summary.promotions)
     if quick:
@@ -136,26 +135,14 @@ def _machine(app: App) -> Iterator[Row]:
         yield "To the PACS", f"{app.exchange.status()['waiting']} labels wait"
 
 
-def _errors(app: App) -> list[Row]:
-    """Trainings that failed since the start, and what the learner says; newest first."""
+def _errors(app: App, state: dict[str, Any]) -> list[Row]:
+    """What the learner says, then trainings that failed since the start, newest first."""
     found = [
         (str(task.get("end_ts", "")), f"Training of {task['request'].get('model')}: {task.get('error')}")
         for task in list(app.trainings._tasks)
         if task["status"] == FAILED
     ]
-    return sorted(found, reverse=True)[:_MOST_ERRORS]
-
-
-def seconds_of(created: str) -> float:
-    """Seconds since 1970 of an ISO 8601 time with its zone; 0 for what is none."""
-    try:
-        return datetime.fromisoformat(created).timestamp()
-    except (ValueError, OverflowError, OSError):
-        return 0.0
-
-
-def _clock(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
+    return [*learning_errors(state), *sorted(found, reverse=True)][:_MOST_ERRORS]
 
 
 def _span(seconds: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from lib.routes.charts import bar, escape, line_chart
 from lib.tasks.progress import Summary
@@ -107,7 +108,7 @@ def status_page(facts: Facts) -> str:
 <meta http-equiv="refresh" content="{REFRESH_SECONDS}"/><title>{escape(facts.name)}: status</title>
 <style>{_STYLE}</style></head><body>
 <h1>{escape(facts.name)}: what it learns</h1>
-<p class="soft">{_day(facts.now, seconds=True)}, renewed each minute. {escape(NOTICE)} <a href="../">Start page</a></p>
+<p class="soft">{clock(facts.now, seconds=True)}, renewed each minute. {escape(NOTICE)} <a href="../">Start page</a></p>
 {notes}
 {_tiles(facts)}
 <div class="cards charts">{_charts(facts)}</div>
@@ -192,7 +193,7 @@ def _labels_over_time(progress: Progress) -> str:
     step = max(1, len(times) // 200)
     points = [(times[k], float(k + 1)) for k in range(0, len(times), step)]
     points += [(times[-1], float(len(times)))] if times else []
-    ends = (_day(times[0]), _day(times[-1])) if times else ("", "no label yet")
+    ends = (clock(times[0]), clock(times[-1])) if times else ("", "no label yet")
     svg = line_chart("Images with a label over time", points, ends, (0.0, 4.0))
     return f'{svg}<p class="soft">Images with a final label. An image that is saved again counts once.</p>'
 
@@ -201,7 +202,7 @@ def _marks(facts: Facts) -> list[tuple[float, str]]:
     """Where another model began to answer, on the axis of the labels."""
     progress = facts.summary.progress
     return [
-        (progress.labels_before(step.when) + 0.5, f"{step.name} since {_day(step.when)}")
+        (progress.labels_before(step.when) + 0.5, f"{step.name} since {clock(step.when)}")
         for step in facts.steps
         if progress.images
     ]
@@ -224,7 +225,7 @@ def _history(facts: Facts) -> str:
             )
         )
         cells = (
-            _day(step.when),
+            clock(step.when),
             f'{escape(step.name)}<br/><span class="soft">{escape(step.version)}</span>',
             escape(step.by),
         )
@@ -262,9 +263,17 @@ def _table(rows: Iterable[Row]) -> str:
     return f'<table class="facts">{found}</table>' if found else ""
 
 
-def _day(moment: float, seconds: bool = False) -> str:
+def clock(moment: float, seconds: bool = False) -> str:
     """A time as the server's clock shows it."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S" if seconds else "%Y-%m-%d %H:%M", time.localtime(moment))
     except (OverflowError, ValueError, OSError):
         return "?"
+
+
+def seconds_of(created: str) -> float:
+    """Seconds since 1970 of an ISO 8601 time with its zone; 0 for what is none."""
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return 0.0
