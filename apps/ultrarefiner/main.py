@@ -34,6 +34,7 @@ from lib.tasks.learner import Learner
 from lib.tasks.mistakes import MistakesKeeper
 from lib.tasks.prepare import Preparer
 from lib.tasks.progress import ProgressKeeper
+from lib.tasks.quick import QuickWorker
 from lib.tasks.served import Served
 from lib.tasks.strategies import choose, make_strategies
 from lib.tasks.trainers import make_trainers
@@ -88,7 +89,7 @@ class UltraRefinerApp(MONAILabelApp):
             self.preparer,
             self.trainings,
             lambda: self._trainers,
-            quick=None,
+            quick=QuickWorker(self.config, self.work, studies, self.served),
         )
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
         self.limiter = anyio.CapacityLimiter(self.config.workers)
