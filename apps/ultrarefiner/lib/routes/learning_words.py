@@ -45,7 +45,8 @@ def _last_quick(quick: dict[str, Any]) -> str:
         return ""
     what = f"{last['served']} serves" if last.get("served") else "not served"
     samples = f" ({last['samples']} labels)" if last.get("samples") else ""
-    return f"{what}: {last.get('why') or last.get('error') or 'no reason given'}{samples}"
+    at = f", {clock(seconds_of(last['at']))}" if last.get("at") else ""
+    return f"{what}: {last.get('why') or 'no reason given'}{samples}{at}"
 
 
 def learning_errors(state: dict[str, Any]) -> list[Row]:

@@ -49,6 +49,7 @@ _TASKS = {
     "/metrics": "status",
     "/ultrarefiner/status": "status",
 }
+_RESULTS = ("accepted", "refused", "failed")
 _METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
 
 
@@ -163,6 +164,12 @@ class Looked(Collector):
             task = state.get("task") if state.get("task") in self.app._trainers else "other"
             runs[str(task), _known(state.get("status"), ("running", "finished", "stopped", "failed"))] += 1
         yield _by("training_runs", "Trainings in the work folder.", ("task", "status"), runs)
+        quick = self.app.learner.state()["quick"]
+        counts = Tally({(result,): quick.get("counts", {}).get(result, 0) for result in _RESULTS})
+        yield _by(
+            "quick_runs", "Quick runs since the start, by their result.", ("result",), counts, CounterMetricFamily
+        )
+        yield _gauge("quick_running", "1: a quick run is at work.", bool(quick.get("running")))
         by = Tally({("person",): 0, ("quick",): 0, ("slow",): 0})
         for promotion in self.app.progress.now().promotions:
             by[(_known(promotion.by, ("person", "quick", "slow")),)] += 1

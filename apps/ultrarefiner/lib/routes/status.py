@@ -91,7 +91,7 @@ def _served(app: App, summary: Summary) -> Iterator[Row]:
     yield "Networks", system.config.networks()
     if pointer.at:
         yield "Since", f"{clock(seconds_of(pointer.at))}, by {_BY.get(pointer.by, 'nobody knows whom')}"
-    yield "Quick model", f"{pointer.quick}, on top of it" if pointer.quick else "none: the model answers alone"
+    yield "Quick model", f"{served.quick}, on top of it" if served.quick else "none: the model answers alone"
     quick = sum(promotion.by == "quick" for promotion in summary.promotions)
     if quick:
         yield "Quick models so far", str(quick)
