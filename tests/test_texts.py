@@ -34,6 +34,7 @@ WRITTEN = {
     "figures.md",
     "done.json",
     "split.json",
+    "learning.json",
     "result.json",
     "results.json",
     "summary.json",
