@@ -13,12 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.learning.quick.tiny import SAM, champion, pictures
+from tests.learning.quick.tiny import champion, pictures
 from ultrarefiner_monai.config import LearningConfig, to_dict
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.quick import run as run_module
 from ultrarefiner_monai.learning.quick.overlay import load_quick, read_quick, write_quick
 from ultrarefiner_monai.learning.quick.run import Job, QuickRun, Result, remembered
+from ultrarefiner_monai.learning.quick.worker import ANSWER
 from ultrarefiner_monai.learning.registry import Registry
 from ultrarefiner_monai.models.checkpoints import load_system, save_system
 from ultrarefiner_monai.studies.work_folder import INDEX, WorkFolder, forget
@@ -123,7 +124,7 @@ def test_a_wrong_base_damage_and_numbers_that_are_not_finite_are_refused(job: Jo
         load_quick(system, broken)
 
 
-def test_the_worker_says_in_its_last_line_what_came_of_it(job: Job) -> None:
+def test_the_worker_answers_each_job_with_one_line(job: Job) -> None:
     values = {
         "work": str(job.work.root),
         "studies": job.studies,
@@ -132,13 +133,11 @@ def test_the_worker_says_in_its_last_line_what_came_of_it(job: Job) -> None:
         "max_pixels": 10**6,
         "steps": 1,
     }
-    module = "ultrarefiner_monai.learning.quick.worker"
-
-    def last(text: str) -> dict:
-        done = subprocess.run([sys.executable, "-m", module, text], capture_output=True, text=True)
-        return json.loads(done.stdout.splitlines()[-1])
-
-    said = last(json.dumps(values))
-    assert not said["served"] and said["why"] and remembered(job.work)["why"] == said["why"]
-    assert "no checkpoint" in last(json.dumps({**values, "base": "/nowhere.safetensors"}))["error"]
-    assert SAM.image_size == 64
+    bad = {**values, "base": "/nowhere.safetensors"}
+    lines = "".join(f"{json.dumps(v)}\n" for v in (values, bad))
+    command = [sys.executable, "-m", "ultrarefiner_monai.learning.quick.worker"]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True)
+    said = [json.loads(t.removeprefix(ANSWER)) for t in done.stdout.splitlines() if t.startswith(ANSWER)]
+    assert done.returncode == 0 and len(said) == 2
+    assert not said[0]["served"] and said[0]["why"] and remembered(job.work)["why"] == said[0]["why"]
+    assert "no checkpoint" in said[1]["error"]
