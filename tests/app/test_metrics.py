@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from app_server import Server, eventually
+from app_server import ROOT, Server, eventually
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -72,6 +73,17 @@ def test_what_is_asked_and_saved_is_counted(server: Server) -> None:
     assert "Images with a label" in page.text and "secret" not in page.text
     front = requests.get(server.url, timeout=30).text
     assert 'href="/ultrarefiner/status"' in front
+
+
+def test_the_page_for_it_lists_every_metric(server: Server) -> None:
+    text = (ROOT / "docs" / "it" / "learning.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[a-z_`{}, ]+) \|", text.partition("### Metrics")[2].partition("\n## ")[0], re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"`([a-z_]+)", row)}
+    families = text_string_to_metric_families(requests.get(f"{server.url}/metrics", timeout=30).text)
+    found = {f.name.removeprefix("ultrarefiner_") + ("_total" if f.type == "counter" else "") for f in families}
+    assert found - told == set(), "write down what they mean"
+    sometimes = {"clicks_per_label", "proposal_dice", "seconds_per_image", "scoring_left", "pacs_away"}
+    assert told - found <= sometimes, "these are gone"
 
 
 def test_a_query_that_nobody_knows(server: Server) -> None:

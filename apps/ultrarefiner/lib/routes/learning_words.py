@@ -16,7 +16,7 @@ def learning_rows(state: dict[str, Any], config: LearningConfig, scoring: dict[s
     """Rows of the card "what it learns next". state: as ``Learner.state``; scoring: as ``Scorer.state``; {} without one."""
     slow, quick = state.get("slow", {}), state.get("quick", {})
     rows = [("Next training", str(slow.get("next") or "only when somebody starts one"))]
-    if slow:
+    if slow.get("on"):
         rows.append(("New labels", f"{slow['labels']} since the last training; {slow['needed']} begin one"))
     if slow.get("ended"):
         rows.append(("Last training", f"ended {clock(seconds_of(slow['ended']))}"))
