@@ -87,12 +87,12 @@ def test_a_label_stands_with_all_that_came_before_it(server: Server) -> None:
         assert (row["model"], row["first_model"], row["author"]) == ("sam_refiner", "ultrarefiner", "one")
         assert row["version"] == row["first_version"] != "" and 0 <= float(row["dice_first"]) <= 1
 
-    # Fetched without a name: known as shown to whoever saves it under none.
+    # Fetched without a name, and saved without one.
     other = next(name for name in "abcd" if name != image)
     assert requests.get(f"{server.url}/datastore/image?image={other}", timeout=60).status_code == 200
     assert requests.head(f"{server.url}/datastore/image?image={image}", timeout=60).status_code == 200
     time.sleep(0.3)
-    two.save(other)
+    Seat(server, "").save(other)
     (row,) = rows_of(server, other)
     assert float(row["seconds"]) >= 0.3 and row["first_model"] == "" == row["dice_first"] and row["clicks"] == ""
 
