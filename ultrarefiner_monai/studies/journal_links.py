@@ -15,11 +15,11 @@ _FIRST = (
     f"SELECT id FROM proposals WHERE {_OF_IMAGE} AND id > :proposal AND prompts = '{{}}'"
     " ORDER BY client = :client DESC, CASE WHEN client = :client THEN id ELSE -id END LIMIT 1"
 )
+# Of who does not say who they are, those rows that have no name: never another's.
 _SHOWN = (
     "SELECT created FROM shown WHERE (image_id = :image OR (image_id LIKE 'session:%' AND image_hash = :hash))"
-    " AND id > :shown AND client IN ({}) ORDER BY id LIMIT 1"
+    " AND id > :shown AND client IN (:client, :author) ORDER BY id LIMIT 1"
 )
-_SHOWN_TO_IT, _SHOWN_TO_ANYBODY = _SHOWN.format(":client, :author"), _SHOWN.format("''")
 _ASKED = (
     f"SELECT created FROM proposals WHERE {_OF_IMAGE} AND id > :proposal AND client IN (:client, :author)"
     " ORDER BY id LIMIT 1"
@@ -94,11 +94,9 @@ def _last_save(connection: sqlite3.Connection, names: dict[str, Any]) -> _Before
 
 
 def _first_shown(connection: sqlite3.Connection, names: dict[str, Any]) -> str | None:
-    """When the image was handed out to the client, or a proposal asked for, whichever was earlier. Where nothing is known of
-    the client itself, when it was handed out to somebody who did not say who."""
-    times = [_one(connection, query, names) for query in (_SHOWN_TO_IT, _ASKED)]
-    known = [time for time in times if time is not None]
-    return min(known) if known else _one(connection, _SHOWN_TO_ANYBODY, names)
+    """When the image was handed out to the client, or the client asked for a proposal, whichever was earlier."""
+    times = [_one(connection, query, names) for query in (_SHOWN, _ASKED)]
+    return min((time for time in times if time is not None), default=None)
 
 
 def _one(connection: sqlite3.Connection, query: str, names: dict[str, Any]) -> Any:
