@@ -74,3 +74,33 @@ def test_a_damaged_journal_is_said_and_the_next_one_read(tmp_path: Path) -> None
     fill(path, 2)
     found = keeper.now(5)
     assert found.progress.images == 2 and not found.problem
+
+
+@pytest.mark.slow
+def test_five_thousand_labels(tmp_path: Path) -> None:
+    """Counted behind whoever asks, who gets an answer at once, with what is known so far."""
+    path = tmp_path / "work" / "journal.sqlite"
+    fill(path, 1)
+    journal = Journal(path)
+    with journal.transaction() as connection:
+        for k in range(1, 5000):
+            names = "created, ?, ?, model, version, client, prompts, reply, cache_keys, shape, mask"
+            connection.execute(
+                f"INSERT INTO proposals SELECT NULL, {names} FROM proposals WHERE id = 1", (f"i{k}", "h")
+            )
+            connection.execute(
+                "INSERT INTO corrections (created, image_id, image_hash, proposal_id, author, client, info, shape, mask)"
+                " SELECT created, ?, 'h', ?, author, client, info, shape, mask FROM corrections WHERE id = 1",
+                (f"i{k}", k + 1),
+            )
+    journal.close()
+    keeper, longest, told = ProgressKeeper(path), 0.0, set()
+    end = time.monotonic() + 60
+    while keeper.now().progress.images < 5000 and time.monotonic() < end:
+        begin = time.perf_counter()
+        told.add(keeper.now().progress.images)
+        longest = max(longest, time.perf_counter() - begin)
+        time.sleep(0.02)
+    found = keeper.now()
+    assert found.progress.images == found.progress.dice.count == 5000 and found.progress.dice.recent == 1.0
+    assert len(told) > 2 and longest < 0.5
