@@ -8,7 +8,9 @@ from typing import Any
 
 from ultrarefiner_monai.studies.journal_rows import Packed, as_json, new_id, now
 
-_OF_IMAGE = "(image_id = :image OR image_id LIKE 'session:%') AND image_hash = :hash"
+# Ranges, not LIKE: an index is used, and a save takes no longer after years.
+_A_SESSION = "(image_id >= 'session:' AND image_id < 'session;')"
+_OF_IMAGE = f"(image_id = :image OR {_A_SESSION}) AND image_hash = :hash"
 _NEWEST = f"SELECT id FROM proposals WHERE {_OF_IMAGE} ORDER BY client = :client DESC, id DESC LIMIT 1"
 # The client's own first one; who asked for none may have been shown the newest of another's, as after a batch.
 _FIRST = (
@@ -17,15 +19,13 @@ _FIRST = (
 )
 # Of who does not say who they are, those rows that have no name: never another's.
 _SHOWN = (
-    "SELECT created FROM shown WHERE (image_id = :image OR (image_id LIKE 'session:%' AND image_hash = :hash))"
+    f"SELECT created FROM shown WHERE (image_id = :image OR ({_A_SESSION} AND image_hash = :hash))"
     " AND id > :shown AND client IN (:client, :author) ORDER BY id LIMIT 1"
 )
 _ASKED = (
     f"SELECT created FROM proposals WHERE {_OF_IMAGE} AND id > :proposal AND client IN (:client, :author)"
     " ORDER BY id LIMIT 1"
 )
-
-
 _NOTE = (
     "INSERT INTO shown (created, image_id, image_hash, client) SELECT :now, :image, :hash, :client WHERE NOT EXISTS ("
     "SELECT 1 FROM shown WHERE image_id = :image AND client = :client AND id > COALESCE("
