@@ -31,8 +31,9 @@ from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import LesionTask, Outline, make_tasks
 from lib.tasks.prepare import Preparer
+from lib.tasks.scoring import Scorer
 from lib.tasks.served import Served
-from lib.tasks.strategies import choose, make_strategies
+from lib.tasks.strategies import Sampler, choose, make_strategies
 from lib.tasks.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
 from ultrarefiner_monai.core.image_file import Limits
@@ -73,6 +74,8 @@ class UltraRefinerApp(MONAILabelApp):
         self.served = Served(Path(app_dir), self.config, self.work)
         self.engine = Engine(self.served, self.config, self.work, self.journal)
         self.preparer = Preparer(self.engine, self.config.prepare)
+        self.scorer = Scorer(self.engine, self.preparer, self.datastore, self.config.prepare)
+        self.sampler = Sampler(self.scorer, self.config.learning)
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
         self.limiter = anyio.CapacityLimiter(self.config.workers)
         # Labels, uploads and sessions that are read and written: twenty at once cost the memory of a few.
@@ -147,17 +150,19 @@ class UltraRefinerApp(MONAILabelApp):
     # --- next sample, sessions ----------------------------------------------------------------------------------------
 
     def init_strategies(self) -> dict[str, Any]:
-        return make_strategies()
+        return make_strategies(self.sampler)
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The next image (``id``), or why there is none (``message``); see ``Sampler.sample``."""
         found = choose(self._strategies, request, self.datastore())
-        if not found:
-            return {}
+        if "id" not in found:
+            return found
         self.prepare(found["id"])
         return {**found, "path": str(self.datastore().image_path(found["id"]))}
 
     def prepare(self, image_id: str) -> None:
         """An image of the studies was handed out: compute, behind it, what the first click will need."""
+        self.scorer.opened(image_id)
         self.preparer.open(image_id, lambda: self.datastore().image_path(image_id))
 
     def _load_sessions(self, load: bool = False) -> SessionStore | None:
@@ -181,5 +186,6 @@ class UltraRefinerApp(MONAILabelApp):
         self.exchange = startup.start_exchange(self)
         super().on_init_complete()
         startup.run_tasks(self)
+        self.scorer.start()
         startup.close_doors(server, self)
         logger.info("ready: %s; work folder %s. %s", self.studies, self.work.root, NOTICE)

@@ -15,7 +15,9 @@ from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import Outline
 from lib.tasks.prepare import Preparer
+from lib.tasks.scoring import Scorer
 from lib.tasks.served import Served
+from lib.tasks.strategies import Sampler
 from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.dicomweb.client import Pacs
 from ultrarefiner_monai.exchange.labels import Exchange
@@ -43,6 +45,8 @@ class App(Protocol):
     served: Served
     engine: Engine
     preparer: Preparer
+    scorer: Scorer
+    sampler: Sampler
     trainings: Background
     batches: Background
     limiter: anyio.CapacityLimiter

@@ -21,6 +21,7 @@ def completed(info: dict[str, Any], app: App) -> dict[str, Any]:
         "networks": networks,
         "problem": app.served.problem,
         "preparing": app.preparer.left(),
+        "scores": app.scorer.state(),
     }
     store = app.datastore()
     pacs: dict[str, Any] = {"pacs": store.contact()} if isinstance(store, PacsStudies) else {}

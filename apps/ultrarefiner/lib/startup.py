@@ -65,7 +65,7 @@ def run_tasks(app: App) -> None:
     """Let MONAI Label's batches and trainings run in processes of ours, which end with the server."""
     for tasks in (app.trainings, app.batches):
         tasks.install()
-    Ending([app.trainings.close, app.batches.close], app.journal.close).install()
+    Ending([app.scorer.close, app.trainings.close, app.batches.close], app.journal.close).install()
 
 
 def close_doors(server: FastAPI, app: App) -> None:

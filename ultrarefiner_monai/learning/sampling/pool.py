@@ -140,11 +140,12 @@ class ScorePool:
                 self._store.remove(gone)
                 self._load()
 
-    def drop(self, image_id: str) -> None:
-        """The image's file has changed: nothing is known of it."""
+    def drop(self, image_ids: Collection[str]) -> None:
+        """The files of these images have changed: nothing is known of them."""
         with self._lock:
-            self._store.remove([image_id])
-            self._load()
+            if image_ids:
+                self._store.remove(image_ids)
+                self._load()
 
     def remember(self, image_id: str) -> None:
         """Somebody opened the image: where it was forgotten, it may be scored again."""

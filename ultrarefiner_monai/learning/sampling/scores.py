@@ -16,7 +16,6 @@ from ultrarefiner_monai.core.geometry import Letterbox
 from ultrarefiner_monai.core.image_file import ImageFile, Region
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.grouping import thumbnail
-from ultrarefiner_monai.interaction.clicks import core_clicks
 from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.models.checkpoints import System
 from ultrarefiner_monai.pipeline.outline import crops
@@ -63,12 +62,14 @@ def combined(parts: Sequence[Scores]) -> Scores:
 
 
 def _score(predictor: Predictor, crop: np.ndarray) -> Scores:
-    coarse = predictor.coarse(crop)
-    clicks, disagreement = core_clicks(coarse.mask), 0.0
-    if clicks and predictor.system.refiner is not None:
-        # Not the automatic result, which gate and safety net pull towards the coarse mask: the refiner's own answer.
-        disagreement = 1 - dice_of(coarse.mask, predictor.interact(crop, clicks).mask)
-    return Scores(_vector(predictor, crop), disagreement, coarse.uncertainty, bool(coarse.mask.any()), coarse.presence)
+    coarse, automatic = predictor.coarse(crop), predictor.propose(crop)
+    found = bool(coarse.mask.any())
+    disagreement = 0.0
+    if automatic.safety_rule is not None:  # they differ so much that the coarse mask was taken back
+        disagreement = 1.0
+    elif found:
+        disagreement = 1 - dice_of(coarse.mask, automatic.mask)
+    return Scores(_vector(predictor, crop), disagreement, coarse.uncertainty, found, coarse.presence)
 
 
 def _vector(predictor: Predictor, crop: np.ndarray) -> np.ndarray:
@@ -79,7 +80,7 @@ def _vector(predictor: Predictor, crop: np.ndarray) -> np.ndarray:
         return picture(crop)
     sam = predictor.system.config.sam
     assert sam is not None
-    embedding = features.image_embedding
+    embedding = features.image_embedding.reshape(-1, *features.image_embedding.shape[-2:])
     rows, columns = (
         max(1, round(side * embedding.shape[1] / sam.image_size))
         for side in Letterbox(*features.shape, sam.image_size).inner_hw
