@@ -30,7 +30,9 @@ from lib.store.sessions import SessionStore
 from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import LesionTask, Outline, make_tasks
+from lib.tasks.learner import Learner
 from lib.tasks.prepare import Preparer
+from lib.tasks.quick import QuickWorker
 from lib.tasks.scoring import Scorer
 from lib.tasks.served import Served
 from lib.tasks.strategies import Sampler, choose, make_strategies
@@ -38,6 +40,7 @@ from lib.tasks.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import LABELS, NOTICE
+from ultrarefiner_monai.dicom.series import sha256_of_image
 from ultrarefiner_monai.dicomweb.client import Pacs
 from ultrarefiner_monai.exchange.labels import Exchange
 from ultrarefiner_monai.studies.availability import MARK_VARIABLE
@@ -76,6 +79,16 @@ class UltraRefinerApp(MONAILabelApp):
         self.preparer = Preparer(self.engine, self.config.prepare)
         self.scorer = Scorer(self.engine, self.preparer, self.datastore, self.config.prepare)
         self.sampler = Sampler(self.scorer, self.config.learning)
+        self.learner = Learner(
+            self.config.learning,
+            self.work,
+            self.journal,
+            self.served,
+            self.preparer,
+            self.trainings,
+            lambda: self._trainers,
+            quick=QuickWorker(self.config, self.work, studies, self.served),
+        )
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
         self.limiter = anyio.CapacityLimiter(self.config.workers)
         # Labels, uploads and sessions that are read and written: twenty at once cost the memory of a few.
@@ -146,6 +159,7 @@ class UltraRefinerApp(MONAILabelApp):
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """Called by whoever saves a final label without our route: the journal gets what lies in the studies, soon."""
         journal_saved(self.datastore(), image_id, label_id, self.engine.open)
+        self.learner.saved(image_id)
 
     # --- next sample, sessions ----------------------------------------------------------------------------------------
 
@@ -158,12 +172,20 @@ class UltraRefinerApp(MONAILabelApp):
         if "id" not in found:
             return found
         self.prepare(found["id"])
+        self.note_shown(found["id"], str(request.get("client_id") or ""))
         return {**found, "path": str(self.datastore().image_path(found["id"]))}
 
     def prepare(self, image_id: str) -> None:
         """An image of the studies was handed out: compute, behind it, what the first click will need."""
         self.scorer.opened(image_id)
         self.preparer.open(image_id, lambda: self.datastore().image_path(image_id))
+
+    def note_shown(self, image_id: str, client: str, file: Path | None = None) -> None:
+        """An image was handed out: the journal notes when and to whom, behind the answer. file: of an image that is not in
+        the studies, and may come into them under another id."""
+        self.journal.note(
+            lambda journal: journal.note_shown(image_id, client, "" if file is None else sha256_of_image(file))
+        )
 
     def _load_sessions(self, load: bool = False) -> SessionStore | None:
         if not load:

@@ -157,7 +157,9 @@ def test_a_promotion_renews_what_the_model_changes(desk: Desk, tmp_path: Path) -
     desk.wait()
     before = desk.scorer.table(IMAGES)
     other = save_tiny_system(tmp_path / "other.safetensors", seed=3)
-    desk.engine.served._predictor = make_desk(tmp_path, other).engine.served.latest()
+    promoted = make_desk(tmp_path, other).engine.served
+    promoted.latest()
+    desk.engine.served._serving = promoted._serving
     desk.look()
     desk.wait()
     after = desk.scorer.table(IMAGES)

@@ -2,6 +2,7 @@
 
 labels/      images/, masks/ and index.csv as `ultrarefiner prepare` makes them, of the final labels
 split.json   which image validates and which is trained on: written when an image comes first, never changed again
+quick/       features of labelled images that quick learning keeps, and what it came to last
 runs/NAME/   what a run leaves; state.json says how far it came
 lock         held while a training runs; split.lock: while an image is given its place in the split
 """
@@ -41,6 +42,11 @@ class TrainingFolder:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def quick(self) -> Path:
+        """Kept features of quick learning: ITEM.safetensors, scores/ITEM.json, and replay/ of an older data folder."""
+        return self.root / "quick"
 
     @property
     def split_file(self) -> Path:
@@ -113,7 +119,8 @@ class TrainingFolder:
 
         epoch, total_epochs, best_metric (the best selection figure), start_ts, current_time while it runs and total_time
         when it is over, eval and train with the last epoch's figures; and status (running, stopped, finished, failed), name
-        and, where there is one, error; left_out: ids of images that changed while it began.
+        and, where there is one, error; left_out: ids of images that changed while it began. promoted, gate:
+        whether its result serves, and the gate's report.
         """
         run = self.latest_run(task)
         if run is None:
@@ -142,7 +149,9 @@ class TrainingFolder:
             "best_metric": found["best_metric"],
             "best_metric_epoch": int(best.get("epoch", 0)),
         }
-        return found | {k: state[k] for k in ("error", "left_out", "figures", "start_figures") if k in state}
+        return found | {
+            k: state[k] for k in ("error", "left_out", "figures", "start_figures", "gate", "promoted") if k in state
+        }
 
     def note_failure(self, task: str, since: float, reason: str) -> None:
         """Write into a task's run that was begun, or gone on with, after ``since`` why it ended, where it still calls itself
@@ -175,6 +184,9 @@ class TrainingFolder:
             split = self.read_split()
             if split.pop(image_id, None):
                 self.write_split(split)
+        for path in (*self.quick.glob("*.safetensors"), *(self.quick / "scores").glob("*.json")):
+            if path.stem.rpartition("@")[0] == image_id:
+                path.unlink(missing_ok=True)
         for run in sorted(self.runs.glob("*")):
             self._forget_in_run(run, image_id)
         return len(own)

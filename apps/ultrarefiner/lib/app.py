@@ -14,6 +14,7 @@ from lib.store.sessions import SessionStore
 from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import Outline
+from lib.tasks.learner import Learner
 from lib.tasks.prepare import Preparer
 from lib.tasks.scoring import Scorer
 from lib.tasks.served import Served
@@ -49,6 +50,7 @@ class App(Protocol):
     sampler: Sampler
     trainings: Background
     batches: Background
+    learner: Learner
     limiter: anyio.CapacityLimiter
     savers: anyio.CapacityLimiter
     _infers: Mapping[str, Any]
@@ -62,3 +64,4 @@ class App(Protocol):
     ) -> Outline: ...
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]: ...
     def prepare(self, image_id: str) -> None: ...
+    def note_shown(self, image_id: str, client: str, file: Path | None = None) -> None: ...

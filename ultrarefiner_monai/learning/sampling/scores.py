@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ultrarefiner_monai.config import to_dict
 from ultrarefiner_monai.core.geometry import Letterbox
 from ultrarefiner_monai.core.image_file import ImageFile, Region
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.grouping import thumbnail
 from ultrarefiner_monai.masks.overlap import dice_of
-from ultrarefiner_monai.models.checkpoints import System
 from ultrarefiner_monai.pipeline.outline import crops
 from ultrarefiner_monai.pipeline.predictor import Predictor
 
@@ -88,16 +86,12 @@ def _vector(predictor: Predictor, crop: np.ndarray) -> np.ndarray:
     return embedding[:, :rows, :columns].mean(axis=(1, 2), dtype=np.float32)
 
 
-def encoder_key(system: System) -> str:
+def encoder_key(predictor: Predictor) -> str:
     """Changes with whatever ``Scores.vector`` depends on: the image encoder's weights and options."""
-    sam = system.config.sam
-    if system.refiner is None or sam is None or system.config.refiner.roi:
+    system = predictor.system
+    if system.refiner is None or system.config.sam is None or system.config.refiner.roi:
         return "thumbnail"
-    digest = hashlib.sha256(repr(to_dict(sam)).encode())
-    for name, tensor in system.refiner.sam.image_encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-    return digest.hexdigest()[:16]
+    return predictor.part_keys[1]
 
 
 def picture(crop: np.ndarray) -> np.ndarray:

@@ -32,6 +32,7 @@ from lib.routes.routing import (
     annotator_role,
     author,
     basename,
+    name_of,
     params_of,
     stored_upload,
     user_role,
@@ -126,10 +127,12 @@ class StoreRoutes:
 
     async def get_image(self, image: str, user: User = user_role) -> FileResponse:
         """As MONAI Label's own; who fetches an image is going to click on it."""
+        name = name_of(user)
 
         def work() -> FileResponse:
             found = stock_datastore.download_image(image)
             self.app.prepare(image)
+            self.app.note_shown(image, name)
             return found
 
         return await anyio.to_thread.run_sync(work)
@@ -171,6 +174,7 @@ class StoreRoutes:
         user: User = user_role,
     ) -> dict[str, Any]:
         """Keep an uploaded image for a while, outside the studies."""
+        name = name_of(user)
 
         def work() -> dict[str, Any]:
             app, sessions = self.app, self.app.sessions()
@@ -184,6 +188,7 @@ class StoreRoutes:
                 app.engine.read(path)
                 session_id, session = sessions.add_session(str(path), expiry)
             app.preparer.open(f"session:{session_id}", lambda: Path(session.image))
+            app.note_shown(f"session:{session_id}", name, Path(session.image))
             return {"session_id": session_id, "session_info": public_values(session.to_json())}
 
         return await anyio.to_thread.run_sync(work, limiter=self.app.savers)
@@ -196,13 +201,15 @@ class StoreRoutes:
 
         Without an ``id`` where no image is left; ``message`` says why."""
         params = checked(params, NEXT_SAMPLE, "a next sample")
-        client = str(params.get("client_id") or user.username or "")
+        name = name_of(user)
         # 3D Slicer sends one client_id for all users who do not set another: the address tells them apart.
         address = request.client.host if request.client is not None else ""
 
         def work() -> dict[str, Any]:
             app = self.app
-            result = app.next_sample({**params, "strategy": strategy, "holder": f"{client} {address}"})
+            client = str(params.get("client_id") or name)
+            asked = {**params, "client_id": client, "strategy": strategy, "holder": f"{client} {address}"}
+            result = app.next_sample(asked)
             if "id" not in result:
                 return result
             image_id, store = result["id"], app.datastore()
@@ -240,8 +247,9 @@ def _save_label(app: App, image: str, params: str, tag: str, label: UploadFile, 
             label_id = store.save_label(image, str(path), tag, info, drawn)
     if tag == FINAL:
         app.sampler.leases.give_up(image)
-    if tag == FINAL and app.exchange is not None:
-        app.exchange.saved(image)
+        app.learner.saved(image)
+        if app.exchange is not None:
+            app.exchange.saved(image)
     return {"image": image, "label": label_id} | ({"warnings": warnings} if warnings else {})
 
 

@@ -63,7 +63,6 @@ class Scorer:
         self._todo: list[str] = []
         self._refused: dict[str, str] = {}  # images that cannot be scored -> their state
         self._steps: Iterator[None] | None = None
-        self._keys: tuple[Predictor | None, str, str] = (None, "", "")
         self._own: Predictor | None = None  # with a cache of its own, where the common one is full
         self._ends = threading.Event()
 
@@ -249,11 +248,10 @@ class Scorer:
     # --- which model ----------------------------------------------------------------------------------------------------
 
     def _serving(self) -> tuple[Predictor, str, str]:
-        """The predictor that serves, what its vectors depend on, and what its other scores do."""
-        predictor = self.engine.served.now()
-        if self._keys[0] is not predictor:
-            self._keys = (predictor, encoder_key(predictor.system), predictor.system.version)
-        return predictor, self._keys[1], self._keys[2]
+        """The champion, what its vectors depend on, and what its other scores do. A quick model is a matter of minutes, and
+        changes the decoder alone: it renews nothing."""
+        predictor = self.engine.served.champion()
+        return predictor, encoder_key(predictor), predictor.system.version
 
     def _has_room(self) -> bool:
         cache = self.engine.served.cache
