@@ -110,6 +110,7 @@ def test_distances_follow_new_vectors(pool: ScorePool) -> None:
         put(pool, f"i{k}", k)
     ids = ["i1", "i2", "i6", "i9"]
     np.testing.assert_allclose(pool.distances(pool.table(ids), [0]), [0, 2, 10, np.nan])
+    np.testing.assert_allclose(pool.distances(pool.table(ids), [0], busy=[2, 3]), [0, 2, 0, np.nan])
     put(pool, "i9", 9)
     put(pool, "i1", 3)  # another picture under the same name, which is labelled
     np.testing.assert_allclose(pool.distances(pool.table(ids), [0]), [0, 2, 6, 12])

@@ -9,7 +9,7 @@ import numpy as np
 
 from ultrarefiner_monai.datasets.grouping import CORRELATION
 from ultrarefiner_monai.learning.sampling.scores import Scores
-from ultrarefiner_monai.learning.sampling.spread import Coverage
+from ultrarefiner_monai.learning.sampling.spread import Coverage, nearest_distances
 from ultrarefiner_monai.learning.sampling.table import UNKNOWN_GROUP, ScoreTable
 from ultrarefiner_monai.studies.score_store import ScoreStore, StoredScores, StoredVector
 
@@ -104,10 +104,15 @@ class ScorePool:
             groups[known] = self._groups[rows[known]]
         return ScoreTable(tuple(image_ids), vectors, groups, *(figures[:, k] for k in range(len(_FIGURES))))
 
-    def distances(self, table: ScoreTable, covered: Collection[int]) -> np.ndarray:
-        """(N,) of ``table`` to its rows ``covered``, of which only what is new is computed (``Coverage``)."""
+    def distances(self, table: ScoreTable, labelled: Collection[int], busy: Collection[int] = ()) -> np.ndarray:
+        """(N,) of ``table`` to its rows ``labelled``, of which only what is new is computed (``Coverage``), and to the few
+        ``busy`` ones, which come and go."""
         with self._lock:
-            return self._coverage.distances(table, covered)
+            found = self._coverage.distances(table, labelled)
+        known = table.has_vector
+        centers = table.vectors[[k for k in busy if known[k]]]
+        found[known] = nearest_distances(table.vectors[known], centers, found[known])
+        return found
 
     # --- what comes and goes --------------------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ def choose(
     labelled: rows with a label. skipped: rows that were offered and are not labelled, the one offered longest ago first.
     rng: by default ``draws(len(labelled), 0)``. busy: rows that others work on; they are not chosen and count as labelled
     where the spread is concerned. nearest: (N,) distances to ``labelled`` and ``busy`` where the caller keeps them
-    (``Coverage``). The first row is what the strategy draws; the others are for a caller that cannot use it, and are not
+    (``ScorePool.distances``). The first row is what the strategy draws; the others are for a caller that cannot use it, and are not
     a batch. Raises InputError for a strategy that is none.
     """
     if strategy not in STRATEGIES:

@@ -85,9 +85,9 @@ class Scorer:
         """What is known of these images just now."""
         return ScoreTable.of(image_ids) if self._pool is None else self._pool.table(image_ids)
 
-    def distances(self, table: ScoreTable, covered: Collection[int]) -> np.ndarray | None:
+    def distances(self, table: ScoreTable, labelled: Collection[int], busy: Collection[int]) -> np.ndarray | None:
         """See ``ScorePool.distances``; None where nothing is known."""
-        return None if self._pool is None else self._pool.distances(table, covered)
+        return None if self._pool is None else self._pool.distances(table, labelled, busy)
 
     def state(self) -> dict[str, int]:
         """For /info/: how many images have scores of the model that serves, and how many are still to get some."""

@@ -39,7 +39,7 @@ class Sampler:
         again = sorted((i for i, time in offered.items() if time), key=lambda i: (offered[i], i))
         nearest = None
         if by_spread(strategy, len(labelled), self.options):
-            nearest = self.scorer.distances(table, covered | taken)
+            nearest = self.scorer.distances(table, covered, taken)
         rng = draws(len(labelled), next(self._questions))
         rows = choose_rows(strategy, table, covered, [row[i] for i in again], rng, self.options, taken, nearest)
         return [ids[k] for k in rows]
