@@ -35,8 +35,9 @@ from lib.tasks.mistakes import MistakesKeeper
 from lib.tasks.prepare import Preparer
 from lib.tasks.progress import ProgressKeeper
 from lib.tasks.quick import QuickWorker
+from lib.tasks.scoring import Scorer
 from lib.tasks.served import Served
-from lib.tasks.strategies import choose, make_strategies
+from lib.tasks.strategies import Sampler, choose, make_strategies
 from lib.tasks.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
 from ultrarefiner_monai.core.image_file import Limits
@@ -81,6 +82,8 @@ class UltraRefinerApp(MONAILabelApp):
         self.engine = Engine(self.served, self.config, self.work, self.journal)
         self.preparer = Preparer(self.engine, self.config.prepare)
         self.progress = ProgressKeeper(self.work.journal, MistakesKeeper(self.work.journal, self._pair_of))
+        self.scorer = Scorer(self.engine, self.preparer, self.datastore, self.config.prepare)
+        self.sampler = Sampler(self.scorer, self.config.learning)
         self.learner = Learner(
             self.config.learning,
             self.work,
@@ -175,18 +178,20 @@ class UltraRefinerApp(MONAILabelApp):
     # --- next sample, sessions ----------------------------------------------------------------------------------------
 
     def init_strategies(self) -> dict[str, Any]:
-        return make_strategies()
+        return make_strategies(self.sampler)
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The next image (``id``), or why there is none (``message``); see ``Sampler.sample``."""
         found = choose(self._strategies, request, self.datastore())
-        if not found:
-            return {}
+        if "id" not in found:
+            return found
         self.prepare(found["id"])
         self.note_shown(found["id"], str(request.get("client_id") or ""))
         return {**found, "path": str(self.datastore().image_path(found["id"]))}
 
     def prepare(self, image_id: str) -> None:
         """An image of the studies was handed out: compute, behind it, what the first click will need."""
+        self.scorer.opened(image_id)
         self.preparer.open(image_id, lambda: self.datastore().image_path(image_id))
 
     def note_shown(self, image_id: str, client: str, file: Path | None = None) -> None:
@@ -217,5 +222,6 @@ class UltraRefinerApp(MONAILabelApp):
         self.exchange = startup.start_exchange(self)
         super().on_init_complete()
         startup.run_tasks(self)
+        self.scorer.start()
         startup.close_doors(server, self)
         logger.info("ready: %s; work folder %s. %s", self.studies, self.work.root, NOTICE)

@@ -81,6 +81,8 @@ class ScoreStore:
             connection.execute("PRAGMA secure_delete=ON")
             if connection.execute("PRAGMA user_version").fetchone()[0] not in (0, _VERSION):
                 raise sqlite3.DatabaseError(f"{self.path.name} was written by another version")
+            if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise sqlite3.DatabaseError(f"{self.path.name} is damaged")
             connection.executescript(_SCHEMA)
             connection.execute(f"PRAGMA user_version={_VERSION}")
         except BaseException:
@@ -114,12 +116,12 @@ class ScoreStore:
     def vectors(self) -> list[StoredVector]:
         with self._lock:
             rows = self._connection.execute("SELECT * FROM vectors").fetchall()
-        return [StoredVector(*r[:3], _halves(r[3]), _halves(r[4]), *r[5:]) for r in rows]
+        return [StoredVector(i, state, made, _halves(v), _halves(t), *rest) for i, state, made, v, t, *rest in rows]
 
     def scores(self) -> list[StoredScores]:
         with self._lock:
             rows = self._connection.execute("SELECT * FROM scores").fetchall()
-        return [StoredScores(*r[:5], bool(r[5]), r[6]) for r in rows]
+        return [StoredScores(i, state, made, d, b, bool(found), p) for i, state, made, d, b, found, p in rows]
 
     def put(self, vector: StoredVector, scores: StoredScores, joined: Iterable[int] = ()) -> bool:
         """Keep what was computed of one image. joined: groups that turned out to be the same as the vector's. False, and

@@ -23,6 +23,7 @@ def completed(info: dict[str, Any], app: App) -> dict[str, Any]:
         "networks": system.config.networks(),
         "problem": app.served.problem,
         "preparing": app.preparer.left(),
+        "scores": app.scorer.state(),
     }
     store = app.datastore()
     pacs: dict[str, Any] = {"pacs": store.contact()} if isinstance(store, PacsStudies) else {}
@@ -50,9 +51,3 @@ def _problems(app: App) -> Iterator[str]:
     yield watch.problem if watch is not None else store.presence.problem
     yield from (app.served.problem, app.journal.begun_anew, app.journal.problem)
     yield from damaged((store.index_file, app.work.journal, app.work.absent))
-
-
-def scoring_of(app: App) -> dict[str, int]:
-    """How many images have scores for the next sample, and how many are still to get some; {} where none are computed."""
-    scorer = getattr(app, "scorer", None)
-    return scorer.state() if scorer is not None else {}

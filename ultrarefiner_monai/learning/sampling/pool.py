@@ -9,7 +9,7 @@ import numpy as np
 
 from ultrarefiner_monai.datasets.grouping import CORRELATION
 from ultrarefiner_monai.learning.sampling.scores import Scores
-from ultrarefiner_monai.learning.sampling.spread import Coverage
+from ultrarefiner_monai.learning.sampling.spread import Coverage, nearest_distances
 from ultrarefiner_monai.learning.sampling.table import UNKNOWN_GROUP, ScoreTable
 from ultrarefiner_monai.studies.score_store import ScoreStore, StoredScores, StoredVector
 
@@ -104,10 +104,15 @@ class ScorePool:
             groups[known] = self._groups[rows[known]]
         return ScoreTable(tuple(image_ids), vectors, groups, *(figures[:, k] for k in range(len(_FIGURES))))
 
-    def distances(self, table: ScoreTable, covered: Collection[int]) -> np.ndarray:
-        """(N,) of ``table`` to its rows ``covered``, of which only what is new is computed (``Coverage``)."""
+    def distances(self, table: ScoreTable, labelled: Collection[int], busy: Collection[int] = ()) -> np.ndarray:
+        """(N,) of ``table`` to its rows ``labelled``, of which only what is new is computed (``Coverage``), and to the few
+        ``busy`` ones, which come and go."""
         with self._lock:
-            return self._coverage.distances(table, covered)
+            found = self._coverage.distances(table, labelled)
+        known = table.has_vector
+        centers = table.vectors[[k for k in busy if known[k]]]
+        found[known] = nearest_distances(table.vectors[known], centers, found[known])
+        return found
 
     # --- what comes and goes --------------------------------------------------------------------------------------------
 
@@ -140,11 +145,12 @@ class ScorePool:
                 self._store.remove(gone)
                 self._load()
 
-    def drop(self, image_id: str) -> None:
-        """The image's file has changed: nothing is known of it."""
+    def drop(self, image_ids: Collection[str]) -> None:
+        """The files of these images have changed: nothing is known of them."""
         with self._lock:
-            self._store.remove([image_id])
-            self._load()
+            if image_ids:
+                self._store.remove(image_ids)
+                self._load()
 
     def remember(self, image_id: str) -> None:
         """Somebody opened the image: where it was forgotten, it may be scored again."""

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ultrarefiner_monai.config import to_dict
 from ultrarefiner_monai.core.geometry import Letterbox
 from ultrarefiner_monai.core.image_file import ImageFile, Region
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.grouping import thumbnail
-from ultrarefiner_monai.interaction.clicks import core_clicks
 from ultrarefiner_monai.masks.overlap import dice_of
-from ultrarefiner_monai.models.checkpoints import System
 from ultrarefiner_monai.pipeline.outline import crops
 from ultrarefiner_monai.pipeline.predictor import Predictor
 
@@ -63,12 +60,14 @@ def combined(parts: Sequence[Scores]) -> Scores:
 
 
 def _score(predictor: Predictor, crop: np.ndarray) -> Scores:
-    coarse = predictor.coarse(crop)
-    clicks, disagreement = core_clicks(coarse.mask), 0.0
-    if clicks and predictor.system.refiner is not None:
-        # Not the automatic result, which gate and safety net pull towards the coarse mask: the refiner's own answer.
-        disagreement = 1 - dice_of(coarse.mask, predictor.interact(crop, clicks).mask)
-    return Scores(_vector(predictor, crop), disagreement, coarse.uncertainty, bool(coarse.mask.any()), coarse.presence)
+    coarse, automatic = predictor.coarse(crop), predictor.propose(crop)
+    found = bool(coarse.mask.any())
+    disagreement = 0.0
+    if automatic.safety_rule is not None:  # they differ so much that the coarse mask was taken back
+        disagreement = 1.0
+    elif found:
+        disagreement = 1 - dice_of(coarse.mask, automatic.mask)
+    return Scores(_vector(predictor, crop), disagreement, coarse.uncertainty, found, coarse.presence)
 
 
 def _vector(predictor: Predictor, crop: np.ndarray) -> np.ndarray:
@@ -79,7 +78,7 @@ def _vector(predictor: Predictor, crop: np.ndarray) -> np.ndarray:
         return picture(crop)
     sam = predictor.system.config.sam
     assert sam is not None
-    embedding = features.image_embedding
+    embedding = features.image_embedding.reshape(-1, *features.image_embedding.shape[-2:])
     rows, columns = (
         max(1, round(side * embedding.shape[1] / sam.image_size))
         for side in Letterbox(*features.shape, sam.image_size).inner_hw
@@ -87,16 +86,12 @@ def _vector(predictor: Predictor, crop: np.ndarray) -> np.ndarray:
     return embedding[:, :rows, :columns].mean(axis=(1, 2), dtype=np.float32)
 
 
-def encoder_key(system: System) -> str:
+def encoder_key(predictor: Predictor) -> str:
     """Changes with whatever ``Scores.vector`` depends on: the image encoder's weights and options."""
-    sam = system.config.sam
-    if system.refiner is None or sam is None or system.config.refiner.roi:
+    system = predictor.system
+    if system.refiner is None or system.config.sam is None or system.config.refiner.roi:
         return "thumbnail"
-    digest = hashlib.sha256(repr(to_dict(sam)).encode())
-    for name, tensor in system.refiner.sam.image_encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-    return digest.hexdigest()[:16]
+    return predictor.part_keys[1]
 
 
 def picture(crop: np.ndarray) -> np.ndarray:

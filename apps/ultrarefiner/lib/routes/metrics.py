@@ -26,7 +26,6 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lib.app import App
-from lib.information import scoring_of
 from lib.routes.routing import Route, user_role
 from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.learning.progress import Curve
@@ -202,8 +201,7 @@ class Looked(Collector):
             yield _gauge("pacs_away", "1: the PACS does not answer.", bool(store.contact().get("problem")))
         if app.exchange is not None:
             waiting[("outbox",)] = app.exchange.status()["waiting"]
-        if scoring := scoring_of(app):
-            yield _gauge("scoring_left", "Images that are still to get scores for the next sample.", scoring["left"])
+        yield _gauge("scoring_left", "Images that are still to get scores.", app.scorer.state()["left"])
         yield _by("queue_length", "What runs or waits.", ("queue",), Tally(waiting))
 
 

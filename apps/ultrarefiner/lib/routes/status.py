@@ -15,7 +15,7 @@ from fastapi.responses import HTMLResponse
 from monailabel.endpoints.user.auth import User
 
 from lib.app import App
-from lib.information import problems, scoring_of
+from lib.information import problems
 from lib.routes.learning_words import learning_errors, learning_rows, report_words, wrong_bars, wrong_words
 from lib.routes.routing import Route, user_role
 from lib.routes.status_page import Facts, Row, Running, Step, clock, seconds_of, status_page
@@ -66,7 +66,7 @@ def facts_of(app: App) -> Facts:
         summary,
         [*told, *([summary.problem] if summary.problem else [])],
         served=_part([], lambda: list(_served(app, summary))),
-        learning=_part([], lambda: learning_rows(state, app.config.learning, scoring_of(app))),
+        learning=_part([], lambda: learning_rows(state, app.config.learning, app.scorer.state())),
         machine=_part([], lambda: list(_machine(app))),
         running=_part([], lambda: list(_running(app))),
         steps=_part([], lambda: _steps(summary)),
@@ -102,10 +102,14 @@ def _served(app: App, summary: Summary) -> Iterator[Row]:
 
 def _steps(summary: Summary) -> list[Step]:
     """Changes of the champion, newest first; those of quick models are only counted."""
-    found = [p for p in summary.promotions if p.by != "quick"][-_MOST_STEPS:]
-    return [
-        Step(seconds_of(p.created), p.name, p.version, _BY.get(p.by, p.by), report_words(p.report)) for p in found[::-1]
-    ]
+    found = [p for p in summary.promotions if p.by != "quick"]
+    steps = [Step(seconds_of(p.created), p.name, p.version, _BY.get(p.by, p.by), report_words(p.report)) for p in found]
+    if found and summary.progress.times:
+        # What answered first was never promoted; it is known by the labels of that time.
+        known = {p.version.partition("+")[0] for p in found}
+        first = next((version for version in summary.progress.versions if version not in known), "")
+        steps.insert(0, Step(summary.progress.times[0], found[0].before, first, "as set up"))
+    return steps[: -_MOST_STEPS - 1 : -1]
 
 
 def _running(app: App) -> Iterator[Running]:

@@ -204,7 +204,7 @@ def _marks(facts: Facts) -> list[tuple[float, str]]:
     return [
         (progress.labels_before(step.when) + 0.5, f"{step.name} since {clock(step.when)}")
         for step in facts.steps
-        if progress.images
+        if progress.images and step.when > progress.times[0]
     ]
 
 
