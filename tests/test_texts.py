@@ -35,6 +35,7 @@ WRITTEN = {
     "done.json",
     "split.json",
     "learning.json",
+    "current.json",
     "result.json",
     "results.json",
     "summary.json",
