@@ -22,7 +22,7 @@ from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, read_index
 from ultrarefiner_monai.learning.label_split import TRAIN_PART, Split, placed
-from ultrarefiner_monai.learning.quick.overlay import overlaid, refiner_of, write_quick
+from ultrarefiner_monai.learning.quick.overlay import overlaid, refiner_of, towards, write_quick
 from ultrarefiner_monai.learning.quick.replays import (
     IMPLAUSIBLE,
     LEAST,
@@ -136,7 +136,9 @@ class QuickRun:
                 self.recipe,
             ),
         )
-        refiner = overlaid(refiner_of(self.champion), tensors).eval()
+        own = refiner_of(self.champion)
+        tensors = towards(own, tensors, left_out.share)
+        refiner = overlaid(own, tensors).eval()
         validation = self._timed("validate", lambda: self._validate(refiner, validating))
         if why := validation.worse_by(self.job.options.margin):
             return self._result("", f"on the labels that validate, {why}", samples, problems, left_out, validation)
@@ -205,9 +207,8 @@ class QuickRun:
         """Why the left-out replays say no, in words; empty where they do not."""
         if why := left_out.worse_by(self.job.options.margin):
             return f"on corrections that were left out, {why}"
-        mean = (left_out.automatic + left_out.one + left_out.three) / 3
-        if mean < 0:
-            return f"on corrections that were left out, mean Dice is {-mean:.4f} lower"
+        if left_out.mean < 0:
+            return f"on corrections that were left out, mean Dice is {-left_out.mean:.4f} lower"
         return "" if left_out.lesions + validating >= LEAST else _too_few(left_out.lesions)
 
     def _validate(self, refiner: Any, samples: Sequence[Sample]) -> Verdict:
