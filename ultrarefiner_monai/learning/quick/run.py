@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 # Samples in memory (0.6 MB each) and replays are bounded, whatever the number of labels.
 MOST_SAMPLES, MOST_VALIDATING, MOST_REPLAYED = 200, 24, 60
+_LEAST_SHARE = 0.6
 _WRITING = 2.0  # seconds of the budget that are left for writing and serving
 
 
@@ -104,7 +105,10 @@ class QuickRun:
         self.store = SampleStore(folder, predictor, job.limits)
         self.replays = SampleStore(folder / "replay", predictor, job.limits)
         self.scores = Scores(folder / "scores", self.champion)
-        self._clock = {"start": time.monotonic() - job.begun if job.begun else 0.0}
+        now = time.monotonic()
+        self._clock = {"start": now - job.begun if job.begun else 0.0}
+        # A process that is new has its imports to make: on a busy machine they must not take the time to learn.
+        self._end = max(job.begun + job.seconds, now + _LEAST_SHARE * job.seconds) - _WRITING
 
     def __call__(self) -> Result:
         """Raises InputError where nothing can be learnt, and OSError for a full disk; the champion serves then."""
@@ -228,7 +232,7 @@ class QuickRun:
         """``share`` of the seconds that are left; None without a limit."""
         if not self.job.seconds:
             return None
-        return share * max(1.0, self.job.begun + self.job.seconds - _WRITING - time.monotonic())
+        return share * max(1.0, self._end - time.monotonic())
 
     def _timed(self, name: str, work: Any) -> Any:
         begun = time.monotonic()
