@@ -23,6 +23,7 @@ from lib.tasks.prepare import Preparer
 from ultrarefiner_monai.core.cache import EmbeddingCache, image_key
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.series import sha256_of_image, state_of
+from ultrarefiner_monai.dicomweb.client import PacsError
 from ultrarefiner_monai.learning.sampling.pool import ScorePool
 from ultrarefiner_monai.learning.sampling.scores import (
     combined,
@@ -160,7 +161,7 @@ class Scorer:
     def _of_pacs(self, store: PacsStudies, todo: list[str], more: int) -> list[str]:
         """Images that are here already, and so many others that ``enough`` are scored."""
         here = [i for i in todo if store.mirror.cached(i)]
-        others = [i for i in todo if not store.mirror.cached(i)]
+        others = [] if store.mirror.problem else [i for i in todo if not store.mirror.cached(i)]
         return here + others[: max(0, more - len(here))]
 
     # --- one frame at a time, in the preparer's thread --------------------------------------------------------------------
@@ -187,13 +188,14 @@ class Scorer:
     def _score(self, image_id: str) -> Iterator[None]:
         try:
             yield from self._score_frames(image_id)
-        except StudiesAway:
-            logger.debug("%s is not scored: the studies are away", image_id)
+        except StudiesAway as error:
+            logger.debug("%s is not scored just now: %s", image_id, error)
         except sqlite3.Error as error:
             logger.warning("%s is not scored: %s", image_id, error)
         except (InputError, ImageNotFoundException, OSError) as error:  # told when its turn to be offered comes
             logger.debug("%s is not scored: %s", image_id, error)
-            self._refuse(image_id)
+            if not (isinstance(error, PacsError) and error.transient):
+                self._refuse(image_id)
         except Exception as error:
             logger.warning("%s is not scored: %s", image_id, error, exc_info=error)
             self._refuse(image_id)
@@ -208,6 +210,8 @@ class Scorer:
     def _score_frames(self, image_id: str) -> Iterator[None]:
         pool, store = self._pool, self.datastore()
         assert pool is not None
+        if not pool.missing(image_id):  # it was in work when the list was made
+            return
         predictor, encoder, model = self._serving()
         path = store.image_path(image_id)
         state = _state(path)
