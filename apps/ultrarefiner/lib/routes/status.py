@@ -108,7 +108,7 @@ def _steps(summary: Summary) -> list[Step]:
         # What answered first was never promoted; it is known by the labels of that time.
         known = {p.version.partition("+")[0] for p in found}
         first = next((version for version in summary.progress.versions if version not in known), "")
-        steps.insert(0, Step(summary.progress.times[0], found[0].before, first, "as set up"))
+        steps.insert(0, Step(summary.progress.times[0], summary.promotions[0].before, first, "as set up"))
     return steps[: -_MOST_STEPS - 1 : -1]
 
 
