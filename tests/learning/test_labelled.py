@@ -234,6 +234,21 @@ def test_a_call_that_ran_out_of_time_is_gone_on_with(tmp_path: Path, folder: Tra
     assert prepared is not None and len(folder.read_rows()) == 8
 
 
+def test_a_validation_list_whose_images_were_forgotten(tmp_path: Path, folder: TrainingFolder) -> None:
+    """Its labels are gone with them: it is said, and the next patient validates; figures are of what is left."""
+    pairs = labelled(tmp_path / "s", 16)
+    prepared = prepare_labels(pairs, folder)
+    assert prepared is not None and prepared.groups >= 1
+    validate = [p for p in pairs if parts(folder)[p.image_id] == "select"]
+    for pair in validate:
+        assert folder.forget(pair.image_id) == 1
+    left = [p for p in pairs if p not in validate]
+    with pytest.raises(InputError, match="left to validate, since images keep their place and some were forgotten"):
+        prepare_labels(left, folder)
+    again = prepare_labels(left + labelled(tmp_path / "s", 1, first=20), folder)
+    assert again is not None and parts(folder)["image 20"] == "select" and again.groups == 1
+
+
 def test_forget_takes_copies_split_and_open_runs(tmp_path: Path, folder: TrainingFolder) -> None:
     prepare_labels(labelled(tmp_path / "s", 6), folder)
     for name, status in (("open", "running"), ("done", "finished")):
