@@ -251,9 +251,9 @@ def test_a_validation_list_whose_images_were_forgotten(tmp_path: Path, folder: T
 
 def test_forget_takes_copies_split_and_open_runs(tmp_path: Path, folder: TrainingFolder) -> None:
     prepare_labels(labelled(tmp_path / "s", 6), folder)
-    for name, status in (("open", "running"), ("done", "finished")):
+    for name, status, of in (("open", "running", ""), ("done", "finished", ""), ("replayed", "finished", "labels/")):
         (folder.runs / name).mkdir(parents=True)
-        (folder.runs / name / "split.json").write_text('{"train": ["image 02@0", "image 03@0"]}')
+        (folder.runs / name / "split.json").write_text(f'{{"train": ["{of}image 02@0", "{of}image 03@0", "busi/x"]}}')
         (folder.runs / name / "state.json").write_text(f'{{"status": "{status}"}}')
     with folder.lock().acquire(timeout=0), pytest.raises(InputError, match="stop it first"):
         TrainingFolder(folder.root).forget("image 02")
@@ -261,4 +261,5 @@ def test_forget_takes_copies_split_and_open_runs(tmp_path: Path, folder: Trainin
     traces = [p for p in folder.root.rglob("*") if "image 02" in p.name]
     traces += [p for p in folder.root.rglob("*") if p.suffix in (".csv", ".json") and "image 02" in p.read_text()]
     assert not traces and not (folder.runs / "open").exists()
-    assert "image 03@0" in (folder.runs / "done" / "split.json").read_text()
+    for name in ("done", "replayed"):
+        assert "image 03@0" in (folder.runs / name / "split.json").read_text()
