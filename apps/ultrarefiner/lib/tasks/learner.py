@@ -185,6 +185,9 @@ class Learner:
         else:
             self._end(current, f"{current.task}: {error}" if error else "")
             self._task = None
+            pointer = self.served.registry.pointer()
+            if self.quick is not None and pointer.by == "slow" and not pointer.quick:
+                self.quick.saved()  # what was corrected is tuned on top of the new champion, too
 
     def _begin(self, current: Round) -> None:
         if current.begins >= MOST_BEGINS:
