@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_champion import champion, samples
 
-from tests.learning.quick.tiny import champion, samples
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.quick.overlay import with_tensors

@@ -29,6 +29,8 @@ __all__ = ["Recipe", "RECIPE", "describe", "draw", "learner", "tune", "with_tens
 # Of the refiner's parameters: names that begin so are tuned.
 PARTS = {
     "decoder": "sam.mask_decoder.",
+    "upscaling": "sam.mask_decoder.output_upscaling.",
+    "masks": "sam.mask_decoder.output_hypernetworks_mlps.",
     "mask_branch": "sam.prompt_encoder.mask_downscaling.",
 }
 
@@ -44,6 +46,7 @@ class Recipe:
     parts: tuple[str, ...] = ("decoder",)
     lr: float = 5e-4
     anchor: float = 0.0
+    eps: float = 1e-8
     batch: int = 4
     steps_per_sample: float = 1.0
     least_steps: int = 16
@@ -85,7 +88,7 @@ def tune(
     tuned = [values[name] for name in names]
     start = [p.detach().clone() for p in tuned]
     device = tuned[0].device
-    optimiser = torch.optim.AdamW(tuned, lr=recipe.lr, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(tuned, lr=recipe.lr, eps=recipe.eps, weight_decay=0.0)
     criterion = RefinerLoss(recipe.game.focal_weight)
     rng = np.random.default_rng(seed)
     planned, begun = steps or recipe.steps(len(samples)), time.monotonic()
