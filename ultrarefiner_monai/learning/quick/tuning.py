@@ -1,5 +1,9 @@
 """The champion's mask decoder, tuned for some seconds on corrections and on what is replayed.
 
+Its last part learns: what makes masks of the image's and the tokens' features (upscaling with its normalisation layers, and
+the networks that make the masks' weights). The whole decoder needs more steps than there is time for: its first ones spoil
+what a click does (docs/research/benchmarks.md), and each costs more.
+
 Each run begins with the champion's weights and is held near them (L2-SP, Li et al., ICML 2018): many quick runs cannot
 drift away, and few corrections cannot spoil much. The games of clicks and the losses are those of phase 2.
 """
@@ -10,8 +14,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -24,7 +26,7 @@ from ultrarefiner_monai.models.refiner import Gate, Refiner
 from ultrarefiner_monai.training.phases.losses import RefinerLoss
 from ultrarefiner_monai.training.phases.refiner import play
 
-__all__ = ["Recipe", "RECIPE", "describe", "draw", "learner", "tune", "with_tensors"]
+__all__ = ["Recipe", "RECIPE", "draw", "learner", "tune", "with_tensors"]
 
 # Of the refiner's parameters: names that begin so are tuned.
 PARTS = {
@@ -43,10 +45,9 @@ class Recipe:
     between least and most. newest: how often the newest samples are drawn as against the others; fresh: how many they are.
     """
 
-    parts: tuple[str, ...] = ("decoder",)
-    lr: float = 5e-4
-    anchor: float = 0.0
-    eps: float = 1e-8
+    parts: tuple[str, ...] = ("upscaling", "masks")
+    lr: float = 1e-3
+    anchor: float = 10.0
     batch: int = 4
     steps_per_sample: float = 1.0
     least_steps: int = 16
@@ -88,7 +89,7 @@ def tune(
     tuned = [values[name] for name in names]
     start = [p.detach().clone() for p in tuned]
     device = tuned[0].device
-    optimiser = torch.optim.AdamW(tuned, lr=recipe.lr, eps=recipe.eps, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(tuned, lr=recipe.lr, weight_decay=0.0)
     criterion = RefinerLoss(recipe.game.focal_weight)
     rng = np.random.default_rng(seed)
     planned, begun = steps or recipe.steps(len(samples)), time.monotonic()
@@ -128,8 +129,6 @@ def learner(champion: System, parts: Sequence[str]) -> tuple[Refiner, list[str]]
         own.gate = Gate(own.config.gate)
     prefixes = tuple(PARTS[part] for part in parts)
     names = [name for name, _ in own.named_parameters() if name.startswith(prefixes)]
-    if "decoder" in parts:  # a learned gate is a part of the answer
-        names += [name for name, _ in own.named_parameters() if name.startswith("gate.")]
     for name in names:
         own.get_parameter(name).requires_grad_(True)
     return own.eval(), names
@@ -156,8 +155,3 @@ def _schedule(progress: float) -> float:
     if progress < 0.1:
         return 0.1 + 9.0 * progress
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
-
-
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """For the record of a run."""
-    return {"parts": list(recipe.parts), "lr": recipe.lr, "anchor": recipe.anchor, "batch": recipe.batch}
