@@ -1,6 +1,6 @@
 """When the slow learning begins, and which trainings a round of it consists of. Plain decisions: no thread, no clock of its own.
 
-What survives a restart stands in ``training/learning.json``: up to which save (a row of the journal's corrections) was
+What survives a restart stands in ``learning.json`` beside the trainings: up to which save (a row of the journal's corrections) was
 learnt, the round that runs, how often it was begun.
 """
 

@@ -144,7 +144,7 @@ class QuickRun:
         tensors = towards(own, tensors, left_out.share)
         refiner = overlaid(own, tensors).eval()
         validation = self._timed("validate", lambda: self._validate(refiner, validating))
-        if why := validation.worse_by(self.job.options.margin):
+        if why := validation.worse_by(self.job.options.margin, self.job.options.margin):
             return self._result("", f"on the labels that validate, {why}", samples, problems, left_out, validation)
         if left_out.lesions + validation.lesions < LEAST:
             return self._result(
@@ -209,10 +209,8 @@ class QuickRun:
 
     def _refusal(self, left_out: Verdict, validating: int) -> str:
         """Why the left-out replays say no, in words; empty where they do not."""
-        if why := left_out.worse_by(self.job.options.margin):
+        if why := left_out.worse_by(self.job.options.margin, 0.0):
             return f"on corrections that were left out, {why}"
-        if left_out.mean < 0:
-            return f"on corrections that were left out, mean Dice is {-left_out.mean:.4f} lower"
         return "" if left_out.lesions + validating >= LEAST else _too_few(left_out.lesions)
 
     def _validate(self, refiner: Any, samples: Sequence[Sample]) -> Verdict:

@@ -1,5 +1,9 @@
 """The champion's mask decoder, tuned for some seconds on corrections and on what is replayed.
 
+Its last part learns: what makes masks of the image's and the tokens' features (upscaling with its normalisation layers, and
+the networks that make the masks' weights). The whole decoder needs more steps than there is time for: its first ones spoil
+what a click does (docs/research/benchmarks.md), and each costs more.
+
 Each run begins with the champion's weights and is held near them (L2-SP, Li et al., ICML 2018): many quick runs cannot
 drift away, and few corrections cannot spoil much. The games of clicks and the losses are those of phase 2.
 """
@@ -10,7 +14,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +27,13 @@ from ultrarefiner_monai.models.refiner import Gate, Refiner
 from ultrarefiner_monai.training.phases.losses import RefinerLoss
 from ultrarefiner_monai.training.phases.refiner import play
 
-__all__ = ["Recipe", "RECIPE", "describe", "draw", "learner", "tune", "with_tensors"]
+__all__ = ["Recipe", "RECIPE", "draw", "learner", "tune", "with_tensors"]
 
 # Of the refiner's parameters: names that begin so are tuned.
 PARTS = {
     "decoder": "sam.mask_decoder.",
+    "upscaling": "sam.mask_decoder.output_upscaling.",
+    "masks": "sam.mask_decoder.output_hypernetworks_mlps.",
     "mask_branch": "sam.prompt_encoder.mask_downscaling.",
 }
 
@@ -41,9 +46,9 @@ class Recipe:
     between least and most. newest: how often the newest samples are drawn as against the others; fresh: how many they are.
     """
 
-    parts: tuple[str, ...] = ("decoder",)
-    lr: float = 5e-4
-    anchor: float = 0.0
+    parts: tuple[str, ...] = ("upscaling", "masks")
+    lr: float = 1e-3
+    anchor: float = 10.0
     batch: int = 4
     steps_per_sample: float = 1.0
     least_steps: int = 16
@@ -125,8 +130,6 @@ def learner(champion: System, parts: Sequence[str]) -> tuple[Refiner, list[str]]
         own.gate = Gate(own.config.gate)
     prefixes = tuple(PARTS[part] for part in parts)
     names = [name for name, _ in own.named_parameters() if name.startswith(prefixes)]
-    if "decoder" in parts:  # a learned gate is a part of the answer
-        names += [name for name, _ in own.named_parameters() if name.startswith("gate.")]
     for name in names:
         own.get_parameter(name).requires_grad_(True)
     return own.eval(), names
@@ -153,8 +156,3 @@ def _schedule(progress: float) -> float:
     if progress < 0.1:
         return 0.1 + 9.0 * progress
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
-
-
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """For the record of a run."""
-    return {"parts": list(recipe.parts), "lr": recipe.lr, "anchor": recipe.anchor, "batch": recipe.batch}

@@ -178,12 +178,16 @@ class Learner:
         error = "" if status == DONE else str(self._task.get("error", "")) if status == FAILED else "it was stopped"
         done = (*current.done, current.task)
         task = "" if error else following(current.task, trainings(self._has_refiner(), self._lesions(), self.options))
-        self._task = None
         if task:
             self.memory.keep(round=Round(current.saves, task, 0, done))
-            self._begin(self.memory.value.round or current)
+            self._task = None  # last: where the disk is full, this step is done again
+            self._start(task)
         else:
             self._end(current, f"{current.task}: {error}" if error else "")
+            self._task = None
+            pointer = self.served.registry.pointer()
+            if self.quick is not None and pointer.by == "slow" and not pointer.quick:
+                self.quick.saved()  # what was corrected is tuned on top of the new champion, too
 
     def _begin(self, current: Round) -> None:
         if current.begins >= MOST_BEGINS:
