@@ -31,6 +31,7 @@ IMPLAUSIBLE = 0.4
 # How far the champion's weights go towards the tuned ones; the left-out replays choose (WiSE-FT, Wortsman et al., CVPR
 # 2022). A champion that knows this kind of image gains little and loses less by a part of the way.
 SHARES = (1.0, 0.5)
+FLOOR = 10  # steps that are made however slow the machine is: fewer spoil more than they teach
 LEAST = 3  # replayed lesions below which nothing is known, and nothing served
 
 
@@ -177,7 +178,9 @@ def left_out_replays(
         if k and room is not None and room < (time.monotonic() - begun) / k:
             break
         learnt = [s for s in samples if s.group not in part]
-        tuned = tune(champion, learnt, replay, options, None if room is None else 0.6 * room, steps, seed, recipe)
+        tuned = tune(
+            champion, learnt, replay, options, None if room is None else 0.6 * room, steps, seed, recipe, FLOOR
+        )
         refiners = {share: overlaid(own, towards(own, tuned, share)).eval() for share in SHARES}
         left = [s for s in reversed(samples) if s.group in part][:most]
         for done, sample in enumerate(left):

@@ -24,6 +24,7 @@ from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, read_index
 from ultrarefiner_monai.learning.label_split import TRAIN_PART, Split, placed
 from ultrarefiner_monai.learning.quick.overlay import overlaid, refiner_of, towards, write_quick
 from ultrarefiner_monai.learning.quick.replays import (
+    FLOOR,
     IMPLAUSIBLE,
     LEAST,
     Score,
@@ -138,6 +139,7 @@ class QuickRun:
                 self.job.steps,
                 self.job.seed,
                 self.recipe,
+                FLOOR,
             ),
         )
         own = refiner_of(self.champion)
@@ -155,7 +157,7 @@ class QuickRun:
         facts = {"samples": [s.id for s in samples], "left_out": left_out.to_dict(), "validation": validation.to_dict()}
         write_quick(registry.quick_path(name), tensors, self.champion.version, facts)
         try:
-            registry.set_quick(name, self.champion.version)
+            registry.set_quick(name, self.champion.version, facts)
         except InputError:
             registry.quick_path(name).unlink(missing_ok=True)
             raise

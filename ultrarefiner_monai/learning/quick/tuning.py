@@ -76,11 +76,12 @@ def tune(
     steps: int | None = None,
     seed: int = 0,
     recipe: Recipe = RECIPE,
+    at_least: int = 0,
 ) -> Tensors:
     """The tuned tensors by their names in a checkpoint (``sam.*``), float32 on the CPU; the champion is left as it is.
 
     samples: corrections, oldest first. replay: of them ``options.replay_share`` of a batch is drawn; may be empty. seconds:
-    ends there, by the clock; steps: how many at most (None: by the recipe). With equal arguments and no limit by the clock
+    ends there, by the clock, but for the first ``at_least`` steps; steps: how many at most (None: by the recipe). With equal arguments and no limit by the clock
     the result is the same. Raises InputError without a sample, for a model that cannot be tuned, and where numbers run away.
     """
     if not samples:
@@ -96,9 +97,9 @@ def tune(
     planned, begun = steps or recipe.steps(len(samples)), time.monotonic()
     for step in range(planned):
         spent = 0.0 if seconds is None else (time.monotonic() - begun) / max(seconds, 1e-9)
-        if spent >= 1:
+        if spent >= 1 and step >= at_least:
             break
-        rate = recipe.lr * _schedule(max(step / planned, spent))
+        rate = recipe.lr * _schedule(min(1.0, max(step / planned, spent)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         chosen = draw(samples, replay, options.replay_share, recipe, rng)
