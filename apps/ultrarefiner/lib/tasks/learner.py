@@ -172,8 +172,10 @@ class Learner:
             if self.preparer.quiet_seconds() >= 60 * self.options.quiet_minutes and not self.background.open():
                 self._begin(current)
             return
-        status = self._task["status"]
         if self._task["id"] in {task["id"] for task in self.background.open()}:
+            return
+        status = self._task["status"]
+        if self._closed:  # asked after the status: the server's end stopped it, and its next start goes on
             return
         error = "" if status == DONE else str(self._task.get("error", "")) if status == FAILED else "it was stopped"
         done = (*current.done, current.task)
