@@ -50,10 +50,12 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Saves:
-    """The journal's word. newest: the id of the newest save; images: how many images were saved since ``Learnt.learnt``."""
+    """The journal's word. newest: the id of the newest save; images: how many images were saved since ``Learnt.learnt``; all:
+    how many ever."""
 
     newest: int = 0
     images: int = 0
+    all: int = 0
 
 
 @dataclass
