@@ -228,18 +228,22 @@ def _assign(rows: Sequence[Row], folder: TrainingFolder, seed: int) -> list[Row]
     """The rows with group and fold; the split file gets the images that are new. InputError when there are too few."""
     images = sorted({row["image"] for row in rows})
     lesions = {row["image"] for row in rows if row["class"] == "lesion"}
-    first = {image: next(r for r in rows if r["image"] == image) for image in images}
-    split = placed(folder, [_split_image(row, lesions, folder) for row in first.values()], seed)
+    frames: dict[str, list[Row]] = {}
+    for row in rows:
+        frames.setdefault(row["image"], []).append(row)
+    split = placed(folder, [_split_image(frames[image], lesions, folder) for image in images], seed)
     _require_enough(images, lesions, split)
     return [{**row, "group": split[row["image"]]["group"], "fold": split[row["image"]]["part"]} for row in rows]
 
 
-def _split_image(row: Row, lesions: set[str], folder: TrainingFolder) -> SplitImage:
+def _split_image(rows: Sequence[Row], lesions: set[str], folder: TrainingFolder) -> SplitImage:
     from PIL import Image
 
-    with Image.open(folder.pair(row["id"])[0]) as image:
-        pixels = thumbnail(np.asarray(image))
-    return SplitImage(row["image"], row["patient"], pixels, row["image"] in lesions)
+    pixels = []
+    for row in rows:
+        with Image.open(folder.pair(row["id"])[0]) as image:
+            pixels.append(thumbnail(np.asarray(image)))
+    return SplitImage(rows[0]["image"], rows[0]["patient"], np.stack(pixels), rows[0]["image"] in lesions)
 
 
 def _require_enough(images: Sequence[str], lesions: set[str], split: Split) -> None:

@@ -167,7 +167,7 @@ class QuickRun:
 
     def _chosen(self, stored: Sequence[Stored], split: Split, part: str, most: int) -> list[Sample]:
         """The samples of one part, oldest first: the newest ``most``; of those that validate always the same."""
-        own = [s for s in stored if split[s.image]["part"] == part]
+        own = [s for s in stored if s.image in split and split[s.image]["part"] == part]
         if part == TRAIN_PART:
             own = sorted(own, key=lambda s: (s.saved, s.item))[-most:]
         else:

@@ -84,15 +84,24 @@ class SampleStore:
         return found, problems
 
     def split_images(self, stored: Iterable[Stored]) -> list[SplitImage]:
-        """What the split needs to know of each image, from its first frame."""
-        found: dict[str, SplitImage] = {}
-        lesions = {s.image for s in stored if s.lesion}
+        """What the split needs to know of each image, from all its frames; without those that were forgotten meanwhile."""
+        frames: dict[str, list[Stored]] = {}
         for s in stored:
-            if s.image not in found:
-                with safe_open(str(self._path(s.item)), framework="np") as file:
-                    small = file.get_tensor("thumbnail")
-                found[s.image] = SplitImage(s.image, s.patient, small, s.image in lesions)
-        return list(found.values())
+            frames.setdefault(s.image, []).append(s)
+        found = []
+        for image, own in frames.items():
+            small = [kept for s in own if (kept := self._thumbnail(s)) is not None]
+            if len(small) == len(own):
+                found.append(SplitImage(image, own[0].patient, np.stack(small), any(s.lesion for s in own)))
+        return found
+
+    def _thumbnail(self, stored: Stored) -> np.ndarray | None:
+        """None when it was forgotten meanwhile."""
+        try:
+            with safe_open(str(self._path(stored.item)), framework="np") as file:
+                return np.asarray(file.get_tensor("thumbnail"))
+        except (OSError, SafetensorError):
+            return None
 
     def load(self, stored: Stored, group: str) -> Sample | None:
         """One sample; None when it was forgotten meanwhile, or its file is damaged."""
