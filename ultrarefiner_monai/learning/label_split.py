@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_matrix
@@ -150,6 +150,21 @@ def alike_pairs(images: Sequence[SplitImage]) -> np.ndarray:
         pairs = np.sort(np.stack([owner[start + rows], owner[start + columns]], axis=1), axis=1)
         found.append(np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0))
     return np.unique(np.concatenate(found), axis=0)
+
+
+def views_of(images: Sequence[SplitImage]) -> dict[str, str]:
+    """Image -> one name for all that are near-duplicates, whoever's they are: they count once where labels are counted. Two
+    views of one patient are two."""
+    bare = [replace(image, patient="") for image in images]
+    groups = groups_of(bare, alike_pairs(bare))
+    return {image.image: bare[k].image for image, k in zip(bare, groups, strict=True)}
+
+
+def unlike(thumbnails: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n,) bool: which of ``thumbnails`` (n, D) are no near-duplicate of any of ``others`` (m, D)."""
+    if not len(others):
+        return np.ones(len(thumbnails), dtype=bool)
+    return np.asarray((thumbnails @ others.T).max(axis=1) < CORRELATION)
 
 
 def groups_of(images: Sequence[SplitImage], alike: np.ndarray, among: Sequence[int] | None = None) -> list[int]:
