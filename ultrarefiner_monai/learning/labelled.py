@@ -39,7 +39,7 @@ _TRIES = 3  # a label that is replaced while it is read is read so often
 class Prepared:
     """What a training can use, in images with and without a lesion; the frames of a cine count as one image.
 
-    groups: patients with a lesion, near-duplicates as one, that validate: what the gate counts. left_out: ids of images
+    groups: patients with a lesion, near-duplicates as one, that validate. left_out: ids of images
     whose label was removed, or replaced again and again, while the labels were read. leaks: ids of images that are like
     ones of both sides of the split.
     """
