@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.pointer import CONFIGURED, Pointer
 from ultrarefiner_monai.learning.registry import Candidate, Registry
 from ultrarefiner_monai.studies.training_folder import TrainingFolder, read_json, write_json
@@ -48,7 +49,7 @@ def mirror(work: WorkFolder) -> bool:
     registry, done = Registry(work), True
     try:
         registry.repair_journal()
-    except (sqlite3.Error, OSError, RuntimeError) as error:
+    except (sqlite3.Error, OSError, RuntimeError, InputError) as error:  # InputError: what is served is gone
         log.warning("the journal's promotions could not be brought in line: %s", error)
         done = False
     if not is_due(work):

@@ -85,10 +85,11 @@ class Registry:
 
     def _candidate(self, path: Path) -> Candidate | None:
         values = read_json(path)
-        if path in self._own or not {"version", "created", "facts"} <= values.keys():
+        facts = values.get("facts")
+        if path in self._own or not {"version", "created"} <= values.keys() or not isinstance(facts, dict):
             return None
         checkpoint = path.with_name(f"{path.stem}.safetensors")
-        return Candidate(path.stem, checkpoint, str(values["version"]), str(values["created"]), dict(values["facts"]))
+        return Candidate(path.stem, checkpoint, str(values["version"]), str(values["created"]), facts)
 
     def free_name(self, task: str, taken: Iterable[str] = ()) -> str:
         """``task-N`` with a number that no candidate, and none of ``taken``, ever had."""
@@ -160,11 +161,13 @@ class Registry:
     def promote(self, name: str, by: str = "person", over: Pointer | None = None) -> Pointer:
         """Serve ``name`` from now on, without a quick model on top of it.
 
-        over: what has to be served still (by name); InputError when somebody chose another model meanwhile. Raises
-        InputError when ``name`` cannot be served, or is served already; then nothing changes.
+        over: what has to be served still (by name); InputError when somebody chose another model meanwhile. by: where
+        the pointer is damaged only a person may choose. Raises InputError when ``name`` cannot be served, or is served already; then nothing changes.
         """
         with self._lock():
             now = self.pointer()
+            if now.problem and by != "person":
+                raise InputError(now.problem)
             if over is not None and over.name != now.name:
                 raise InputError(f"{now.name} is served now, no longer {over.name}: {name} was compared with that")
             if name == now.name and not now.quick and not now.problem:

@@ -104,8 +104,11 @@ def train_on_labels(
 
 
 def champion(registry: Registry, files: Files) -> Start:
-    """The files of what is served. Raises InputError where they are damaged, with what to do."""
-    name = registry.pointer().name
+    """The files of what is served. Raises InputError where they, or the pointer, are damaged, with what to do."""
+    pointer = registry.pointer()
+    if pointer.problem:
+        raise InputError(f"nothing can be trained: {pointer.problem}")
+    name = pointer.name
     try:
         registry.require_sound(name)
         return files(name)
