@@ -75,6 +75,8 @@ def test_it_serves_and_leaves_features_scores_and_one_file(job: Job, monkeypatch
     assert kept == {f"i{k}@0" for k in range(5)}
     again = quick(job, monkeypatch)
     assert again.served == "quick-2" and not path.exists()
+    same = read_quick(registry.quick_path("quick-2"))[0]
+    assert all(torch.equal(same[name], value) for name, value in tensors.items()), "it starts from the champion each time"
 
 
 def test_forget_removes_what_is_kept_of_an_image(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
