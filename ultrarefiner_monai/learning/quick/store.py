@@ -6,6 +6,7 @@ is read; coarse network and image encoder run where the server's cache does not 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -17,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ultrarefiner_monai.config import to_dict
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
@@ -37,7 +39,7 @@ SUFFIX = ".safetensors"
 @dataclass(frozen=True)
 class Stored:
     """What is known of one frame without its features. state: of image and label file. saved: when the label was, in
-    nanoseconds since 1970."""
+    nanoseconds since 1970. stale: its features are those of other networks, of no use but to place it in the split."""
 
     item: str
     image: str
@@ -45,6 +47,7 @@ class Stored:
     patient: str
     lesion: bool
     saved: int
+    stale: bool = False
 
 
 class SampleStore:
@@ -52,28 +55,38 @@ class SampleStore:
 
     def __init__(self, folder: Path, predictor: Predictor, limits: Limits | None = None):
         self.folder, self.predictor, self.limits = folder, predictor, limits or Limits()
-        self.key = "-".join(predictor.part_keys)  # features of another coarse network or encoder are made anew
+        # Features of another coarse network or encoder are made anew, and so are those that are settled otherwise.
+        post = json.dumps(to_dict(predictor.system.config.post), sort_keys=True)
+        self.key = "-".join((*predictor.part_keys, hashlib.sha256(post.encode()).hexdigest()[:8]))
+        self.waiting = 0  # images whose label was not read yet, for want of time
 
     def update(self, labelled: Sequence[Labelled], until: float | None = None) -> tuple[list[Stored], dict[str, str]]:
         """Bring the folder in line with the final labels. Returns what it holds, and for each image whose label cannot be
-        used why not; such a label stops nobody else's. until: after this time (time.monotonic) only what is known is used.
+        used why not; such a label stops nobody else's. The newest labels are read first. until: after this time
+        (time.monotonic) only what is known is used, ``waiting`` says how much is not, and the next call goes on.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found: list[Stored] = []
         problems: dict[str, str] = {}
         known: dict[str, list[Stored]] = {}
+        self.waiting = 0
         for stored in filter(None, (self._header(path) for path in sorted(self.folder.glob(f"*{SUFFIX}")))):
             known.setdefault(stored.image, []).append(stored)
-        for pair in labelled:
+        for pair in sorted(labelled, key=_saved, reverse=True):
             try:
                 state = pair_state(pair)
                 if not state:
                     problems[pair.image_id] = "its image or label is gone"
                     continue
                 own = [s for s in known.get(pair.image_id, []) if s.state == state]
-                if not own and until is not None and time.monotonic() > until:
-                    continue
-                found += own or self._read(pair, state)
+                if not own or any(s.stale for s in own):
+                    if until is None or time.monotonic() <= until:
+                        own = self._read(pair, state)
+                    else:
+                        self.waiting += not own
+                found += own
+            except FileNotFoundError:
+                problems[pair.image_id] = "its image or label is gone"
             except InputError as error:
                 problems[pair.image_id] = str(error)
                 log.warning("%s is left out of quick learning: %s", pair.image_id, error)
@@ -84,38 +97,47 @@ class SampleStore:
         return found, problems
 
     def split_images(self, stored: Iterable[Stored]) -> list[SplitImage]:
-        """What the split needs to know of each image, from its first frame."""
-        found: dict[str, SplitImage] = {}
-        lesions = {s.image for s in stored if s.lesion}
+        """What the split needs to know of each image, from all its frames; without those that were forgotten meanwhile."""
+        frames: dict[str, list[Stored]] = {}
         for s in stored:
-            if s.image not in found:
-                with safe_open(str(self._path(s.item)), framework="np") as file:
-                    small = file.get_tensor("thumbnail")
-                found[s.image] = SplitImage(s.image, s.patient, small, s.image in lesions)
-        return list(found.values())
+            frames.setdefault(s.image, []).append(s)
+        found = []
+        for image, own in frames.items():
+            small = [kept for s in own if (kept := self._thumbnail(s)) is not None]
+            if len(small) == len(own):
+                found.append(SplitImage(image, own[0].patient, np.stack(small), any(s.lesion for s in own)))
+        return found
 
-    def load(self, stored: Stored, group: str) -> Sample | None:
-        """One sample; None when it was forgotten meanwhile, or its file is damaged."""
+    def _thumbnail(self, stored: Stored) -> np.ndarray | None:
+        """None when it was forgotten meanwhile."""
+        try:
+            with safe_open(str(self._path(stored.item)), framework="np") as file:
+                return np.asarray(file.get_tensor("thumbnail"))
+        except (OSError, SafetensorError):
+            return None
+
+    def load(self, stored: Stored, group: str, view: str = "") -> Sample | None:
+        """One sample; None when it was forgotten meanwhile, and for a file that is damaged or of other networks."""
         try:
             with safe_open(str(self._path(stored.item)), framework="np") as file:
                 about = json.loads(file.metadata()["about"])
+                if about["key"] != self.key:
+                    return None
                 arrays = {name: file.get_tensor(name) for name in ("image_embedding", "coarse_prob", "label")}
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
         shape = (int(about["shape"][0]), int(about["shape"][1]))
         features = Features(arrays["image_embedding"], arrays["coarse_prob"], shape, bool(about["doubted"]))
-        return Sample(stored.item, group, features, arrays["label"])
+        return Sample(stored.item, group, features, arrays["label"], view)
 
     def _path(self, item: str) -> Path:
         return self.folder / f"{item}{SUFFIX}"
 
     def _header(self, path: Path) -> Stored | None:
-        """None for a file that is damaged or of other networks."""
+        """None for a file that is damaged."""
         try:
             with safe_open(str(path), framework="np") as file:
                 about = json.loads(file.metadata()["about"])
-            if about["key"] != self.key:
-                return None
             return Stored(
                 path.stem,
                 str(about["image"]),
@@ -123,6 +145,7 @@ class SampleStore:
                 str(about["patient"]),
                 bool(about["lesion"]),
                 int(about["saved"]),
+                about["key"] != self.key,
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
@@ -147,7 +170,7 @@ class SampleStore:
 
     def _write(self, stored: Stored, sample: Sample, small: np.ndarray) -> None:
         features = sample.features
-        about = {**vars(stored), "key": self.key, "shape": list(features.shape), "doubted": features.doubted}
+        about = {**{k: v for k, v in vars(stored).items() if k != "stale"}, "key": self.key, "shape": list(features.shape), "doubted": features.doubted}
         arrays = {
             "image_embedding": np.array(features.image_embedding),
             "coarse_prob": np.array(features.coarse_prob),
@@ -156,3 +179,11 @@ class SampleStore:
         }
         with replacing(self._path(stored.item)) as file:
             save_file(arrays, file.name, {"about": json.dumps(about)})
+
+
+def _saved(pair: Labelled) -> float:
+    """When its label was written; the oldest where that is gone."""
+    try:
+        return pair.label.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -169,7 +169,8 @@ class QuickWorker:
                         pipe.close()
 
     def _job(self) -> dict[str, Any]:
-        files = self.served.files(self.served.name)
+        # Not what is loaded: that follows the pointer with the next request.
+        files = self.served.files(self.served.registry.pointer().name)
         return {
             "work": str(self.work.root),
             "studies": self.studies,
