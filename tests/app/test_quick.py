@@ -83,7 +83,8 @@ def test_the_image_in_hand_keeps_its_model_until_the_next_one_or_a_person_decide
         assert infer(server, "image0")[0] == base
         assert infer(server, "image0", "berta")[0] == quick
         assert infer(server, "image1", "anna")[0] == quick
-        version, changed = infer(server, "image0", "anna")  # it came back to it
+        assert infer(server, "image0", "anna")[0] == base  # another user under the same name
+        version, changed = infer(server, "image0", "carla")
         assert version == quick and not np.array_equal(changed, mask)
         # What a person decides counts for all, at once.
         Registry(work).rollback()
