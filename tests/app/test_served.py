@@ -7,55 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app_server import APP, eventually, picture
+from app_server import eventually, picture
 from PIL import Image
+from served_desk import Desk
 
-from lib.tasks.answers import Engine
 from lib.tasks.infers import LesionTask
-from lib.tasks.served import Served
-from ultrarefiner_monai.config import CoarseConfig, ServeConfig, SystemConfig
+from ultrarefiner_monai.config import CoarseConfig, SystemConfig
 from ultrarefiner_monai.core.files import sha256_of
 from ultrarefiner_monai.learning.pointer import Pointer
-from ultrarefiner_monai.learning.quick.overlay import write_quick
-from ultrarefiner_monai.learning.registry import CONFIGURED, Registry
-from ultrarefiner_monai.models.checkpoints import load_system, write_checkpoint
-from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.learning.registry import CONFIGURED
+from ultrarefiner_monai.models.checkpoints import write_checkpoint
 from ultrarefiner_monai.studies.training_folder import write_json
-from ultrarefiner_monai.studies.work_folder import WorkFolder
-
-
-class Desk:
-    """A served model, and the registry as another process sees it."""
-
-    def __init__(self, folder: Path, checkpoint: Path):
-        (folder / "studies").mkdir()
-        self.checkpoint, self.work = checkpoint, WorkFolder.of(folder / "studies")
-        config = ServeConfig(weights=str(checkpoint), threads=1, device="cpu")
-        self.served = Served(APP, config, self.work)
-        self.engine = Engine(self.served, config, self.work, JournalQueue(self.work.journal))
-        self.registry = Registry(self.work)
-        self.base = load_system(checkpoint).version
-
-    def of_image(self, client: str, image: str) -> str:
-        """The version that answers."""
-        return self.served.of_image(client, image).system.version
-
-    def set_quick(self, scale: float) -> str:
-        """Promote a quick model that answers otherwise, on top of the champion."""
-        name = self.registry.pointer().name
-        base = self.base if name == CONFIGURED else self.registry.get(name).version
-        state = load_system(self.checkpoint).refiner.state_dict()  # type: ignore[union-attr]
-        tensors = {k: v * scale for k, v in state.items() if k.startswith("sam.mask_decoder.output_hypernetworks")}
-        name = self.registry.free_quick()
-        write_quick(self.registry.quick_path(name), tensors, base, {})
-        self.registry.set_quick(name, base)
-        return name
-
-    def follow(self) -> str:
-        """What is promoted without a person is loaded behind the requests: wait for it."""
-        self.served.now()
-        eventually(lambda: self.served._serving.state == self.registry.state())
-        return self.served.latest().system.version
 
 
 @pytest.fixture
