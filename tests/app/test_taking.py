@@ -49,9 +49,15 @@ def exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exchange:
     store.mirror.update()
     store._follow()
     monkeypatch.setattr(labels, "read_seg", lambda *_: np.ones((1, 24, 32), np.uint8))
-    return Exchange(
-        store, PacsConfig(), work, lambda path: SimpleNamespace(image_file=read_image_file(path), sha256="s")
+    found = Exchange(
+        store,
+        PacsConfig(),
+        work,
+        lambda path: SimpleNamespace(image_file=read_image_file(path), sha256="s"),
+        lambda image_id: taken.append(image_id),
     )
+    found.learnt_from = taken = []  # type: ignore[attr-defined]
+    return found
 
 
 @pytest.mark.parametrize("place", ["reading", "keeping"])
@@ -85,7 +91,7 @@ def test_what_fails_on_the_second_image_is_taken_once_for_the_first(
     exchange._take(pydicom.Dataset(), info, WHEN)
     journal = Journal(exchange.work.journal)
     counts = [len(journal.corrections(i)) for i in IMAGES]
-    assert counts == [1, 1]
+    assert counts == [1, 1] and set(exchange.learnt_from) == set(IMAGES)  # type: ignore[attr-defined]
     versions = exchange.work.versions / "final"
     assert [len(list((versions / i).glob("*"))) for i in IMAGES] == [place == "keeping", 0]
     assert exchange.store.get_label_info(IMAGES[0], "final")["user"] == ("dr" if place == "keeping" else "Jane")

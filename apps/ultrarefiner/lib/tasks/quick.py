@@ -16,10 +16,9 @@ import threading
 import time
 from contextlib import suppress
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-from lib.tasks.background import SHORT_OF_MEMORY
+from lib.tasks.background import CHILD, SHORT_OF_MEMORY
 from lib.tasks.served import Served, device_of
 from ultrarefiner_monai.config import ServeConfig, to_dict
 from ultrarefiner_monai.core.messages import public
@@ -29,7 +28,6 @@ from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
 
-_CHILD = Path(__file__).with_name("child.py")
 _WORKER = "ultrarefiner_monai.learning.quick.worker"
 
 _IDLE_SECONDS = 300.0  # so long the process waits for the next save: it holds the memory of a loaded model
@@ -174,7 +172,7 @@ class QuickWorker:
                 return None if self._closed else self._process
         threads = str(self.config.learning.threads)
         process = subprocess.Popen(  # not under the lock: whoever saves does not wait for it
-            [sys.executable, str(_CHILD), str(os.getpid()), _WORKER],
+            [sys.executable, str(CHILD), str(os.getpid()), _WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
