@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from app_server import eventually
+from app_server import APP, eventually
 from served_desk import Desk
 
 from lib.tasks.background import Background
@@ -15,6 +16,8 @@ from lib.tasks.learner import Learner
 from lib.tasks.prepare import Preparer
 from lib.tasks.progress import ProgressKeeper
 from lib.tasks.quick import QuickWorker
+from lib.tasks.trainers import make_trainers
+from ultrarefiner_monai.studies.training_folder import write_json
 
 
 @pytest.fixture
@@ -64,3 +67,13 @@ def test_a_save_and_a_request_are_answered_where_no_thread_can_be_started(
     assert learner.quick is not None and eventually(lambda: learner.quick.state()["running"])
     assert keeper._done is None
     assert desk.follow() != before.system.version
+
+
+def test_a_training_that_was_stopped_does_not_run_while_another_one_does(desk: Desk) -> None:
+    trainers, folder = make_trainers(APP, desk.served, desk.config, desk.work), desk.work.training
+    run = folder.runs / "transunet-1"
+    run.mkdir(parents=True)
+    write_json(run / "state.json", {"task": "transunet", "status": "running", "started": time.time() - 60, "epochs": 9})
+    with folder.lock():  # the refiner is trained
+        stats = trainers["transunet"].stats()
+    assert stats["status"] == "stopped" and stats["total_time"] and "current_time" not in stats

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from app_server import eventually, picture
+from app_server import eventually, picture, save_tiny_system
 from PIL import Image
 from served_desk import Desk
 
@@ -16,7 +16,7 @@ from ultrarefiner_monai.config import CoarseConfig, SystemConfig
 from ultrarefiner_monai.core.files import sha256_of
 from ultrarefiner_monai.learning.pointer import Pointer
 from ultrarefiner_monai.learning.registry import CONFIGURED
-from ultrarefiner_monai.models.checkpoints import write_checkpoint
+from ultrarefiner_monai.models.checkpoints import load_system, write_checkpoint
 from ultrarefiner_monai.studies.training_folder import write_json
 
 
@@ -101,3 +101,30 @@ def test_a_model_that_the_memory_does_not_hold_leaves_the_one_before(desk: Desk,
     desk.served.now()
     assert eventually(lambda: "sam_refiner-7 cannot be served" in desk.served.problem)
     assert desk.served.latest() is before and desk.served.now() is before
+
+
+def test_a_damaged_quick_model_leaves_the_champion_alone_and_is_said(desk: Desk) -> None:
+    name = desk.set_quick(-2)
+    desk.follow()
+    later = desk.registry.quick_path(desk.registry.free_quick())
+    later.write_bytes(desk.registry.quick_path(name).read_bytes())
+    desk.registry.set_quick(later.stem, desk.base)
+    later.write_bytes(b"nothing")
+    for served in (desk.served, desk.again()):  # as it runs, and after a restart
+        served.now()
+        assert eventually(lambda found=served: "damaged" in found.problem)
+        assert served.latest().system.version == desk.base and served.quick == ""
+
+
+def test_a_quick_model_of_another_champion_is_refused(desk: Desk, tmp_path: Path) -> None:
+    desk.set_quick(-2)
+    desk.checkpoint = save_tiny_system(tmp_path / "other.safetensors", 2)
+    served = desk.again()
+    assert served.latest().system.version == load_system(desk.checkpoint).version
+    assert "was tuned on" in served.problem and served.quick == ""
+
+
+def test_switched_off_the_champion_alone_answers(desk: Desk) -> None:
+    desk.set_quick(-2)
+    assert desk.again().latest().system.version != desk.base
+    assert desk.again(quick=False).latest().system.version == desk.base

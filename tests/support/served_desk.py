@@ -32,6 +32,13 @@ class Desk:
         self.registry = Registry(self.work)
         self.base = load_system(checkpoint).version
 
+    def again(self, **learning: Any) -> Served:
+        """As a server serves that starts now."""
+        config = ServeConfig(weights=str(self.checkpoint), threads=1, device="cpu", learning=LearningConfig(**learning))
+        served = Served(APP, config, self.work)
+        served.latest()
+        return served
+
     def of_image(self, client: str, image: str) -> str:
         """The version that answers."""
         return self.served.of_image(client, image).system.version
