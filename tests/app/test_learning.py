@@ -64,7 +64,9 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_refused_killed_gone_on_with_promoted_rolled_back_and_damaged(studies: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_refused_killed_gone_on_with_promoted_rolled_back_and_damaged(
+    studies: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     work = WorkFolder.of(studies)
     registry = Registry(work)
 

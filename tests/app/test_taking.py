@@ -1,7 +1,8 @@
-"""A SEG from the PACS that was drawn on two images, where something fails on the second one. No server."""
+"""A SEG from the PACS that was drawn on two images, where something fails on the second one; and a PACS that is away. No server."""
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ import pytest
 from test_growth import Shelf
 
 from lib.store.pacs import PacsStudies
-from ultrarefiner_monai.config import PacsConfig, ServeConfig
+from lib.tasks.scoring import Scorer
+from lib.tasks.strategies import Sampler
+from ultrarefiner_monai.config import LearningConfig, PacsConfig, ServeConfig
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.dicom.seg_reader import SegInfo
-from ultrarefiner_monai.dicomweb.client import SeriesInfo
+from ultrarefiner_monai.dicomweb.client import PacsError, SeriesInfo
 from ultrarefiner_monai.exchange import labels
 from ultrarefiner_monai.exchange.labels import Exchange
 from ultrarefiner_monai.imaging.readers import read_image_file
@@ -58,6 +61,22 @@ def exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exchange:
     )
     found.learnt_from = taken = []  # type: ignore[attr-defined]
     return found
+
+
+def test_no_next_sample_while_the_pacs_is_away_says_so(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: Any) -> Any:
+        raise PacsError("shelf does not answer", transient=True)
+
+    sampler = Sampler(Scorer(None, None, lambda: exchange.store), LearningConfig())  # type: ignore[arg-type]
+    assert sampler.sample("first", "ann", exchange.store)["id"] == IMAGES[0]  # type: ignore[arg-type]
+    assert sampler.sample("first", "ben", exchange.store)["id"] == IMAGES[1]  # type: ignore[arg-type]
+    for image in IMAGES:
+        shutil.rmtree(exchange.mirror.folder / "images" / image)
+    monkeypatch.setattr(exchange.mirror.pacs, "series", away)
+    with pytest.raises(PacsError):
+        exchange.mirror.update()
+    answer = sampler.sample("first", "ann", exchange.store)  # type: ignore[arg-type]
+    assert "id" not in answer and "shelf does not answer" in answer["message"]
 
 
 @pytest.mark.parametrize("place", ["reading", "keeping"])
