@@ -130,5 +130,9 @@ def next_trigger(known: Learnt, saves: Saves, options: LearningConfig) -> str:
 
 def _after(saves: Saves, options: LearningConfig) -> str:
     left = max(options.labels - saves.images, 0)
-    quiet = f"{options.quiet_minutes} minutes without a request"
-    return f"after {left} more labels and {quiet}" if left else f"after {quiet}"
+    quiet = f"{_counted(options.quiet_minutes, 'minute')} without a request"
+    return f"after {_counted(left, 'more label')} and {quiet}" if left else f"after {quiet}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -196,7 +196,9 @@ class QuickWorker:
         at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._last = {**found, "at": at}
         what = f"{found['served']} serves" if found.get("served") else "the model that is served stays"
-        logger.info("quick learning, %.1f s, %d samples: %s: %s", seconds, found.get("samples", 0), what, found["why"])
+        logger.info(
+            "quick learning, %.1f s, from %d label(s): %s: %s", seconds, found.get("samples", 0), what, found["why"]
+        )
         self.served.now()  # follows the pointer in a thread: the next request finds it loaded
 
 
