@@ -116,3 +116,9 @@ def test_memory_survives_and_a_damaged_file_begins_anew(tmp_path: Path) -> None:
 )
 def test_the_next_trigger_in_words(known: Learnt, saves: Saves, options: LearningConfig, words: str) -> None:
     assert next_trigger(known, saves, options) == words
+
+
+def test_after_a_restart_a_round_says_what_it_waits_for() -> None:
+    known = Learnt(round=Round(1, "transunet"))
+    words = next_trigger(known, Saves(1, 1), BY_COUNT, runs=False)
+    assert words == "transunet goes on after 5 minutes without a request"

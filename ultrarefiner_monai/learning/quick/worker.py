@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def _answer(values: dict[str, Any], begun: float) -> dict[str, Any]:
 
     try:
         job = _job(values, begun)
-        result = QuickRun(job)().to_dict()
+        result = QuickRun(job)().to_dict() | {"at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
         remember(job.work, result)
         return result
     except Exception as error:  # whatever it is, its user gets to know, and the champion serves
