@@ -76,7 +76,9 @@ def test_it_serves_and_leaves_features_scores_and_one_file(job: Job, monkeypatch
     again = quick(job, monkeypatch)
     assert again.served == "quick-2" and not path.exists()
     same = read_quick(registry.quick_path("quick-2"))[0]
-    assert all(torch.equal(same[name], value) for name, value in tensors.items()), "it starts from the champion each time"
+    assert all(torch.equal(same[name], value) for name, value in tensors.items()), (
+        "it starts from the champion each time"
+    )
 
 
 def test_forget_removes_what_is_kept_of_an_image(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,9 +88,7 @@ def test_forget_removes_what_is_kept_of_an_image(job: Job, monkeypatch: pytest.M
     assert list(job.work.training.quick.rglob("i3@*"))
 
 
-def test_forget_finds_no_name_in_the_journal_nor_in_the_last_result(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forget_finds_no_name_in_the_journal_nor_in_the_last_result(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     Journal(job.work.journal).close()
     Path(job.studies, "labels", "final", "i2.png").write_bytes(b"no picture")
     remember(job.work, quick(job, monkeypatch).to_dict())

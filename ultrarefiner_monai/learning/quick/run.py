@@ -105,7 +105,9 @@ class QuickRun:
         registry = Registry(job.work)
         self.over = registry.pointer()
         if self.over.problem or registry.name_of(job.base) != self.over.name:
-            raise InputError(self.over.problem or f"{job.base.name} is not what is served any more: {self.over.name} is")
+            raise InputError(
+                self.over.problem or f"{job.base.name} is not what is served any more: {self.over.name} is"
+            )
         self.champion: System = load_system(job.base, job.refiner, job.device)
         refiner_of(self.champion)
         predictor = Predictor(self.champion, ReadingCache(job.work.embeddings), job.device)
@@ -181,9 +183,7 @@ class QuickRun:
         until = None if seconds is None else time.monotonic() + seconds
         return self.store.update(final_labels(self.job.work.root, self.job.studies), until)
 
-    def _chosen(
-        self, stored: Sequence[Stored], images: Sequence[SplitImage], split: Split, part: str
-    ) -> list[Sample]:
+    def _chosen(self, stored: Sequence[Stored], images: Sequence[SplitImage], split: Split, part: str) -> list[Sample]:
         """The samples of one part, oldest first: the newest to learn from; those that validate, one of each view, stay the
         same."""
         known = {i.image: i for i in images if split[i.image]["part"] == part}
@@ -314,10 +314,8 @@ def _digest(sample: Sample) -> str:
 
 
 def _too_few(lesions: int) -> str:
-    return (
-        f"{lesions} lesion(s) that the model did not learn from could be replayed, of patients of their own; {LEAST} are "
-        "needed to tell whether it is better"
-    )
+    there = f"{lesions} of {LEAST} lesions, each of another patient, to test it on"
+    return f"too few labels yet to tell whether it is better: {there}"
 
 
 def remember(work: WorkFolder, result: dict[str, Any]) -> None:

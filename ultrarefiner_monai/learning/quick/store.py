@@ -170,7 +170,12 @@ class SampleStore:
 
     def _write(self, stored: Stored, sample: Sample, small: np.ndarray) -> None:
         features = sample.features
-        about = {**{k: v for k, v in vars(stored).items() if k != "stale"}, "key": self.key, "shape": list(features.shape), "doubted": features.doubted}
+        about = {
+            **{k: v for k, v in vars(stored).items() if k != "stale"},
+            "key": self.key,
+            "shape": list(features.shape),
+            "doubted": features.doubted,
+        }
         arrays = {
             "image_embedding": np.array(features.image_embedding),
             "coarse_prob": np.array(features.coarse_prob),

@@ -104,7 +104,7 @@ class Learner:
         return {
             "slow": {
                 "on": self.options.slow,
-                "next": next_trigger(known, self._saves, self.options),
+                "next": next_trigger(known, self._saves, self.options, bool(running)),
                 "labels": self._saves.images,
                 "needed": self.options.labels,
                 "round": None if known.round is None else {"task": known.round.task, "done": list(known.round.done)},

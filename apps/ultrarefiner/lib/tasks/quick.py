@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from datetime import datetime, timezone
 from typing import Any
 
 from lib.tasks.background import CHILD, SHORT_OF_MEMORY
@@ -213,18 +212,23 @@ class QuickWorker:
         if self._closed:
             return
         if not found or "error" in found:
+            late = _LATE_FACTOR * self.config.learning.quick_seconds
             ended = SHORT_OF_MEMORY if code == -signal.SIGKILL else f"its process ended with code {code}"
+            ended = f"it was not done after {late:.0f} s and was ended" if seconds > late else ended
             self._error = public(str(found.get("error") or ended))
             self._counts["failed"] += 1
             logger.warning("quick learning came to nothing after %.1f s: %s", seconds, self._error)
             return
         self._error = ""
         self._counts["accepted" if found.get("served") else "refused"] += 1
-        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._last = {**found, "at": at}
+        self._last = found
         what = f"{found['served']} serves" if found.get("served") else "the model that is served stays"
         logger.info(
-            "quick learning, %.1f s, %d samples: %s: %s", seconds, found.get("samples", 0), what, found.get("why", "")
+            "quick learning, %.1f s, from %d label(s): %s: %s",
+            seconds,
+            found.get("samples", 0),
+            what,
+            found.get("why", ""),
         )
         self.served.now()  # follows the pointer in a thread: the next request finds it loaded
 
