@@ -29,7 +29,8 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.seg_reader import read_seg
 from ultrarefiner_monai.dicomweb.client import Pacs
 from ultrarefiner_monai.exchange.ask import send_label
-from ultrarefiner_monai.studies.journal import Journal, StoredCorrection
+from ultrarefiner_monai.studies.journal import Journal
+from ultrarefiner_monai.studies.journal_rows import StoredCorrection
 
 pytestmark = [pytest.mark.server, pytest.mark.orthanc]
 SIZE = (96, 130)

@@ -20,7 +20,8 @@ from ultrarefiner_monai.dicom.series import sha256_of_image
 from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.masks.label_values import is_confirmed
 from ultrarefiner_monai.studies.dicom_index import remembered_images
-from ultrarefiner_monai.studies.journal import Journal, StoredCorrection, StoredProposal
+from ultrarefiner_monai.studies.journal import Journal
+from ultrarefiner_monai.studies.journal_rows import StoredCorrection, StoredProposal
 from ultrarefiner_monai.studies.work_folder import INDEX, NAME, WorkFolder, is_address
 
 log = logging.getLogger(__name__)

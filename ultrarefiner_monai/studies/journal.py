@@ -3,8 +3,9 @@
 A *proposal* is one reply of the server: mask, model version, prompts, client. A *correction* is the final label that
 was saved over it. Masks are (T, H, W) bits, packed and compressed; a T of 1 is a single image. *Prepared* are the names
 of what was cached before anybody asked, so that it can be forgotten. A *save* is a label that is being saved just now
-(``open_saves``); its correction counts when the label is in its place. Several processes may use one journal at the same
-time (WAL).
+(``open_saves``); its correction counts when the label is in its place. *Shown* is when an image was handed out, a
+*promotion* a model that became the served one. Several processes may use one journal at the same time (WAL). Its tables
+stand in ``journal_schema``.
 """
 
 from __future__ import annotations
@@ -14,80 +15,31 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.masks.pixels import pack_mask, unpack_mask
+from ultrarefiner_monai.studies.journal_links import add_correction
+from ultrarefiner_monai.studies.journal_rows import (
+    CORRECTION,
+    Packed,
+    StoredCorrection,
+    StoredPromotion,
+    StoredProposal,
+    as_json,
+    correction_of,
+    new_id,
+    now,
+    promotion_of,
+    proposal_of,
+)
+from ultrarefiner_monai.studies.journal_schema import bring_up_to_date
 
 # Among what was prepared, this is no cache key: somebody opened the image, and it was not forgotten since.
 OPENED = "-"
-
-SCHEMA_VERSION = 2  # 1 had no saves; its tables are the same
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS proposals (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, created TEXT NOT NULL, image_id TEXT NOT NULL, image_hash TEXT NOT NULL,
-    model TEXT NOT NULL, version TEXT NOT NULL, client TEXT NOT NULL, prompts TEXT NOT NULL, reply TEXT NOT NULL,
-    cache_keys TEXT NOT NULL, shape TEXT NOT NULL, mask BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS proposals_of_image ON proposals (image_id, id);
-CREATE TABLE IF NOT EXISTS corrections (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, created TEXT NOT NULL, image_id TEXT NOT NULL, image_hash TEXT NOT NULL,
-    proposal_id INTEGER REFERENCES proposals (id) ON DELETE SET NULL, author TEXT NOT NULL, client TEXT NOT NULL,
-    info TEXT NOT NULL, shape TEXT NOT NULL, mask BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS corrections_of_image ON corrections (image_id, id);
-CREATE TABLE IF NOT EXISTS prepared (
-    image_id TEXT NOT NULL, image_hash TEXT NOT NULL, cache_key TEXT NOT NULL, PRIMARY KEY (image_id, cache_key));
-CREATE TABLE IF NOT EXISTS saves (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, image_id TEXT NOT NULL, plan TEXT NOT NULL,
-    correction_id INTEGER REFERENCES corrections (id) ON DELETE SET NULL);
-"""
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A mask as the tables keep it. Long cines take a while: packed before the journal is locked for others."""
-
-    shape: str
-    bits: bytes
-
-    @classmethod
-    def of(cls, mask: np.ndarray) -> Packed:
-        return cls(json.dumps(mask.shape), pack_mask(mask))
-
-
-@dataclass(frozen=True)
-class StoredProposal:
-    """One reply. image_hash: sha256 of the image file. cache_keys: what the embedding cache calls its frames."""
-
-    id: int
-    created: str
-    image_id: str
-    image_hash: str
-    model: str
-    version: str
-    client: str
-    prompts: dict[str, Any]
-    reply: dict[str, Any]
-    cache_keys: list[str]
-    mask: np.ndarray
-
-
-@dataclass(frozen=True)
-class StoredCorrection:
-    """A final label. proposal_id: the newest proposal for the image before it, None when there was none."""
-
-    id: int
-    created: str
-    image_id: str
-    image_hash: str
-    proposal_id: int | None
-    author: str
-    client: str
-    info: dict[str, Any]
-    mask: np.ndarray
+# Those whose label is in its place; the others are being saved just now.
+_DONE = "id NOT IN (SELECT correction_id FROM saves WHERE correction_id IS NOT NULL)"
 
 
 class Journal:
@@ -102,13 +54,7 @@ class Journal:
         self._connection.execute("PRAGMA foreign_keys=ON")
         # What is deleted is overwritten: forgotten masks must not linger in free pages.
         self._connection.execute("PRAGMA secure_delete=ON")
-        found = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if found > SCHEMA_VERSION:
-            raise RuntimeError(
-                f"{self.path.name} was written by a newer version (schema {found}, known {SCHEMA_VERSION})"
-            )
-        self._connection.executescript(_SCHEMA)
-        self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        bring_up_to_date(self._connection, self.path.name)
 
     def close(self) -> None:
         with self._lock:
@@ -146,7 +92,16 @@ class Journal:
         cache_keys: list[str] | None = None,
     ) -> int:
         """Keep one reply; mask: (T, H, W), non-zero inside. Returns its id."""
-        values: tuple[Any, ...] = (_now(), image_id, image_hash, model, version, client, _json(prompts), _json(reply))
+        values: tuple[Any, ...] = (
+            now(),
+            image_id,
+            image_hash,
+            model,
+            version,
+            client,
+            as_json(prompts),
+            as_json(reply),
+        )
         packed = Packed.of(mask)
         values += (json.dumps(cache_keys or []), packed.shape, packed.bits)
         with self.transaction() as connection:
@@ -173,12 +128,12 @@ class Journal:
     def proposals(self, image_id: str | None = None) -> list[StoredProposal]:
         """All proposals, or those for one image, oldest first."""
         where, values = _of_image(image_id)
-        return [_proposal(r) for r in self.rows(f"SELECT * FROM proposals {where} ORDER BY id", values)]
+        return [proposal_of(r) for r in self.rows(f"SELECT * FROM proposals {where} ORDER BY id", values)]
 
     def proposal(self, proposal_id: int) -> StoredProposal | None:
         """One proposal, None when it was forgotten."""
         rows = self.rows("SELECT * FROM proposals WHERE id = ?", (proposal_id,))
-        return _proposal(rows[0]) if rows else None
+        return proposal_of(rows[0]) if rows else None
 
     def newest_proposal(self, image_id: str) -> tuple[str, str] | None:
         """(model, version) of the last proposal for this image, None where there was none."""
@@ -189,9 +144,37 @@ class Journal:
     def corrections(self, image_id: str | None = None) -> list[StoredCorrection]:
         """All corrections, or those of one image, oldest first; without those whose label is not in its place yet."""
         where, values = _of_image(image_id)
-        done = "id NOT IN (SELECT correction_id FROM saves WHERE correction_id IS NOT NULL)"
-        query = f"SELECT * FROM corrections {where + ' AND' if where else 'WHERE'} {done} ORDER BY id"
-        return [StoredCorrection(*(*r[:7], json.loads(r[7]), _mask(r[8], r[9]))) for r in self.rows(query, values)]
+        query = f"SELECT {CORRECTION} FROM corrections {where + ' AND' if where else 'WHERE'} {_DONE} ORDER BY id"
+        return [correction_of(row) for row in self.rows(query, values)]
+
+    def correction_ids(self, image_id: str | None = None) -> list[tuple[int, str]]:
+        """(id, image id) of ``corrections``: years of them, without their masks."""
+        where, values = _of_image(image_id)
+        query = f"SELECT id, image_id FROM corrections {where + ' AND' if where else 'WHERE'} {_DONE} ORDER BY id"
+        return [(int(row[0]), str(row[1])) for row in self.rows(query, values)]
+
+    def correction(self, correction_id: int) -> StoredCorrection | None:
+        """One correction, None when it was forgotten."""
+        rows = self.rows(f"SELECT {CORRECTION} FROM corrections WHERE id = ?", (correction_id,))
+        return correction_of(rows[0]) if rows else None
+
+    def note_shown(self, image_id: str, client: str, image_hash: str = "") -> None:
+        """An image was handed out to a client (empty: nobody knows who). image_hash: of a session, whose image may join the
+        studies under another id."""
+        with self.transaction(at_once=False) as connection:
+            values = (now(), image_id, image_hash, client)
+            connection.execute("INSERT INTO shown VALUES (NULL, ?, ?, ?, ?)", values)
+
+    def record_promotion(self, name: str, version: str, by: str, before: str, report: dict[str, Any] | None) -> int:
+        """A model became the served one (``StoredPromotion``). report: without ids of images, which ``forget`` would not
+        find. Returns its id."""
+        with self.transaction() as connection:
+            values = (now(), name, version, by, before, as_json(report))
+            return new_id(connection.execute("INSERT INTO promotions VALUES (NULL, ?, ?, ?, ?, ?, ?)", values))
+
+    def promotions(self) -> list[StoredPromotion]:
+        """All promotions, oldest first."""
+        return [promotion_of(row) for row in self.rows("SELECT * FROM promotions ORDER BY id")]
 
     def cache_keys(self, image_id: str) -> set[str]:
         """The embedding cache's names of all frames of this image that were ever computed."""
@@ -232,58 +215,16 @@ class Journal:
             elsewhere = "(image_id LIKE 'upload:%' OR image_id LIKE 'session:%') AND image_hash = ?"
             counts = []
             connection.execute("DELETE FROM saves WHERE image_id = ?", (image_id,))
-            for table in ("corrections", "proposals", "prepared"):
+            for table in ("corrections", "proposals", "prepared", "shown"):
                 removed = connection.execute(f"DELETE FROM {table} WHERE image_id = ?", (image_id,)).rowcount
                 for row in rows:
                     removed += connection.execute(f"DELETE FROM {table} WHERE {elsewhere}", row).rowcount
                 counts.append(removed)
-            corrections, proposals, _ = counts
+            corrections, proposals = counts[:2]
         with self._lock:
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return proposals, corrections
 
 
-def add_correction(
-    connection: sqlite3.Connection,
-    image_id: str,
-    image_hash: str,
-    mask: Packed,
-    *,
-    author: str,
-    client: str,
-    info: dict[str, Any] | None,
-) -> int:
-    """``Journal.record_correction`` within a transaction."""
-    found = connection.execute(
-        "SELECT id FROM proposals WHERE (image_id = ? OR image_id LIKE 'session:%') AND image_hash = ?"
-        " ORDER BY client = ? DESC, id DESC LIMIT 1",
-        (image_id, image_hash, client),
-    ).fetchone()
-    values: tuple[Any, ...] = (_now(), image_id, image_hash, found[0] if found else None, author, client, _json(info))
-    values += (mask.shape, mask.bits)
-    return new_id(connection.execute(f"INSERT INTO corrections VALUES (NULL{', ?' * 9})", values))
-
-
 def _of_image(image_id: str | None) -> tuple[str, tuple]:
     return ("", ()) if image_id is None else ("WHERE image_id = ?", (image_id,))
-
-
-def _proposal(row: tuple) -> StoredProposal:
-    return StoredProposal(*(*row[:7], *map(json.loads, row[7:10]), _mask(row[10], row[11])))
-
-
-def _mask(shape: str, blob: bytes) -> np.ndarray:
-    return unpack_mask(blob, tuple(json.loads(shape)))
-
-
-def _json(value: dict[str, Any] | None) -> str:
-    return json.dumps(value or {}, default=str)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-
-
-def new_id(cursor: sqlite3.Cursor) -> int:
-    assert cursor.lastrowid is not None
-    return cursor.lastrowid

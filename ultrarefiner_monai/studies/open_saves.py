@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.studies.journal import Journal, Packed, add_correction, new_id
+from ultrarefiner_monai.studies.journal import Journal
+from ultrarefiner_monai.studies.journal_links import add_correction
+from ultrarefiner_monai.studies.journal_rows import Packed, new_id
 
 
 @dataclass(frozen=True)
