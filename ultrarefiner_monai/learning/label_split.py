@@ -1,62 +1,140 @@
 """Which of the labelled images validate: decided when an image's label comes first, and never again, so that figures of
-different days can be compared.
+different days can be compared. Quick and slow learning place new labels through ``placed``, under one lock.
 
-An image goes with its near-duplicates and its patient's other images where these have a place, else by a seeded hash.
+A group is the images of one patient and their near-duplicates. An image goes where its group is; a new group validates
+when the hash of its name is below SHARE. The fourth group with a lesion does in any case when none of the three before
+does, so that a training on few labels can be validated at all.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD
+from ultrarefiner_monai.datasets.grouping import near_duplicate_groups
+from ultrarefiner_monai.studies.training_folder import TrainingFolder
 
-SHARE = 0.2  # of the images that validate
+log = logging.getLogger(__name__)
+
+SHARE = 0.2  # of the groups that validate
+UNVALIDATED = 3  # so many groups with a lesion are trained on before one has to validate
 TRAIN_PART, LEFT_OUT = "train", "test"
 Split = dict[str, dict[str, str]]
 
 
-def place(images: Sequence[str], groups: Sequence[int], lesions: set[str], split: Split, seed: int) -> Split:
-    """Group and part of each image that ``split`` does not know. groups: for each image the index of its group's first.
+@dataclass(frozen=True)
+class SplitImage:
+    """What places one labelled image. patient: a hash, or empty. thumbnail: of its first frame (``grouping.thumbnail``)."""
 
-    Images like known ones go with them; when those lie in both parts, the new one is left out, since it would leak either
-    way. Otherwise a seeded hash of the group's name decides, but for the first draw, which takes the same order and sees
-    to it that both parts hold a lesion.
+    image: str
+    patient: str
+    thumbnail: np.ndarray
+    has_lesion: bool
+
+
+def placed(folder: TrainingFolder, images: Sequence[SplitImage], seed: int = 0) -> Split:
+    """The split of ``folder`` with a place for each of ``images``; those that are new get theirs, for ever.
+
+    images: all that have a label now, in any order. Raises InputError where one group lies on both sides, naming the
+    images: what was validated on would be trained on.
+    """
+    images = sorted(images, key=lambda i: i.image)
+    with folder.split_lock():
+        split = folder.read_split()
+        require_apart(split)
+        _require_unlike([i for i in images if split.get(i.image, {}).get("part", LEFT_OUT) != LEFT_OUT], split)
+        if any(i.image not in split for i in images):
+            lesions = {i.image for i in images if i.has_lesion}
+            patients = {i.image: i.patient for i in images if i.patient}
+            new = place([i.image for i in images], _groups(images), lesions, split, seed, patients)
+            split |= new
+            folder.write_split(split)
+            log.info("%d new images have their place in the split", len(new))
+    return split
+
+
+def place(
+    images: Sequence[str],
+    groups: Sequence[int],
+    lesions: set[str],
+    split: Split,
+    seed: int,
+    patients: dict[str, str] | None = None,
+) -> Split:
+    """Group and part of each image that ``split`` does not know. groups: for each image the index of its group's first.
+    lesions: images with a lesion. patients: image -> patient, where it is known.
+
+    An image that is like known ones of both sides is left out: it would leak either way.
     """
     members: dict[int, list[str]] = {}
     for image, group in zip(images, groups, strict=True):
         members.setdefault(group, []).append(image)
+    trained = {split[i]["group"] for i in lesions if i in split and split[i]["part"] == TRAIN_PART}
+    validates = any(split[i]["part"] == SELECT_FOLD for i in lesions if i in split)
     found: Split = {}
-    fresh: list[list[str]] = []
     for names in members.values():
-        known = [split[i] for i in names if i in split]
-        parts = {k["part"] for k in known} - {LEFT_OUT}
-        if not known:
-            fresh.append(names)
-            continue
-        goes = {"group": known[0]["group"], "part": parts.pop() if len(parts) == 1 else LEFT_OUT}
-        found |= {i: goes for i in names if i not in split}
-    chosen = {n[0] for n in fresh if _hash(n[0], seed) < SHARE} if split else _first_draw(fresh, lesions, seed)
-    for names in fresh:
-        part = SELECT_FOLD if names[0] in chosen else TRAIN_PART
-        found |= {i: {"group": names[0], "part": part} for i in names}
+        fresh = [i for i in names if i not in split]
+        known = [split[i] for i in names if i in split and split[i]["part"] != LEFT_OUT]
+        parts = {k["part"] for k in known}
+        if len(parts) > 1:
+            sides = [next(i for i in names if i in split and split[i]["part"] == p) for p in (TRAIN_PART, SELECT_FOLD)]
+            for image in fresh:
+                log.warning("%s is left out of learning: it is like %s and %s, one of which validates", image, *sides)
+        if known:
+            goes = {"group": known[0]["group"], "part": parts.pop() if len(parts) == 1 else LEFT_OUT}
+        else:
+            name = next((patients[i] for i in names if i in patients), names[0]) if patients else names[0]
+            marked = any(i in lesions for i in names)
+            needed = marked and not validates and len(trained) >= UNVALIDATED
+            part = SELECT_FOLD if needed or _hash(name, seed) < SHARE else TRAIN_PART
+            goes = {"group": name, "part": part}
+            if marked:
+                validates |= part == SELECT_FOLD
+                trained |= {name} if part == TRAIN_PART else set()
+        found |= dict.fromkeys(fresh, goes)
     return found
 
 
-def _first_draw(groups: Sequence[list[str]], lesions: set[str], seed: int) -> set[str]:
-    """Names of about SHARE of the groups, of those with a lesion and of the others."""
-    chosen: set[str] = set()
-    for marked in (True, False):
-        names = [g[0] for g in groups if any(i in lesions for i in g) == marked]
-        if marked and len(names) < 2:
-            raise InputError(
-                "all labels with a lesion belong to one patient or are alike: label images of others, so that some can "
-                "validate what is learned from the rest"
-            )
-        names.sort(key=lambda n: _hash(n, seed))
-        chosen |= set(names[: max(round(SHARE * len(names)), int(marked))])
-    return chosen
+def require_apart(split: Split) -> None:
+    """Raise InputError for a split that has one group on both sides; it names the images."""
+    sides: dict[str, dict[str, str]] = {}
+    for image, row in sorted(split.items()):
+        if row["part"] in (TRAIN_PART, SELECT_FOLD):
+            sides.setdefault(row["group"], {}).setdefault(row["part"], image)
+    both = [side for side in sides.values() if len(side) > 1]
+    if both:
+        raise _both_sides([(side[TRAIN_PART], side[SELECT_FOLD]) for side in both])
+
+
+def _require_unlike(images: Sequence[SplitImage], split: Split) -> None:
+    """Raise InputError where known images of both sides are alike now: a file was replaced, or its patient."""
+    if not images:
+        return
+    sides: dict[int, dict[str, str]] = {}
+    for image, group in zip(images, _groups(images), strict=True):
+        sides.setdefault(group, {}).setdefault(split[image.image]["part"], image.image)
+    both = [side for side in sides.values() if len(side) > 1]
+    if both:
+        raise _both_sides([(side[TRAIN_PART], side[SELECT_FOLD]) for side in both])
+
+
+def _both_sides(pairs: Sequence[tuple[str, str]]) -> InputError:
+    named = "; ".join(f"{one} is trained on and {other} validates" for one, other in pairs[:5])
+    more = f" (and {len(pairs) - 5} more)" if len(pairs) > 5 else ""
+    return InputError(
+        f"images of one patient, or that are alike, lie on both sides of the validation split: {named}{more}. Nothing is "
+        "learnt until one of each pair is forgotten (`ultrarefiner forget`; its label stays): it joins the other then"
+    )
+
+
+def _groups(images: Sequence[SplitImage]) -> list[int]:
+    return near_duplicate_groups(np.stack([i.thumbnail for i in images]), [i.patient for i in images])
 
 
 def _hash(name: str, seed: int) -> float:

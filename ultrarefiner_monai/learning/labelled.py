@@ -18,10 +18,10 @@ from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.image_file import ImageFile, Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD
-from ultrarefiner_monai.datasets.grouping import near_duplicate_groups, thumbnail
+from ultrarefiner_monai.datasets.grouping import thumbnail
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.readers import read_image_file
-from ultrarefiner_monai.learning.label_split import LEFT_OUT, TRAIN_PART, place
+from ultrarefiner_monai.learning.label_split import LEFT_OUT, TRAIN_PART, Split, SplitImage, placed
 from ultrarefiner_monai.studies.corrections import Labelled, chosen_frames, training_parts
 from ultrarefiner_monai.studies.training_folder import Row, TrainingFolder
 
@@ -39,18 +39,26 @@ _TRIES = 3  # a label that is replaced while it is read is read so often
 class Prepared:
     """What a training can use, in images with and without a lesion; the frames of a cine count as one image.
 
-    left_out: ids of images whose label was removed, or replaced again and again, while the labels were read.
+    groups: patients, near-duplicates as one, among those that validate: what the gate counts. left_out: ids of images
+    whose label was removed, or replaced again and again, while the labels were read. leaks: ids of images that are like
+    ones of both sides of the split.
     """
 
     train: int
     select: int
     lesions: int
     left_out: tuple[str, ...] = ()
+    groups: int = 0
+    leaks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"{self.train} images to train on, {self.select} to validate, {self.lesions} of them with a lesion"
         if self.left_out:
             text += f"; left out, since image or label changed meanwhile: {', '.join(self.left_out)}"
+        if self.leaks:
+            text += (
+                f"; left out, since they are like images that validate and others that do not: {', '.join(self.leaks)}"
+            )
         return text
 
 
@@ -220,39 +228,46 @@ def _assign(rows: Sequence[Row], folder: TrainingFolder, seed: int) -> list[Row]
     """The rows with group and fold; the split file gets the images that are new. InputError when there are too few."""
     images = sorted({row["image"] for row in rows})
     lesions = {row["image"] for row in rows if row["class"] == "lesion"}
+    first = {image: next(r for r in rows if r["image"] == image) for image in images}
+    split = placed(folder, [_split_image(row, lesions, folder) for row in first.values()], seed)
+    _require_enough(images, lesions, split)
+    return [{**row, "group": split[row["image"]]["group"], "fold": split[row["image"]]["part"]} for row in rows]
+
+
+def _split_image(row: Row, lesions: set[str], folder: TrainingFolder) -> SplitImage:
+    from PIL import Image
+
+    with Image.open(folder.pair(row["id"])[0]) as image:
+        pixels = thumbnail(np.asarray(image))
+    return SplitImage(row["image"], row["patient"], pixels, row["image"] in lesions)
+
+
+def _require_enough(images: Sequence[str], lesions: set[str], split: Split) -> None:
+    """Raise InputError where the labels are too few to train and to validate."""
     if len(lesions) < LEAST_LESIONS:
         raise InputError(
             f"{len(lesions)} final label(s) with a lesion, of {len(images)} in all: at least {LEAST_LESIONS} are needed"
         )
-    split = folder.read_split()
-    if any(image not in split for image in images):
-        first = {image: next(r for r in rows if r["image"] == image) for image in images}
-        groups = _groups([first[i] for i in images], folder)
-        new = place(images, groups, lesions, split, seed)
-        log.info("%d new images have their place in the split", len(new))
-        split |= new
-        folder.write_split(split)
+    groups = {split[image]["group"] for image in lesions if split[image]["part"] != LEFT_OUT}
+    if len(groups) < LEAST_LESIONS:
+        raise InputError(
+            f"the {len(lesions)} labels with a lesion belong to {len(groups)} patient(s) or are alike: label images of "
+            f"others, of {LEAST_LESIONS} at least, so that some can validate what is learned from the rest"
+        )
     for part, what in ((TRAIN_PART, "to train on"), (SELECT_FOLD, "to validate")):
         if not any(split[image]["part"] == part for image in lesions):
             raise InputError(
-                f"no label with a lesion is left {what}: the validation split is fixed ({folder.split_file}); label more "
-                "images, of other patients"
+                f"no label with a lesion is left {what}, since images keep their place and some were forgotten or have no "
+                "label any more: label images of other patients"
             )
-    return [{**row, "group": split[row["image"]]["group"], "fold": split[row["image"]]["part"]} for row in rows]
-
-
-def _groups(rows: Sequence[Row], folder: TrainingFolder) -> list[int]:
-    from PIL import Image
-
-    thumbnails = []
-    for row in rows:
-        with Image.open(folder.pair(row["id"])[0]) as image:
-            thumbnails.append(thumbnail(np.asarray(image)))
-    return near_duplicate_groups(np.stack(thumbnails), [row["patient"] for row in rows])
 
 
 def _count(rows: Sequence[Row], left_out: Sequence[str]) -> Prepared:
     parts = {row["image"]: row["fold"] for row in rows}
     lesions = {row["image"] for row in rows if row["class"] == "lesion" and row["fold"] != LEFT_OUT}
+    groups = {row["group"] for row in rows if row["fold"] == SELECT_FOLD}
+    leaks = tuple(sorted(image for image, part in parts.items() if part == LEFT_OUT))
     counts = list(parts.values())
-    return Prepared(counts.count(TRAIN_PART), counts.count(SELECT_FOLD), len(lesions), tuple(left_out))
+    return Prepared(
+        counts.count(TRAIN_PART), counts.count(SELECT_FOLD), len(lesions), tuple(left_out), len(groups), leaks
+    )

@@ -63,6 +63,20 @@ class Proposal:
     presence: float | None = None
 
 
+@dataclass(frozen=True)
+class Features:
+    """What the frozen parts say of one image; all that a refiner's decoder needs to be asked, or taught.
+
+    image_embedding: (C, E, E) float16, read-only, of the whole image. coarse_prob: (c, c) in [0, 1], coarse frame, as the
+    refiner reads it (settled, and scaled down where it is ``doubted``). shape: (H, W) of the image.
+    """
+
+    image_embedding: np.ndarray
+    coarse_prob: np.ndarray
+    shape: tuple[int, int]
+    doubted: bool
+
+
 class Predictor:
     """A system ready to answer. Thread-safe: any number of threads may ask at once.
 
@@ -149,6 +163,17 @@ class Predictor:
         self._coarse(request)
         if self.system.refiner is not None and config.sam is not None and not config.refiner.roi:
             self._embedding(request, self._letterbox(request, config.sam.image_size))
+
+    def features(self, image: np.ndarray) -> Features:
+        """What is cached of an image, computed where it is not yet; image as for ``coarse``. Raises InputError for a system
+        without a refiner, and with ``refiner.roi``, whose embeddings belong to a crop."""
+        config = self.system.config
+        if self.system.refiner is None or config.sam is None or config.refiner.roi:
+            raise InputError("this model has no refiner that reads kept embeddings of whole images")
+        request = Request(image)
+        coarse = self._coarse(request)
+        embedding = self._embedding(request, self._letterbox(request, config.sam.image_size))
+        return Features(embedding, coarse.arrays["coarse_prob"], request.shape, coarse.doubted)
 
     def forget(self, image: np.ndarray) -> int:
         """Remove what the cache holds of an image, whatever model made it; the number of entries."""

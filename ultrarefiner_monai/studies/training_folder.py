@@ -3,7 +3,7 @@
 labels/      images/, masks/ and index.csv as `ultrarefiner prepare` makes them, of the final labels
 split.json   which image validates and which is trained on: written when an image comes first, never changed again
 runs/NAME/   what a run leaves; state.json says how far it came
-lock         held while a training runs
+lock         held while a training runs; split.lock: while an image is given its place in the split
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ class TrainingFolder:
         """Held by a running training; given up by itself when its process ends, however it ends."""
         self.root.mkdir(parents=True, exist_ok=True)
         return FileLock(str(self.root / "lock"))
+
+    def split_lock(self) -> FileLock:
+        """Held while split.json is read and written again: quick and slow learning both place new labels."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        return FileLock(str(self.root / "split.lock"))
 
     def is_busy(self) -> bool:
         """Whether a training runs."""
@@ -166,9 +171,10 @@ class TrainingFolder:
         for item in own:
             for path in self.pair(item):
                 path.unlink(missing_ok=True)
-        split = self.read_split()
-        if split.pop(image_id, None):
-            self.write_split(split)
+        with self.split_lock():
+            split = self.read_split()
+            if split.pop(image_id, None):
+                self.write_split(split)
         for run in sorted(self.runs.glob("*")):
             self._forget_in_run(run, image_id)
         return len(own)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ultrarefiner_monai.config import SystemConfig, TrainConfig
+from ultrarefiner_monai.config import RefineConfig, SystemConfig, TrainConfig
 from ultrarefiner_monai.core.geometry import resize
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Split
@@ -62,7 +62,8 @@ class RefinerPhase(Phase):
         rng = np.random.default_rng(int(torch.randint(2**31 - 1, (1,))))
         refiner = as_refiner(network)
         embedding = embed(refiner, batch)
-        return play(refiner, embedding, in_sam_frame(batch, embedding.device), batch, self, rng)
+        options = self.config.refine
+        return play(refiner, embedding, in_sam_frame(batch, embedding.device), batch, options, self.loss, rng)
 
     @torch.no_grad()
     def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
@@ -200,11 +201,12 @@ def play(
     embedding: torch.Tensor,
     coarse_prob: torch.Tensor,
     batch: Batch,
-    phase: RefinerPhase,
+    options: RefineConfig,
+    criterion: RefinerLoss,
     rng: np.random.Generator,
 ) -> dict[str, torch.Tensor]:
-    """Refine some items without prompts and some with clicks; the losses of both. ``phase``: loss and configuration."""
-    options, device = phase.config.refine, embedding.device
+    """Refine some items without prompts and some with clicks; the losses of both. batch: LABEL and VALID."""
+    device = embedding.device
     side = 4 * embedding.shape[-1]
     target = resize(batch[LABEL].to(device), side, side)
     truth = target >= 0.5
@@ -221,14 +223,14 @@ def play(
         small = resize(coarse, side, side)
         final = final_logits(refiner, small, result.refined_logits)
         share = len(alone) / len(target)
-        out["mask"] = share * phase.loss(final, target[alone])
+        out["mask"] = share * criterion(final, target[alone])
         out["iou"] = share * iou_loss(result.mask_logits, result.iou_pred, target[alone])
         out["change"] = share * change_penalty(options.penalty, torch.sigmoid(final), small, target[alone])
     given = clicked.nonzero()[:, 0]
     if len(given):
         frame = (embedding[given], coarse_prob[given], valid_hw(batch, given))
         share = len(given) / len(target)
-        loss, second = loss_with_clicks(refiner, frame, target[given], phase.loss, options, rng)
+        loss, second = loss_with_clicks(refiner, frame, target[given], criterion, options, rng)
         out["clicks"] = share * loss
         out["iou"] = out["iou"] + share * iou_loss(second.mask_logits, second.iou_pred, target[given])
     loss = out["mask"] + out["clicks"] + options.iou_weight * out["iou"] + options.penalty_weight * out["change"]
