@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hospital import Read, Rows, pixels
+from safetensors.torch import load_file, save_file
 
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.core.cache import EmbeddingCache
@@ -24,6 +26,8 @@ from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, Item
 from ultrarefiner_monai.datasets.grouping import thumbnail
 from ultrarefiner_monai.interaction.robot import as_clicks
 from ultrarefiner_monai.learning.label_split import TRAIN_PART, SplitImage, placed
+from ultrarefiner_monai.learning.quick.samples import sample_of
+from ultrarefiner_monai.learning.quick.tuning import tune, with_tensors
 from ultrarefiner_monai.learning.registry import CONFIGURED, Registry
 from ultrarefiner_monai.models.checkpoints import System, load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -115,9 +119,19 @@ class Department:
 
     def _load(self) -> None:
         """What the pointer names answers from now on."""
+        pointer = self.registry.pointer()
         self.champion: System = load_system(self.champion_path())
         self.champions = Predictor(self.champion, self.cache)
         self.predictor = self.champions
+        if pointer.quick:
+            path = self.registry.quick_path(pointer.quick)
+            self.predictor = self.tuned(load_file(str(path)), f"{self.champion.version}+{sha256_of(path)[:12]}")
+
+    def tuned(self, tensors: dict[str, torch.Tensor], version: str) -> Predictor:
+        """The champion with tuned tensors; what is cached of an image is the champion's."""
+        predictor = Predictor(with_tensors(self.champion, tensors, version), self.cache)
+        predictor._model_key = self.champions._model_key
+        return predictor
 
     def learn(self, labels: int) -> None:
         """What this arm learns when so many labels are there; what was done before a restart is not done again."""
@@ -135,7 +149,17 @@ class Department:
                 self.events.add({"labels": labels, "kind": kind, **facts, "seconds": seconds, "version": self.version})
 
     def _quick(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """A quick run on all labels that do not validate."""
+        train, select = self.parts()
+        if not train:
+            return {"accepted": "", "why": "no label to learn from"}
+        samples = [sample_of(self.champions, i.id, i.group, *pixels(i)) for i in train]
+        tensors = tune(self.champion, samples, [], self.options, self.settings.seconds, seed=self.settings.seed)
+        name = self.registry.free_quick()
+        save_file(tensors, str(self.registry.quick_path(name)), {"base": self.champion.version})
+        self.registry.set_quick(name, self.champion.version)
+        self._load()
+        return {"accepted": 1, "why": ""}
 
     def _slow(self) -> dict[str, Any]:
         raise NotImplementedError
