@@ -37,6 +37,7 @@ from lib.tasks.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import LABELS, NOTICE
+from ultrarefiner_monai.dicom.series import sha256_of_image
 from ultrarefiner_monai.dicomweb.client import Pacs
 from ultrarefiner_monai.exchange.labels import Exchange
 from ultrarefiner_monai.studies.availability import MARK_VARIABLE
@@ -154,11 +155,19 @@ class UltraRefinerApp(MONAILabelApp):
         if not found:
             return {}
         self.prepare(found["id"])
+        self.note_shown(found["id"], str(request.get("client_id") or ""))
         return {**found, "path": str(self.datastore().image_path(found["id"]))}
 
     def prepare(self, image_id: str) -> None:
         """An image of the studies was handed out: compute, behind it, what the first click will need."""
         self.preparer.open(image_id, lambda: self.datastore().image_path(image_id))
+
+    def note_shown(self, image_id: str, client: str, file: Path | None = None) -> None:
+        """An image was handed out: the journal notes when and to whom, behind the answer. file: of an image that is not in
+        the studies, and may come into them under another id."""
+        self.journal.note(
+            lambda journal: journal.note_shown(image_id, client, "" if file is None else sha256_of_image(file))
+        )
 
     def _load_sessions(self, load: bool = False) -> SessionStore | None:
         if not load:

@@ -80,7 +80,8 @@ def test_what_was_acknowledged_before_a_kill_is_there(tmp_path: Path) -> None:
         def work(first: int = number + 1, writer: int = writer) -> None:
             mine = Clinic(tmp_path, new=False)
             for n in range(first, first + 10_000):
-                mine.save(n % 60 + 1, (".nii.gz", ".png")[n % 2], user=f"dr {n}")
+                mine.show(n % 60 + 1, f"seat {n}")
+                mine.save(n % 60 + 1, (".nii.gz", ".png")[n % 2], user=f"dr {n}", client=f"seat {n}")
                 os.write(writer, f"{n}\n".encode())
 
         process = forked(work)
@@ -105,6 +106,10 @@ def check_labels(clinic: Clinic, acknowledged: list[int]) -> None:
     journal = Journal(clinic.work.journal)
     corrections = journal.corrections()
     assert not journal.rows("SELECT id FROM saves")
+    for correction in corrections:  # what it came from is there, too
+        for proposal in map(journal.proposal, (correction.first_proposal_id or 0, correction.proposal_id or 0)):
+            assert proposal is not None and proposal.client == correction.client
+            assert (proposal.mask == correction.mask).all() and correction.seconds is not None
     journal.close()
     authors = [correction.author for correction in corrections]
     assert len(set(authors)) == len(authors) and {f"dr {n}" for n in acknowledged} <= set(authors)

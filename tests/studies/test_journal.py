@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -176,37 +174,6 @@ def test_who_asks_the_queue_gets_the_answer_or_the_error(tmp_path):
     assert queue.ask(lambda journal: len(journal.proposals("a"))) == 1
     with pytest.raises(ZeroDivisionError):
         queue.ask(lambda journal: 1 / 0)
-
-
-def test_a_journal_of_the_former_schema_is_read_and_goes_on(tmp_path):
-    """Years of work."""
-    path = tmp_path / "journal.sqlite"
-    old = sqlite3.connect(path)
-    old.executescript(
-        """
-        CREATE TABLE proposals (
-            id INTEGER PRIMARY KEY AUTOINCREMENT, created TEXT NOT NULL, image_id TEXT NOT NULL, image_hash TEXT NOT NULL,
-            model TEXT NOT NULL, version TEXT NOT NULL, client TEXT NOT NULL, prompts TEXT NOT NULL, reply TEXT NOT NULL,
-            cache_keys TEXT NOT NULL, shape TEXT NOT NULL, mask BLOB NOT NULL);
-        CREATE TABLE corrections (
-            id INTEGER PRIMARY KEY AUTOINCREMENT, created TEXT NOT NULL, image_id TEXT NOT NULL, image_hash TEXT NOT NULL,
-            proposal_id INTEGER REFERENCES proposals (id) ON DELETE SET NULL, author TEXT NOT NULL, client TEXT NOT NULL,
-            info TEXT NOT NULL, shape TEXT NOT NULL, mask BLOB NOT NULL);
-        CREATE TABLE prepared (
-            image_id TEXT NOT NULL, image_hash TEXT NOT NULL, cache_key TEXT NOT NULL, PRIMARY KEY (image_id, cache_key));
-        PRAGMA user_version=1;
-        """
-    )
-    mask = mask_of(3)
-    row = ("t", "a", "h", None, "dr", "c", "{}", json.dumps(mask.shape), pack_mask(mask))
-    old.execute("INSERT INTO corrections VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-    old.commit()
-    old.close()
-    journal = Journal(path)
-    (kept,) = journal.corrections()
-    assert kept.author == "dr" and np.array_equal(kept.mask, mask)
-    journal.record_correction("a", "h", mask_of(4), author="other")
-    assert [c.author for c in Journal(path).corrections("a")] == ["dr", "other"]
 
 
 def test_a_correction_counts_when_its_save_is_done(journal):

@@ -53,10 +53,22 @@ class Clinic:
         self.store = StudiesFolder(str(self.studies), self.work, extensions, read_image_file, auto_reload=False)
         return self.store
 
-    def save(self, value: int, extension: str = ".nii.gz", tag: str = "final", user: str = "") -> None:
+    def show(self, value: int, client: str) -> None:
+        """Image a is handed out to a client, who is offered an outline, without waiting for the journal."""
+        self.store.journal.note(lambda journal: journal.note_shown("a", client))
+        self.store.journal.submit(
+            lambda journal: journal.record_proposal(
+                "a", "hash", mask_of(value), model="ultrarefiner", version="v", client=client
+            )
+        )
+
+    def save(
+        self, value: int, extension: str = ".nii.gz", tag: str = "final", user: str = "", client: str = ""
+    ) -> None:
         drawn = Drawn("hash", mask_of(value)) if tag == "final" else None
         label = label_at(self.folder, value, extension)
-        self.store.save_label("a", str(label), tag, {"user": user or f"dr {value}"}, drawn)
+        info = {"user": user or f"dr {value}"} | ({"client_id": client} if client else {})
+        self.store.save_label("a", str(label), tag, info, drawn)
 
     def state(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -68,7 +80,10 @@ class Clinic:
         found |= {p.name: p.read_bytes() for p in self.studies.glob("*.png")}
         found["index"] = [_without_times(index["objects"])]
         journal = Journal(self.work.journal)
-        found["journal"] = [(c.id, c.author, c.mask.tobytes()) for c in journal.corrections()]
+        found["journal"] = [
+            (c.id, c.author, c.mask.tobytes(), c.proposal_id, c.first_proposal_id, c.shown)
+            for c in journal.corrections()
+        ]
         journal.close()
         found["left"] = [p.name for p in self.studies.rglob("*.part")]
         return found
@@ -117,6 +132,7 @@ CHANGES = [
 def prepared(folder: Path, what: str) -> None:
     """A clinic in which ``what`` can happen, closed."""
     clinic = Clinic(folder)
+    clinic.show(1, "")
     if what != "the first one":
         for value in (1, 2, 3):
             clinic.save(value)

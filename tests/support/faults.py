@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-_WRITES = ("BEGIN", "COMMIT", "INSERT", "DELETE")
+_WRITES = ("BEGIN", "COMMIT", "INSERT", "DELETE", "CREATE", "ALTER")
 
 
 class Connection:

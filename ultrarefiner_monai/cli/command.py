@@ -13,6 +13,7 @@ from ultrarefiner_monai.cli import (
     corrupt,
     data,
     evaluation,
+    journal,
     models,
     proposals,
     recipe,
@@ -32,6 +33,7 @@ for commands in (data, corrupt, training, proposals, recipe, evaluation, serving
     app.add_typer(commands.app)
 app.add_typer(weights.app, name="weights")
 app.add_typer(models.app, name="models")
+app.add_typer(journal.app, name="journal")
 
 
 def _version(asked: bool) -> None:

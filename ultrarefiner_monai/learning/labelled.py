@@ -39,7 +39,7 @@ _TRIES = 3  # a label that is replaced while it is read is read so often
 class Prepared:
     """What a training can use, in images with and without a lesion; the frames of a cine count as one image.
 
-    groups: patients, near-duplicates as one, among those that validate: what the gate counts. left_out: ids of images
+    groups: patients with a lesion, near-duplicates as one, that validate: what the gate counts. left_out: ids of images
     whose label was removed, or replaced again and again, while the labels were read. leaks: ids of images that are like
     ones of both sides of the split.
     """
@@ -265,7 +265,7 @@ def _require_enough(images: Sequence[str], lesions: set[str], split: Split) -> N
 def _count(rows: Sequence[Row], left_out: Sequence[str]) -> Prepared:
     parts = {row["image"]: row["fold"] for row in rows}
     lesions = {row["image"] for row in rows if row["class"] == "lesion" and row["fold"] != LEFT_OUT}
-    groups = {row["group"] for row in rows if row["fold"] == SELECT_FOLD}
+    groups = {row["group"] for row in rows if row["fold"] == SELECT_FOLD and row["image"] in lesions}
     leaks = tuple(sorted(image for image, part in parts.items() if part == LEFT_OUT))
     counts = list(parts.values())
     return Prepared(

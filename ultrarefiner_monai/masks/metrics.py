@@ -102,8 +102,8 @@ def bootstrap_interval(
 class Paired:
     """``after`` against ``before`` on the same images. count: images. before, after: means; difference: after - before.
 
-    low, high: 95 % interval of the mean difference. p: two-sided, that there is none. higher, lower: images where the
-    figure rose and fell.
+    low, high: interval of the mean difference (95 % where nothing else was asked for). p: two-sided, that there is none.
+    higher, lower: images where the figure rose and fell.
     """
 
     count: int
@@ -131,9 +131,12 @@ class Paired:
         }
 
 
-def paired_bootstrap(before: np.ndarray, after: np.ndarray, seed: int = 0, samples: int = 10_000) -> Paired:
+def paired_bootstrap(
+    before: np.ndarray, after: np.ndarray, seed: int = 0, samples: int = 10_000, level: float = 0.95
+) -> Paired:
     """Percentile bootstrap of the mean difference of two (n,) arrays, images drawn with replacement as pairs.
 
+    level: of the interval from ``low`` to ``high``; ``low`` alone is a one-sided bound at level (1 + level) / 2.
     p is twice the smaller share of resampled means on one side of zero, zero itself on both, never less than
     2 / (samples + 1): it says below .05 where the interval leaves zero out.
     """
@@ -143,7 +146,8 @@ def paired_bootstrap(before: np.ndarray, after: np.ndarray, seed: int = 0, sampl
     change = after - before
     rng = np.random.default_rng(seed)
     means = change[rng.integers(0, len(change), size=(samples, len(change)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(means, [tail, 100 - tail])
     side = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
     return Paired(
         count=len(change),

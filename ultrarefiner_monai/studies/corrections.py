@@ -37,6 +37,8 @@ class Correction:
     the file has a single one. label: the final label's file, on the image's grid (``read_mask`` with its image). proposal:
     (H, W) uint8, 0 or 1, of the frame or of the region.
     model: the task that made the proposal; a ``sam_refiner`` one has seen clicks. time: ISO 8601, UTC.
+    first: as ``proposal``, the automatic one that the work began with; None where there was none, or not on this frame.
+    saved: likewise, the label that was saved then, which a newer ``label`` may have superseded.
     """
 
     id: str
@@ -48,6 +50,8 @@ class Correction:
     author: str
     time: str
     model: str
+    first: np.ndarray | None = None
+    saved: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -173,17 +177,26 @@ def _of_image(journal: Journal, pair: Labelled) -> list[Correction]:
             log.warning("%s: a correction is left out, its proposal is gone or of another size", pair.image_id)
         else:
             try:
-                found += _frames(pair, correction, proposal)
+                found += _frames(pair, correction, proposal, _first(journal, correction, proposal))
             except InputError as error:
                 log.warning("%s: a correction is left out: %s", pair.image_id, error)
     return found
 
 
-def _frames(pair: Labelled, correction: StoredCorrection, proposal: StoredProposal) -> list[Correction]:
-    reply, single = proposal.reply, len(proposal.mask) == 1
-    # A reply to `frame=k` holds that frame alone; the other frames of its mask are empty without meaning it.
-    answered = {row["frame"] for row in reply.get("frames", [])} or {reply.get("frame", 0)}
-    image_file = read_image_file(pair.image)
+def _first(journal: Journal, correction: StoredCorrection, proposal: StoredProposal) -> StoredProposal | None:
+    """The automatic proposal that the work began with; of corrections that older versions kept, which do not say it, the
+    newest one where it is automatic."""
+    if correction.first_proposal_id is None:
+        return proposal if proposal.is_automatic else None
+    first = proposal if correction.first_proposal_id == proposal.id else journal.proposal(correction.first_proposal_id)
+    return first if first is not None and first.mask.shape == correction.mask.shape else None
+
+
+def _frames(
+    pair: Labelled, correction: StoredCorrection, proposal: StoredProposal, first: StoredProposal | None
+) -> list[Correction]:
+    single, image_file = len(proposal.mask) == 1, read_image_file(pair.image)
+    answered, before = proposal.answered, first.answered if first is not None else []
     return [
         Correction(
             id=item,
@@ -195,8 +208,10 @@ def _frames(pair: Labelled, correction: StoredCorrection, proposal: StoredPropos
             author=correction.author,
             time=correction.created,
             model=proposal.model,
+            first=first.mask[k][region] if first is not None and k in before else None,
+            saved=correction.mask[k][region],
         )
         for k in chosen_frames(correction.mask)
-        if single or k in answered
+        if k in answered
         for item, region in training_parts(pair.image_id, image_file, k, correction.mask[k])
     ]

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai.studies.journal_links import add_correction
+from ultrarefiner_monai.studies.journal_links import add_correction, add_shown
 from ultrarefiner_monai.studies.journal_rows import (
+    BESIDE,
     CORRECTION,
     Packed,
     StoredCorrection,
@@ -153,17 +154,23 @@ class Journal:
         query = f"SELECT id, image_id FROM corrections {where + ' AND' if where else 'WHERE'} {_DONE} ORDER BY id"
         return [(int(row[0]), str(row[1])) for row in self.rows(query, values)]
 
+    def standing(self) -> set[int]:
+        """Of each image the id of the correction that no later one superseded."""
+        query = f"SELECT MAX(id) FROM corrections WHERE {_DONE} AND json_extract(info, '$.{BESIDE}') IS NULL GROUP BY image_id"
+        return {int(row[0]) for row in self.rows(query)}
+
     def correction(self, correction_id: int) -> StoredCorrection | None:
         """One correction, None when it was forgotten."""
         rows = self.rows(f"SELECT {CORRECTION} FROM corrections WHERE id = ?", (correction_id,))
         return correction_of(rows[0]) if rows else None
 
     def note_shown(self, image_id: str, client: str, image_hash: str = "") -> None:
-        """An image was handed out to a client (empty: nobody knows who). image_hash: of a session, whose image may join the
-        studies under another id."""
+        """An image was handed out to a client (empty: nobody knows who); noted once between two saves of it by the client.
+
+        image_hash: of a session, whose image may join the studies under another id.
+        """
         with self.transaction(at_once=False) as connection:
-            values = (now(), image_id, image_hash, client)
-            connection.execute("INSERT INTO shown VALUES (NULL, ?, ?, ?, ?)", values)
+            add_shown(connection, image_id, image_hash, client)
 
     def record_promotion(self, name: str, version: str, by: str, before: str, report: dict[str, Any] | None) -> int:
         """A model became the served one (``StoredPromotion``). report: without ids of images, which ``forget`` would not

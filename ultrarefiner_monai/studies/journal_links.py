@@ -10,9 +10,10 @@ from ultrarefiner_monai.studies.journal_rows import Packed, as_json, new_id, now
 
 _OF_IMAGE = "(image_id = :image OR image_id LIKE 'session:%') AND image_hash = :hash"
 _NEWEST = f"SELECT id FROM proposals WHERE {_OF_IMAGE} ORDER BY client = :client DESC, id DESC LIMIT 1"
+# The client's own first one; who asked for none may have been shown the newest of another's, as after a batch.
 _FIRST = (
     f"SELECT id FROM proposals WHERE {_OF_IMAGE} AND id > :proposal AND prompts = '{{}}'"
-    " ORDER BY client = :client DESC, id LIMIT 1"
+    " ORDER BY client = :client DESC, CASE WHEN client = :client THEN id ELSE -id END LIMIT 1"
 )
 _SHOWN = (
     "SELECT created FROM shown WHERE (image_id = :image OR (image_id LIKE 'session:%' AND image_hash = :hash))"
@@ -22,6 +23,14 @@ _SHOWN_TO_IT, _SHOWN_TO_ANYBODY = _SHOWN.format(":client, :author"), _SHOWN.form
 _ASKED = (
     f"SELECT created FROM proposals WHERE {_OF_IMAGE} AND id > :proposal AND client IN (:client, :author)"
     " ORDER BY id LIMIT 1"
+)
+
+
+_NOTE = (
+    "INSERT INTO shown (created, image_id, image_hash, client) SELECT :now, :image, :hash, :client WHERE NOT EXISTS ("
+    "SELECT 1 FROM shown WHERE image_id = :image AND client = :client AND id > COALESCE("
+    "(SELECT newest_shown FROM corrections WHERE image_id = :image AND :client IN (client, author) ORDER BY id DESC LIMIT 1),"
+    " 0))"
 )
 
 
@@ -45,7 +54,7 @@ def add_correction(
     info: dict[str, Any] | None,
 ) -> int:
     """``Journal.record_correction`` within a transaction."""
-    names = {"image": image_id, "hash": image_hash, "client": client, "author": author}
+    names: dict[str, Any] = {"image": image_id, "hash": image_hash, "client": client, "author": author}
     before = _last_save(connection, names)
     names |= {"proposal": before.proposal, "shown": before.shown}
     first = _one(connection, _FIRST, names)
@@ -66,6 +75,11 @@ def add_correction(
     }
     places = ", ".join(f":{name}" for name in values)
     return new_id(connection.execute(f"INSERT INTO corrections ({', '.join(values)}) VALUES ({places})", values))
+
+
+def add_shown(connection: sqlite3.Connection, image_id: str, image_hash: str, client: str) -> None:
+    """``Journal.note_shown`` within a transaction."""
+    connection.execute(_NOTE, {"now": now(), "image": image_id, "hash": image_hash, "client": client})
 
 
 def _last_save(connection: sqlite3.Connection, names: dict[str, Any]) -> _Before:

@@ -52,11 +52,20 @@ class JournalQueue:
 
         self._pool.submit(self._write, open_it)
 
+    def note(self, write: Callable[[Journal], Any]) -> None:
+        """``submit`` for what nobody shall wait for, nor miss: left out where the queue is full, or the process ends."""
+        with suppress(RuntimeError):
+            if self._room.acquire(blocking=False):
+                self._queue(write)
+
     def submit(self, write: Callable[[Journal], Any]) -> None:
         """Queue ``write``, which is called with the journal. Waits while the queue is full, then leaves it out and says so."""
         if not self._room.acquire(timeout=_PATIENCE_SECONDS):
             self._fails("it is written too slowly, an entry is left out")
             return
+        self._queue(write)
+
+    def _queue(self, write: Callable[[Journal], Any]) -> None:
         try:
             self._pool.submit(self._write, write).add_done_callback(lambda _: self._room.release())
         except BaseException:

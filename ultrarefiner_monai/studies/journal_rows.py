@@ -12,6 +12,8 @@ import numpy as np
 
 from ultrarefiner_monai.masks.pixels import pack_mask, unpack_mask
 
+# In a correction's info: it came late, another label was in its place already and stayed there.
+BESIDE = "beside"
 # The columns of a StoredCorrection, as ``correction_of`` takes them.
 CORRECTION = (
     "id, created, image_id, image_hash, proposal_id, author, client, info, shape, mask, shown, first_proposal_id"
@@ -46,6 +48,20 @@ class StoredProposal:
     reply: dict[str, Any]
     cache_keys: list[str]
     mask: np.ndarray
+
+    @property
+    def answered(self) -> list[int]:
+        """The frames that the reply was about. One to `frame=k` holds that frame alone: the others of its mask are empty
+        without meaning it."""
+        if len(self.mask) == 1:
+            return [0]
+        frames = {row["frame"] for row in self.reply.get("frames", [])} or {self.reply.get("frame", 0)}
+        return sorted(k for k in frames if 0 <= k < len(self.mask))
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether it was made without clicks and boxes."""
+        return not self.prompts
 
 
 @dataclass(frozen=True)

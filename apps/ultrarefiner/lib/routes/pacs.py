@@ -18,7 +18,7 @@ from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints.user.auth import User
 
 from lib.app import App
-from lib.routes.routing import Route, annotator_role, put_first, user_role
+from lib.routes.routing import Route, annotator_role, name_of, put_first, user_role
 from lib.routes.views import listed
 from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.core.messages import public, public_values
@@ -59,6 +59,7 @@ def install(server: FastAPI, app: App) -> None:
         shown = shown_image(path, store.mirror.images)
         if shown and answer.status_code == 200:
             app.prepare(shown)
+            app.note_shown(shown, name_of(user))
         return answer
 
     async def write(request: Request, path: str, user: User = annotator_role) -> Response:

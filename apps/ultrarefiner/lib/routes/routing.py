@@ -99,6 +99,11 @@ def author(user: User) -> dict[str, str]:
     return {"user": name} if name else {}
 
 
+def name_of(user: User) -> str:
+    """The author's name, empty where there is none."""
+    return author(user).get("user", "")
+
+
 def basename(upload: UploadFile) -> str:
     """Clients send whole paths, of any system: only the last part counts."""
     return (upload.filename or "").replace("\\", "/").rsplit("/", 1)[-1]

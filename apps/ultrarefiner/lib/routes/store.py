@@ -32,6 +32,7 @@ from lib.routes.routing import (
     annotator_role,
     author,
     basename,
+    name_of,
     params_of,
     stored_upload,
     user_role,
@@ -126,10 +127,12 @@ class StoreRoutes:
 
     async def get_image(self, image: str, user: User = user_role) -> FileResponse:
         """As MONAI Label's own; who fetches an image is going to click on it."""
+        name = name_of(user)
 
         def work() -> FileResponse:
             found = stock_datastore.download_image(image)
             self.app.prepare(image)
+            self.app.note_shown(image, name)
             return found
 
         return await anyio.to_thread.run_sync(work)
@@ -171,6 +174,7 @@ class StoreRoutes:
         user: User = user_role,
     ) -> dict[str, Any]:
         """Keep an uploaded image for a while, outside the studies."""
+        name = name_of(user)
 
         def work() -> dict[str, Any]:
             app, sessions = self.app, self.app.sessions()
@@ -184,6 +188,7 @@ class StoreRoutes:
                 app.engine.read(path)
                 session_id, session = sessions.add_session(str(path), expiry)
             app.preparer.open(f"session:{session_id}", lambda: Path(session.image))
+            app.note_shown(f"session:{session_id}", name, Path(session.image))
             return {"session_id": session_id, "session_info": public_values(session.to_json())}
 
         return await anyio.to_thread.run_sync(work, limiter=self.app.savers)
@@ -194,10 +199,11 @@ class StoreRoutes:
         """The next image to label; remembered, so that it does not come back at once when it is skipped. Its ``path`` is for
         a client on the server's own machine, which opens the file itself; others fetch the image."""
         params = checked(params, NEXT_SAMPLE, "a next sample")
+        name = name_of(user)
 
         def work() -> dict[str, Any]:
             app = self.app
-            result = app.next_sample({**params, "strategy": strategy})
+            result = app.next_sample({"client_id": name, **params, "strategy": strategy})
             if not result:
                 return {}
             image_id, store = result["id"], app.datastore()

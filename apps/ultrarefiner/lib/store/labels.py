@@ -25,6 +25,7 @@ from ultrarefiner_monai.core.files import Undo, all_or_nothing, copy_in, sha256_
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.studies import open_saves as opensaves
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
+from ultrarefiner_monai.studies.journal_rows import BESIDE
 from ultrarefiner_monai.studies.names import check_info, check_name, split_name
 from ultrarefiner_monai.studies.open_saves import Drawn, OpenSave, Plan
 from ultrarefiner_monai.studies.versions import Versions
@@ -192,7 +193,7 @@ class Labels(StudiesIndex):
             undo.by(lambda: version.unlink(missing_ok=True))
             copy_in(label, version)
             if drawn is not None:
-                self.journal.ask(lambda journal: opensaves.record(journal, image_id, drawn, info))
+                self.journal.ask(lambda journal: opensaves.record(journal, image_id, drawn, {**info, BESIDE: True}))
         self.versions.prune(image_id, tag)
 
     # --- removing, info -----------------------------------------------------------------------------------------------

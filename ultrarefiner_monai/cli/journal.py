@@ -1,0 +1,92 @@
+"""The journal of saved labels: a table for research, what was saved for one image, and what the model gets wrong."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ultrarefiner_monai.cli.models import Studies, WorkDir
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="The journal of saved labels: what was offered, what was made of it, by whom, in what time.",
+)
+
+
+@contextmanager
+def _journal(studies: str, work_dir: Path | None) -> Iterator[Any]:
+    from ultrarefiner_monai.core.types import InputError
+    from ultrarefiner_monai.studies.journal import Journal
+    from ultrarefiner_monai.studies.work_folder import WorkFolder
+
+    path = WorkFolder.existing(studies, work_dir).journal
+    if not path.is_file():
+        raise InputError(f"there is no journal at {path} yet: nothing was proposed or saved on these studies")
+    try:
+        journal = Journal(path)
+        try:
+            yield journal
+        finally:
+            journal.close()
+    except (sqlite3.Error, zlib.error, RuntimeError) as error:  # RuntimeError: a newer version wrote it
+        raise InputError(f"the journal {path} cannot be read: {error}") from error
+
+
+@app.command("export")
+def journal_export(
+    studies: Studies,
+    work_dir: WorkDir = None,
+    out: Annotated[Path | None, typer.Option(help="The CSV file; without it the table is printed.")] = None,
+) -> None:
+    """Write a table (CSV) with a row for each label that was saved, those that a later save superseded included."""
+    from ultrarefiner_monai.core.files import replacing
+    from ultrarefiner_monai.core.types import InputError
+    from ultrarefiner_monai.studies.journal_table import write_table
+
+    with _journal(studies, work_dir) as journal:
+        if out is None:
+            try:
+                write_table(journal, sys.stdout)
+                sys.stdout.flush()
+            except BrokenPipeError:  # `| head` has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        if not out.absolute().parent.is_dir():
+            raise InputError(f"--out: there is no folder {out.absolute().parent} to write {out.name} into")
+        with replacing(out, "w") as file:
+            count = write_table(journal, file)
+    typer.echo(f"{count} saved labels: {out}")
+
+
+@app.command("show")
+def journal_show(
+    image: Annotated[str, typer.Option(help="The image's id, as the server lists it.")],
+    studies: Studies,
+    work_dir: WorkDir = None,
+) -> None:
+    """What was saved for one image, oldest first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ultrarefiner_monai.core.types import InputError
+    from ultrarefiner_monai.studies.journal_table import table_rows
+
+    names = ("saved", "author", "seconds", "version", "foreground_clicks", "background_clicks", "boxes")
+    table = Table(*(name.replace("_", " ") for name in (*names, "dice_first", "dice_last", "superseded")))
+    with _journal(studies, work_dir) as journal:
+        for row in table_rows(journal, image):
+            saved = row["saved"][:19].replace("T", " ")
+            superseded = "yes" if row["superseded"] == "1" else ""
+            figures = [row[name][:5] for name in ("dice_first", "dice_last")]
+            table.add_row(saved, *(row[name] for name in names[1:]), *figures, superseded)
+    if not table.row_count:
+        raise InputError(f"no label was saved for {image!r}: expected an image's id, as /datastore/ lists them")
+    Console().print(table)
