@@ -257,6 +257,22 @@ class EmbeddingCache:
             logger.warning("cannot remove a damaged cache file: %s", error)
 
 
+class ReadingCache(EmbeddingCache):
+    """What another process keeps on disk is used and left as it is: nothing is written, removed or evicted."""
+
+    def __init__(self, disk_dir: str | Path):
+        super().__init__(0, disk_dir, 1 << 62)
+
+    def _scan(self) -> None:
+        pass
+
+    def _write(self, key: str, arrays: Arrays, flight: _Flight) -> None:
+        pass
+
+    def _drop(self, key: str) -> None:
+        pass
+
+
 def to_half(arrays: Arrays) -> Arrays:
     """Floating-point arrays as fp16 (fp32 where a value is too large for it), all contiguous and read-only."""
     out = {}

@@ -125,7 +125,7 @@ def prepare_labels(
 
 def _up_to_date(pair: Labelled, known: Sequence[Row], folder: TrainingFolder) -> list[Row]:
     """The rows of copies that are still those of the pair's files; [] when it has to be copied."""
-    state = _state(pair)
+    state = pair_state(pair)
     kept = [row for row in known if row["state"] == state]
     return kept if all(path.is_file() for row in kept for path in folder.pair(row["id"])) else []
 
@@ -142,20 +142,20 @@ def _rows_of(
     for _ in range(_TRIES):
         if now is None:
             return None
-        pair, state = now, _state(now)
+        pair, state = now, pair_state(now)
         try:
             return _up_to_date(pair, known, folder) or _copy(pair, state, folder, limits)
         except Exception:  # whatever a reader says between the old and the new file
             now = lookup(pair.image_id)
             # Twice: two states within one tick of the file system's clock look the same.
-            if now == pair and state and failed == (pair, state) and _state(pair) == state:
+            if now == pair and state and failed == (pair, state) and pair_state(pair) == state:
                 raise
             failed = (pair, state)
     return None
 
 
 def _still_there(pair: Labelled) -> Lookup:
-    return lambda _: pair if _state(pair) else None
+    return lambda _: pair if pair_state(pair) else None
 
 
 def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) -> list[Row]:
@@ -164,7 +164,7 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
 
     image_file = read_image_file(pair.image, limits)
     mask = read_mask(pair.label, image_file, limits, pair.confirmed)
-    if _state(pair) != state:
+    if pair_state(pair) != state:
         raise InputError("image or label changed while it was read; try again")
     parts = [(k, *part) for k in chosen_frames(mask) for part in training_parts(pair.image_id, image_file, k, mask[k])]
     rows = []
@@ -181,7 +181,7 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
                 "id": item,
                 "image": pair.image_id,
                 "state": state,
-                "patient": _patient(image_file),
+                "patient": patient_hash(image_file),
                 "class": "lesion" if fraction else "normal",
                 "group": "",
                 "fold": "",
@@ -193,12 +193,12 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
     return rows
 
 
-def _patient(image_file: ImageFile) -> str:
+def patient_hash(image_file: ImageFile) -> str:
     """A hash: the copies need to know who belongs together, not who it is."""
     return hashlib.sha256(image_file.patient.encode()).hexdigest()[:12] if image_file.patient else ""
 
 
-def _state(pair: Labelled) -> str:
+def pair_state(pair: Labelled) -> str:
     """Changes with image and label file, and with what they mean (``_MEANING``); empty when one of them is gone."""
     parts = [_MEANING]
     for path in (pair.image, pair.label):

@@ -8,18 +8,20 @@ depends on clicks is computed anew, so the reply is a function of image, model a
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 
-from ultrarefiner_monai.config import to_dict
+from ultrarefiner_monai.config import SystemConfig, to_dict
 from ultrarefiner_monai.core.cache import Arrays, EmbeddingCache, image_key, to_half
 from ultrarefiner_monai.core.geometry import Letterbox, to_prompts
-from ultrarefiner_monai.core.types import Clicks, RefinerOutput
+from ultrarefiner_monai.core.types import Clicks, InputError, RefinerOutput
 from ultrarefiner_monai.interaction.clicks import PixelClicks, check_clicks, core_clicks, honour_clicks
 from ultrarefiner_monai.masks.postprocess import fuse_band, prob_to_mask, safety_net
 from ultrarefiner_monai.masks.uncertainty import expected_iou, flip_uncertainty, outline_band, uncertainty
@@ -30,7 +32,8 @@ from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.pipeline.request import Request, check_image
 
 _RECENT_BYTES = 64 * 2**20
-_CACHED_BY = ("coarse", "sam", "flip_tta", "tta_scales")
+# Which options change what is cached, as much as the weights do; the others are for what is computed anew.
+_COARSE_BY, _EMBEDDING_BY = ("coarse", "flip_tta", "tta_scales"), ("sam",)
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Proposal:
 class Features:
     """What the frozen parts say of one image; all that a refiner's decoder needs to be asked, or taught.
 
-    image_embedding: (C, E, E) float16, read-only, of the whole image. coarse_prob: (c, c) in [0, 1], coarse frame, as the
+    image_embedding: (1, C, E, E) float16, read-only, of the whole image. coarse_prob: (c, c) in [0, 1], coarse frame, as the
     refiner reads it (settled, and scaled down where it is ``doubted``). shape: (H, W) of the image.
     """
 
@@ -90,12 +93,32 @@ class Predictor:
         for network in (system.coarse, system.refiner):
             if network is not None:
                 network.eval().to(self.device)
-        # These options change what is cached as much as the weights do; the others are for what is computed anew.
-        options = to_dict(system.config)
-        named = f"{system.version} {[(name, options[name]) for name in _CACHED_BY]}"
-        self._model_key = hashlib.sha256(named.encode()).hexdigest()[:16]
+        encoder = None if system.refiner is None else system.refiner.sam.image_encoder
+        # Of what makes them, not of the file's version: models that differ in the decoder alone share what is cached.
+        self._keys = {
+            "c1": part_key(system.coarse, system.config, _COARSE_BY),
+            "e0": part_key(encoder, system.config, _EMBEDDING_BY),
+        }
         self._heavy, self._light = threading.Lock(), threading.Lock()
         self._recent = RecentResults(_RECENT_BYTES)
+
+    @property
+    def part_keys(self) -> tuple[str, ...]:
+        """What stands in the cache's keys for the coarse network and for the image encoder, each with its options."""
+        return tuple(self._keys.values())
+
+    def with_decoder(self, system: System) -> Predictor:
+        """A predictor of ``system``, whose coarse network and image encoder are this one's own (the same modules, in the
+        same memory): made at once, with the same cache, and the networks still run one at a time."""
+        other = copy.copy(self)
+        assert self.system.refiner is not None and system.refiner is not None
+        if (system.coarse, system.refiner.sam.image_encoder) != (
+            self.system.coarse,
+            self.system.refiner.sam.image_encoder,
+        ):
+            raise ValueError("with_decoder takes a system that shares coarse network and image encoder with this one")
+        other.system, other._recent = system, RecentResults(_RECENT_BYTES)
+        return other
 
     # --- public -------------------------------------------------------------------------------------------------------
 
@@ -301,7 +324,7 @@ class Predictor:
 
         if self.cache is None:
             return to_half(fresh())  # as the cache would: with and without it the answer is the same
-        return self.cache.get_or_compute(f"{request.key}-{self._model_key}-{part}", fresh)
+        return self.cache.get_or_compute(f"{request.key}-{self._keys[part]}-{part}", fresh)
 
     def _letterbox(self, request: Request, size: int) -> Letterbox:
         return Letterbox(*request.shape, size)
@@ -321,3 +344,13 @@ class Predictor:
     def _iou(self, output: RefinerOutput) -> float:
         weights = torch.softmax(output.iou_pred / self.system.config.refiner.selection_temperature, dim=-1)
         return float((weights * output.iou_pred).sum(dim=-1)[0].clamp(0, 1))
+
+
+def part_key(network: nn.Module | None, config: SystemConfig, names: Sequence[str]) -> str:
+    """16 hexadecimal digits that stand for a network's tensors and the named options of ``config``."""
+    options = to_dict(config)
+    digest = hashlib.sha256(repr([(name, options[name]) for name in names]).encode())
+    for name, value in sorted(network.state_dict().items()) if network is not None else ():
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
+    return digest.hexdigest()[:16]

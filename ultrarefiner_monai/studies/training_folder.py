@@ -2,6 +2,7 @@
 
 labels/      images/, masks/ and index.csv as `ultrarefiner prepare` makes them, of the final labels
 split.json   which image validates and which is trained on: written when an image comes first, never changed again
+quick/       features of labelled images that quick learning keeps, and what it came to last
 runs/NAME/   what a run leaves; state.json says how far it came
 lock         held while a training runs; split.lock: while an image is given its place in the split
 """
@@ -41,6 +42,11 @@ class TrainingFolder:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def quick(self) -> Path:
+        """Kept features of quick learning: ITEM.safetensors, scores/ITEM.json, and replay/ of an older data folder."""
+        return self.root / "quick"
 
     @property
     def split_file(self) -> Path:
@@ -175,6 +181,9 @@ class TrainingFolder:
             split = self.read_split()
             if split.pop(image_id, None):
                 self.write_split(split)
+        for path in (*self.quick.glob("*.safetensors"), *(self.quick / "scores").glob("*.json")):
+            if path.stem.rpartition("@")[0] == image_id:
+                path.unlink(missing_ok=True)
         for run in sorted(self.runs.glob("*")):
             self._forget_in_run(run, image_id)
         return len(own)

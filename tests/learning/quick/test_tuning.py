@@ -8,7 +8,8 @@ import torch
 from tests.learning.quick.tiny import champion, samples
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.learning.quick.tuning import Recipe, tune, with_tensors
+from ultrarefiner_monai.learning.quick.overlay import with_tensors
+from ultrarefiner_monai.learning.quick.tuning import Recipe, tune
 from ultrarefiner_monai.models.checkpoints import System
 
 OPTIONS = LearningConfig()

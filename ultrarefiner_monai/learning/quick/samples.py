@@ -53,7 +53,7 @@ def sample_of(predictor: Predictor, name: str, group: str, image: np.ndarray, la
 def small_label(label: np.ndarray, size: int) -> np.ndarray:
     """(H, W) -> (M, M) uint8, by way of the sam frame (``size``), as phase 2 makes it."""
     mask = torch.from_numpy((label > 0).astype(np.float32))[None, None]
-    square = (Letterbox(*label.shape, size).apply(mask).clamp(0, 1) * 255).round() / 255
+    square = (Letterbox(label.shape[0], label.shape[1], size).apply(mask).clamp(0, 1) * 255).round() / 255
     small = resize(square, size // _SHRINK, size // _SHRINK)
     return np.asarray((small[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
@@ -63,8 +63,7 @@ def batch_of(samples: Sequence[Sample], size: int, device: torch.device) -> tupl
 
     size: S, the side of the sam frame.
     """
-    embedding = torch.stack([torch.tensor(s.features.image_embedding) for s in samples]).to(device).float()
-    embedding = embedding.reshape(len(samples), *embedding.shape[-3:])
+    embedding = torch.cat([torch.tensor(s.features.image_embedding) for s in samples]).to(device).float()
     probs, valid = [], []
     for sample in samples:
         prob = torch.tensor(sample.features.coarse_prob).float()[None, None]

@@ -6,11 +6,10 @@ drift away, and few corrections cannot spoil much. The games of clicks and the l
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,15 @@ import torch
 
 from ultrarefiner_monai.config import LearningConfig, RefineConfig
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.learning.quick.overlay import Tensors, overlaid, refiner_of, with_tensors
 from ultrarefiner_monai.learning.quick.samples import Sample, batch_of
 from ultrarefiner_monai.models.checkpoints import System
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.training.phases.losses import RefinerLoss
 from ultrarefiner_monai.training.phases.refiner import play
 
-Tensors = dict[str, torch.Tensor]
+__all__ = ["Recipe", "RECIPE", "describe", "draw", "learner", "tune", "with_tensors"]
+
 # Of the refiner's parameters: names that begin so are tuned.
 PARTS = {
     "decoder": "sam.mask_decoder.",
@@ -41,7 +42,7 @@ class Recipe:
     """
 
     parts: tuple[str, ...] = ("decoder",)
-    lr: float = 1e-4
+    lr: float = 3e-4
     anchor: float = 0.0
     batch: int = 4
     steps_per_sample: float = 4.0
@@ -58,6 +59,9 @@ class Recipe:
         return int(min(self.most_steps, max(self.least_steps, math.ceil(self.steps_per_sample * samples))))
 
 
+RECIPE = Recipe()
+
+
 def tune(
     champion: System,
     samples: Sequence[Sample],
@@ -66,7 +70,7 @@ def tune(
     seconds: float | None = None,
     steps: int | None = None,
     seed: int = 0,
-    recipe: Recipe = Recipe(),
+    recipe: Recipe = RECIPE,
 ) -> Tensors:
     """The tuned tensors by their names in a checkpoint (``sam.*``), float32 on the CPU; the champion is left as it is.
 
@@ -112,10 +116,7 @@ def tune(
 
 def learner(champion: System, parts: Sequence[str]) -> tuple[Refiner, list[str]]:
     """A copy of the champion's refiner whose named parts learn, all others shared with it; and their parameters' names."""
-    refiner = champion.refiner
-    if not isinstance(refiner, Refiner) or refiner.config.refiner.roi:
-        raise InputError("this model has no refiner that can be tuned on kept embeddings")
-    own = overlaid(refiner, {})
+    own = overlaid(refiner_of(champion), {})
     prefixes = tuple(PARTS[part] for part in parts)
     names = [name for name, _ in own.named_parameters() if name.startswith(prefixes)]
     if "decoder" in parts:  # a learned gate is a part of the answer
@@ -123,26 +124,6 @@ def learner(champion: System, parts: Sequence[str]) -> tuple[Refiner, list[str]]
     for name in names:
         own.get_parameter(name).requires_grad_(True)
     return own.eval(), names
-
-
-def overlaid(refiner: Refiner, tensors: Tensors) -> Refiner:
-    """A refiner with some tensors (by their names in a checkpoint) of its own; its image encoder is that of ``refiner``,
-    not a copy. Raises InputError for tensors that do not fit."""
-    shared = {id(refiner.sam.image_encoder): refiner.sam.image_encoder, id(refiner.config): refiner.config}
-    own = copy.deepcopy(refiner, shared)
-    state = own.state_dict()
-    for name, value in tensors.items():
-        if name not in state or state[name].shape != value.shape:
-            raise InputError(f"{name} does not fit this refiner")
-        state[name].copy_(value)
-    return own
-
-
-def with_tensors(champion: System, tensors: Tensors, version: str) -> System:
-    """The champion with tuned tensors; all that they leave alone is shared, not copied. version: as replies report it."""
-    assert isinstance(champion.refiner, Refiner)
-    refiner = overlaid(champion.refiner, tensors).eval().requires_grad_(False)
-    return replace(champion, refiner=refiner, version=version)
 
 
 def draw(

@@ -1,0 +1,158 @@
+"""What a tuned decoder makes of images that it did not learn from, against the champion: the quick way's own gate.
+
+A replay is an image's automatic result and what a robot user's one and three clicks make of it, at the decoder's size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ultrarefiner_monai.config import LearningConfig
+from ultrarefiner_monai.learning.quick.samples import Sample, batch_of
+from ultrarefiner_monai.learning.quick.tuning import RECIPE, Recipe, overlaid, refiner_of, tune
+from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT
+from ultrarefiner_monai.models.checkpoints import System
+from ultrarefiner_monai.models.refiner import Refiner
+from ultrarefiner_monai.training.data.transforms import LABEL
+from ultrarefiner_monai.training.phases.clicked import dice_after
+from ultrarefiner_monai.training.phases.refiner import valid_hw
+
+CLICKS = (1, 3)
+# A label that the champion with three clicks gets no nearer to than this is not learnt from: its image, or the label, is
+# not what this model can draw. Of real labels about one in a hundred is; of labels of noise nearly all are.
+IMPLAUSIBLE = 0.4
+LEAST = 3  # replayed lesions below which nothing is known, and nothing served
+
+
+@dataclass(frozen=True)
+class Score:
+    """One image. automatic, one, three: Dice (of a lesion) without clicks and after 1 and 3; marked: whether a lesion-free
+    image is (``metrics.NORMAL_LIMIT``)."""
+
+    lesion: bool
+    automatic: float
+    one: float
+    three: float
+    marked: bool
+
+    @property
+    def mean(self) -> float:
+        return (self.automatic + self.one + self.three) / 3
+
+
+@torch.no_grad()
+def score(refiner: Refiner, sample: Sample) -> Score:
+    """Replay one image. The safety net is left out: it is the same for both that are compared."""
+    device = next(refiner.parameters()).device
+    embedding, coarse_prob, batch = batch_of([sample], refiner.image_size, device)
+    valid = valid_hw(batch)
+    label = batch[LABEL] >= 0.5
+    prob = torch.sigmoid(refiner(embedding, coarse_prob, None, valid_hw=valid).refined_logits)
+    small = torch.nn.functional.interpolate(coarse_prob, size=prob.shape[-2:], mode="bilinear", antialias=True)
+    final = small if sample.features.doubted else refiner.final_prob(small, prob)
+    mask = final >= refiner.config.post.threshold
+    if not sample.lesion:
+        return Score(False, 0.0, 0.0, 0.0, float(mask.float().mean()) > NORMAL_LIMIT)
+    frame = (embedding, coarse_prob, valid)
+    automatic = _dice(mask, label)
+    one, three = (float(dice_after(refiner, frame, final, label, n)[0]) for n in CLICKS)
+    return Score(True, automatic, one, three, False)
+
+
+def _dice(mask: torch.Tensor, label: torch.Tensor) -> float:
+    total = float(mask.sum() + label.sum())
+    return 2 * float((mask & label).sum()) / total if total else 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Champion against tuned, on the same images. Means over lesions; *_alarms: lesion-free images that are marked;
+    *_failures: lesions whose automatic Dice is below .5."""
+
+    lesions: int
+    normals: int
+    automatic: float
+    one: float
+    three: float
+    alarms: int
+    failures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in vars(self).items()}
+
+    def worse_by(self, margin: float) -> str:
+        """Why it is worse by more than ``margin`` (mean Dice), in words; empty where it is not."""
+        for name in ("automatic", "one", "three"):
+            value = float(getattr(self, name))
+            if value < -margin:
+                clicks = {"automatic": "without clicks", "one": "after one click", "three": "after three clicks"}[name]
+                return f"mean Dice {clicks} is {-value:.4f} lower"
+        if self.alarms > 0:
+            return f"{self.alarms} more lesion-free images are marked"
+        if self.failures > 0:
+            return f"{self.failures} more lesions are missed"
+        return ""
+
+
+def compare(before: Sequence[Score], after: Sequence[Score]) -> Verdict:
+    """Paired: the i-th of both is the same image."""
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.lesion]
+    normal = [(a, b) for a, b in zip(before, after, strict=True) if not a.lesion]
+
+    def gain(name: str) -> float:
+        return float(np.mean([getattr(b, name) - getattr(a, name) for a, b in pairs])) if pairs else 0.0
+
+    failures = sum(b.automatic < 0.5 for _, b in pairs) - sum(a.automatic < 0.5 for a, _ in pairs)
+    alarms = sum(b.marked for _, b in normal) - sum(a.marked for a, _ in normal)
+    return Verdict(len(pairs), len(normal), gain("automatic"), gain("one"), gain("three"), int(alarms), int(failures))
+
+
+def folds_of(samples: Sequence[Sample], count: int) -> list[set[str]]:
+    """The groups, dealt into ``count`` parts, the newest group first: part 0 is the one to leave out first."""
+    groups = list(dict.fromkeys(s.group for s in reversed(samples)))
+    count = min(count, len(groups))
+    return [set(groups[k::count]) for k in range(count)]
+
+
+def left_out_replays(
+    champion: System,
+    samples: Sequence[Sample],
+    replay: Sequence[Sample],
+    options: LearningConfig,
+    before: Callable[[Sample], Score],
+    folds: int = 2,
+    seconds: float | None = None,
+    steps: int | None = None,
+    most: int = 12,
+    seed: int = 0,
+    recipe: Recipe = RECIPE,
+) -> Verdict:
+    """Tune without a part of the groups, replay what was left out; so for each of ``folds`` parts (cross-fitting).
+
+    before: the champion's score of a sample. seconds: for all of it; a part that was not reached is not replayed. most: of
+    a part so many images are replayed at most, the newest first. A single group gives an empty verdict: nothing is left out.
+    """
+    end = None if seconds is None else time.monotonic() + seconds
+    parts = folds_of(samples, folds)
+    old: list[Score] = []
+    new: list[Score] = []
+    for k, part in enumerate(parts if len(parts) > 1 else []):
+        room = None if end is None else (end - time.monotonic()) / (len(parts) - k)
+        if room is not None and room <= 0:
+            break
+        learnt = [s for s in samples if s.group not in part]
+        tuned = tune(champion, learnt, replay, options, None if room is None else 0.7 * room, steps, seed, recipe)
+        refiner = overlaid(refiner_of(champion), tuned).eval()
+        left = [s for s in reversed(samples) if s.group in part][:most]
+        for done, sample in enumerate(left):
+            if end is not None and done >= LEAST and time.monotonic() > end:
+                break
+            new.append(score(refiner, sample))
+            old.append(before(sample))
+    return compare(old, new)

@@ -1,0 +1,296 @@
+"""One quick run: read the labels, tune, compare what was left out and what validates, and serve the result if it may.
+
+Everything is bounded by one budget of seconds. Killed at any moment nothing is lost: each file is renamed into place, and
+the pointer moves last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ultrarefiner_monai.config import LearningConfig
+from ultrarefiner_monai.core.cache import ReadingCache
+from ultrarefiner_monai.core.image_file import Limits
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, read_index
+from ultrarefiner_monai.learning.label_split import TRAIN_PART, Split, placed
+from ultrarefiner_monai.learning.quick.overlay import overlaid, refiner_of, write_quick
+from ultrarefiner_monai.learning.quick.replays import (
+    IMPLAUSIBLE,
+    LEAST,
+    Score,
+    Verdict,
+    compare,
+    left_out_replays,
+    score,
+)
+from ultrarefiner_monai.learning.quick.samples import Sample
+from ultrarefiner_monai.learning.quick.store import SampleStore, Stored
+from ultrarefiner_monai.learning.quick.tuning import RECIPE, Recipe, tune
+from ultrarefiner_monai.learning.registry import Registry
+from ultrarefiner_monai.models.checkpoints import System, load_system
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.studies.corrections import Labelled, final_labels
+from ultrarefiner_monai.studies.training_folder import read_json, write_json
+from ultrarefiner_monai.studies.work_folder import WorkFolder
+
+log = logging.getLogger(__name__)
+
+# Samples in memory (0.6 MB each) and replays are bounded, whatever the number of labels.
+MOST_SAMPLES, MOST_VALIDATING, MOST_REPLAYED = 200, 24, 60
+_WRITING = 2.0  # seconds of the budget that are left for writing and serving
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a quick run is asked for. base, refiner: the champion's files. seconds: from ``begun`` (time.monotonic) on; 0: no
+    limit. steps: None: by the recipe."""
+
+    work: WorkFolder
+    studies: str
+    base: Path
+    refiner: Path | None
+    options: LearningConfig
+    device: str = "cpu"
+    limits: Limits = Limits()
+    begun: float = 0.0
+    seconds: float = 0.0
+    steps: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of it. served: the quick model's name, or empty; why: in words. problems: image id -> why its label was left
+    out."""
+
+    served: str
+    why: str
+    samples: int
+    left_out: Verdict | None = None
+    validation: Verdict | None = None
+    problems: dict[str, str] | None = None
+    seconds: dict[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        verdicts = {k: v.to_dict() for k in ("left_out", "validation") if (v := getattr(self, k)) is not None}
+        return {
+            "served": self.served,
+            "why": self.why,
+            "samples": self.samples,
+            **verdicts,
+            "problems": self.problems or {},
+            "seconds": {k: round(v, 2) for k, v in (self.seconds or {}).items()},
+        }
+
+
+class QuickRun:
+    """One run, step by step; ``recipe`` is for tests and experiments."""
+
+    def __init__(self, job: Job, recipe: Recipe = RECIPE):
+        self.job, self.recipe = job, recipe
+        self.champion: System = load_system(job.base, job.refiner, job.device)
+        refiner_of(self.champion)
+        predictor = Predictor(self.champion, ReadingCache(job.work.embeddings), job.device)
+        folder = job.work.training.quick
+        self.store = SampleStore(folder, predictor, job.limits)
+        self.replays = SampleStore(folder / "replay", predictor, job.limits)
+        self.scores = Scores(folder / "scores", self.champion)
+        self._clock = {"start": time.monotonic() - job.begun if job.begun else 0.0}
+
+    def __call__(self) -> Result:
+        """Raises InputError where nothing can be learnt, and OSError for a full disk; the champion serves then."""
+        stored, problems = self._timed(
+            "read", lambda: self.store.update(final_labels(self.job.work.root, self.job.studies))
+        )
+        split = placed(self.job.work.training, self.store.split_images(stored))
+        samples, implausible = self._plausible(self._chosen(stored, split, TRAIN_PART, MOST_SAMPLES))
+        problems |= dict.fromkeys(
+            implausible, "it is left out of quick learning: the model gets nowhere near this label, even with clicks"
+        )
+        validating = self._chosen(stored, split, SELECT_FOLD, MOST_VALIDATING)
+        older = self._timed("replay", self._replay)
+        if not samples:
+            return self._result("", "there is no correction to learn from yet", [], problems)
+        left_out = self._timed("left_out", lambda: self._left_out(samples, older))
+        if why := self._refusal(left_out, len(validating)):
+            return self._result("", why, samples, problems, left_out)
+        tensors = self._timed(
+            "tune",
+            lambda: tune(
+                self.champion,
+                samples,
+                older,
+                self.job.options,
+                self._room(0.7),
+                self.job.steps,
+                self.job.seed,
+                self.recipe,
+            ),
+        )
+        refiner = overlaid(refiner_of(self.champion), tensors).eval()
+        validation = self._timed("validate", lambda: self._validate(refiner, validating))
+        if why := validation.worse_by(self.job.options.margin):
+            return self._result("", f"on the labels that validate, {why}", samples, problems, left_out, validation)
+        if left_out.lesions + validation.lesions < LEAST:
+            return self._result(
+                "", _too_few(left_out.lesions + validation.lesions), samples, problems, left_out, validation
+            )
+        registry = Registry(self.job.work)
+        name = registry.free_quick()
+        facts = {"samples": [s.id for s in samples], "left_out": left_out.to_dict(), "validation": validation.to_dict()}
+        write_quick(registry.quick_path(name), tensors, self.champion.version, facts)
+        try:
+            registry.set_quick(name, self.champion.version)
+        except InputError:
+            registry.quick_path(name).unlink(missing_ok=True)
+            raise
+        return self._result(name, "not worse than the champion", samples, problems, left_out, validation)
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def _chosen(self, stored: Sequence[Stored], split: Split, part: str, most: int) -> list[Sample]:
+        """The samples of one part, oldest first: the newest ``most``; of those that validate always the same."""
+        own = [s for s in stored if split[s.image]["part"] == part]
+        if part == TRAIN_PART:
+            own = sorted(own, key=lambda s: (s.saved, s.item))[-most:]
+        else:
+            own = sorted(own, key=lambda s: hashlib.sha256(s.item.encode()).digest())[:most]
+        loaded = [self.store.load(s, split[s.image]["group"]) for s in own]
+        return [s for s in loaded if s is not None]
+
+    def _plausible(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
+        """The samples to learn from, and the ids of those whose label the champion gets nowhere near."""
+        kept: list[Sample] = []
+        left: list[Sample] = []
+        for sample in samples:
+            found = self.scores(sample)
+            (left if found.lesion and found.three < IMPLAUSIBLE else kept).append(sample)
+        return kept, [s.id for s in left]
+
+    def _replay(self) -> list[Sample]:
+        """Images of the prepared folder ``learning.replay``: a seeded choice, of which each run reads some more."""
+        if not self.job.options.replay:
+            return []
+        items = sorted(read_index(self.job.options.replay), key=lambda i: hashlib.sha256(i.id.encode()).digest())
+        labelled = [Labelled(i.id, i.image, i.mask) for i in items[:MOST_REPLAYED]]
+        seconds = self._room(0.2)
+        stored, _ = self.replays.update(labelled, None if seconds is None else time.monotonic() + seconds)
+        loaded = [self.replays.load(s, f"replay:{s.image}") for s in stored]
+        return [s for s in loaded if s is not None]
+
+    def _left_out(self, samples: Sequence[Sample], older: Sequence[Sample]) -> Verdict:
+        job = self.job
+        return left_out_replays(
+            self.champion,
+            samples,
+            older,
+            job.options,
+            self.scores,
+            seconds=self._room(0.5),
+            steps=job.steps,
+            seed=job.seed,
+            recipe=self.recipe,
+        )
+
+    def _refusal(self, left_out: Verdict, validating: int) -> str:
+        """Why the left-out replays say no, in words; empty where they do not."""
+        if why := left_out.worse_by(self.job.options.margin):
+            return f"on corrections that were left out, {why}"
+        mean = (left_out.automatic + left_out.one + left_out.three) / 3
+        if mean < 0:
+            return f"on corrections that were left out, mean Dice is {-mean:.4f} lower"
+        return "" if left_out.lesions + validating >= LEAST else _too_few(left_out.lesions)
+
+    def _validate(self, refiner: Any, samples: Sequence[Sample]) -> Verdict:
+        end = None if (room := self._room(1.0)) is None else time.monotonic() + room
+        done: list[Sample] = []
+        after: list[Score] = []
+        for sample in samples:
+            if end is not None and len(done) >= LEAST and time.monotonic() > end:
+                break
+            done.append(sample)
+            after.append(score(refiner, sample))
+        return compare([self.scores(s) for s in done], after)
+
+    # --- clock --------------------------------------------------------------------------------------------------------
+
+    def _room(self, share: float) -> float | None:
+        """``share`` of the seconds that are left; None without a limit."""
+        if not self.job.seconds:
+            return None
+        return share * max(1.0, self.job.begun + self.job.seconds - _WRITING - time.monotonic())
+
+    def _timed(self, name: str, work: Any) -> Any:
+        begun = time.monotonic()
+        found = work()
+        self._clock[name] = time.monotonic() - begun
+        return found
+
+    def _result(
+        self,
+        served: str,
+        why: str,
+        samples: Sequence[Sample],
+        problems: dict[str, str],
+        left_out: Verdict | None = None,
+        validation: Verdict | None = None,
+    ) -> Result:
+        if self.job.begun:
+            self._clock["total"] = time.monotonic() - self.job.begun
+        return Result(served, why, len(samples), left_out, validation, problems, self._clock)
+
+
+class Scores:
+    """The champion's score of each sample, kept in a file beside it: it stays the same from run to run."""
+
+    def __init__(self, folder: Path, champion: System):
+        self.folder, self.champion = folder, champion
+
+    def __call__(self, sample: Sample) -> Score:
+        path = self.folder / f"{sample.id}.json"
+        of = f"{self.champion.version} {_digest(sample)}"
+        kept = read_json(path)
+        if kept.get("of") == of:
+            return Score(**kept["score"])
+        found = score(refiner_of(self.champion), sample)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_json(path, {"of": of, "score": vars(found)})
+        return found
+
+
+def _digest(sample: Sample) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(sample.label).data)
+    digest.update(np.ascontiguousarray(sample.features.image_embedding).data)
+    return digest.hexdigest()[:16]
+
+
+def _too_few(lesions: int) -> str:
+    return (
+        f"{lesions} lesion(s) that the model did not learn from could be replayed, of patients of their own; {LEAST} are "
+        "needed to tell whether it is better"
+    )
+
+
+def remember(work: WorkFolder, result: dict[str, Any]) -> None:
+    """What the last run came to, for whoever asks after a restart."""
+    write_json(work.training.quick / "last.json", result)
+
+
+def remembered(work: WorkFolder) -> dict[str, Any]:
+    """As ``remember`` wrote it; empty where there was none."""
+    return read_json(work.training.quick / "last.json")
+
+
+def as_line(result: Result) -> str:
+    """One line of JSON, as the worker prints it."""
+    return json.dumps(result.to_dict(), separators=(",", ":"))
