@@ -44,6 +44,7 @@ class Simulation:
             quick_every=args.quick_every,
             slow_at=tuple(args.slow_at),
             slow_epochs=args.slow_epochs,
+            slow_parts=tuple(args.slow_parts),
             seconds=args.quick_seconds,
             seed=args.seed,
         )
@@ -101,9 +102,10 @@ def main() -> None:
     run.add_argument("--points", type=int, nargs="*", default=[20, 40, 60, 80, 100, 150, 200, 250, 300])
     run.add_argument("--test-images", type=int, default=100, help="of the test fold, the same for all; 0: all")
     run.add_argument("--quick-every", type=int, default=1, help="labels between two quick runs")
-    run.add_argument("--quick-seconds", type=float, default=30)
+    run.add_argument("--quick-seconds", type=float, default=0, help="0: no limit but its number of steps")
     run.add_argument("--slow-at", type=int, nargs="*", default=[50, 100, 200, 300])
     run.add_argument("--slow-epochs", type=int, default=4)
+    run.add_argument("--slow-parts", nargs="*", default=["refiner", "coarse"], choices=["refiner", "coarse"])
     run.add_argument("--threads", type=int, default=1)
     table = commands.add_parser("table", help="compare the arms")
     for command in (run, table):

@@ -1,7 +1,7 @@
 """The learning half of ``department.py``: a studies folder of its own for one arm, and what is learnt from its labels.
 
 Labels, journal, split, registry, quick and slow learning are the package's own, called one after another in this process
-instead of in the server's workers: so nothing depends on how busy the machine is, but for the quick run's time limit.
+instead of in the server's workers: so nothing depends on how busy the machine is, unless quick runs are given a time limit.
 """
 
 from __future__ import annotations
@@ -10,44 +10,48 @@ import json
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hospital import Read, Rows, pixels
-from safetensors.torch import load_file, save_file
 
-from ultrarefiner_monai.config import LearningConfig
+from ultrarefiner_monai.config import LearningConfig, TrainConfig, load_yaml
 from ultrarefiner_monai.core.cache import EmbeddingCache
 from ultrarefiner_monai.core.files import sha256_of
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, Item
 from ultrarefiner_monai.datasets.grouping import thumbnail
 from ultrarefiner_monai.interaction.robot import as_clicks
+from ultrarefiner_monai.learning.gate import judge
 from ultrarefiner_monai.learning.label_split import TRAIN_PART, SplitImage, placed
-from ultrarefiner_monai.learning.quick.samples import sample_of
-from ultrarefiner_monai.learning.quick.tuning import tune, with_tensors
-from ultrarefiner_monai.learning.registry import CONFIGURED, Registry
+from ultrarefiner_monai.learning.quick.overlay import load_quick
+from ultrarefiner_monai.learning.quick.run import Job, QuickRun
+from ultrarefiner_monai.learning.registry import CONFIGURED, Registry, Start
+from ultrarefiner_monai.learning.retraining import train_on_labels
 from ultrarefiner_monai.models.checkpoints import System, load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.studies.corrections import final_labels
 from ultrarefiner_monai.studies.journal import Journal
+from ultrarefiner_monai.studies.training_folder import write_json
 from ultrarefiner_monai.studies.work_folder import INDEX, WorkFolder
 
 log = logging.getLogger(__name__)
+APP = Path(__file__).resolve().parents[1] / "apps" / "ultrarefiner"
 
 
 @dataclass(frozen=True)
 class Settings:
     """What an arm does. quick_every: labels between two quick runs; slow_at: numbers of labels after which a training runs;
-    slow_epochs: of each; seconds: of a quick run."""
+    slow_epochs: of each; seconds: of a quick run, 0: as many as its steps take."""
 
     quick: bool
     slow: bool
     quick_every: int = 1
     slow_at: tuple[int, ...] = ()
     slow_epochs: int = 4
-    seconds: float = 30.0
+    slow_parts: tuple[str, ...] = ("refiner", "coarse")
+    seconds: float = 0.0
     seed: int = 0
 
 
@@ -59,6 +63,9 @@ class Department:
         self.studies = folder / "studies"
         (self.studies / "labels" / "final").mkdir(parents=True, exist_ok=True)
         self.work = WorkFolder.of(self.studies)
+        if not self.work.embeddings.exists():
+            assert cache.disk_dir is not None
+            self.work.embeddings.symlink_to(cache.disk_dir.resolve())  # shared by all arms
         self.registry = Registry(self.work)
         self.events = Rows(folder / "events.csv")
         self.labels: list[Item] = []
@@ -124,14 +131,9 @@ class Department:
         self.champions = Predictor(self.champion, self.cache)
         self.predictor = self.champions
         if pointer.quick:
-            path = self.registry.quick_path(pointer.quick)
-            self.predictor = self.tuned(load_file(str(path)), f"{self.champion.version}+{sha256_of(path)[:12]}")
-
-    def tuned(self, tensors: dict[str, torch.Tensor], version: str) -> Predictor:
-        """The champion with tuned tensors; what is cached of an image is the champion's."""
-        predictor = Predictor(with_tensors(self.champion, tensors, version), self.cache)
-        predictor._model_key = self.champions._model_key
-        return predictor
+            self.predictor = self.champions.with_decoder(
+                load_quick(self.champion, self.registry.quick_path(pointer.quick))
+            )
 
     def learn(self, labels: int) -> None:
         """What this arm learns when so many labels are there; what was done before a restart is not done again."""
@@ -143,23 +145,48 @@ class Department:
             due.append(("quick", self._quick))
         for kind, run in due:
             if (str(labels), kind) not in done:
-                begun = time.perf_counter()
+                wall, cpu = time.perf_counter(), time.process_time()
                 facts = run()
-                seconds = f"{time.perf_counter() - begun:.1f}"
-                self.events.add({"labels": labels, "kind": kind, **facts, "seconds": seconds, "version": self.version})
+                seconds = {"seconds": f"{time.perf_counter() - wall:.1f}", "cpu": f"{time.process_time() - cpu:.1f}"}
+                row = {"labels": labels, "kind": kind, **facts, **seconds, "version": self.version}
+                self.events.add(row)
 
     def _quick(self) -> dict[str, Any]:
-        """A quick run on all labels that do not validate."""
-        train, select = self.parts()
-        if not train:
-            return {"accepted": "", "why": "no label to learn from"}
-        samples = [sample_of(self.champions, i.id, i.group, *pixels(i)) for i in train]
-        tensors = tune(self.champion, samples, [], self.options, self.settings.seconds, seed=self.settings.seed)
-        name = self.registry.free_quick()
-        save_file(tensors, str(self.registry.quick_path(name)), {"base": self.champion.version})
-        self.registry.set_quick(name, self.champion.version)
-        self._load()
-        return {"accepted": 1, "why": ""}
+        """A quick run of the package on this arm's studies."""
+        self.parts()
+        job = Job(
+            self.work,
+            str(self.studies),
+            self.champion_path(),
+            None,
+            self.options,
+            seconds=self.settings.seconds,
+            begun=time.monotonic(),
+        )
+        result = QuickRun(job)()
+        if result.served:
+            self._load()
+        write_json(self.folder / f"quick-{len(self.labels)}.json", result.to_dict())
+        return {"accepted": int(bool(result.served)), "why": result.why}
 
     def _slow(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """A training of the refiner, and one of the coarse network where there are enough labels; each is gated."""
+        _, select = self.parts()
+        tasks = ["sam_refiner"] if "refiner" in self.settings.slow_parts else []
+        if "coarse" in self.settings.slow_parts and len(self.labels) >= self.options.coarse_labels:
+            tasks.append("transunet")
+        said = []
+        for task in tasks:
+            network = {"system": {"sam": {}}} if task == "sam_refiner" else {}
+            plain = load_yaml(TrainConfig, APP / "train" / f"{task}.yaml", network)
+            settings = replace(plain, epochs=self.settings.slow_epochs, early_stop=None)
+            start = Start(self.registry.pointer().name, self.champion_path())
+            candidate = train_on_labels(task, settings, start, final_labels(self.work.root), self.work, "cpu")
+            found = Predictor(load_system(candidate.path), self.cache)
+            report = judge(self.champions, found, select, self.options, by_itself=False)
+            said.append(f"{task}: {'promoted' if report.passed else '; '.join(report.reasons)}")
+            write_json(self.folder / f"gate-{candidate.name}.json", report.to_dict())
+            if report.passed:
+                self.registry.promote(candidate.name, by="slow")
+                self._load()
+        return {"accepted": int("promoted" in " ".join(said)), "why": " | ".join(said)}

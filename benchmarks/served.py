@@ -19,11 +19,9 @@ import psutil
 import requests
 from PIL import Image
 from requests_toolbelt import MultipartDecoder
-from safetensors.torch import load_file
 
-from ultrarefiner_monai.core.files import sha256_of
 from ultrarefiner_monai.imaging.readers import read_image_file
-from ultrarefiner_monai.learning.quick.tuning import with_tensors
+from ultrarefiner_monai.learning.quick.overlay import load_quick
 from ultrarefiner_monai.learning.registry import CONFIGURED, Registry
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -140,10 +138,9 @@ def served_system(registry: Registry, configured: Path) -> Predictor:
     """What the pointer names, loaded from its files."""
     pointer = registry.pointer()
     champion = load_system(configured if pointer.name == CONFIGURED else registry.get(pointer.name).path)
-    if not pointer.quick:
-        return Predictor(champion)
-    path = registry.quick_path(pointer.quick)
-    return Predictor(with_tensors(champion, load_file(path), f"{champion.version}+{sha256_of(path)[:12]}"))
+    if pointer.quick:
+        champion = load_quick(champion, registry.quick_path(pointer.quick))
+    return Predictor(champion)
 
 
 def predict_as_served(registry: Registry, configured: Path, image: Path) -> tuple[str, np.ndarray]:

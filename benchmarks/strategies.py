@@ -22,8 +22,9 @@ from hospital import Rows, arrivals, disk_cache, lesion_items, paired_table, pix
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.datasets.datalist import Item
 from ultrarefiner_monai.interaction.clicks import core_clicks
+from ultrarefiner_monai.learning.quick.overlay import with_tensors
 from ultrarefiner_monai.learning.quick.samples import Sample, sample_of
-from ultrarefiner_monai.learning.quick.tuning import tune, with_tensors
+from ultrarefiner_monai.learning.quick.tuning import tune
 from ultrarefiner_monai.learning.sampling.strategies import choose, draws
 from ultrarefiner_monai.learning.sampling.table import ScoreTable
 from ultrarefiner_monai.masks.overlap import dice_of
@@ -113,7 +114,7 @@ def measure(args: argparse.Namespace, seed: int, strategy: str, rows: Rows, star
             kept[k] = kept.get(k) or sample_of(start, pool[k].id, pool[k].group, *pixels(pool[k]))
         samples = [kept[k] for k in order[:labels]]
         tensors = tune(start.system, samples, [], LearningConfig(), steps=args.steps, seed=seed)
-        tuned = Predictor(with_tensors(start.system, tensors, f"{strategy}-{seed}-{labels}"), start.cache)
+        tuned = start.with_decoder(with_tensors(start.system, tensors, f"{strategy}-{seed}-{labels}"))
         for item in test:
             if (str(labels), item.id) not in done:
                 dice = f"{read(tuned, item, 0).dice:.5f}"
