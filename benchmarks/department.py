@@ -3,7 +3,7 @@
 
 Images of a prepared folder arrive patient by patient, in a seeded order, from all folds but the test fold; a robot radiologist
 (``hospital.py``) corrects and saves each one. Arms: ``frozen`` (the start model answers throughout), ``quick`` (the decoder is
-tuned after every ``--quick-every`` labels), ``slow`` (a training of its own at ``--slow-at`` so many labels, behind the gate) and
+tuned after ``--quick-at`` so many labels), ``slow`` (a training of its own at ``--slow-at`` so many labels, behind the gate) and
 ``both``. What is measured: clicks and automatic Dice of each arriving image, before anything is learnt from it; the same on
 images of the test fold, at ``--points``. Everything in OUT/ARM-SEED can be gone on with: the same command continues it.
 
@@ -41,7 +41,8 @@ class Simulation:
         settings = Settings(
             quick=args.arm in ("quick", "both"),
             slow=args.arm in ("slow", "both"),
-            quick_every=args.quick_every,
+            quick_at=tuple(range(1, args.corrections + 1) if args.quick_at is None else args.quick_at),
+            steps=args.quick_steps,
             slow_at=tuple(args.slow_at),
             slow_epochs=args.slow_epochs,
             slow_parts=tuple(args.slow_parts),
@@ -101,7 +102,8 @@ def main() -> None:
     run.add_argument("--corrections", type=int, default=100)
     run.add_argument("--points", type=int, nargs="*", default=[20, 40, 60, 80, 100, 150, 200, 250, 300])
     run.add_argument("--test-images", type=int, default=100, help="of the test fold, the same for all; 0: all")
-    run.add_argument("--quick-every", type=int, default=1, help="labels between two quick runs")
+    run.add_argument("--quick-at", type=int, nargs="*", help="numbers of labels with a quick run; default: every one")
+    run.add_argument("--quick-steps", type=int, help="of each tuning; default: by quick learning's recipe")
     run.add_argument("--quick-seconds", type=float, default=0, help="0: no limit but its number of steps")
     run.add_argument("--slow-at", type=int, nargs="*", default=[50, 100, 200, 300])
     run.add_argument("--slow-epochs", type=int, default=4)

@@ -42,16 +42,18 @@ APP = Path(__file__).resolve().parents[1] / "apps" / "ultrarefiner"
 
 @dataclass(frozen=True)
 class Settings:
-    """What an arm does. quick_every: labels between two quick runs; slow_at: numbers of labels after which a training runs;
-    slow_epochs: of each; seconds: of a quick run, 0: as many as its steps take."""
+    """What an arm does. quick_at, slow_at: numbers of labels after which a quick run, a training runs;
+    slow_epochs: of each; seconds: of a quick run, 0: as many as its steps take; steps: of each
+    of its tunings, None: by its recipe."""
 
     quick: bool
     slow: bool
-    quick_every: int = 1
+    quick_at: tuple[int, ...] = ()
     slow_at: tuple[int, ...] = ()
     slow_epochs: int = 4
     slow_parts: tuple[str, ...] = ("refiner", "coarse")
     seconds: float = 0.0
+    steps: int | None = None
     seed: int = 0
 
 
@@ -71,7 +73,7 @@ class Department:
         self.labels: list[Item] = []
         self._thumbnails: dict[str, np.ndarray] = {}
         self.options = LearningConfig()
-        self._load()
+        self.load()
 
     @property
     def version(self) -> str:
@@ -95,7 +97,7 @@ class Department:
         journal.record_correction(item.id, sha, label[None].astype(np.uint8), author="robot")
         journal.close()
         self.remember(item)
-        self._write_index()
+        self.write_index()
 
     def remember(self, item: Item) -> None:
         self.labels.append(item)
@@ -113,7 +115,7 @@ class Department:
             self._thumbnails[item.id] = thumbnail((pixels(item)[0] * 255).round().astype(np.uint8))
         return self._thumbnails[item.id]
 
-    def _write_index(self) -> None:
+    def write_index(self) -> None:
         entry = {"image": {"ext": ".png", "info": {}}, "labels": {"final": {"ext": ".png", "info": {}}}}
         text = json.dumps({"name": "", "description": "", "objects": {i.id: entry for i in self.labels}})
         (self.studies / INDEX).write_text(text, encoding="utf-8")
@@ -124,7 +126,7 @@ class Department:
         name = self.registry.pointer().name
         return self.start if name == CONFIGURED else self.registry.get(name).path
 
-    def _load(self) -> None:
+    def load(self) -> None:
         """What the pointer names answers from now on."""
         pointer = self.registry.pointer()
         self.champion: System = load_system(self.champion_path())
@@ -140,9 +142,9 @@ class Department:
         done = {(row["labels"], row["kind"]) for row in self.events.all()}
         due = []
         if self.settings.slow and labels in self.settings.slow_at:
-            due.append(("slow", self._slow))
-        if self.settings.quick and labels % self.settings.quick_every == 0:
-            due.append(("quick", self._quick))
+            due.append(("slow", self.slow))
+        if self.settings.quick and labels in self.settings.quick_at:
+            due.append(("quick", self.quick))
         for kind, run in due:
             if (str(labels), kind) not in done:
                 wall, cpu = time.perf_counter(), time.process_time()
@@ -151,7 +153,7 @@ class Department:
                 row = {"labels": labels, "kind": kind, **facts, **seconds, "version": self.version}
                 self.events.add(row)
 
-    def _quick(self) -> dict[str, Any]:
+    def quick(self) -> dict[str, Any]:
         """A quick run of the package on this arm's studies."""
         self.parts()
         job = Job(
@@ -161,15 +163,16 @@ class Department:
             None,
             self.options,
             seconds=self.settings.seconds,
+            steps=self.settings.steps,
             begun=time.monotonic(),
         )
         result = QuickRun(job)()
         if result.served:
-            self._load()
+            self.load()
         write_json(self.folder / f"quick-{len(self.labels)}.json", result.to_dict())
         return {"accepted": int(bool(result.served)), "why": result.why}
 
-    def _slow(self) -> dict[str, Any]:
+    def slow(self) -> dict[str, Any]:
         """A training of the refiner, and one of the coarse network where there are enough labels; each is gated."""
         _, select = self.parts()
         tasks = ["sam_refiner"] if "refiner" in self.settings.slow_parts else []
@@ -188,5 +191,5 @@ class Department:
             write_json(self.folder / f"gate-{candidate.name}.json", report.to_dict())
             if report.passed:
                 self.registry.promote(candidate.name, by="slow")
-                self._load()
+                self.load()
         return {"accepted": int("promoted" in " ".join(said)), "why": " | ".join(said)}

@@ -147,3 +147,9 @@ def predict_as_served(registry: Registry, configured: Path, image: Path) -> tupl
     """(version, automatic mask (H, W)) that the pointer's model gives for a picture."""
     predictor = served_system(registry, configured)
     return predictor.system.version, predictor.propose(read_image_file(image).frame(0)).mask
+
+
+def shipped_or(weights: str) -> Path:
+    """The file of shipped weights by their name, or the path itself."""
+    shipped = APP / "model" / f"{weights}.safetensors"
+    return shipped if shipped.is_file() else Path(weights).resolve()
