@@ -96,3 +96,36 @@ def test_seeds_are_pooled_and_the_relative_change_is_of_the_pool(table: ModuleTy
     assert "| quick, 2 | 1 to 40 | " in text and "-50 %" in text
     assert "| quick, 2 | 100 | 0.5200 | 0.6200 | +0.1000" in text
     assert (tmp_path / "curves.png").stat().st_size > 5000 and "101 to 200" not in text
+
+
+@pytest.fixture
+def strategies(hospital: ModuleType) -> ModuleType:
+    return importlib.import_module("strategies")
+
+
+def test_random_draws_a_blank_image_in_place_of_one_in_ten(strategies: ModuleType) -> None:
+    found = np.arange(400) % 4 > 0  # a quarter is blank
+    chosen = strategies.foreground_random(found, 200, np.random.default_rng(0))
+    assert len(set(chosen)) == 200 and 8 <= (~found[chosen]).sum() <= 35
+    assert chosen == strategies.foreground_random(found, 200, np.random.default_rng(0))
+    assert sorted(strategies.foreground_random(found, 400, np.random.default_rng(1))) == list(range(400))
+    assert len(strategies.foreground_random(np.zeros(5, bool), 3, np.random.default_rng(0))) == 3
+
+
+def test_the_fewest_labels_that_reach_what_random_reaches(strategies: ModuleType, tmp_path: Path) -> None:
+    rows = strategies.Rows(tmp_path / "rows.csv")
+    for strategy, dices in (("random", (0.5, 0.6)), ("recommended", (0.62, 0.61)), ("diverse", (0.5, 0.55))):
+        for labels, dice in zip((50, 200), dices):
+            for seed in (0, 1):
+                rows.add({"strategy": strategy, "seed": seed, "labels": labels, "id": "a", "dice": dice})
+    text = strategies.report(rows, 200)
+    assert "random with 200 labels: 0.6000" in text
+    assert "recommended: 50 labels" in text and "diverse: never" in text
+    assert "at 200 against random: +0.0100" in text
+
+
+def test_labels_of_noise_are_blobs_and_mark_what_lesions_do(hospital: ModuleType) -> None:
+    blobs = importlib.import_module("poisoned").blobs
+    one, other = (blobs((90, 120), np.random.default_rng(n)) for n in (0, 1))
+    assert 0.14 < one.mean() < 0.16 and (one != other).mean() > 0.1
+    assert (one[1:] == one[:-1]).mean() > 0.95, "no salt and pepper"
