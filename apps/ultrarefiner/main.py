@@ -30,6 +30,7 @@ from lib.store.sessions import SessionStore
 from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import LesionTask, Outline, make_tasks
+from lib.tasks.learner import Learner
 from lib.tasks.prepare import Preparer
 from lib.tasks.served import Served
 from lib.tasks.strategies import choose, make_strategies
@@ -74,6 +75,16 @@ class UltraRefinerApp(MONAILabelApp):
         self.served = Served(Path(app_dir), self.config, self.work)
         self.engine = Engine(self.served, self.config, self.work, self.journal)
         self.preparer = Preparer(self.engine, self.config.prepare)
+        self.learner = Learner(
+            self.config.learning,
+            self.work,
+            self.journal,
+            self.served,
+            self.preparer,
+            self.trainings,
+            lambda: self._trainers,
+            quick=None,
+        )
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
         self.limiter = anyio.CapacityLimiter(self.config.workers)
         # Labels, uploads and sessions that are read and written: twenty at once cost the memory of a few.
@@ -144,6 +155,7 @@ class UltraRefinerApp(MONAILabelApp):
     def on_save_label(self, image_id: str, label_id: str) -> None:
         """Called by whoever saves a final label without our route: the journal gets what lies in the studies, soon."""
         journal_saved(self.datastore(), image_id, label_id, self.engine.open)
+        self.learner.saved(image_id)
 
     # --- next sample, sessions ----------------------------------------------------------------------------------------
 

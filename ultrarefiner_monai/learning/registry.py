@@ -10,7 +10,9 @@ beside and renamed, so a running server sees either the old or the new one.
 
 from __future__ import annotations
 
+import logging
 import re
+import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -25,10 +27,13 @@ from ultrarefiner_monai.core.files import sha256_of
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.pointer import CONFIGURED, Pointer, PointerFile
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint, write_checkpoint
+from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.training_folder import read_json, write_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 __all__ = ["CONFIGURED", "Candidate", "Pointer", "Registry", "Start", "check", "quick_base"]
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _QUICK = re.compile(r"quick-(\d{1,9})")
@@ -59,7 +64,7 @@ class Registry:
     """The models of one work folder. Several processes may use it at the same time."""
 
     def __init__(self, work: WorkFolder):
-        self.folder = work.models
+        self.folder, self._journal = work.models, work.journal
         self._file = PointerFile(self.folder)
         self._own = (self._file.path, self._file.last)
 
@@ -122,6 +127,12 @@ class Registry:
         write_json(path.with_suffix(".json"), {"version": version, "created": created, "facts": facts or {}})
         return self.get(name)
 
+    def note(self, name: str, **facts: Any) -> None:
+        """Add to what is known of a candidate, such as the gate's report."""
+        found = self.get(name)
+        values = {"version": found.version, "created": found.created, "facts": {**found.facts, **facts}}
+        write_json(found.path.with_suffix(".json"), values)
+
     # --- what is served -----------------------------------------------------------------------------------------------
 
     def pointer(self) -> Pointer:
@@ -146,7 +157,7 @@ class Registry:
                 raise InputError(f"{name} is what is served already")
             self.require_sound(name)
             before = now.before if name == now.name else (now.name, *now.before)[:_MOST_BEFORE]
-            return self._point(replace(now, name=name, before=before, quick=""), by)
+            return self._point(replace(now, name=name, before=before, quick=""), by, now)
 
     def rollback(self, by: str = "person") -> Pointer:
         """Undo the last step: the quick model goes first, then the model before is served again.
@@ -156,13 +167,13 @@ class Registry:
         with self._lock():
             now = self.pointer()
             if now.quick:
-                return self._point(replace(now, quick=""), by)
+                return self._point(replace(now, quick=""), by, now)
             if not now.before:
                 raise InputError(
                     f"{now.name} is served, and nothing was before it: choose one with `ultrarefiner models promote NAME`"
                 )
             self.require_sound(now.before[0])
-            return self._point(replace(now, name=now.before[0], before=now.before[1:]), by)
+            return self._point(replace(now, name=now.before[0], before=now.before[1:]), by, now)
 
     def require_sound(self, name: str) -> None:
         """InputError unless ``name`` is CONFIGURED or a candidate whose file is whole and the one that was made."""
@@ -185,10 +196,11 @@ class Registry:
             raise InputError(f"a quick model is called quick-N, got {name!r:.80}")
         return self.folder / f"{name}.safetensors"
 
-    def set_quick(self, name: str, base_version: str) -> Pointer:
+    def set_quick(self, name: str, base_version: str, report: dict[str, Any] | None = None) -> Pointer:
         """Serve the quick model ``name`` on top of the champion from now on; older ones are removed.
 
-        base_version: the champion that it was tuned on, as its file's metadata say under ``base``. Raises InputError when
+        base_version: the champion that it was tuned on, as its file's metadata say under ``base``. report: figures for the
+        journal. Raises InputError when
         the file cannot be read, says another base, or when another model became champion meanwhile.
         """
         path = self.quick_path(name)
@@ -196,12 +208,12 @@ class Registry:
             now = self.pointer()
             served = self.version_of(now.name)
             # Of CONFIGURED the registry knows no version: whoever loads it compares.
-            if now.problem or (served and served != base_version):
+            if now.problem or (served and served != base_version.partition("+")[0]):
                 raise InputError(f"{name} was tuned on version {base_version}, which is no longer what is served")
             if (base := quick_base(path)) != base_version:
                 raise InputError(f"{name} was tuned on version {base or 'unknown'}, not on {base_version}")
             number = int(name.rpartition("-")[2])
-            pointer = self._point(replace(now, quick=name, quicks=max(now.quicks, number)), "quick")
+            pointer = self._point(replace(now, quick=name, quicks=max(now.quicks, number)), "quick", now, report)
             self._remove_quicks(pointer)
             return pointer
 
@@ -209,7 +221,7 @@ class Registry:
         """Let the champion answer alone. Nothing changes where it does already."""
         with self._lock():
             now = self.pointer()
-            return self._point(replace(now, quick=""), by) if now.quick else now
+            return self._point(replace(now, quick=""), by, now) if now.quick else now
 
     def version_of(self, name: str) -> str:
         """The version that a candidate has alone; empty for CONFIGURED, whose file the server's options name."""
@@ -225,9 +237,53 @@ class Registry:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return FileLock(str(self.folder / "lock"))
 
-    def _point(self, pointer: Pointer, by: str) -> Pointer:
+    def _point(self, pointer: Pointer, by: str, before: Pointer, report: dict[str, Any] | None = None) -> Pointer:
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        return self._file.write(replace(pointer, by=by, at=at, problem=""))
+        found = self._file.write(replace(pointer, by=by, at=at, problem=""))
+        try:
+            self._note(found, label_of(before), report)
+        except (sqlite3.Error, OSError, RuntimeError, InputError) as error:  # it is repaired at the next start
+            log.warning("the journal could not note what is served now: %s", error)
+        return found
+
+    # --- the journal, which mirrors the pointer -----------------------------------------------------------------------
+
+    def repair_journal(self) -> None:
+        """Note in the journal what is served, where its last promotion says something else: a kill came between.
+
+        Raises what SQLite raises.
+        """
+        with self._lock():
+            pointer = self.pointer()
+            if not pointer.at or pointer.problem or not self._journal.is_file():
+                return
+            journal = Journal(self._journal)
+            try:
+                known = journal.promotions()
+            finally:
+                journal.close()
+            if not known or known[-1].name != label_of(pointer):
+                self._note(pointer, known[-1].name if known else "")
+
+    def _note(self, pointer: Pointer, before: str, report: dict[str, Any] | None = None) -> None:
+        if not self._journal.is_file():  # the server begins it
+            return
+        version = self.version_of(pointer.name)
+        if pointer.quick:
+            path = self.quick_path(pointer.quick)
+            version = f"{quick_base(path)}+{sha256_of(path)[:12]}"
+        elif report is None and pointer.name != CONFIGURED:
+            report = self.get(pointer.name).facts.get("gate")
+        journal = Journal(self._journal)
+        try:
+            journal.record_promotion(label_of(pointer), version, pointer.by, before, report)
+        finally:
+            journal.close()
+
+
+def label_of(pointer: Pointer) -> str:
+    """What is served, as the journal names it: the quick model where one is set, else the champion."""
+    return pointer.quick or pointer.name
 
 
 def quick_base(path: Path) -> str:

@@ -1,6 +1,7 @@
-"""A training on the final labels of a studies folder: from the model that is served to a candidate in the registry.
+"""A training on the final labels of a studies folder: from the model that is served to a candidate that is judged.
 
-What a run leaves in the work folder and how it is resumed: ``studies/training_folder.py``. Nothing is published here.
+What a run leaves in the work folder and how it is resumed: ``studies/training_folder.py``; what becomes of its result:
+``promotion.py``.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,21 +20,19 @@ from typing import Any
 import torch
 from filelock import Timeout
 
-from ultrarefiner_monai.config import TrainConfig, to_dict
+from ultrarefiner_monai.config import LearningConfig, TrainConfig, to_dict
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.datasets.datalist import NO_FOLD, SELECT_FOLD, Item, read_index
-from ultrarefiner_monai.imaging.readers import read_image_file, read_mask
-from ultrarefiner_monai.learning.labelled import Lookup, Prepared, prepare_labels
-from ultrarefiner_monai.learning.registry import Candidate, Registry, Start
-from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT
-from ultrarefiner_monai.masks.overlap import dice_of
+from ultrarefiner_monai.datasets.datalist import NO_FOLD, Item, Split, read_index, split_fold
+from ultrarefiner_monai.datasets.seen import digests_of
+from ultrarefiner_monai.learning.labelled import Lookup, prepare_labels
+from ultrarefiner_monai.learning.promotion import Files, Outcome, keep, settle, told
+from ultrarefiner_monai.learning.registry import Registry, Start
 from ultrarefiner_monai.models.checkpoints import load_system, read_header, save_system
-from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.corrections import Labelled
 from ultrarefiner_monai.studies.training_folder import TrainingFolder, memory_advice, read_json, write_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
-from ultrarefiner_monai.training.run import train
+from ultrarefiner_monai.training.run import about_data, train_split
 
 log = logging.getLogger(__name__)
 
@@ -43,55 +43,108 @@ _KEPT = ("history.csv", "split.json", "state.json")
 def train_on_labels(
     task: str,
     settings: TrainConfig,
-    start: Start,
+    files: Files,
     labelled: Sequence[Labelled],
     work: WorkFolder,
+    learning: LearningConfig | None = None,
     device: str | None = None,
     resume: bool = True,
     limits: Limits | None = None,
     lookup: Lookup | None = None,
-) -> Candidate:
-    """Train ``settings`` (whose networks and start weights are taken from ``start``) and keep the result as a candidate.
+) -> Outcome:
+    """Train ``settings``, whose networks and start weights are those of what is served, and let the gate decide whether the
+    result takes its place.
 
-    resume: go on with this task's last run where it was stopped, if labels and options are still the same.
-    lookup: as for ``prepare_labels``. Raises InputError for labels that cannot be trained on, and when a training runs already.
+    files: the files of a model by its name. resume: go on with this task's last run where it was stopped, if labels and
+    options are still the same. lookup: as for ``prepare_labels``. Raises InputError for labels that cannot be trained on,
+    for a served model that is damaged, and when a training runs already.
     """
+    learning, registry = learning or LearningConfig(), Registry(work)
     folder = work.training
     try:
         held = folder.lock().acquire(timeout=_WAIT_SECONDS)
     except Timeout:
         raise InputError("a training runs on these studies already: wait until it ends, or stop it") from None
     with held:
+        start = champion(registry, files)
         prepared = prepare_labels(labelled, folder, limits, lookup=lookup)
         assert prepared is not None
         config = started_from(settings, start, folder, work)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        run = _run_folder(task, config, folder, Registry(work), resume)
+        split, replayed = with_replay(labels_split(folder), learning, config.seed)
+        run = _run_folder(task, config, folder, registry, resume, replayed)
         state = {
             "task": task,
             "status": "running",
             "epochs": config.epochs,
             "started": time.time(),
-            "fingerprint": _fingerprint(config, folder),
+            "fingerprint": _fingerprint(config, folder, replayed),
             "start": start.name,
             **({"left_out": list(prepared.left_out)} if prepared.left_out else {}),
         }
         write_json(run / "state.json", state)
         log.info("%s: %s; starts from %s", run.name, prepared, start.name)
         try:
-            train(config, folder.data, NO_FOLD, run, (run / "last.pt").exists(), device)
-            candidate, facts = _keep(run, config, start, prepared, work, device)
+            about = about_data([*split.train, *split.select], NO_FOLD)
+            train_split(config, split, run, device, (run / "last.pt").exists(), **about)
+            candidate = keep(registry, run, config, start, prepared, len(replayed))
+            outcome = settle(registry, candidate, files, split.select, learning, device)
         except BaseException as error:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-            write_json(
-                run / "state.json",
-                {**state, "status": status, "ended": time.time(), "error": reason_of(error, config.batch_size)},
-            )
+            _note(run, {**state, "status": status, "ended": time.time(), "error": reason_of(error, config.batch_size)})
             raise
-        state |= {"status": "finished", "ended": time.time(), "version": candidate.version, **facts}
-        write_json(run / "state.json", state)
+        write_json(run / "state.json", {**state, "status": "finished", "ended": time.time(), **told(outcome)})
         _clean(run)
-    return candidate
+    return outcome
+
+
+def champion(registry: Registry, files: Files) -> Start:
+    """The files of what is served. Raises InputError where they are damaged, with what to do."""
+    name = registry.pointer().name
+    try:
+        registry.require_sound(name)
+        return files(name)
+    except InputError as error:
+        raise InputError(
+            f"nothing can be trained from {name}, which is damaged: {error}. Choose another model: `ultrarefiner models "
+            "rollback`, or `models promote NAME`"
+        ) from error
+
+
+def labels_split(folder: TrainingFolder) -> Split:
+    """The prepared labels as they were placed: trained on, and validating."""
+    return split_fold(read_index(folder.data), NO_FOLD)
+
+
+def with_replay(split: Split, learning: LearningConfig, seed: int) -> tuple[Split, list[Item]]:
+    """``split`` with images of the prepared folder ``learning.replay`` to train on, ``replay_share`` of all; and these.
+
+    Images that validate here are never among them, nor those of its test fold. Raises InputError for a folder that cannot
+    be used.
+    """
+    if not learning.replay or not learning.replay_share:
+        return split, []
+    try:
+        items = [i for i in read_index(learning.replay) if i.fold != "test"]
+    except InputError as error:
+        raise InputError(f"learning.replay: {error}") from error
+    share = min(learning.replay_share, 0.9)
+    count = math.ceil(share / (1 - share) * len(split.train))
+    order = sorted(items, key=lambda i: hashlib.sha256(f"{seed}:{i.id}".encode()).hexdigest())
+    validates = digests_of(split.select)
+    chosen: list[Item] = []
+    for item in order:
+        if len(chosen) < count and not digests_of([item]) & validates:
+            chosen.append(item)
+    return Split((*split.train, *chosen), split.select, split.report), chosen
+
+
+def _note(run: Path, state: dict[str, Any]) -> None:
+    """Write why a run ended, where the disk still takes it."""
+    try:
+        write_json(run / "state.json", state)
+    except OSError as error:
+        log.error("%s could not note why it ended: %s", run.name, error.strerror)
 
 
 # How torch, its data loader and the system say that memory is short; only a part of it has an exception of its own.
@@ -141,11 +194,13 @@ def _whole(start: Start, folder: TrainingFolder) -> Path:
     return path
 
 
-def _run_folder(task: str, config: TrainConfig, folder: TrainingFolder, registry: Registry, resume: bool) -> Path:
+def _run_folder(
+    task: str, config: TrainConfig, folder: TrainingFolder, registry: Registry, resume: bool, replayed: Sequence[Item]
+) -> Path:
     """The folder of the run to resume, else a new one; runs that can no longer be resumed are removed."""
     own = sorted(folder.runs.glob(f"{task}-*"))
     open_runs = [run for run in own if read_json(run / "state.json").get("status") != "finished"]
-    fingerprint = _fingerprint(config, folder)
+    fingerprint = _fingerprint(config, folder, replayed)
     for run in open_runs:
         same = read_json(run / "state.json").get("fingerprint") == fingerprint
         if resume and same and (run / "last.pt").is_file() and (run / "split.json").is_file():
@@ -159,7 +214,7 @@ def _run_folder(task: str, config: TrainConfig, folder: TrainingFolder, registry
     return path
 
 
-def _fingerprint(config: TrainConfig, folder: TrainingFolder) -> str:
+def _fingerprint(config: TrainConfig, folder: TrainingFolder, replayed: Sequence[Item] = ()) -> str:
     """A hash of what a run must share with its continuation: options but for the epochs, and labels.
 
     Options at their defaults do not count, so that a run can be resumed by a version that has a new option.
@@ -167,6 +222,7 @@ def _fingerprint(config: TrainConfig, folder: TrainingFolder) -> str:
     options = {k: v for k, v in _changed(to_dict(config), to_dict(TrainConfig())).items() if k != "epochs"}
     digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     digest.update((folder.data / "index.csv").read_bytes())
+    digest.update("".join(i.key for i in replayed).encode())
     return digest.hexdigest()[:16]
 
 
@@ -180,45 +236,6 @@ def _changed(options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
         if value != default:
             out[name] = value
     return out
-
-
-def _keep(
-    run: Path, config: TrainConfig, start: Start, prepared: Prepared, work: WorkFolder, device: str
-) -> tuple[Candidate, dict[str, Any]]:
-    """Add the run's result to the registry, with its figures and those of the model it started from."""
-    items = [i for i in read_index(work.training.data) if i.fold == SELECT_FOLD]
-    coarse = config.phase == "phase1_coarse"
-    facts = {
-        "figures": figures_of(run / "model.safetensors", None, items, coarse, device),
-        "start_figures": figures_of(start.path, None if coarse else start.refiner, items, coarse, device),
-    }
-    about = {
-        "start": start.name,
-        "images": {"train": prepared.train, "select": prepared.select, "lesions": prepared.lesions},
-        **facts,
-    }
-    candidate = Registry(work).add(run.name, run / "model.safetensors", start.path if coarse else None, about)
-    return candidate, facts
-
-
-def figures_of(
-    path: Path, refiner: Path | None, items: Sequence[Item], coarse: bool, device: str = "cpu"
-) -> dict[str, Any]:
-    """dice: mean over the images with a lesion, at their own size; false_alarms of normals: lesion-free ones marked.
-
-    coarse: the coarse network alone, else the automatic result.
-    """
-    predictor = Predictor(load_system(path, refiner, device), device=device)
-    answer = predictor.coarse if coarse else predictor.propose
-    dices, marked = [], []
-    for item in items:
-        mask, label = answer(read_image_file(item.image).frame(0)).mask, read_mask(item.mask)[0]
-        if label.any():
-            dices.append(dice_of(mask, label))
-        else:
-            marked.append(float(mask.mean()) > NORMAL_LIMIT)
-    dice = round(sum(dices) / len(dices), 4) if dices else None
-    return {"dice": dice, "lesions": len(dices), "false_alarms": sum(marked), "normals": len(marked)}
 
 
 def _clean(run: Path) -> None:

@@ -119,7 +119,8 @@ class TrainingFolder:
 
         epoch, total_epochs, best_metric (the best selection figure), start_ts, current_time while it runs and total_time
         when it is over, eval and train with the last epoch's figures; and status (running, stopped, finished, failed), name
-        and, where there is one, error; left_out: ids of images that changed while it began.
+        and, where there is one, error; left_out: ids of images that changed while it began. promoted, gate:
+        whether its result serves, and the gate's report.
         """
         run = self.latest_run(task)
         if run is None:
@@ -148,7 +149,9 @@ class TrainingFolder:
             "best_metric": found["best_metric"],
             "best_metric_epoch": int(best.get("epoch", 0)),
         }
-        return found | {k: state[k] for k in ("error", "left_out", "figures", "start_figures") if k in state}
+        return found | {
+            k: state[k] for k in ("error", "left_out", "figures", "start_figures", "gate", "promoted") if k in state
+        }
 
     def note_failure(self, task: str, since: float, reason: str) -> None:
         """Write into a task's run that was begun, or gone on with, after ``since`` why it ended, where it still calls itself

@@ -14,6 +14,7 @@ from lib.store.sessions import SessionStore
 from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import Outline
+from lib.tasks.learner import Learner
 from lib.tasks.prepare import Preparer
 from lib.tasks.served import Served
 from ultrarefiner_monai.config import ServeConfig
@@ -45,6 +46,7 @@ class App(Protocol):
     preparer: Preparer
     trainings: Background
     batches: Background
+    learner: Learner
     limiter: anyio.CapacityLimiter
     savers: anyio.CapacityLimiter
     _infers: Mapping[str, Any]

@@ -62,10 +62,11 @@ def start_exchange(app: App) -> Exchange | None:
 
 
 def run_tasks(app: App) -> None:
-    """Let MONAI Label's batches and trainings run in processes of ours, which end with the server."""
+    """Let MONAI Label's batches and trainings run in processes of ours, which end with the server; and begin to learn."""
     for tasks in (app.trainings, app.batches):
         tasks.install()
-    Ending([app.trainings.close, app.batches.close], app.journal.close).install()
+    app.learner.begin()
+    Ending([app.learner.close, app.trainings.close, app.batches.close], app.journal.close).install()
 
 
 def close_doors(server: FastAPI, app: App) -> None:

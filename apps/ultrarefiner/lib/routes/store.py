@@ -240,8 +240,10 @@ def _save_label(app: App, image: str, params: str, tag: str, label: UploadFile, 
             if app.exchange is not None and tag == FINAL:
                 info = app.exchange.mark(info)
             label_id = store.save_label(image, str(path), tag, info, drawn)
-    if tag == FINAL and app.exchange is not None:
-        app.exchange.saved(image)
+    if tag == FINAL:
+        app.learner.saved(image)
+        if app.exchange is not None:
+            app.exchange.saved(image)
     return {"image": image, "label": label_id} | ({"warnings": warnings} if warnings else {})
 
 

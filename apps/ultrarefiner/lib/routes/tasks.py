@@ -6,7 +6,6 @@ on, and few trainings wait.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,11 +23,9 @@ from lib.app import App
 from lib.routes.parameters import BATCH, checked
 from lib.routes.routing import JsonBody, Route, admin_role, check_known, user_role
 from lib.tasks.background import Background, settled
+from lib.tasks.starting import start_training
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.studies.names import check_name
-
-MOST_OPEN = 8  # trainings that run or wait
-_starting = threading.Lock()
 
 
 class TaskRoutes:
@@ -92,7 +89,7 @@ class TaskRoutes:
                     options = (params or {}).get(model, {})
                     if not isinstance(options, dict):
                         raise InputError(f"params must hold an object for each model, got {options!r:.80} for {model}")
-                    found[model] = {"result": _train(self.app, model, options, True), "detail": None}
+                    found[model] = {"result": start_training(self.app, model, options, True), "detail": None}
                 except InputError as error:
                     found[model] = {"result": None, "detail": str(error)}
             if not any(f["result"] for f in found.values()):
@@ -113,7 +110,7 @@ class TaskRoutes:
         check_known(model, self.app._trainers, "trainer")
         if run_sync:
             raise InputError("run_sync would train inside the server: leave it out, and ask GET /train/ how far it is")
-        return await anyio.to_thread.run_sync(partial(_train, self.app, model, params or {}, enqueue))
+        return await anyio.to_thread.run_sync(partial(start_training, self.app, model, params or {}, enqueue))
 
     async def stop_training(self, user: User = admin_role) -> Any:
         """Ends the training that runs and those that wait; as MONAI Label's own, with a ``result`` always: 3D Slicer's module
@@ -129,23 +126,6 @@ async def _status(status: Callable[[bool, bool], Any], all: bool, check_if_runni
             raise HTTPException(404, "nothing is running") from error
 
     return await anyio.to_thread.run_sync(work)
-
-
-def _train(app: App, model: str, params: dict[str, Any], enqueue: bool) -> Any:
-    _refuse_more(app.trainings, enqueue)
-    request = app._trainers[model].check(params, app.datastore())
-    with _starting:  # the look into the labels takes its time, and others ask meanwhile
-        _refuse_more(app.trainings, enqueue)
-        return settled(stock_train.run_model(model, request, False, enqueue))
-
-
-def _refuse_more(trainings: Background, enqueue: bool) -> None:
-    """429 where there is a training already, or too many wait."""
-    count = len(trainings.open())
-    if count and not enqueue:
-        raise HTTPException(429, "a training is running: wait until it ends, or stop it (DELETE /train/)")
-    if count >= MOST_OPEN:
-        raise HTTPException(429, f"{count} trainings run or wait already: wait, or stop them all (DELETE /train/)")
 
 
 def _stop(background: Background) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -51,10 +52,12 @@ class Preparer:
         self._lock = threading.Lock()
         self._jobs: list[_Job] = []  # the newest one last
         self._requests, self._working = 0, False
+        self._last = time.monotonic()
         self._complained: set[str] = set()
 
     def open(self, image_id: str, find: Callable[[], Path]) -> None:
         """An image was handed out; ``find`` returns its file, it may take its time. Returns at once, never raises."""
+        self.seen()
         if not self.enabled:
             return
         cache = self.engine.served.cache
@@ -78,7 +81,17 @@ class Preparer:
         finally:
             with self._lock:
                 self._requests -= 1
+                self._last = time.monotonic()
             self._go_on()
+
+    def seen(self) -> None:
+        """Somebody did something else, such as saving: it is not quiet."""
+        self._last = time.monotonic()
+
+    def quiet_seconds(self) -> float:
+        """How long nobody asked for an image or an outline, by a clock that never jumps; 0 while somebody waits."""
+        with self._lock:
+            return 0.0 if self._requests else time.monotonic() - self._last
 
     def left(self) -> int:
         """How many steps are still to do, about one a frame; 0 when all that was opened is prepared."""

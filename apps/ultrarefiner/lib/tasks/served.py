@@ -59,12 +59,6 @@ class Served:
             threading.Thread(target=self.latest, name="model", daemon=True).start()
         return found
 
-    def start_weights(self) -> Start:
-        """The weights of what is served, which a training begins with."""
-        name = self.registry.pointer().name
-        self.registry.require_sound(name)
-        return self._files(name)
-
     def _load(self, present: Predictor | None) -> Predictor:
         pointer = self.registry.pointer()
         # At the start anything that was served once is better than no server.
@@ -92,14 +86,15 @@ class Served:
         threads = self.config.threads or _cores()
         if threads:
             torch.set_num_threads(threads)
-        files = self._files(name)
+        files = self.files(name)
         system = load_system(files.path, files.refiner, device)
         if name != CONFIGURED and system.version.partition("+")[0] != self.registry.get(name).version:
             raise InputError(f"{files.path} changed since it was made")
         logger.info("serving %s, version %s, on %s with %d threads", name, system.version, device, threads)
         return Predictor(system, self.cache, device)
 
-    def _files(self, name: str) -> Start:
+    def files(self, name: str) -> Start:
+        """The files of a model by its name."""
         refiner = resolve(self.config.refiner_weights) if self.config.refiner_weights else None
         if name == CONFIGURED:
             shipped = self.app_dir / "model" / f"{self.config.weights}.safetensors"

@@ -1,4 +1,5 @@
-"""Trainings that clients start. The final labels of the datastore become a candidate: a new model, not yet served.
+"""Trainings that clients start, or the server by itself (``learner``). The final labels of the datastore become a candidate:
+a new model, which serves where it passes the gate.
 
 MONAI Label runs ``__call__`` in a process of its own, one at a time, and kills it when a client says stop. Nothing is
 lost by that: the last finished epoch lies in the work folder, and the next start with the same labels and options goes
@@ -8,7 +9,6 @@ on from there.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from datetime import datetime
 from functools import partial
@@ -27,6 +27,7 @@ from lib.tasks.background import FAILED, NOT_DONE, RUNNING, SHORT_OF_MEMORY, WAI
 from lib.tasks.served import Served, device_of
 from ultrarefiner_monai.config import ConfigError, ServeConfig, TrainConfig, load_yaml
 from ultrarefiner_monai.core.image_file import Limits
+from ultrarefiner_monai.core.threads import stand_back
 from ultrarefiner_monai.core.types import NOTICE, InputError
 from ultrarefiner_monai.learning.labelled import prepare_labels
 from ultrarefiner_monai.masks.label_values import is_confirmed
@@ -50,6 +51,7 @@ class LesionTraining(TrainTask):
     def __init__(self, name: str, settings: Path, served: Served, config: ServeConfig, work: WorkFolder, about: str):
         super().__init__(f"{about} {NOTICE}")
         self.name, self.settings, self.served, self.work = name, settings, served, work
+        self.learning = config.learning
         self.limits = Limits(total_pixels=config.max_pixels)
         # Phases with a refiner ask for one in the configuration; the real networks are those of the served model.
         text = settings.read_text(encoding="utf-8")
@@ -67,6 +69,10 @@ class LesionTraining(TrainTask):
     def config(self) -> dict[str, Any]:
         """What clients show and send along; the first of a list is the default."""
         return self._config
+
+    def defaults(self) -> dict[str, Any]:
+        """The request of a training that nobody asked for."""
+        return self._options({}, strict=False)
 
     def stats(self) -> dict[str, Any]:
         found, task = self.work.training.stats(self.name), _last_task(self.name)
@@ -92,12 +98,13 @@ class LesionTraining(TrainTask):
 
     def check(self, params: dict[str, Any], datastore: StudiesFolder) -> dict[str, Any]:
         """The request with which to start the training. Raises InputError for what can be known before it begins."""
-        from ultrarefiner_monai.learning.retraining import started_from  # a server that only answers needs none of it
+        # Here: a server that only answers needs none of it.
+        from ultrarefiner_monai.learning.retraining import champion, started_from
 
         options = self._options(params, strict=True)
         settings, folder = self._train_config(options), self.work.training
         labelled = labels_to_learn(datastore)
-        started_from(settings, self.served.start_weights(), folder, self.work)
+        started_from(settings, champion(self.served.registry, self.served.files), folder, self.work)
         try:
             with folder.lock().acquire(timeout=0):
                 lookup = partial(label_now, datastore)
@@ -109,19 +116,20 @@ class LesionTraining(TrainTask):
 
     def __call__(self, request: dict[str, Any], datastore: StudiesFolder) -> dict[str, Any]:
         """Train; in MONAI Label's subprocess. An error that a user can mend ends the process with its message."""
+        from ultrarefiner_monai.learning.mirror import mirror
         from ultrarefiner_monai.learning.retraining import reason_of, train_on_labels
 
-        if hasattr(os, "nice"):
-            os.nice(5)  # who is served comes first
+        stand_back(self.learning.nice, self.learning.threads)  # who is served comes first
         try:
             options = self._options(request, strict=False)
             device = device_of(options["device"])
-            candidate = train_on_labels(
+            outcome = train_on_labels(
                 self.name,
                 self._train_config(options),
-                self.served.start_weights(),
+                self.served.files,
                 labels_to_learn(datastore),
                 self.work,
+                self.learning,
                 device,
                 options["resume"],
                 self.limits,
@@ -132,12 +140,15 @@ class LesionTraining(TrainTask):
             reason = " ".join(reason_of(error, request.get("train_batch_size")).split())
             print(f"{self.name} {NOT_DONE}{reason}", flush=True)
             sys.exit(1)
-        print(
-            f"{candidate.name} is trained: see `ultrarefiner models list`, serve it with `ultrarefiner models promote "
-            f"{candidate.name}`",
-            flush=True,
-        )
-        return {**self.stats(), "candidate": candidate.name, "version": candidate.version}
+        name = outcome.candidate.name
+        if outcome.promoted:
+            text = f"{name} passed the gate and is served now; `ultrarefiner models rollback` undoes it"
+        else:
+            why = "; ".join(outcome.report.reasons) if outcome.report else "another model was chosen again and again"
+            text = f"{name} is trained and not served: {why}. By hand: `ultrarefiner models promote {name}`"
+        print(text, flush=True)
+        mirror(self.work)
+        return {**self.stats(), "candidate": name, "version": outcome.candidate.version}
 
     def _options(self, params: dict[str, Any], strict: bool) -> dict[str, Any]:
         known = self.config()
