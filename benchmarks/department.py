@@ -45,6 +45,7 @@ class Simulation:
             steps=args.quick_steps,
             slow_at=tuple(args.slow_at),
             slow_epochs=args.slow_epochs,
+            least=args.slow_least,
             slow_parts=tuple(args.slow_parts),
             seconds=args.quick_seconds,
             seed=args.seed,
@@ -106,7 +107,8 @@ def main() -> None:
     run.add_argument("--quick-steps", type=int, help="of each tuning; default: by quick learning's recipe")
     run.add_argument("--quick-seconds", type=float, default=0, help="0: no limit but its number of steps")
     run.add_argument("--slow-at", type=int, nargs="*", default=[50, 100, 200, 300])
-    run.add_argument("--slow-epochs", type=int, default=4)
+    run.add_argument("--slow-epochs", type=int, default=0, help="0: as the app trains")
+    run.add_argument("--slow-least", type=int, default=20, help="so many validating labels suffice for the gate")
     run.add_argument("--slow-parts", nargs="*", default=["refiner", "coarse"], choices=["refiner", "coarse"])
     run.add_argument("--threads", type=int, default=1)
     table = commands.add_parser("table", help="compare the arms")

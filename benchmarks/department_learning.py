@@ -23,7 +23,6 @@ from ultrarefiner_monai.core.files import sha256_of
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, Item
 from ultrarefiner_monai.datasets.grouping import thumbnail
 from ultrarefiner_monai.interaction.robot import as_clicks
-from ultrarefiner_monai.learning.gate import judge
 from ultrarefiner_monai.learning.label_split import TRAIN_PART, SplitImage, placed
 from ultrarefiner_monai.learning.quick.overlay import load_quick
 from ultrarefiner_monai.learning.quick.run import Job, QuickRun
@@ -43,14 +42,16 @@ APP = Path(__file__).resolve().parents[1] / "apps" / "ultrarefiner"
 @dataclass(frozen=True)
 class Settings:
     """What an arm does. quick_at, slow_at: numbers of labels after which a quick run, a training runs;
-    slow_epochs: of each; seconds: of a quick run, 0: as many as its steps take; steps: of each
+    slow_epochs: of each, 0: as the app's;
+    least: so many validating labels suffice; seconds: of a quick run, 0: as many as its steps take; steps: of each
     of its tunings, None: by its recipe."""
 
     quick: bool
     slow: bool
     quick_at: tuple[int, ...] = ()
     slow_at: tuple[int, ...] = ()
-    slow_epochs: int = 4
+    slow_epochs: int = 0
+    least: int = 20
     slow_parts: tuple[str, ...] = ("refiner", "coarse")
     seconds: float = 0.0
     steps: int | None = None
@@ -174,22 +175,25 @@ class Department:
 
     def slow(self) -> dict[str, Any]:
         """A training of the refiner, and one of the coarse network where there are enough labels; each is gated."""
-        _, select = self.parts()
+        self.parts()
         tasks = ["sam_refiner"] if "refiner" in self.settings.slow_parts else []
         if "coarse" in self.settings.slow_parts and len(self.labels) >= self.options.coarse_labels:
             tasks.append("transunet")
+        options = replace(self.options, validation_labels=min(self.options.validation_labels, self.settings.least))
         said = []
         for task in tasks:
             network = {"system": {"sam": {}}} if task == "sam_refiner" else {}
             plain = load_yaml(TrainConfig, APP / "train" / f"{task}.yaml", network)
-            settings = replace(plain, epochs=self.settings.slow_epochs, early_stop=None)
-            start = Start(self.registry.pointer().name, self.champion_path())
-            candidate = train_on_labels(task, settings, start, final_labels(self.work.root), self.work, "cpu")
-            found = Predictor(load_system(candidate.path), self.cache)
-            report = judge(self.champions, found, select, self.options, by_itself=False)
-            said.append(f"{task}: {'promoted' if report.passed else '; '.join(report.reasons)}")
-            write_json(self.folder / f"gate-{candidate.name}.json", report.to_dict())
-            if report.passed:
-                self.registry.promote(candidate.name, by="slow")
+            settings = replace(plain, epochs=self.settings.slow_epochs or plain.epochs)
+            labelled = final_labels(self.work.root)
+            outcome = train_on_labels(task, settings, self._files, labelled, self.work, options, "cpu")
+            report = outcome.report
+            assert report is not None
+            write_json(self.folder / f"gate-{outcome.candidate.name}.json", report.to_dict())
+            said.append(f"{task}: {'promoted' if outcome.promoted else '; '.join(report.reasons)}")
+            if outcome.promoted:
                 self.load()
         return {"accepted": int("promoted" in " ".join(said)), "why": " | ".join(said)}
+
+    def _files(self, name: str) -> Start:
+        return Start(name, self.start if name == CONFIGURED else self.registry.get(name).path)

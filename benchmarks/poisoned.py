@@ -74,7 +74,7 @@ def main() -> int:
     order, test = arrivals(items, args.seed), tested(items, args.test_images)
     folder = args.out / f"poisoned-{args.good}-{args.noise}-{args.seed}"
     folder.mkdir(parents=True)
-    settings = Settings(True, True, slow_epochs=args.epochs, slow_parts=("refiner",))
+    settings = Settings(True, True, slow_epochs=args.epochs, slow_parts=("refiner",), least=1)
     department = Department(folder, args.start, disk_cache(args.out / "cache"), settings)
     fill(department, order[: args.good], order[args.good : args.good + args.noise], folder)
     start = department.predictor
