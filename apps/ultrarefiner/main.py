@@ -32,6 +32,7 @@ from lib.tasks.background import Background
 from lib.tasks.infers import LesionTask, Outline, make_tasks
 from lib.tasks.learner import Learner
 from lib.tasks.prepare import Preparer
+from lib.tasks.quick import QuickWorker
 from lib.tasks.served import Served
 from lib.tasks.strategies import choose, make_strategies
 from lib.tasks.trainers import make_trainers
@@ -83,7 +84,7 @@ class UltraRefinerApp(MONAILabelApp):
             self.preparer,
             self.trainings,
             lambda: self._trainers,
-            quick=None,
+            quick=QuickWorker(self.config, self.work, studies, self.served),
         )
         # Threads that compute; all others (saving, next sample, /info/) never wait for them.
         self.limiter = anyio.CapacityLimiter(self.config.workers)

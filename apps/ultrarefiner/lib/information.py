@@ -15,10 +15,12 @@ def completed(info: dict[str, Any], app: App) -> dict[str, Any]:
     """MONAI Label's ``info`` with ours."""
     # 3D Slicer shows the progress and accuracy of the first one: that is the one begun last.
     stats = sorted(info["train_stats"].items(), key=lambda item: -item[1].get("start_ts", 0))
-    networks = app.served.now().system.config.networks()
+    system = app.served.now().system
     serving = {
         "name": app.served.name,
-        "networks": networks,
+        "quick": app.served.quick,
+        "version": system.version,
+        "networks": system.config.networks(),
         "problem": app.served.problem,
         "preparing": app.preparer.left(),
     }

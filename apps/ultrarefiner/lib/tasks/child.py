@@ -1,6 +1,7 @@
-"""Runs a task of MONAI Label in a process that never outlives the server, even one that is killed.
+"""Runs a module in a process that never outlives the server, even one that is killed.
 
-``python child.py PID ARGUMENTS``: PID is the server's, ARGUMENTS are those of ``monailabel.interfaces.utils.app``.
+``python child.py PID MODULE ARGUMENTS``: PID is the server's; MODULE is ``monailabel.interfaces.utils.app`` for a task of
+MONAI Label.
 This file imports nothing of the app: its watch over the server must begin before the imports that take seconds.
 """
 
@@ -41,7 +42,7 @@ def main() -> None:
     own = os.getpid()
     # Workers that load data end with this process in the same way.
     os.register_at_fork(after_in_child=lambda: end_with(own))
-    runpy.run_module("monailabel.interfaces.utils.app", run_name="__main__", alter_sys=True)
+    runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

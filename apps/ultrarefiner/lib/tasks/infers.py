@@ -19,6 +19,7 @@ from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import LABELS, NOTICE, Clicks, InputError
 from ultrarefiner_monai.imaging.writers import encode_mask, lost_position
 from ultrarefiner_monai.pipeline.outline import FileOutline, FrameOutline, outline
+from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.journal import Journal
 
 Mode = Literal["coarse", "propose", "interact"]
@@ -83,7 +84,7 @@ class LesionTask(InferTask):
         if extension == ".png" and len(frames) > 1:
             raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
         read = time.perf_counter()
-        predictor = self.engine.served.latest()  # one model for all frames, whatever is chosen meanwhile
+        predictor = self._predictor(request, as_file)  # one model for all frames, whatever is chosen meanwhile
 
         def answer(k: int, given: Clicks) -> FrameOutline:
             return self.engine.answer(predictor, opened, k, given, self.mode == "coarse")
@@ -105,6 +106,13 @@ class LesionTask(InferTask):
         reply["latencies"] = {"total": round(now - start, 2)}
         self._record(request, opened, found, clicks, reply)
         return Outline(content, extension, reply, found.mask)
+
+    def _predictor(self, request: dict[str, Any], as_file: bool) -> Predictor:
+        """What is sent to a PACS is the newest model's; a user's image keeps its model while it is worked on."""
+        served = self.engine.served
+        if not as_file:
+            return served.latest()
+        return served.of_image(str(request.get("client_id") or ""), str(request["image_id"] or request["image"]))
 
     def _reply(self, image_file: ImageFile, found: FileOutline) -> dict[str, Any]:
         """With the figures of the frame that stands for all, and of each frame of a volume."""

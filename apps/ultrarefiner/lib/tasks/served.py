@@ -1,4 +1,4 @@
-"""The model that answers.
+"""The model that answers: the champion, and on top of it a quick model where there is one.
 
 A running server follows the registry: after `models promote` the next request is answered by the model that was chosen.
 """
@@ -8,14 +8,17 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from lib.tasks.pins import Pins
 from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.core.cache import EmbeddingCache
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.learning.registry import CONFIGURED, Registry, Start
+from ultrarefiner_monai.learning.quick.overlay import load_quick
+from ultrarefiner_monai.learning.registry import CONFIGURED, Pointer, Registry, Start
 from ultrarefiner_monai.models.checkpoints import load_system, read_header
 from ultrarefiner_monai.models.weights.pretrained import resolve
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -24,62 +27,139 @@ from ultrarefiner_monai.studies.work_folder import WorkFolder
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Serving:
+    """One model that answers. quick: the quick model on top of ``name``, or empty. problem: why this is not what the pointer
+    names, else empty. state: of the pointer file when it was loaded."""
+
+    champion: Predictor
+    predictor: Predictor
+    name: str
+    quick: str
+    problem: str
+    state: tuple[int, ...]
+
+
 class Served:
     """The predictor, loaded when it is first asked for and exchanged when the registry's pointer changes. Thread-safe.
 
-    problem: why what the pointer names is not what is served, else empty; the model before goes on then.
+    What a person chose answers the next request, which waits while it is loaded. What quick and slow learning promote is
+    loaded in a thread, and the model before answers meanwhile; an image under a user's hand keeps its model (``Pins``).
     """
 
     def __init__(self, app_dir: Path, config: ServeConfig, work: WorkFolder):
         self.app_dir, self.config, self.registry = app_dir, config, Registry(work)
         self.cache = EmbeddingCache(config.ram_cache_mb << 20, work.embeddings, config.disk_cache_mb << 20)
-        self.name, self.problem = CONFIGURED, ""
-        self._predictor: Predictor | None = None
-        self._state: tuple[int, ...] | None = None
-        self._lock = threading.Lock()
+        self._serving: Serving | None = None
+        self._pins = Pins()
+        self._lock, self._loading = threading.Lock(), threading.Lock()
+
+    @property
+    def name(self) -> str:
+        """The champion's name."""
+        found = self._serving
+        return CONFIGURED if found is None else found.name
+
+    @property
+    def quick(self) -> str:
+        """The quick model that is served on top of the champion, or empty."""
+        found = self._serving
+        return "" if found is None else found.quick
+
+    @property
+    def problem(self) -> str:
+        """Why what the pointer names is not what is served, else empty; the model before goes on then."""
+        found = self._serving
+        return "" if found is None else found.problem
 
     def latest(self) -> Predictor:
-        """The predictor of what the registry points to; waits while it is loaded."""
-        found = self._predictor
-        if found is not None and self.registry.state() == self._state:
-            return found
-        with self._lock:
-            state = self.registry.state()
-            if self._predictor is None or state != self._state:
-                self._predictor = self._load(self._predictor)
-                self._state = state
-            return self._predictor
+        """The predictor of what the registry points to; waits while it is loaded for the first time, or for a person."""
+        found = self._serving
+        if found is not None and self.registry.state() == found.state:
+            return found.predictor
+        if found is None or self.registry.pointer().by not in ("quick", "slow"):
+            return self._load().predictor
+        self._load_behind()
+        return found.predictor
+
+    def of_image(self, client: str, image: str) -> Predictor:
+        """The predictor for an image that a client works on: while it does, promotions without a person change nothing."""
+        return self._pins.predictor(client, image, self.latest())
 
     def now(self) -> Predictor:
         """The predictor that is loaded, without waiting (for /info/). A newer one is loaded in a thread meanwhile."""
-        found = self._predictor
+        found = self._serving
         if found is None:
             return self.latest()
-        if self.registry.state() != self._state and not self._lock.locked():
-            threading.Thread(target=self.latest, name="model", daemon=True).start()
-        return found
+        if self.registry.state() != found.state:
+            self._load_behind()
+        return found.predictor
 
-    def _load(self, present: Predictor | None) -> Predictor:
-        pointer = self.registry.pointer()
+    def champion(self) -> Predictor:
+        """The champion's predictor without a quick model on top of it, as it is loaded."""
+        self.now()
+        assert self._serving is not None
+        return self._serving.champion
+
+    def _load_behind(self) -> None:
+        if not self._loading.locked():
+            threading.Thread(target=self._load_once, name="model", daemon=True).start()
+
+    def _load_once(self) -> None:
+        if self._loading.acquire(blocking=False):
+            try:
+                self._load()
+            finally:
+                self._loading.release()
+
+    def _load(self) -> Serving:
+        with self._lock:
+            state, present = self.registry.state(), self._serving
+            if present is not None and state == present.state:
+                return present
+            pointer = self.registry.pointer()
+            found = self._with_quick(self._champion(pointer, present), pointer, state)
+            kept = present is not None and (
+                pointer.by == "slow" or (pointer.by == "quick" and found.name == present.name)
+            )
+            self._serving = found
+            if not kept:
+                self._pins.clear()
+            return found
+
+    def _champion(self, pointer: Pointer, present: Serving | None) -> tuple[Predictor, str, str]:
+        """(predictor, name, problem) of the model that the pointer names, or of one that can be served in its place."""
+        problem = pointer.problem
+        if present is not None and present.name == pointer.name and not problem and not present.problem:
+            return present.champion, present.name, ""
         # At the start anything that was served once is better than no server.
         names = [pointer.name] if present is not None else [pointer.name, *pointer.before, CONFIGURED]
-        problem = pointer.problem
         if problem:
             logger.error("%s", problem)
         for name in names:
             try:
-                predictor = self._predictor_of(name)
+                return self._predictor_of(name), name, problem
             except (InputError, OSError) as error:
                 if name == CONFIGURED and present is None:
                     raise
                 problem = problem or f"{name} cannot be served: {error}"
                 logger.error("%s cannot be served: %s", name, error)
-                continue
-            self.name, self.problem = name, problem
-            return predictor
         assert present is not None
-        self.problem = f"{problem}; {self.name} is still served"
-        return present
+        return present.champion, present.name, f"{problem}; {present.name} is still served"
+
+    def _with_quick(self, champion: tuple[Predictor, str, str], pointer: Pointer, state: tuple[int, ...]) -> Serving:
+        predictor, name, problem = champion
+        if not pointer.quick or name != pointer.name or not self.config.learning.quick:
+            return Serving(predictor, predictor, name, "", problem, state)
+        try:
+            system = load_quick(predictor.system, self.registry.quick_path(pointer.quick))
+            own = predictor.with_decoder(system)
+        except (InputError, OSError) as error:
+            logger.error("%s cannot be served: %s", pointer.quick, error)
+            problem = problem or f"{pointer.quick} cannot be served: {error}; {name} answers alone"
+            return Serving(predictor, predictor, name, "", problem, state)
+        logger.info("serving %s on top of %s, version %s", pointer.quick, name, system.version)
+        return Serving(predictor, own, name, pointer.quick, problem, state)
 
     def _predictor_of(self, name: str) -> Predictor:
         device = device_of(self.config.device)

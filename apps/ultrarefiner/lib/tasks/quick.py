@@ -1,0 +1,170 @@
+"""Quick learning: after each save a process tunes the champion's mask decoder for some seconds (``learning/quick``).
+
+One runs at a time; what is saved meanwhile starts one more afterwards. The process is nice, ends with the server, and loses
+nothing when it is killed at any moment. A result that may serve moves the registry's pointer, which the server follows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lib.tasks.background import SHORT_OF_MEMORY
+from lib.tasks.served import Served, device_of
+from ultrarefiner_monai.config import ServeConfig, to_dict
+from ultrarefiner_monai.core.messages import public
+from ultrarefiner_monai.studies.training_folder import read_json
+from ultrarefiner_monai.studies.work_folder import WorkFolder
+
+logger = logging.getLogger(__name__)
+
+_CHILD = Path(__file__).with_name("child.py")
+_WORKER = "ultrarefiner_monai.learning.quick.worker"
+_LATE_FACTOR = 4  # a run that takes so many times its seconds hangs: it is ended
+
+
+class QuickWorker:
+    """Runs of quick learning on the studies of one server. Thread-safe; ``saved`` returns at once and never raises."""
+
+    def __init__(self, config: ServeConfig, work: WorkFolder, studies: str, served: Served):
+        self.config, self.work, self.studies, self.served = config, work, studies, served
+        self._lock = threading.Lock()
+        self._due, self._closed = False, False
+        self._process: subprocess.Popen[str] | None = None
+        self._begun = 0.0
+        self._error = ""
+        self._last: dict[str, Any] = read_json(work.training.quick / "last.json")
+        self._thread: threading.Thread | None = None
+
+    def saved(self) -> None:
+        """A final label was saved."""
+        with self._lock:
+            if self._closed or not self.config.learning.quick:
+                return
+            self._due = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="quick", daemon=True)
+                self._thread.start()
+
+    def state(self) -> dict[str, Any]:
+        """For the status page. on; running, since (seconds); due: another run follows; model: what serves; last: the last
+        run's result, with ``at``; error: why the last run came to nothing, else empty."""
+        running = self._process is not None
+        return {
+            "on": self.config.learning.quick,
+            "running": running,
+            "seconds": round(time.monotonic() - self._begun, 1) if running else 0.0,
+            "due": self._due,
+            "model": self.served.quick,
+            "last": self._last,
+            "error": self._error,
+        }
+
+    def close(self) -> None:
+        """End what runs, and begin nothing any more."""
+        with self._lock:
+            self._closed, self._due = True, False
+            process = self._process
+        if process is not None:
+            _kill(process)
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if self._closed or not self._due:
+                    self._thread = None
+                    return
+                self._due = False
+            try:
+                self._once()
+            except Exception as error:  # whatever it is, the champion serves and the next save tries again
+                logger.exception("quick learning failed")
+                self._error = public(str(error)) or type(error).__name__
+
+    def _once(self) -> None:
+        job = self._job()
+        command = [sys.executable, str(_CHILD), str(os.getpid()), _WORKER, json.dumps(job)]
+        threads = str(self.config.learning.threads)
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        with self._lock:
+            if self._closed:
+                return
+            self._begun = time.monotonic()
+            self._process = process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                env=environment,
+                start_new_session=True,
+            )
+        watch = threading.Timer(_LATE_FACTOR * self.config.learning.quick_seconds, _kill, (process,))
+        watch.daemon = True
+        watch.start()
+        lines: list[str] = []
+        try:
+            assert process.stdout is not None
+            with process.stdout as output:
+                for line in output:
+                    if line := line.rstrip():
+                        lines = [*lines[-20:], line]
+                        logger.debug("quick: %s", line)
+            code = process.wait()
+        finally:
+            watch.cancel()
+            _kill(process)
+            with self._lock:
+                self._process = None
+        self._note(code, lines)
+
+    def _job(self) -> dict[str, Any]:
+        files = self.served.files(self.served.name)
+        return {
+            "work": str(self.work.root),
+            "studies": self.studies,
+            "base": str(files.path),
+            "refiner": None if files.refiner is None else str(files.refiner),
+            "options": to_dict(self.config.learning),
+            "device": device_of(self.config.device),
+            "max_pixels": self.config.max_pixels,
+        }
+
+    def _note(self, code: int, lines: list[str]) -> None:
+        """What the run came to, from its exit code and its last line."""
+        seconds = time.monotonic() - self._begun
+        found: dict[str, Any] = {}
+        with suppress(ValueError, IndexError):
+            found = json.loads(lines[-1])
+        if self._closed:
+            return
+        if not isinstance(found, dict) or not found or "error" in found:
+            reason = found.get("error", "") if isinstance(found, dict) else ""
+            if not reason:
+                reason = SHORT_OF_MEMORY if code == -signal.SIGKILL else f"its process ended with code {code}"
+            self._error = public(str(reason))
+            logger.warning("quick learning came to nothing after %.1f s: %s", seconds, self._error)
+            return
+        self._error = ""
+        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._last = {**found, "at": at}
+        what = f"{found['served']} serves" if found.get("served") else "the model that is served stays"
+        logger.info("quick learning, %.1f s, %d samples: %s: %s", seconds, found.get("samples", 0), what, found["why"])
+        self.served.now()  # follows the pointer in a thread: the next request finds it loaded
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
