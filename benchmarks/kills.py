@@ -146,23 +146,26 @@ class Studies:
             time.sleep(0.5)
             infer(server.url, "ultrarefiner", "image00")
             return True
-        what = {"quick": self.quick_runs, "slow": self.slow_runs, "promoting": self.a_candidate}[kind]
-        before = what(begun)
-        if not eventually(lambda: what(begun) != before or (kind != "promoting" and what(begun))):
+        if kind == "quick":
+            what, length = (lambda: server.child("quick.worker")), 8.0
+        elif kind == "slow":
+            what, length = (lambda: self.slow_runs(begun)), 8.0
+        else:
+            known = self.models()
+            what, length = (lambda: self.models() != known), 1.5
+        if not eventually(what):
             return False
-        time.sleep(moment * {"quick": 4, "slow": 8, "promoting": 1.5}[kind])
+        time.sleep(moment * length)
         return True
-
-    def quick_runs(self, since: float) -> str:
-        pointer = Registry(self.work).pointer()
-        return pointer.quick
 
     def slow_runs(self, since: float) -> str:
         states = [(p.parent.name, read_json(p)) for p in self.work.training.runs.glob("*/state.json")]
         return next((name for name, s in states if s.get("status") == "running" and s.get("started", 0) >= since), "")
 
-    def a_candidate(self, since: float) -> str:
-        return " ".join(sorted(p.name for p in self.work.models.glob("*.safetensors") if "quick" not in p.name))
+    def models(self) -> str:
+        """Changes with each candidate and each quick model that is written, and with each promotion."""
+        names = sorted(p.name for p in self.work.models.glob("*.safetensors"))
+        return f"{names} {Registry(self.work).pointer()}"
 
     def by_hand(self, moment: float) -> bool:
         """Promote and roll back with the command, again and again, until it is killed."""

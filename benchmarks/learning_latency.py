@@ -126,6 +126,7 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
         save(server.url, new[0])
         came, end = until(lambda: registry.pointer().quick, args.patience_quick)
         row(f"save to a quick model serving ({'served' if came else 'did not come'}), s", end - start)
+        print(f"its report: {read_json(work.training.quick / 'last.json')}")
         row("click while quick runs, median s", statistics.median(clicker.between(start, end)), statistics.median(idle))
         row("click while quick runs, 90th percentile s", tenth(clicker.between(start, end)), tenth(idle))
 

@@ -100,6 +100,16 @@ class Forked:
         except psutil.NoSuchProcess:
             return []
 
+    def child(self, word: str) -> bool:
+        """Whether one of these has ``word`` in its command."""
+        for process in self.children():
+            try:
+                if any(word in part for part in process.cmdline()):
+                    return True
+            except psutil.NoSuchProcess:
+                continue
+        return False
+
     def kill(self) -> None:
         """SIGKILL to the server and to all that it started, at once."""
         for process in [self.process, *self.children()]:
