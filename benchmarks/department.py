@@ -46,6 +46,7 @@ class Simulation:
             slow_at=tuple(args.slow_at),
             slow_epochs=args.slow_epochs,
             least=args.slow_least,
+            slow_from=args.slow_from,
             slow_parts=tuple(args.slow_parts),
             seconds=args.quick_seconds,
             seed=args.seed,
@@ -110,6 +111,9 @@ def main() -> None:
     run.add_argument("--slow-epochs", type=int, default=0, help="0: as the app trains")
     run.add_argument("--slow-least", type=int, default=20, help="so many validating labels suffice for the gate")
     run.add_argument("--slow-parts", nargs="*", default=["refiner", "coarse"], choices=["refiner", "coarse"])
+    run.add_argument(
+        "--slow-from", type=Path, help="an arm's folder: its candidates are judged instead of training again"
+    )
     run.add_argument("--threads", type=int, default=1)
     table = commands.add_parser("table", help="compare the arms")
     for command in (run, table):

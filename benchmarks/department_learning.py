@@ -24,15 +24,17 @@ from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, Item
 from ultrarefiner_monai.datasets.grouping import thumbnail
 from ultrarefiner_monai.interaction.robot import as_clicks
 from ultrarefiner_monai.learning.label_split import TRAIN_PART, SplitImage, placed
+from ultrarefiner_monai.learning.labelled import prepare_labels
+from ultrarefiner_monai.learning.promotion import Outcome, settle
 from ultrarefiner_monai.learning.quick.overlay import load_quick
 from ultrarefiner_monai.learning.quick.run import Job, QuickRun
 from ultrarefiner_monai.learning.registry import CONFIGURED, Registry, Start
-from ultrarefiner_monai.learning.retraining import train_on_labels
+from ultrarefiner_monai.learning.retraining import labels_split, train_on_labels
 from ultrarefiner_monai.models.checkpoints import System, load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.corrections import final_labels
 from ultrarefiner_monai.studies.journal import Journal
-from ultrarefiner_monai.studies.training_folder import write_json
+from ultrarefiner_monai.studies.training_folder import read_json, write_json
 from ultrarefiner_monai.studies.work_folder import INDEX, WorkFolder
 
 log = logging.getLogger(__name__)
@@ -41,10 +43,13 @@ APP = Path(__file__).resolve().parents[1] / "apps" / "ultrarefiner"
 
 @dataclass(frozen=True)
 class Settings:
-    """What an arm does. quick_at, slow_at: numbers of labels after which a quick run, a training runs;
-    slow_epochs: of each, 0: as the app's;
-    least: so many validating labels suffice; seconds: of a quick run, 0: as many as its steps take; steps: of each
-    of its tunings, None: by its recipe."""
+    """What an arm does.
+
+    quick_at, slow_at: numbers of labels after which a quick run, a training runs. seconds: of a quick run, 0: as many as its
+    steps take; steps: of each of its tunings, None: by its recipe. slow_parts: what trainings train; slow_epochs: of each,
+    0: as the app's; least: so many validating patients suffice for the gate; slow_from: the folder of an arm with the same
+    labels, whose candidates are judged in place of new ones.
+    """
 
     quick: bool
     slow: bool
@@ -52,6 +57,7 @@ class Settings:
     slow_at: tuple[int, ...] = ()
     slow_epochs: int = 0
     least: int = 20
+    slow_from: Path | None = None
     slow_parts: tuple[str, ...] = ("refiner", "coarse")
     seconds: float = 0.0
     steps: int | None = None
@@ -182,18 +188,33 @@ class Department:
         options = replace(self.options, validation_labels=min(self.options.validation_labels, self.settings.least))
         said = []
         for task in tasks:
-            network = {"system": {"sam": {}}} if task == "sam_refiner" else {}
-            plain = load_yaml(TrainConfig, APP / "train" / f"{task}.yaml", network)
-            settings = replace(plain, epochs=self.settings.slow_epochs or plain.epochs)
-            labelled = final_labels(self.work.root)
-            outcome = train_on_labels(task, settings, self._files, labelled, self.work, options, "cpu")
-            report = outcome.report
+            outcome = self._made_before(task, options) or self._trained(task, options)
+            report, name = outcome.report, outcome.candidate.name
             assert report is not None
-            write_json(self.folder / f"gate-{outcome.candidate.name}.json", report.to_dict())
+            write_json(self.folder / f"gate-{name}.json", report.to_dict())
+            note = {"task": task, "labels": len(self.labels), "path": str(outcome.candidate.path.resolve())}
+            write_json(self.folder / f"made-{task}-{len(self.labels)}.json", note)
             said.append(f"{task}: {'promoted' if outcome.promoted else '; '.join(report.reasons)}")
             if outcome.promoted:
                 self.load()
         return {"accepted": int("promoted" in " ".join(said)), "why": " | ".join(said)}
+
+    def _trained(self, task: str, options: LearningConfig) -> Outcome:
+        network = {"system": {"sam": {}}} if task == "sam_refiner" else {}
+        plain = load_yaml(TrainConfig, APP / "train" / f"{task}.yaml", network)
+        settings = replace(plain, epochs=self.settings.slow_epochs or plain.epochs)
+        return train_on_labels(task, settings, self._files, final_labels(self.work.root), self.work, options, "cpu")
+
+    def _made_before(self, task: str, options: LearningConfig) -> Outcome | None:
+        """What another arm made of the same labels, judged here; None where there is none."""
+        if self.settings.slow_from is None:
+            return None
+        made = read_json(self.settings.slow_from / f"made-{task}-{len(self.labels)}.json")
+        if not made:
+            return None
+        prepare_labels(final_labels(self.work.root), self.work.training)
+        candidate = self.registry.add(self.registry.free_name(task), Path(made["path"]))
+        return settle(self.registry, candidate, self._files, labels_split(self.work.training).select, options)
 
     def _files(self, name: str) -> Start:
         return Start(name, self.start if name == CONFIGURED else self.registry.get(name).path)
