@@ -47,7 +47,8 @@ def training_server(tmp_path_factory, checkpoint):
     (studies / "labels" / "final").mkdir(parents=True)
     for n in range(3):
         write_label(studies / "labels" / "final" / f"image{n}.nrrd", studies, n)
-    running = start(studies, checkpoint, folder)
+    # At full priority, and only when somebody asks: what the tests wait for.
+    running = start(studies, checkpoint, folder, **{"learning.nice": 0, "learning.slow": "false"})
     yield running
     running.stop()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from ultrarefiner_monai.cli.command import app
@@ -127,13 +128,109 @@ def test_no_pointer_is_no_problem_where_nobody_chose(registry: Registry) -> None
     assert "is damaged" in registry.pointer().problem
 
 
+def quick(registry: Registry, base: str, seed: int = 0, name: str = "") -> str:
+    """A quick model that changes one weight of the coarse network."""
+    name = name or registry.free_quick()
+    path = registry.folder / f"{name}.safetensors"
+    key = "coarse.head.bias"
+    value = read_checkpoint(registry.get("transunet-1").path).tensors[key].float() + 1 + seed
+    save_file({key: value}, str(path), {"base": base})
+    return name
+
+
+def test_a_quick_model_stands_on_its_champion_alone(registry: Registry) -> None:
+    registry.promote("transunet-1")
+    base = registry.version_of("transunet-1")
+    pointer = registry.set_quick(quick(registry, base), base)
+    assert (pointer.name, pointer.quick, pointer.by) == ("transunet-1", "quick-1", "quick")
+    assert registry.set_quick(quick(registry, base, 1), base).quick == "quick-2"
+    assert [p.stem for p in registry.folder.glob("quick-*")] == ["quick-2"], "the older one is gone"
+    back = registry.rollback()
+    assert (back.name, back.quick, back.before) == ("transunet-1", "", (CONFIGURED,))
+    assert registry.free_quick() == "quick-3", "no number is given twice"
+    registry.set_quick(quick(registry, base), base)
+    assert registry.clear_quick().quick == "" and registry.clear_quick() == registry.pointer()
+    registry.set_quick(quick(registry, base), base)
+    pointer = registry.promote("transunet-2", by="slow")
+    assert (pointer.name, pointer.quick, pointer.by) == ("transunet-2", "", "slow")
+    with pytest.raises(InputError, match="no longer what is served"):
+        registry.set_quick(quick(registry, base), base)
+    assert registry.promote("transunet-1").quick == "" == registry.rollback().quick
+
+
+def test_quick_models_that_are_refused(registry: Registry) -> None:
+    registry.promote("transunet-1")
+    base, before = registry.version_of("transunet-1"), registry.pointer()
+    for name, words in (
+        ("../x", "is called quick-N"),
+        ("transunet-2", "is called quick-N"),
+        ("quick-9", "no quick model"),
+    ):
+        with pytest.raises(InputError, match=words):
+            registry.set_quick(name, base)
+    with pytest.raises(InputError, match="not on"):
+        registry.set_quick(quick(registry, "0123456789ab"), base)
+    (registry.folder / "quick-5.safetensors").write_bytes(b"half a file")
+    with pytest.raises(InputError, match="damaged"):
+        registry.set_quick("quick-5", base)
+    with pytest.raises(InputError, match="letters"):
+        registry.add("quick-7", registry.get("transunet-1").path)
+    assert registry.pointer() == before
+
+
+def test_a_promotion_over_another_model_than_was_compared(registry: Registry) -> None:
+    compared = registry.pointer()
+    registry.promote("transunet-2")
+    with pytest.raises(InputError, match="transunet-2 is served now, no longer configured"):
+        registry.promote("transunet-1", by="slow", over=compared)
+    assert registry.pointer().name == "transunet-2"
+
+
+def test_a_pointer_of_before_there_were_quick_models(registry: Registry) -> None:
+    PointerFile(registry.folder).path.write_text('{"name": "transunet-2", "before": ["transunet-1", "configured"]}')
+    assert registry.pointer() == Pointer("transunet-2", ("transunet-1", CONFIGURED))
+    assert registry.rollback().name == "transunet-1" and registry.pointer().before == (CONFIGURED,)
+
+
 def test_commands(registry: Registry, tmp_path: Path) -> None:
     run, studies = CliRunner(), ["--studies", str(tmp_path)]
-    assert "rollback" in run.invoke(app, ["models", "promote", "transunet-2", *studies], catch_exceptions=False).output
-    listed = run.invoke(app, ["models", "list", *studies], catch_exceptions=False).output
-    assert "transunet-1" in listed and "served" in next(row for row in listed.splitlines() if "transunet-2" in row)
-    run.invoke(app, ["models", "rollback", *studies], catch_exceptions=False)
+
+    def said(*words: str) -> str:
+        return run.invoke(app, ["models", *words, *studies], catch_exceptions=False).output
+
+    promoted = said("promote", "transunet-2")
+    assert "warning: it was never compared" in promoted and "rollback` brings configured back" in promoted
+    registry.note("transunet-1", gate={"passed": False, "reasons": ["it is worse"], "groups": 3, "compared": []})
+    assert "warning: the gate refused it: it is worse" in said("promote", "transunet-1")
+    listed = said("list")
+    assert "refused" in listed and "served" in next(row for row in listed.splitlines() if "transunet-1" in row)
+    shown = said("show")
+    assert "by a person; before it: transunet-2, configured" in shown and "it is worse" in shown
+    assert "it was not judged" in said("show", "transunet-2")
+    said("rollback")
+    said("rollback")
     stored = json.loads(PointerFile(registry.folder).path.read_text())
     assert (stored["name"], stored["before"], stored["by"]) == ("configured", [], "person")
     missing = run.invoke(app, ["models", "list", "--studies", str(tmp_path / "typo")])
     assert isinstance(missing.exception, InputError) and not (tmp_path / "typo").exists()
+
+
+def test_export_writes_what_is_served(registry: Registry, tmp_path: Path) -> None:
+    run, studies, out = CliRunner(), ["--studies", str(tmp_path)], tmp_path / "mine.safetensors"
+    nothing = run.invoke(app, ["models", "export", str(out), *studies])
+    assert isinstance(nothing.exception, InputError) and "--weights" in str(nothing.exception) and not out.exists()
+    registry.promote("transunet-1")
+    base = registry.version_of("transunet-1")
+    registry.set_quick(quick(registry, base), base)
+    assert "serves it" in run.invoke(app, ["models", "export", str(out), *studies], catch_exceptions=False).output
+    alone, merged = (load_system(path).coarse.state_dict() for path in (registry.get("transunet-1").path, out))
+    assert torch.equal(merged["head.bias"], alone["head.bias"] + 1)
+    assert all(torch.equal(merged[k], alone[k]) for k in alone if k != "head.bias")
+    assert isinstance(run.invoke(app, ["models", "export", str(out), *studies]).exception, InputError), "it exists"
+    registry.quick_path("quick-1").write_bytes(b"half")
+    damaged = run.invoke(app, ["models", "export", str(tmp_path / "other.safetensors"), *studies])
+    assert isinstance(damaged.exception, InputError) and not (tmp_path / "other.safetensors").exists()
+    registry.rollback()
+    other = tmp_path / "other.safetensors"
+    run.invoke(app, ["models", "export", str(other), *studies], catch_exceptions=False)
+    assert all(torch.equal(v, alone[k]) for k, v in load_system(other).coarse.state_dict().items())

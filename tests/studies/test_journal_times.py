@@ -157,7 +157,8 @@ def test_each_client_has_its_own_times(journal: Journal, clock: list[int]) -> No
     late = save(journal, "late")
     assert (late.first_proposal_id, late.seconds) == (mine, 10.0)
     assert save(journal, "early").seconds == 310.0
-    assert save(journal, "unknown").seconds == 310.0, "shown to somebody without a name"
+    assert save(journal, "unknown").seconds is None, "what was shown to others says nothing"
+    assert save(journal, "").seconds == 310.0, "nobody said who they are: all of these are one"
 
 
 def test_who_asked_for_nothing_was_shown_the_newest_of_others(journal: Journal) -> None:

@@ -66,6 +66,56 @@ def journal_export(
     typer.echo(f"{count} saved labels: {out}")
 
 
+@app.command("mistakes")
+def journal_mistakes(
+    studies: Studies,
+    work_dir: WorkDir = None,
+    out: Annotated[Path | None, typer.Option(help="The picture (.png, .pdf or .svg); needs the extra train.")] = None,
+    devices: Annotated[
+        Path | None, typer.Option(help="A CSV file with the columns id and device, for images that are no DICOM.")
+    ] = None,
+) -> None:
+    """What the model gets wrong: the kinds of error of its first proposals, by size, echogenicity and device."""
+    from rich.console import Console
+
+    from ultrarefiner_monai.core.types import InputError
+    from ultrarefiner_monai.learning.mistakes import mistakes_of
+    from ultrarefiner_monai.learning.mistakes_picture import drawing, looks_of, picture_of, read_devices, write_picture
+    from ultrarefiner_monai.studies.corrections import read_corrections
+    from ultrarefiner_monai.studies.work_folder import WorkFolder, is_address
+
+    if out is not None:
+        drawing()  # what is missing is said before the work
+    named = read_devices(devices) if devices is not None else {}
+    work = WorkFolder.existing(studies, work_dir)
+    corrections = read_corrections(work.root, None if is_address(studies) else studies)
+    mistakes = mistakes_of(corrections)
+    if not mistakes:
+        raise InputError("no final label has an automatic proposal before it: save some over what ultrarefiner offers")
+    picture = picture_of(mistakes, looks_of(corrections, named))
+    Console().print(_mistakes_table(picture))
+    typer.echo("Shares in % of the outlines first offered, without clicks; n: images, the frames of a cine as one.")
+    if out is not None:
+        typer.echo(str(write_picture(picture, out)))
+
+
+def _mistakes_table(picture: Any) -> Any:
+    from rich.table import Column, Table
+
+    from ultrarefiner_monai.learning.mistakes_picture import NAMES
+
+    kinds = [kind for kind in NAMES if kind in picture.everything.shares]
+    table = Table(Column("", no_wrap=True), "n", "Dice", *(Column(NAMES[kind], justify="right") for kind in kinds))
+    for title, groups in {"": [picture.everything], **picture.by}.items():
+        table.add_section()
+        for group in groups:
+            name = f"{title}: {group.name}" if title else group.name
+            dice = "" if group.dice is None else f"{group.dice:.3f}"
+            shares = [100 * group.shares.get(kind, 0) for kind in kinds]
+            table.add_row(name, f"{group.images:.0f}", dice, *(f"{share:.0f}" if share else "" for share in shares))
+    return table
+
+
 @app.command("show")
 def journal_show(
     image: Annotated[str, typer.Option(help="The image's id, as the server lists it.")],

@@ -114,7 +114,7 @@ def _predictor(files: Start, device: str) -> Predictor:
 def told(outcome: Outcome) -> dict[str, Any]:
     """What the run's state, and so the clients, get to know of it."""
     facts = outcome.candidate.facts
-    found = {k: facts[k] for k in ("figures", "start_figures", "gate") if k in facts}
+    found: dict[str, Any] = {k: facts[k] for k in ("figures", "start_figures", "gate") if k in facts}
     return {**found, "version": outcome.candidate.version, "promoted": outcome.promoted}
 
 

@@ -26,10 +26,11 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import NO_FOLD, Item, Split, read_index, split_fold
 from ultrarefiner_monai.datasets.seen import digests_of
 from ultrarefiner_monai.learning.labelled import Lookup, prepare_labels
+from ultrarefiner_monai.learning.mistakes import department_corruption
 from ultrarefiner_monai.learning.promotion import Files, Outcome, keep, settle, told
 from ultrarefiner_monai.learning.registry import Registry, Start
 from ultrarefiner_monai.models.checkpoints import load_system, read_header, save_system
-from ultrarefiner_monai.studies.corrections import Labelled
+from ultrarefiner_monai.studies.corrections import Labelled, read_corrections
 from ultrarefiner_monai.studies.training_folder import TrainingFolder, memory_advice, read_json, write_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 from ultrarefiner_monai.training.run import about_data, train_split
@@ -72,6 +73,7 @@ def train_on_labels(
         config = started_from(settings, start, folder, work)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         split, replayed = with_replay(labels_split(folder), learning, config.seed)
+        config = with_mistakes(config, split)
         run = _run_folder(task, config, folder, registry, resume, replayed)
         state = {
             "task": task,
@@ -137,6 +139,16 @@ def with_replay(split: Split, learning: LearningConfig, seed: int) -> tuple[Spli
         if len(chosen) < count and not digests_of([item]) & validates:
             chosen.append(item)
     return Split((*split.train, *chosen), split.select, split.report), chosen
+
+
+def with_mistakes(config: TrainConfig, split: Split) -> TrainConfig:
+    """The refiner's simulated coarse masks as this department's model errs (``mistakes.py``); what validates says nothing."""
+    if config.phase == "phase1_coarse" or not config.refine.corrections:
+        return config
+    trained = {item.id for item in split.train}
+    corrections = [c for c in read_corrections(config.refine.corrections) if c.id in trained]
+    corruption = department_corruption(corrections, config.refine.corruption)
+    return replace(config, refine=replace(config.refine, corruption=corruption))
 
 
 def _note(run: Path, state: dict[str, Any]) -> None:

@@ -70,6 +70,15 @@ def item_id(image_id: str, frame: int, region: int | None = None) -> str:
     return f"{image_id}@{frame}" if region is None else f"{image_id}@{frame}.{region}"
 
 
+def item_region(item: str, image_file: ImageFile, frame: int) -> Region:
+    """Where an item (``item_id``) lies in its frame."""
+    number = item.rpartition("@")[2].partition(".")[2]
+    regions = image_file.regions_of(frame)
+    if number and int(number) < len(regions):
+        return regions[int(number)]
+    return slice(0, image_file.height), slice(0, image_file.width)
+
+
 def training_parts(image_id: str, image_file: ImageFile, frame: int, mask: np.ndarray) -> list[tuple[str, Region]]:
     """What of a frame is trained on, as it is served: (item id, region) of each B-mode region, or the whole frame.
 

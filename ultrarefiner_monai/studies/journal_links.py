@@ -8,24 +8,24 @@ from typing import Any
 
 from ultrarefiner_monai.studies.journal_rows import Packed, as_json, new_id, now
 
-_OF_IMAGE = "(image_id = :image OR image_id LIKE 'session:%') AND image_hash = :hash"
+# Ranges, not LIKE: an index is used, and a save takes no longer after years.
+_A_SESSION = "(image_id >= 'session:' AND image_id < 'session;')"
+_OF_IMAGE = f"(image_id = :image OR {_A_SESSION}) AND image_hash = :hash"
 _NEWEST = f"SELECT id FROM proposals WHERE {_OF_IMAGE} ORDER BY client = :client DESC, id DESC LIMIT 1"
 # The client's own first one; who asked for none may have been shown the newest of another's, as after a batch.
 _FIRST = (
     f"SELECT id FROM proposals WHERE {_OF_IMAGE} AND id > :proposal AND prompts = '{{}}'"
     " ORDER BY client = :client DESC, CASE WHEN client = :client THEN id ELSE -id END LIMIT 1"
 )
+# Of who does not say who they are, those rows that have no name: never another's.
 _SHOWN = (
-    "SELECT created FROM shown WHERE (image_id = :image OR (image_id LIKE 'session:%' AND image_hash = :hash))"
-    " AND id > :shown AND client IN ({}) ORDER BY id LIMIT 1"
+    f"SELECT created FROM shown WHERE (image_id = :image OR ({_A_SESSION} AND image_hash = :hash))"
+    " AND id > :shown AND client IN (:client, :author) ORDER BY id LIMIT 1"
 )
-_SHOWN_TO_IT, _SHOWN_TO_ANYBODY = _SHOWN.format(":client, :author"), _SHOWN.format("''")
 _ASKED = (
     f"SELECT created FROM proposals WHERE {_OF_IMAGE} AND id > :proposal AND client IN (:client, :author)"
     " ORDER BY id LIMIT 1"
 )
-
-
 _NOTE = (
     "INSERT INTO shown (created, image_id, image_hash, client) SELECT :now, :image, :hash, :client WHERE NOT EXISTS ("
     "SELECT 1 FROM shown WHERE image_id = :image AND client = :client AND id > COALESCE("
@@ -94,11 +94,9 @@ def _last_save(connection: sqlite3.Connection, names: dict[str, Any]) -> _Before
 
 
 def _first_shown(connection: sqlite3.Connection, names: dict[str, Any]) -> str | None:
-    """When the image was handed out to the client, or a proposal asked for, whichever was earlier. Where nothing is known of
-    the client itself, when it was handed out to somebody who did not say who."""
-    times = [_one(connection, query, names) for query in (_SHOWN_TO_IT, _ASKED)]
-    known = [time for time in times if time is not None]
-    return min(known) if known else _one(connection, _SHOWN_TO_ANYBODY, names)
+    """When the image was handed out to the client, or the client asked for a proposal, whichever was earlier."""
+    times = [_one(connection, query, names) for query in (_SHOWN, _ASKED)]
+    return min((time for time in times if time is not None), default=None)
 
 
 def _one(connection: sqlite3.Connection, query: str, names: dict[str, Any]) -> Any:

@@ -7,7 +7,6 @@ the pointer moves last.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -289,8 +288,3 @@ def remember(work: WorkFolder, result: dict[str, Any]) -> None:
 def remembered(work: WorkFolder) -> dict[str, Any]:
     """As ``remember`` wrote it; empty where there was none."""
     return read_json(work.training.quick / "last.json")
-
-
-def as_line(result: Result) -> str:
-    """One line of JSON, as the worker prints it."""
-    return json.dumps(result.to_dict(), separators=(",", ":"))

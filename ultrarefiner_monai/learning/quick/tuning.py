@@ -42,12 +42,12 @@ class Recipe:
     """
 
     parts: tuple[str, ...] = ("decoder",)
-    lr: float = 3e-4
+    lr: float = 5e-4
     anchor: float = 0.0
     batch: int = 4
-    steps_per_sample: float = 4.0
-    least_steps: int = 20
-    most_steps: int = 80
+    steps_per_sample: float = 1.0
+    least_steps: int = 16
+    most_steps: int = 40
     newest: float = 3.0
     fresh: int = 2
     clip: float = 1.0

@@ -1,6 +1,7 @@
-"""The process of one quick run: ``python -m ultrarefiner_monai.learning.quick.worker JOB``, JOB being JSON.
+"""The process of quick runs: ``python -m ultrarefiner_monai.learning.quick.worker``; each line of its input is a job, as JSON.
 
-It is nice, computes with few threads, and prints one line of JSON as its last: what came of the run, or why not.
+It is nice and computes with few threads. To each job it answers with one line, ANSWER and JSON: what came of the run, or
+under ``error`` why not. It stays between two jobs, for its imports cost a third of the time; at the input's end it ends.
 """
 
 from __future__ import annotations
@@ -13,29 +14,35 @@ import time
 from pathlib import Path
 from typing import Any
 
-ERROR = "error"  # the key of the last line when nothing was learnt
+ANSWER = "quick-run: "
+ERROR = "error"
 
 
-def main(text: str) -> int:
-    begun, values = time.monotonic(), json.loads(text)
-    if hasattr(os, "nice"):
-        os.nice(int(values["options"]["nice"]))
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is loaded
-        os.environ[name] = str(values["options"]["threads"])
+def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    from ultrarefiner_monai.learning.quick.run import QuickRun, as_line, remember
+    first = True
+    for line in sys.stdin:
+        begun, values = time.monotonic(), json.loads(line)
+        if first and hasattr(os, "nice"):
+            os.nice(int(values["options"]["nice"]))
+        first = False
+        print(ANSWER + json.dumps(_answer(values, begun), separators=(",", ":")), flush=True)
+
+
+def _answer(values: dict[str, Any], begun: float) -> dict[str, Any]:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is loaded
+        os.environ.setdefault(name, str(values["options"]["threads"]))
+    from ultrarefiner_monai.learning.quick.run import QuickRun, remember
     from ultrarefiner_monai.learning.retraining import reason_of
 
-    job = _job(values, begun)
     try:
-        result = QuickRun(job)()
-        print(as_line(result), flush=True)
-        remember(job.work, result.to_dict())
+        job = _job(values, begun)
+        result = QuickRun(job)().to_dict()
+        remember(job.work, result)
+        return result
     except Exception as error:  # whatever it is, its user gets to know, and the champion serves
         logging.getLogger(__name__).warning("quick learning failed", exc_info=True)
-        print(json.dumps({ERROR: " ".join(reason_of(error).split())}), flush=True)
-        return 1
-    return 0
+        return {ERROR: " ".join(reason_of(error).split()) or type(error).__name__}
 
 
 def _job(values: dict[str, Any], begun: float) -> Any:
@@ -56,11 +63,11 @@ def _job(values: dict[str, Any], begun: float) -> Any:
         options,
         values.get("device", "cpu"),
         Limits(total_pixels=values["max_pixels"]),
-        begun - float(values.get("late", 0.0)),
+        begun,
         float(options.quick_seconds),
         values.get("steps"),
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main()

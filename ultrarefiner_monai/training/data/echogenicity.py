@@ -13,10 +13,10 @@ import torch
 from monai.transforms import MapTransform, RandomizableTransform
 from scipy import ndimage
 
+from ultrarefiner_monai.masks.echo import tissue_around
+
 _GAIN = (0.3, 3.0)
-_RING = 0.045  # width of the tissue around a lesion that it is compared with, share of the frame's side
-_EDGE = (0.004, 0.02)  # how softly the change ends at the outline, likewise
-_LARGEST = 0.6  # share of the frame: beyond it there is nothing to compare with
+_EDGE = (0.004, 0.02)  # how softly the change ends at the outline, share of the frame's side
 
 
 class RandEchogenicityd(RandomizableTransform, MapTransform):
@@ -49,14 +49,10 @@ def with_echogenicity(image: np.ndarray, lesion: np.ndarray, level: float, edge:
 
     edge: standard deviation of the transition, share of the longer side. The gain is kept within 0.3 and 3.
     """
-    side, share = max(image.shape), lesion.mean()
-    if not 0 < share < _LARGEST:
-        return image
-    reach = max(2, round(_RING * side))
-    ring = ndimage.maximum_filter(lesion, 2 * reach + 1) & ~lesion & (image > 0)
-    if not ring.any():
+    ring = tissue_around(image, lesion)
+    if ring is None:
         return image
     floor = 0.02  # black lesions: nothing divided by nothing
     gain = np.clip((level * image[ring].mean() + floor) / (image[lesion].mean() + floor), *_GAIN)
-    soft = ndimage.gaussian_filter(lesion.astype(np.float32), edge * side)
+    soft = ndimage.gaussian_filter(lesion.astype(np.float32), edge * max(image.shape))
     return np.clip(image * (1 + soft * np.float32(gain - 1)), 0, 1)

@@ -1,7 +1,7 @@
 """Quick learning: after each save a process tunes the champion's mask decoder for some seconds (``learning/quick``).
 
-One runs at a time; what is saved meanwhile starts one more afterwards. The process is nice, ends with the server, and loses
-nothing when it is killed at any moment. A result that may serve moves the registry's pointer, which the server follows.
+One runs at a time; what is saved meanwhile starts one more afterwards. The process stays for some minutes after a run, is
+nice, ends with the server, and loses nothing when it is killed at any moment. A result that may serve moves the registry's pointer, which the server follows.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lib.tasks.background import SHORT_OF_MEMORY
 from lib.tasks.served import Served, device_of
 from ultrarefiner_monai.config import ServeConfig, to_dict
 from ultrarefiner_monai.core.messages import public
+from ultrarefiner_monai.learning.quick.worker import ANSWER
 from ultrarefiner_monai.studies.training_folder import read_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 _CHILD = Path(__file__).with_name("child.py")
 _WORKER = "ultrarefiner_monai.learning.quick.worker"
+
+_IDLE_SECONDS = 300.0  # so long the process waits for the next save: it holds the memory of a loaded model
 _LATE_FACTOR = 4  # a run that takes so many times its seconds hangs: it is ended
 
 
@@ -39,7 +42,8 @@ class QuickWorker:
     def __init__(self, config: ServeConfig, work: WorkFolder, studies: str, served: Served):
         self.config, self.work, self.studies, self.served = config, work, studies, served
         self._lock = threading.Lock()
-        self._due, self._closed = False, False
+        self._due, self._busy, self._closed = False, False, False
+        self._rest: threading.Timer | None = None
         self._process: subprocess.Popen[str] | None = None
         self._begun = 0.0
         self._error = ""
@@ -59,7 +63,7 @@ class QuickWorker:
     def state(self) -> dict[str, Any]:
         """For the status page. on; running, since (seconds); due: another run follows; model: what serves; last: the last
         run's result, with ``at``; error: why the last run came to nothing, else empty."""
-        running = self._process is not None
+        running = self._busy
         return {
             "on": self.config.learning.quick,
             "running": running,
@@ -75,6 +79,8 @@ class QuickWorker:
         with self._lock:
             self._closed, self._due = True, False
             process = self._process
+            if self._rest is not None:
+                self._rest.cancel()
         if process is not None:
             _kill(process)
 
@@ -85,6 +91,9 @@ class QuickWorker:
             with self._lock:
                 if self._closed or not self._due:
                     self._thread = None
+                    self._rest = threading.Timer(_IDLE_SECONDS, self._end)
+                    self._rest.daemon = True
+                    self._rest.start()
                     return
                 self._due = False
             try:
@@ -94,41 +103,62 @@ class QuickWorker:
                 self._error = public(str(error)) or type(error).__name__
 
     def _once(self) -> None:
-        job = self._job()
-        command = [sys.executable, str(_CHILD), str(os.getpid()), _WORKER, json.dumps(job)]
-        threads = str(self.config.learning.threads)
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        self._begun = time.monotonic()
+        self._busy = True
+        try:
+            answer, code = self._ask(json.dumps(self._job()))
+        finally:
+            self._busy = False
+        self._note(answer, code)
+
+    def _ask(self, job: str) -> tuple[dict[str, Any], int]:
+        """(the process's answer to a job, 0), or ({}, its exit code) when it ended instead."""
+        process = self._started()
+        assert process.stdin is not None and process.stdout is not None
+        watch = threading.Timer(_LATE_FACTOR * self.config.learning.quick_seconds, _kill, (process,))
+        watch.daemon = True
+        watch.start()
+        try:
+            with suppress(OSError):  # it was killed: there is nothing to read either
+                process.stdin.write(job + "\n")
+                process.stdin.flush()
+            for line in process.stdout:
+                if line.startswith(ANSWER):
+                    return json.loads(line.removeprefix(ANSWER)), 0
+                logger.debug("quick: %s", line.rstrip())
+        finally:
+            watch.cancel()
+        code = process.wait()
+        self._end()
+        return {}, code
+
+    def _started(self) -> subprocess.Popen[str]:
+        """The process that waits for a job: that of before where it still runs."""
         with self._lock:
-            if self._closed:
-                return
-            self._begun = time.monotonic()
-            self._process = process = subprocess.Popen(
-                command,
+            if self._rest is not None:
+                self._rest.cancel()
+            if self._process is not None and self._process.poll() is None:
+                return self._process
+            threads = str(self.config.learning.threads)
+            self._process = subprocess.Popen(
+                [sys.executable, str(_CHILD), str(os.getpid()), _WORKER],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors="replace",
-                env=environment,
+                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
                 start_new_session=True,
             )
-        watch = threading.Timer(_LATE_FACTOR * self.config.learning.quick_seconds, _kill, (process,))
-        watch.daemon = True
-        watch.start()
-        lines: list[str] = []
-        try:
-            assert process.stdout is not None
-            with process.stdout as output:
-                for line in output:
-                    if line := line.rstrip():
-                        lines = [*lines[-20:], line]
-                        logger.debug("quick: %s", line)
-            code = process.wait()
-        finally:
-            watch.cancel()
+            return self._process
+
+    def _end(self) -> None:
+        """End the process; the next job starts another one."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
             _kill(process)
-            with self._lock:
-                self._process = None
-        self._note(code, lines)
+            process.wait()
 
     def _job(self) -> dict[str, Any]:
         files = self.served.files(self.served.name)
@@ -142,19 +172,14 @@ class QuickWorker:
             "max_pixels": self.config.max_pixels,
         }
 
-    def _note(self, code: int, lines: list[str]) -> None:
-        """What the run came to, from its exit code and its last line."""
+    def _note(self, found: dict[str, Any], code: int) -> None:
+        """What the run came to."""
         seconds = time.monotonic() - self._begun
-        found: dict[str, Any] = {}
-        with suppress(ValueError, IndexError):
-            found = json.loads(lines[-1])
         if self._closed:
             return
-        if not isinstance(found, dict) or not found or "error" in found:
-            reason = found.get("error", "") if isinstance(found, dict) else ""
-            if not reason:
-                reason = SHORT_OF_MEMORY if code == -signal.SIGKILL else f"its process ended with code {code}"
-            self._error = public(str(reason))
+        if not found or "error" in found:
+            ended = SHORT_OF_MEMORY if code == -signal.SIGKILL else f"its process ended with code {code}"
+            self._error = public(str(found.get("error") or ended))
             logger.warning("quick learning came to nothing after %.1f s: %s", seconds, self._error)
             return
         self._error = ""

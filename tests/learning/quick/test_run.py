@@ -1,0 +1,143 @@
+"""A quick run on the final labels of a studies folder: what serves, what does not and why, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.learning.quick.tiny import champion, pictures
+from ultrarefiner_monai.config import LearningConfig, to_dict
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.learning.quick import run as run_module
+from ultrarefiner_monai.learning.quick.overlay import load_quick, read_quick, write_quick
+from ultrarefiner_monai.learning.quick.run import Job, QuickRun, Result, remembered
+from ultrarefiner_monai.learning.quick.worker import ANSWER
+from ultrarefiner_monai.learning.registry import Registry
+from ultrarefiner_monai.models.checkpoints import load_system, save_system
+from ultrarefiner_monai.studies.work_folder import INDEX, WorkFolder, forget
+
+OPTIONS = LearningConfig(quick_seconds=60, margin=1.0)  # tiny networks learn nothing: the margin lets all through
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    studies = tmp_path / "studies"
+    (studies / "labels" / "final").mkdir(parents=True)
+    for k, pair in enumerate(pictures(5)):
+        save(studies, f"i{k}", *pair)
+    system = champion()
+    base = save_system(tmp_path / "base.safetensors", system.config, system.coarse, system.refiner.sam, half=False)  # type: ignore[union-attr, arg-type]
+    return Job(WorkFolder.of(studies), str(studies), base, None, OPTIONS, steps=2)
+
+
+def save(studies: Path, name: str, image: np.ndarray, label: np.ndarray) -> None:
+    Image.fromarray((image * 255).astype(np.uint8)).save(studies / f"{name}.png")
+    Image.fromarray(label * 255).save(studies / "labels" / "final" / f"{name}.png")
+    path = studies / INDEX
+    rows = json.loads(path.read_text())["objects"] if path.is_file() else {}
+    rows[name] = {"image": {"ext": ".png", "info": {}}, "labels": {"final": {"ext": ".png", "info": {}}}}
+    path.write_text(json.dumps({"objects": rows}))
+
+
+def quick(job: Job, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """A run in which no label is implausible: to networks with random weights all are."""
+    monkeypatch.setattr(run_module, "IMPLAUSIBLE", -1.0)
+    run = QuickRun(job)
+    monkeypatch.setattr(run, "_refusal", lambda verdict, validating: "")
+    return run()
+
+
+def test_it_serves_and_leaves_features_scores_and_one_file(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = quick(job, monkeypatch)
+    registry = Registry(job.work)
+    assert result.served == registry.pointer().quick == "quick-1" and registry.pointer().by == "quick"
+    assert result.left_out is not None and result.validation is not None
+    path = registry.quick_path("quick-1")
+    tensors, base, facts = read_quick(path)
+    assert all(name.startswith("sam.mask_decoder.") for name in tensors)
+    system = load_system(job.base)
+    assert base == system.version and len(facts["samples"]) == result.samples
+    served = load_quick(system, path)
+    assert served.version.startswith(f"{base}+") and served.coarse is system.coarse
+    split = json.loads((job.work.training.root / "split.json").read_text())["images"]
+    assert set(split) == {f"i{k}" for k in range(5)}
+    kept = {p.stem for p in job.work.training.quick.glob("*.safetensors")}
+    assert kept == {f"i{k}@0" for k in range(5)}
+    again = quick(job, monkeypatch)
+    assert again.served == "quick-2" and not path.exists()
+
+
+def test_forget_removes_what_is_kept_of_an_image(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(job, monkeypatch)
+    forget(job.studies, "i2")
+    assert not list(job.work.training.quick.rglob("i2@*"))
+    assert list(job.work.training.quick.rglob("i3@*"))
+
+
+def test_labels_of_another_grid_and_damaged_ones_stop_nobody_else(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = Path(job.studies, "labels", "final")
+    Image.fromarray(np.ones((7, 9), np.uint8) * 255).save(labels / "i1.png")
+    (labels / "i2.png").write_bytes(b"no picture")
+    result = quick(job, monkeypatch)
+    assert result.served and result.problems is not None and set(result.problems) == {"i1", "i2"}
+
+
+def test_noise_and_copies_of_one_image_and_empty_labels_are_not_served(job: Job) -> None:
+    """Each alone: noise is implausible; copies are one group, so nothing can be left out; without a lesion nothing is known."""
+    rng, (image, label) = np.random.default_rng(3), pictures(1)[0]
+    for kind in ("noise", "copies", "empty"):
+        studies = Path(job.studies).with_name(kind)
+        (studies / "labels" / "final").mkdir(parents=True)
+        for k, pair in enumerate(pictures(6)):
+            given = {
+                "noise": (pair[0], (rng.random(label.shape) < 0.5).astype(np.uint8)),
+                "copies": (image, label),
+                "empty": (pair[0], np.zeros_like(label)),
+            }[kind]
+            save(studies, f"{kind}{k}", *given)
+        own = replace(job, work=WorkFolder.of(studies), studies=str(studies))
+        result = QuickRun(own)()
+        assert not result.served and result.why, kind
+        assert not Registry(own.work).pointer().quick
+
+
+def test_a_wrong_base_damage_and_numbers_that_are_not_finite_are_refused(job: Job, tmp_path: Path) -> None:
+    system = load_system(job.base)
+    name = "sam.mask_decoder.iou_token.weight"
+    value = system.refiner.state_dict()[name]  # type: ignore[union-attr]
+    other = write_quick(tmp_path / "quick-7.safetensors", {name: value}, "another", {})
+    with pytest.raises(InputError, match="tuned on version another"):
+        load_quick(system, other)
+    broken = write_quick(tmp_path / "quick-8.safetensors", {name: value * torch.nan}, system.version, {})
+    with pytest.raises(InputError, match="not finite"):
+        load_quick(system, broken)
+    broken.write_bytes(broken.read_bytes()[:50])
+    with pytest.raises(InputError, match="damaged"):
+        load_quick(system, broken)
+
+
+def test_the_worker_answers_each_job_with_one_line(job: Job) -> None:
+    values = {
+        "work": str(job.work.root),
+        "studies": job.studies,
+        "base": str(job.base),
+        "options": to_dict(OPTIONS),
+        "max_pixels": 10**6,
+        "steps": 1,
+    }
+    bad = {**values, "base": "/nowhere.safetensors"}
+    lines = "".join(f"{json.dumps(v)}\n" for v in (values, bad))
+    command = [sys.executable, "-m", "ultrarefiner_monai.learning.quick.worker"]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True)
+    said = [json.loads(t.removeprefix(ANSWER)) for t in done.stdout.splitlines() if t.startswith(ANSWER)]
+    assert done.returncode == 0 and len(said) == 2
+    assert not said[0]["served"] and said[0]["why"] and remembered(job.work)["why"] == said[0]["why"]
+    assert "no checkpoint" in said[1]["error"]
