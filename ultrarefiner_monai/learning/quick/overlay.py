@@ -46,6 +46,12 @@ def overlaid(refiner: Refiner, tensors: Tensors) -> Refiner:
     return own
 
 
+def towards(refiner: Refiner, tensors: Tensors, share: float) -> Tensors:
+    """The refiner's own values of ``tensors``, moved by ``share`` of the way towards these: 0 is the refiner itself."""
+    state = refiner.state_dict()
+    return {name: state[name].detach().cpu().float().lerp(value, share) for name, value in tensors.items()}
+
+
 def with_tensors(champion: System, tensors: Tensors, version: str) -> System:
     """The champion with tuned tensors; all that they leave alone is shared, not copied. version: as replies report it."""
     assert isinstance(champion.refiner, Refiner)

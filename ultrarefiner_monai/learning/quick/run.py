@@ -22,7 +22,7 @@ from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, read_index
 from ultrarefiner_monai.learning.label_split import TRAIN_PART, Split, placed
-from ultrarefiner_monai.learning.quick.overlay import overlaid, refiner_of, write_quick
+from ultrarefiner_monai.learning.quick.overlay import overlaid, refiner_of, towards, write_quick
 from ultrarefiner_monai.learning.quick.replays import (
     IMPLAUSIBLE,
     LEAST,
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 # Samples in memory (0.6 MB each) and replays are bounded, whatever the number of labels.
 MOST_SAMPLES, MOST_VALIDATING, MOST_REPLAYED = 200, 24, 60
+_LEAST_SHARE = 0.6
 _WRITING = 2.0  # seconds of the budget that are left for writing and serving
 
 
@@ -104,7 +105,10 @@ class QuickRun:
         self.store = SampleStore(folder, predictor, job.limits)
         self.replays = SampleStore(folder / "replay", predictor, job.limits)
         self.scores = Scores(folder / "scores", self.champion)
-        self._clock = {"start": time.monotonic() - job.begun if job.begun else 0.0}
+        now = time.monotonic()
+        self._clock = {"start": now - job.begun if job.begun else 0.0}
+        # A process that is new has its imports to make: on a busy machine they must not take the time to learn.
+        self._end = max(job.begun + job.seconds, now + _LEAST_SHARE * job.seconds) - _WRITING
 
     def __call__(self) -> Result:
         """Raises InputError where nothing can be learnt, and OSError for a full disk; the champion serves then."""
@@ -136,7 +140,9 @@ class QuickRun:
                 self.recipe,
             ),
         )
-        refiner = overlaid(refiner_of(self.champion), tensors).eval()
+        own = refiner_of(self.champion)
+        tensors = towards(own, tensors, left_out.share)
+        refiner = overlaid(own, tensors).eval()
         validation = self._timed("validate", lambda: self._validate(refiner, validating))
         if why := validation.worse_by(self.job.options.margin):
             return self._result("", f"on the labels that validate, {why}", samples, problems, left_out, validation)
@@ -205,9 +211,8 @@ class QuickRun:
         """Why the left-out replays say no, in words; empty where they do not."""
         if why := left_out.worse_by(self.job.options.margin):
             return f"on corrections that were left out, {why}"
-        mean = (left_out.automatic + left_out.one + left_out.three) / 3
-        if mean < 0:
-            return f"on corrections that were left out, mean Dice is {-mean:.4f} lower"
+        if left_out.mean < 0:
+            return f"on corrections that were left out, mean Dice is {-left_out.mean:.4f} lower"
         return "" if left_out.lesions + validating >= LEAST else _too_few(left_out.lesions)
 
     def _validate(self, refiner: Any, samples: Sequence[Sample]) -> Verdict:
@@ -227,7 +232,7 @@ class QuickRun:
         """``share`` of the seconds that are left; None without a limit."""
         if not self.job.seconds:
             return None
-        return share * max(1.0, self.job.begun + self.job.seconds - _WRITING - time.monotonic())
+        return share * max(1.0, self._end - time.monotonic())
 
     def _timed(self, name: str, work: Any) -> Any:
         begun = time.monotonic()

@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from ultrarefiner_monai.config import LearningConfig, RefineConfig
+from ultrarefiner_monai.config import GateConfig, LearningConfig, RefineConfig
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.quick.overlay import Tensors, overlaid, refiner_of, with_tensors
 from ultrarefiner_monai.learning.quick.samples import Sample, batch_of
 from ultrarefiner_monai.models.checkpoints import System
-from ultrarefiner_monai.models.refiner import Refiner
+from ultrarefiner_monai.models.refiner import Gate, Refiner
 from ultrarefiner_monai.training.phases.losses import RefinerLoss
 from ultrarefiner_monai.training.phases.refiner import play
 
@@ -117,6 +117,12 @@ def tune(
 def learner(champion: System, parts: Sequence[str]) -> tuple[Refiner, list[str]]:
     """A copy of the champion's refiner whose named parts learn, all others shared with it; and their parameters' names."""
     own = overlaid(refiner_of(champion), {})
+    gate = own.config.gate
+    if gate.mode == "confidence" and gate.g_min == gate.g_max:
+        # A constant gate mixes a share of the refined mask in. Learnt through it, the refined mask would overshoot to make up
+        # for the rest, and what clicks give, which no gate tempers, would be worse.
+        own.config = replace(own.config, gate=GateConfig(mode="off"))
+        own.gate = Gate(own.config.gate)
     prefixes = tuple(PARTS[part] for part in parts)
     names = [name for name, _ in own.named_parameters() if name.startswith(prefixes)]
     if "decoder" in parts:  # a learned gate is a part of the answer

@@ -41,9 +41,8 @@ class QuickWorker:
 
     def __init__(self, config: ServeConfig, work: WorkFolder, studies: str, served: Served):
         self.config, self.work, self.studies, self.served = config, work, studies, served
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._due, self._busy, self._closed = False, False, False
-        self._rest: threading.Timer | None = None
         self._process: subprocess.Popen[str] | None = None
         self._begun = 0.0
         self._error = ""
@@ -56,6 +55,7 @@ class QuickWorker:
             if self._closed or not self.config.learning.quick:
                 return
             self._due = True
+            self._lock.notify_all()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="quick", daemon=True)
                 self._thread.start()
@@ -79,28 +79,31 @@ class QuickWorker:
         with self._lock:
             self._closed, self._due = True, False
             process = self._process
-            if self._rest is not None:
-                self._rest.cancel()
+            self._lock.notify_all()
         if process is not None:
             _kill(process)
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                if self._closed or not self._due:
-                    self._thread = None
-                    self._rest = threading.Timer(_IDLE_SECONDS, self._end)
-                    self._rest.daemon = True
-                    self._rest.start()
-                    return
-                self._due = False
+        """Lives as long as the process does: the system ends a child together with the thread that started it."""
+        while self._next():
             try:
                 self._once()
             except Exception as error:  # whatever it is, the champion serves and the next save tries again
                 logger.exception("quick learning failed")
                 self._error = public(str(error)) or type(error).__name__
+
+    def _next(self) -> bool:
+        """Wait for a save; False, and the process is ended, when none came for a while or the server closes."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._due or self._closed, _IDLE_SECONDS)
+            if self._due and not self._closed:
+                self._due = False
+                return True
+            self._thread = None
+            self._end()
+            return False
 
     def _once(self) -> None:
         self._begun = time.monotonic()
@@ -135,8 +138,6 @@ class QuickWorker:
     def _started(self) -> subprocess.Popen[str]:
         """The process that waits for a job: that of before where it still runs."""
         with self._lock:
-            if self._rest is not None:
-                self._rest.cancel()
             if self._process is not None and self._process.poll() is None:
                 return self._process
             threads = str(self.config.learning.threads)
@@ -154,11 +155,14 @@ class QuickWorker:
 
     def _end(self) -> None:
         """End the process; the next job starts another one."""
-        with self._lock:
-            process, self._process = self._process, None
+        process, self._process = self._process, None
         if process is not None:
             _kill(process)
             process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
 
     def _job(self) -> dict[str, Any]:
         files = self.served.files(self.served.name)
