@@ -47,6 +47,7 @@ class Simulation:
             slow_epochs=args.slow_epochs,
             least=args.slow_least,
             slow_from=args.slow_from,
+            by_hand=args.by_hand,
             slow_parts=tuple(args.slow_parts),
             seconds=args.quick_seconds,
             seed=args.seed,
@@ -114,6 +115,7 @@ def main() -> None:
     run.add_argument(
         "--slow-from", type=Path, help="an arm's folder: its candidates are judged instead of training again"
     )
+    run.add_argument("--by-hand", action="store_true", help="a person promotes what the gate turned down")
     run.add_argument("--threads", type=int, default=1)
     table = commands.add_parser("table", help="compare the arms")
     for command in (run, table):

@@ -48,7 +48,7 @@ class Settings:
     quick_at, slow_at: numbers of labels after which a quick run, a training runs. seconds: of a quick run, 0: as many as its
     steps take; steps: of each of its tunings, None: by its recipe. slow_parts: what trainings train; slow_epochs: of each,
     0: as the app's; least: so many validating patients suffice for the gate; slow_from: the folder of an arm with the same
-    labels, whose candidates are judged in place of new ones.
+    labels, whose candidates are judged in place of new ones; by_hand: a person promotes what the gate turned down.
     """
 
     quick: bool
@@ -58,6 +58,7 @@ class Settings:
     slow_epochs: int = 0
     least: int = 20
     slow_from: Path | None = None
+    by_hand: bool = False
     slow_parts: tuple[str, ...] = ("refiner", "coarse")
     seconds: float = 0.0
     steps: int | None = None
@@ -195,8 +196,9 @@ class Department:
             note = {"task": task, "labels": len(self.labels), "path": str(outcome.candidate.path.resolve())}
             write_json(self.folder / f"made-{task}-{len(self.labels)}.json", note)
             said.append(f"{task}: {'promoted' if outcome.promoted else '; '.join(report.reasons)}")
-            if outcome.promoted:
-                self.load()
+            if not outcome.promoted and self.settings.by_hand:
+                self.registry.promote(name)
+            self.load()
         return {"accepted": int("promoted" in " ".join(said)), "why": " | ".join(said)}
 
     def _trained(self, task: str, options: LearningConfig) -> Outcome:
