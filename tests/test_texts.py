@@ -34,6 +34,8 @@ WRITTEN = {
     "figures.md",
     "done.json",
     "split.json",
+    "learning.json",
+    "current.json",
     "result.json",
     "results.json",
     "summary.json",
@@ -130,7 +132,13 @@ def test_the_architecture_shows_the_folders_in_the_order_of_their_imports() -> N
 
 def test_options_that_pages_name_exist() -> None:
     train, system = TrainConfig(), SystemConfig(sam=SamConfig())
-    known = {**vars(system), **vars(train), "system": system, "pacs": ServeConfig().pacs}
+    known = {
+        **vars(system),
+        **vars(train),
+        "system": system,
+        "pacs": ServeConfig().pacs,
+        "learning": ServeConfig().learning,
+    }
     for page in PAGES:
         if "history" in page.parts or page.name == "CHANGELOG.md":  # they tell of options that are gone
             continue

@@ -31,10 +31,13 @@ from lib.tasks.answers import Engine
 from lib.tasks.background import Background
 from lib.tasks.infers import LesionTask, Outline, make_tasks
 from lib.tasks.learner import Learner
+from lib.tasks.mistakes import MistakesKeeper
 from lib.tasks.prepare import Preparer
+from lib.tasks.progress import ProgressKeeper
 from lib.tasks.quick import QuickWorker
+from lib.tasks.scoring import Scorer
 from lib.tasks.served import Served
-from lib.tasks.strategies import choose, make_strategies
+from lib.tasks.strategies import Sampler, choose, make_strategies
 from lib.tasks.trainers import make_trainers
 from ultrarefiner_monai.config import serve_config
 from ultrarefiner_monai.core.image_file import Limits
@@ -42,7 +45,9 @@ from ultrarefiner_monai.core.types import LABELS, NOTICE
 from ultrarefiner_monai.dicom.series import sha256_of_image
 from ultrarefiner_monai.dicomweb.client import Pacs
 from ultrarefiner_monai.exchange.labels import Exchange
+from ultrarefiner_monai.masks.label_values import is_confirmed
 from ultrarefiner_monai.studies.availability import MARK_VARIABLE
+from ultrarefiner_monai.studies.corrections import Labelled
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
 from ultrarefiner_monai.studies.names import check_name
 from ultrarefiner_monai.studies.watch import Watch
@@ -76,6 +81,9 @@ class UltraRefinerApp(MONAILabelApp):
         self.served = Served(Path(app_dir), self.config, self.work)
         self.engine = Engine(self.served, self.config, self.work, self.journal)
         self.preparer = Preparer(self.engine, self.config.prepare)
+        self.progress = ProgressKeeper(self.work.journal, MistakesKeeper(self.work.journal, self._pair_of))
+        self.scorer = Scorer(self.engine, self.preparer, self.datastore, self.config.prepare)
+        self.sampler = Sampler(self.scorer, self.config.learning)
         self.learner = Learner(
             self.config.learning,
             self.work,
@@ -158,21 +166,32 @@ class UltraRefinerApp(MONAILabelApp):
         journal_saved(self.datastore(), image_id, label_id, self.engine.open)
         self.learner.saved(image_id)
 
+    def _pair_of(self, image_id: str) -> Labelled | None:
+        """An image with its final label; None where it has none."""
+        store, tag = self.datastore(), DefaultLabelTag.FINAL.value
+        label = store.get_label_uri(image_id, tag)
+        if not label:
+            return None
+        confirmed = is_confirmed(store.get_label_info(image_id, tag))
+        return Labelled(image_id, store.image_path(image_id), Path(label), confirmed)
+
     # --- next sample, sessions ----------------------------------------------------------------------------------------
 
     def init_strategies(self) -> dict[str, Any]:
-        return make_strategies()
+        return make_strategies(self.sampler)
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The next image (``id``), or why there is none (``message``); see ``Sampler.sample``."""
         found = choose(self._strategies, request, self.datastore())
-        if not found:
-            return {}
+        if "id" not in found:
+            return found
         self.prepare(found["id"])
         self.note_shown(found["id"], str(request.get("client_id") or ""))
         return {**found, "path": str(self.datastore().image_path(found["id"]))}
 
     def prepare(self, image_id: str) -> None:
         """An image of the studies was handed out: compute, behind it, what the first click will need."""
+        self.scorer.opened(image_id)
         self.preparer.open(image_id, lambda: self.datastore().image_path(image_id))
 
     def note_shown(self, image_id: str, client: str, file: Path | None = None) -> None:
@@ -203,5 +222,6 @@ class UltraRefinerApp(MONAILabelApp):
         self.exchange = startup.start_exchange(self)
         super().on_init_complete()
         startup.run_tasks(self)
+        self.scorer.start()
         startup.close_doors(server, self)
         logger.info("ready: %s; work folder %s. %s", self.studies, self.work.root, NOTICE)

@@ -28,7 +28,7 @@ CLICK = {"foreground": [[60, 40, 0]], "background": [[5, 5, 0]], "result_extensi
 
 
 def learning(**changes: object) -> dict[str, object]:
-    """Options of a server that learns from the seventh label on, at once."""
+    """Options of a server that learns slowly from the seventh label on, at once, with priority."""
     options = {"quick": "false", "labels": LABELS, "quiet_minutes": 0, "margin": 1, "nice": 0, **changes}
     return {f"learning.{name}": value for name, value in options.items()}
 
@@ -112,6 +112,8 @@ def test_refused_killed_gone_on_with_promoted_and_rolled_back(studies: Path, che
         pointer = registry.pointer()
         assert (pointer.by, pointer.before) == ("slow", (CONFIGURED,)), server.log[-3000:]
         assert client.info()["train_stats"]["sam_refiner"]["promoted"] is True
+        # It is loaded behind the requests: an image that is asked for meanwhile keeps the model before.
+        eventually(lambda: client.info()["serving"]["name"] == pointer.name, 60)
         after = mask_of(client)
         assert after[1] == registry.get(pointer.name).version != before[1]
         journal = Journal(work.journal)

@@ -253,6 +253,11 @@ def test_an_image_that_is_shown_is_prepared(clinic: Clinic, way: str) -> None:
     address = f"{clinic.server.url}/infer/sam_refiner?image={series}&output=json"
     answer = requests.post(address, data={"params": '{"foreground": [[60, 40, 2]]}'}, timeout=60).json()
     assert answer["timings"]["cached"] == 1.0 and len(answer["frames"]) == 3
+    journal = Journal(clinic.work / "journal.sqlite")
+    try:
+        assert len(journal.rows("SELECT id FROM shown WHERE image_id = ?", (series,))) == 1
+    finally:
+        journal.close()
     clinic.archive.rest("DELETE", f"/instances/{stored}")
     assert series not in clinic.objects()
 

@@ -63,7 +63,7 @@ def screen() -> np.ndarray:
 
 @pytest.fixture
 def task(tmp_path: Path) -> LesionTask:
-    served = SimpleNamespace(latest=Bright, now=Bright, cache=None)
+    served = SimpleNamespace(latest=Bright, now=Bright, cache=None, of_image=lambda client, image: Bright())
     engine = Engine(served, ServeConfig(), WorkFolder.of(tmp_path / "studies", tmp_path / "work"), Notes())
     return LesionTask("sam_refiner", "interact", engine, "")
 

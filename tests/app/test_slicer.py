@@ -24,6 +24,7 @@ from ultrarefiner_monai.core.types import Clicks
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.imaging.readers import read_image_file, read_mask, write_mask
+from ultrarefiner_monai.learning.sampling.strategies import STRATEGIES
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.journal import Journal
@@ -146,7 +147,7 @@ def test_connect_offers_what_the_module_looks_for(slicer):
     kinds = {name: model["type"] for name, model in slicer.info["models"].items()}
     assert next(iter(kinds)) == "ultrarefiner", "the module runs the first model on each next sample"
     assert list(kinds.values()).count("deepgrow") == 1 and kinds["sam_refiner"] == "deepgrow"
-    assert slicer.info["labels"] == {"lesion": 1} and list(slicer.info["strategies"]) == ["random", "first"]
+    assert slicer.info["labels"] == {"lesion": 1} and list(slicer.info["strategies"]) == list(STRATEGIES)
     for section, names in (("models", kinds), ("trainers", slicer.info["trainers"])):
         for name in names:
             sent, config = slicer.options(section, name), slicer.info[section][name]["config"]

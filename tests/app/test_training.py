@@ -48,7 +48,9 @@ def training_server(tmp_path_factory, checkpoint):
     for n in range(3):
         write_label(studies / "labels" / "final" / f"image{n}.nrrd", studies, n)
     # At full priority, and only when somebody asks: what the tests wait for.
-    running = start(studies, checkpoint, folder, **{"learning.nice": 0, "learning.slow": "false"})
+    running = start(
+        studies, checkpoint, folder, **{"learning.nice": 0, "learning.slow": "false", "learning.quick": "false"}
+    )
     yield running
     running.stop()
 

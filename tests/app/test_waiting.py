@@ -21,6 +21,7 @@ from test_growth import SERIES, Desk
 from lib.routes.infer import InferRoutes
 from lib.routes.store import _save_label
 from lib.tasks.infers import Outline
+from lib.tasks.leases import Leases
 from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
 
@@ -79,7 +80,8 @@ def test_nobody_waits_for_the_store_while_others_cannot_save(tmp_path: Path, mon
 
     monkeypatch.setattr(store.mirror, "open", opened)
     engine = SimpleNamespace(open=lambda path: SimpleNamespace(image_file=image_file, sha256="s"))
-    app = make_app(_datastore=store, engine=engine, work=desk.work, journal=JournalQueue(desk.work.journal))
+    parts = {"sampler": SimpleNamespace(leases=Leases(10)), "learner": SimpleNamespace(saved=lambda image: None)}
+    app = make_app(_datastore=store, engine=engine, work=desk.work, journal=JournalQueue(desk.work.journal), **parts)
     upload = UploadFile(io.BytesIO(label.read_bytes()), filename="label.nii.gz")
     _save_label(app, SERIES, "{}", "final", upload, User(username="x"))
     [kept] = app.journal.ask(lambda journal: journal.corrections(SERIES))

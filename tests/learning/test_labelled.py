@@ -234,11 +234,26 @@ def test_a_call_that_ran_out_of_time_is_gone_on_with(tmp_path: Path, folder: Tra
     assert prepared is not None and len(folder.read_rows()) == 8
 
 
+def test_a_validation_list_whose_images_were_forgotten(tmp_path: Path, folder: TrainingFolder) -> None:
+    """Its labels are gone with them: it is said, and the next patient validates; figures are of what is left."""
+    pairs = labelled(tmp_path / "s", 16)
+    prepared = prepare_labels(pairs, folder)
+    assert prepared is not None and prepared.groups >= 1
+    validate = [p for p in pairs if parts(folder)[p.image_id] == "select"]
+    for pair in validate:
+        assert folder.forget(pair.image_id) == 1
+    left = [p for p in pairs if p not in validate]
+    with pytest.raises(InputError, match="left to validate, since images keep their place and some were forgotten"):
+        prepare_labels(left, folder)
+    again = prepare_labels(left + labelled(tmp_path / "s", 1, first=20), folder)
+    assert again is not None and parts(folder)["image 20"] == "select" and again.groups == 1
+
+
 def test_forget_takes_copies_split_and_open_runs(tmp_path: Path, folder: TrainingFolder) -> None:
     prepare_labels(labelled(tmp_path / "s", 6), folder)
-    for name, status in (("open", "running"), ("done", "finished")):
+    for name, status, of in (("open", "running", ""), ("done", "finished", ""), ("replayed", "finished", "labels/")):
         (folder.runs / name).mkdir(parents=True)
-        (folder.runs / name / "split.json").write_text('{"train": ["image 02@0", "image 03@0"]}')
+        (folder.runs / name / "split.json").write_text(f'{{"train": ["{of}image 02@0", "{of}image 03@0", "busi/x"]}}')
         (folder.runs / name / "state.json").write_text(f'{{"status": "{status}"}}')
     with folder.lock().acquire(timeout=0), pytest.raises(InputError, match="stop it first"):
         TrainingFolder(folder.root).forget("image 02")
@@ -246,4 +261,5 @@ def test_forget_takes_copies_split_and_open_runs(tmp_path: Path, folder: Trainin
     traces = [p for p in folder.root.rglob("*") if "image 02" in p.name]
     traces += [p for p in folder.root.rglob("*") if p.suffix in (".csv", ".json") and "image 02" in p.read_text()]
     assert not traces and not (folder.runs / "open").exists()
-    assert "image 03@0" in (folder.runs / "done" / "split.json").read_text()
+    for name in ("done", "replayed"):
+        assert "image 03@0" in (folder.runs / name / "split.json").read_text()

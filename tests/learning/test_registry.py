@@ -192,6 +192,18 @@ def test_a_pointer_of_before_there_were_quick_models(registry: Registry) -> None
     assert registry.rollback().name == "transunet-1" and registry.pointer().before == (CONFIGURED,)
 
 
+def test_a_server_that_learns_for_years_does_not_fill_the_disk(registry: Registry, tmp_path: Path) -> None:
+    source = write(tmp_path / "run.safetensors", 5)
+    registry.promote("transunet-1")
+    registry.promote("transunet-2")
+    for n in range(1, 15):
+        registry.add(f"sam_refiner-{n}", source)
+    gone = registry.prune(["sam_refiner-2"])
+    left = {c.name for c in registry.candidates()}
+    assert len(gone) == 3 and "sam_refiner-2" in left and {"transunet-1", "transunet-2"} <= left and len(left) == 13
+    assert {p.stem for p in registry.folder.glob("*.safetensors")} == left and registry.prune(["sam_refiner-2"]) == []
+
+
 def test_commands(registry: Registry, tmp_path: Path) -> None:
     run, studies = CliRunner(), ["--studies", str(tmp_path)]
 

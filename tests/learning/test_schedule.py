@@ -82,6 +82,12 @@ def test_memory_survives_and_a_damaged_file_begins_anew(tmp_path: Path) -> None:
     assert Memory.of(path).value == memory.value
     memory.keep(round=None, learnt=7)
     assert Memory.of(path).value == Learnt(learnt=7, tried=7, day="2026-03-01")
+    path.unlink()
+    path.mkdir()  # nothing can be written there
+    with pytest.raises(OSError):
+        memory.keep(learnt=99)
+    assert memory.value.learnt == 7, "the step is done again"
+    path.rmdir()
     for content in (
         "{ half",
         "[]",

@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.pointer import CONFIGURED
-from ultrarefiner_monai.learning.registry import Registry, check, quick_base
+from ultrarefiner_monai.learning.quick_file import quick_base
+from ultrarefiner_monai.learning.registry import Registry, check
 from ultrarefiner_monai.models.checkpoints import read_checkpoint, write_checkpoint
 from ultrarefiner_monai.models.weights.pretrained import resolve
 

@@ -94,6 +94,7 @@ def settle(
             start_figures=report.figures(0),
         )
         candidate = registry.get(candidate.name)
+        registry.prune([candidate.name])
         if not report.passed:
             return Outcome(candidate, False, report)
         try:

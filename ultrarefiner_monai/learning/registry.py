@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
 
 from ultrarefiner_monai.core.files import sha256_of
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.pointer import CONFIGURED, Pointer, PointerFile
+from ultrarefiner_monai.learning.quick_file import number_of, quick_base, remove_others
+from ultrarefiner_monai.learning.steps import label_of, last_promotion, note_promotion
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint, write_checkpoint
-from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.training_folder import read_json, write_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
@@ -36,8 +36,8 @@ __all__ = ["CONFIGURED", "Candidate", "Pointer", "Registry", "Start", "check", "
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_QUICK = re.compile(r"quick-(\d{1,9})")
 _MOST_BEFORE = 20
+_MOST_OTHERS = 10
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Registry:
         facts: task, start (name and version it started from), images, figures. Raises InputError for a file that cannot
         be served.
         """
-        if not _NAME.fullmatch(name) or _QUICK.fullmatch(name) or name in (CONFIGURED, *(p.stem for p in self._own)):
+        if not _NAME.fullmatch(name) or number_of(name) or name in (CONFIGURED, *(p.stem for p in self._own)):
             raise InputError(f"a model's name is letters, digits, dots, dashes and underscores, got {name!r:.80}")
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self.folder / f"{name}.safetensors"
@@ -132,6 +132,20 @@ class Registry:
         found = self.get(name)
         values = {"version": found.version, "created": found.created, "facts": {**found.facts, **facts}}
         write_json(found.path.with_suffix(".json"), values)
+
+    def prune(self, keep: Collection[str] = ()) -> list[str]:
+        """Remove candidates that nobody will ask for: all but the newest ones, those in ``keep``, and what is or was served.
+        Returns their names. A model takes some ten megabytes, and a server learns for years."""
+        with self._lock():
+            pointer = self.pointer()
+            if pointer.problem:
+                return []
+            used = {pointer.name, *pointer.before, *keep}
+            others = [c for c in self.candidates() if c.name not in used][:-_MOST_OTHERS]
+            for candidate in others:
+                candidate.path.with_suffix(".json").unlink(missing_ok=True)  # first: without it the rest is nothing
+                candidate.path.unlink(missing_ok=True)
+            return [c.name for c in others]
 
     # --- what is served -----------------------------------------------------------------------------------------------
 
@@ -187,12 +201,12 @@ class Registry:
 
     def free_quick(self) -> str:
         """The name for a quick model that is about to be written: ``quick-N`` with a number that none ever had."""
-        found = [int(m[1]) for path in self.folder.glob("quick-*") if (m := _QUICK.fullmatch(path.stem))]
+        found = [number_of(path.stem) for path in self.folder.glob("quick-*")]
         return f"quick-{max([self.pointer().quicks, *found]) + 1}"
 
     def quick_path(self, name: str) -> Path:
         """Where a quick model's tensors lie. Raises InputError for what is no quick model's name."""
-        if not _QUICK.fullmatch(name):
+        if not number_of(name):
             raise InputError(f"a quick model is called quick-N, got {name!r:.80}")
         return self.folder / f"{name}.safetensors"
 
@@ -212,9 +226,11 @@ class Registry:
                 raise InputError(f"{name} was tuned on version {base_version}, which is no longer what is served")
             if (base := quick_base(path)) != base_version:
                 raise InputError(f"{name} was tuned on version {base or 'unknown'}, not on {base_version}")
-            number = int(name.rpartition("-")[2])
-            pointer = self._point(replace(now, quick=name, quicks=max(now.quicks, number)), "quick", now, report)
-            self._remove_quicks(pointer)
+            pointer = self._point(
+                replace(now, quick=name, quicks=max(now.quicks, number_of(name))), "quick", now, report
+            )
+            # A running server has read what it serves.
+            remove_others(self.folder, pointer)
             return pointer
 
     def clear_quick(self, by: str = "person") -> Pointer:
@@ -226,12 +242,6 @@ class Registry:
     def version_of(self, name: str) -> str:
         """The version that a candidate has alone; empty for CONFIGURED, whose file the server's options name."""
         return "" if name == CONFIGURED else self.get(name).version
-
-    def _remove_quicks(self, pointer: Pointer) -> None:
-        """Quick models that nobody will ask for again; a running server has read what it serves."""
-        for path in self.folder.glob("quick-*.safetensors"):
-            if path.stem != pointer.quick and _number(path.stem) <= pointer.quicks:
-                path.unlink(missing_ok=True)
 
     def _lock(self) -> FileLock:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -255,53 +265,18 @@ class Registry:
         """
         with self._lock():
             pointer = self.pointer()
-            if not pointer.at or pointer.problem or not self._journal.is_file():
-                return
-            journal = Journal(self._journal)
-            try:
-                known = journal.promotions()
-            finally:
-                journal.close()
-            if not known or known[-1].name != label_of(pointer):
-                self._note(pointer, known[-1].name if known else "")
+            last = last_promotion(self._journal)
+            if pointer.at and not pointer.problem and last != label_of(pointer):
+                self._note(pointer, last)
 
     def _note(self, pointer: Pointer, before: str, report: dict[str, Any] | None = None) -> None:
-        if not self._journal.is_file():  # the server begins it
-            return
         version = self.version_of(pointer.name)
         if pointer.quick:
             path = self.quick_path(pointer.quick)
             version = f"{quick_base(path)}+{sha256_of(path)[:12]}"
         elif report is None and pointer.name != CONFIGURED:
             report = self.get(pointer.name).facts.get("gate")
-        journal = Journal(self._journal)
-        try:
-            journal.record_promotion(label_of(pointer), version, pointer.by, before, report)
-        finally:
-            journal.close()
-
-
-def label_of(pointer: Pointer) -> str:
-    """What is served, as the journal names it: the quick model where one is set, else the champion."""
-    return pointer.quick or pointer.name
-
-
-def quick_base(path: Path) -> str:
-    """The version of the champion that a quick model was tuned on, "" where its file does not say. InputError for a file
-    that is gone or cannot be read."""
-    if not path.is_file():
-        raise InputError(f"there is no quick model {path.stem}")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return str((file.metadata() or {}).get("base", ""))
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path.name} is damaged: {error}") from error
-
-
-def _number(name: str) -> int:
-    """N of quick-N; 0 for other names."""
-    found = _QUICK.fullmatch(name)
-    return int(found[1]) if found else 0
+        note_promotion(self._journal, pointer, version, before, report)
 
 
 def check(path: Path) -> str:

@@ -1,6 +1,6 @@
 """When the slow learning begins, and which trainings a round of it consists of. Plain decisions: no thread, no clock of its own.
 
-What survives a restart stands in ``training/learning.json``: up to which save (a row of the journal's corrections) was
+What survives a restart stands in ``learning.json`` beside the trainings: up to which save (a row of the journal's corrections) was
 learnt, the round that runs, how often it was begun.
 """
 
@@ -50,10 +50,12 @@ class Learnt:
 
 @dataclass(frozen=True)
 class Saves:
-    """The journal's word. newest: the id of the newest save; images: how many images were saved since ``Learnt.learnt``."""
+    """The journal's word. newest: the id of the newest save; images: how many images were saved since ``Learnt.learnt``; all:
+    how many ever."""
 
     newest: int = 0
     images: int = 0
+    all: int = 0
 
 
 @dataclass

@@ -224,3 +224,8 @@ def _frames(
         if k in answered
         for item, region in training_parts(pair.image_id, image_file, k, correction.mask[k])
     ]
+
+
+def corrections_of(journal: Journal, pair: Labelled) -> list[Correction]:
+    """As ``read_corrections``, of one image."""
+    return _of_image(journal, pair)

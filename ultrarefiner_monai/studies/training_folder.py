@@ -191,10 +191,14 @@ class TrainingFolder:
             self._forget_in_run(run, image_id)
         return len(own)
 
+    def _image_of(self, item: str) -> str:
+        """The image of a frame as a run names it: with the folder before it, where others were replayed."""
+        return item.removeprefix(f"{self.data.name}/").rpartition("@")[0]
+
     def _forget_in_run(self, run: Path, image_id: str) -> None:
         path = run / "split.json"
         parts = read_json(path)
-        kept = {part: [i for i in ids if i.rpartition("@")[0] != image_id] for part, ids in parts.items()}
+        kept = {part: [i for i in ids if self._image_of(i) != image_id] for part, ids in parts.items()}
         if kept == parts:
             return
         if read_json(run / "state.json").get("status") == "finished":

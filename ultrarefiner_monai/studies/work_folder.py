@@ -2,6 +2,7 @@
 
 mark             by which the folder is known     server.lock      held by the server; server.json says who it is
 journal.sqlite   proposals and corrections        embeddings/      cached image embeddings
+scores.sqlite    what the next sample is chosen by
 versions/        labels that were replaced        sessions/, tmp/  uploaded images, for a while
 headers.json     DICOM headers, as read           nested/          links to DICOM images in folders, by id
 training/        prepared labels, split, runs     models/          what the runs made, and which of them is served
@@ -103,6 +104,11 @@ class WorkFolder:
         return self.root / "journal.sqlite"
 
     @property
+    def scores(self) -> Path:
+        """What the next sample is chosen by (``studies.score_store``)."""
+        return self.root / "scores.sqlite"
+
+    @property
     def embeddings(self) -> Path:
         return self.root / "embeddings"
 
@@ -194,16 +200,18 @@ class Report:
     labels: list[str] = field(default_factory=list)
     copies: int = 0
     mirrored: int = 0
+    scored: bool = False
 
     @property
     def is_empty(self) -> bool:
         """Whether there was nothing to remove."""
         counts = (self.proposals, self.corrections, self.embeddings, self.copies, self.mirrored, len(self.labels))
-        return not any(counts)
+        return not any(counts) and not self.scored
 
     def __str__(self) -> str:
         labels = f", labels: {', '.join(self.labels)}" if self.labels else ""
         labels += f", {self.mirrored} files fetched from the PACS" if self.mirrored else ""
+        labels += ", its scores for the next sample" if self.scored else ""
         return (
             f"{self.image_id}: removed {self.proposals} proposals, {self.corrections} corrections, "
             f"{self.embeddings} cached embeddings, {self.copies} frames prepared for training{labels}"
@@ -211,7 +219,7 @@ class Report:
 
 
 def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = None, labels: bool = False) -> Report:
-    """Remove all that derives from one image: proposals and corrections in the journal, cached embeddings, what was
+    """Remove all that derives from one image: proposals and corrections in the journal, cached embeddings, scores, what was
     prepared for trainings, and what was fetched of it from a PACS.
 
     The image itself and the labels in the studies folder stay, they are the clinician's; with ``labels`` the labels and
@@ -223,6 +231,7 @@ def forget(studies: str | Path, image_id: str, work_dir: str | Path | None = Non
     folder = WorkFolder.existing(studies, work_dir)
     report = Report(image_id)
     report.copies = folder.training.forget(image_id)  # first: it refuses while a training runs
+    report.scored = _forget_scores(folder.scores, image_id)  # then: nothing is computed anew beside the rest
     journal = Journal(folder.journal)
     try:
         keys = journal.cache_keys(image_id)
@@ -267,6 +276,18 @@ def _remove_waiting(exchange: Path, image_id: str) -> list[str]:
     for path in found:
         path.unlink(missing_ok=True)
     return [f"outbox/{path.name}" for path in found]
+
+
+def _forget_scores(path: Path, image_id: str) -> bool:
+    if not path.is_file():
+        return False
+    from ultrarefiner_monai.studies.score_store import ScoreStore
+
+    store = ScoreStore(path)
+    try:
+        return store.forget(image_id)
+    finally:
+        store.close()
 
 
 def _forget_embeddings(folder: WorkFolder, keys: set[str]) -> int:

@@ -16,7 +16,10 @@ from lib.tasks.background import Background
 from lib.tasks.infers import Outline
 from lib.tasks.learner import Learner
 from lib.tasks.prepare import Preparer
+from lib.tasks.progress import ProgressKeeper
+from lib.tasks.scoring import Scorer
 from lib.tasks.served import Served
+from lib.tasks.strategies import Sampler
 from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.dicomweb.client import Pacs
 from ultrarefiner_monai.exchange.labels import Exchange
@@ -44,6 +47,9 @@ class App(Protocol):
     served: Served
     engine: Engine
     preparer: Preparer
+    progress: ProgressKeeper
+    scorer: Scorer
+    sampler: Sampler
     trainings: Background
     batches: Background
     learner: Learner

@@ -23,6 +23,7 @@ def completed(info: dict[str, Any], app: App) -> dict[str, Any]:
         "networks": system.config.networks(),
         "problem": app.served.problem,
         "preparing": app.preparer.left(),
+        "scores": app.scorer.state(),
     }
     store = app.datastore()
     pacs: dict[str, Any] = {"pacs": store.contact()} if isinstance(store, PacsStudies) else {}
@@ -33,14 +34,19 @@ def completed(info: dict[str, Any], app: App) -> dict[str, Any]:
         "train_stats": dict(stats),
         "serving": serving,
         **pacs,
-        "problems": list(dict.fromkeys(text for text in _problems(app) if text)),
+        "problems": problems(app),
         "not_offered": store.not_offered.counts(),
         "notice": NOTICE,
     }
 
 
+def problems(app: App) -> list[str]:
+    """What somebody has to know and to do something about, without paths."""
+    return list(dict.fromkeys(text for text in _problems(app) if text))
+
+
 def _problems(app: App) -> Iterator[str]:
-    """What somebody has to know and to do something about, without paths; empty texts for what is well."""
+    """The same, with empty texts for what is well."""
     store, watch = app.datastore(), app.watch
     yield watch.problem if watch is not None else store.presence.problem
     yield from (app.served.problem, app.journal.begun_anew, app.journal.problem)

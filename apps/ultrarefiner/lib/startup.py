@@ -66,7 +66,7 @@ def run_tasks(app: App) -> None:
     for tasks in (app.trainings, app.batches):
         tasks.install()
     app.learner.begin()
-    Ending([app.learner.close, app.trainings.close, app.batches.close], app.journal.close).install()
+    Ending([app.scorer.close, app.learner.close, app.trainings.close, app.batches.close], app.journal.close).install()
 
 
 def close_doors(server: FastAPI, app: App) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_champion import champion, pictures
 
-from tests.learning.quick.tiny import champion, pictures
 from ultrarefiner_monai.config import LearningConfig, to_dict
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.quick import run as run_module

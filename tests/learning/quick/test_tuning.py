@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_champion import champion, samples
 
-from tests.learning.quick.tiny import champion, samples
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.quick.overlay import with_tensors
@@ -37,7 +37,7 @@ def test_the_anchor_holds_it_near(system: System) -> None:
     learnt, start = samples(system, 2), system.refiner.state_dict()  # type: ignore[union-attr]
 
     def moved(anchor: float) -> float:
-        tuned = tune(system, learnt, [], OPTIONS, steps=4, recipe=Recipe(lr=1e-2, anchor=anchor))
+        tuned = tune(system, learnt, [], OPTIONS, steps=4, recipe=Recipe(("decoder",), 1e-2, anchor))
         return sum(float((tuned[name] - start[name]).square().sum()) for name in tuned)
 
     assert moved(50.0) < 0.7 * moved(0.0)

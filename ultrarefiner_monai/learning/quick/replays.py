@@ -31,6 +31,7 @@ IMPLAUSIBLE = 0.4
 # How far the champion's weights go towards the tuned ones; the left-out replays choose (WiSE-FT, Wortsman et al., CVPR
 # 2022). A champion that knows this kind of image gains little and loses less by a part of the way.
 SHARES = (1.0, 0.5)
+FLOOR = 10  # steps that are made however slow the machine is: fewer spoil more than they teach
 LEAST = 3  # replayed lesions below which nothing is known, and nothing served
 
 
@@ -78,7 +79,8 @@ def _dice(mask: torch.Tensor, label: torch.Tensor) -> float:
 class Verdict:
     """Champion against tuned, on the same images. automatic, one, three: mean gain in Dice over lesions; alarms: how many
     more lesion-free images are marked; failures: how many more lesions have an automatic Dice below .5.
-    share: of the way to the tuned weights."""
+    share: of the way to the tuned weights. errors: standard errors of the three gains.
+    """
 
     lesions: int
     normals: int
@@ -88,6 +90,7 @@ class Verdict:
     alarms: int
     failures: int
     share: float = 1.0
+    errors: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     @property
     def mean(self) -> float:
@@ -95,14 +98,17 @@ class Verdict:
         return (self.automatic + self.one + self.three) / 3
 
     def to_dict(self) -> dict[str, Any]:
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in vars(self).items()}
+        plain = {k: round(v, 4) if isinstance(v, float) else v for k, v in vars(self).items()}
+        return {**plain, "errors": [round(e, 4) for e in self.errors]}
 
-    def worse_by(self, margin: float) -> str:
-        """Why it is worse by more than ``margin`` (mean Dice), in words; empty where it is not."""
-        for name in ("automatic", "one", "three"):
-            value = float(getattr(self, name))
-            if value < -margin:
-                clicks = {"automatic": "without clicks", "one": "after one click", "three": "after three clicks"}[name]
+    def worse_by(self, margin: float, mean_margin: float) -> str:
+        """Why it is worse, in words; empty where it is not: the mean gain is at least -mean_margin, and none of the three is
+        below -margin by more than its standard error (few images are replayed, and one bad one must not decide)."""
+        if self.mean < -mean_margin:
+            return f"mean Dice is {-self.mean:.4f} lower"
+        words = ("without clicks", "after one click", "after three clicks")
+        for value, error, clicks in zip((self.automatic, self.one, self.three), self.errors, words, strict=True):
+            if value < -margin - error:
                 return f"mean Dice {clicks} is {-value:.4f} lower"
         if self.alarms > 0:
             return f"{self.alarms} more lesion-free images are marked"
@@ -116,13 +122,21 @@ def compare(before: Sequence[Score], after: Sequence[Score], share: float = 1.0)
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if a.lesion]
     normal = [(a, b) for a, b in zip(before, after, strict=True) if not a.lesion]
 
-    def gain(name: str) -> float:
-        return float(np.mean([getattr(b, name) - getattr(a, name) for a, b in pairs])) if pairs else 0.0
-
+    gains = np.array([[b.automatic - a.automatic, b.one - a.one, b.three - a.three] for a, b in pairs]).reshape(-1, 3)
+    means = gains.mean(axis=0) if pairs else np.zeros(3)
+    errors = gains.std(axis=0, ddof=1) / len(pairs) ** 0.5 if len(pairs) > 1 else np.zeros(3)
     failures = sum(b.automatic < 0.5 for _, b in pairs) - sum(a.automatic < 0.5 for a, _ in pairs)
     alarms = sum(b.marked for _, b in normal) - sum(a.marked for a, _ in normal)
     return Verdict(
-        len(pairs), len(normal), gain("automatic"), gain("one"), gain("three"), int(alarms), int(failures), share
+        len(pairs),
+        len(normal),
+        float(means[0]),
+        float(means[1]),
+        float(means[2]),
+        int(alarms),
+        int(failures),
+        share,
+        (float(errors[0]), float(errors[1]), float(errors[2])),
     )
 
 
@@ -164,7 +178,9 @@ def left_out_replays(
         if k and room is not None and room < (time.monotonic() - begun) / k:
             break
         learnt = [s for s in samples if s.group not in part]
-        tuned = tune(champion, learnt, replay, options, None if room is None else 0.6 * room, steps, seed, recipe)
+        tuned = tune(
+            champion, learnt, replay, options, None if room is None else 0.6 * room, steps, seed, recipe, FLOOR
+        )
         refiners = {share: overlaid(own, towards(own, tuned, share)).eval() for share in SHARES}
         left = [s for s in reversed(samples) if s.group in part][:most]
         for done, sample in enumerate(left):

@@ -24,6 +24,7 @@ from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, read_index
 from ultrarefiner_monai.learning.label_split import TRAIN_PART, Split, placed
 from ultrarefiner_monai.learning.quick.overlay import overlaid, refiner_of, towards, write_quick
 from ultrarefiner_monai.learning.quick.replays import (
+    FLOOR,
     IMPLAUSIBLE,
     LEAST,
     Score,
@@ -138,13 +139,14 @@ class QuickRun:
                 self.job.steps,
                 self.job.seed,
                 self.recipe,
+                FLOOR,
             ),
         )
         own = refiner_of(self.champion)
         tensors = towards(own, tensors, left_out.share)
         refiner = overlaid(own, tensors).eval()
         validation = self._timed("validate", lambda: self._validate(refiner, validating))
-        if why := validation.worse_by(self.job.options.margin):
+        if why := validation.worse_by(self.job.options.margin, self.job.options.margin):
             return self._result("", f"on the labels that validate, {why}", samples, problems, left_out, validation)
         if left_out.lesions + validation.lesions < LEAST:
             return self._result(
@@ -155,7 +157,7 @@ class QuickRun:
         facts = {"samples": [s.id for s in samples], "left_out": left_out.to_dict(), "validation": validation.to_dict()}
         write_quick(registry.quick_path(name), tensors, self.champion.version, facts)
         try:
-            registry.set_quick(name, self.champion.version)
+            registry.set_quick(name, self.champion.version, facts)
         except InputError:
             registry.quick_path(name).unlink(missing_ok=True)
             raise
@@ -209,10 +211,8 @@ class QuickRun:
 
     def _refusal(self, left_out: Verdict, validating: int) -> str:
         """Why the left-out replays say no, in words; empty where they do not."""
-        if why := left_out.worse_by(self.job.options.margin):
+        if why := left_out.worse_by(self.job.options.margin, 0.0):
             return f"on corrections that were left out, {why}"
-        if left_out.mean < 0:
-            return f"on corrections that were left out, mean Dice is {-left_out.mean:.4f} lower"
         return "" if left_out.lesions + validating >= LEAST else _too_few(left_out.lesions)
 
     def _validate(self, refiner: Any, samples: Sequence[Sample]) -> Verdict:

@@ -1,5 +1,9 @@
 """The champion's mask decoder, tuned for some seconds on corrections and on what is replayed.
 
+Its last part learns: what makes masks of the image's and the tokens' features (upscaling with its normalisation layers, and
+the networks that make the masks' weights). The whole decoder needs more steps than there is time for: its first ones spoil
+what a click does (docs/research/benchmarks.md), and each costs more.
+
 Each run begins with the champion's weights and is held near them (L2-SP, Li et al., ICML 2018): many quick runs cannot
 drift away, and few corrections cannot spoil much. The games of clicks and the losses are those of phase 2.
 """
@@ -10,7 +14,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +27,13 @@ from ultrarefiner_monai.models.refiner import Gate, Refiner
 from ultrarefiner_monai.training.phases.losses import RefinerLoss
 from ultrarefiner_monai.training.phases.refiner import play
 
-__all__ = ["Recipe", "RECIPE", "describe", "draw", "learner", "tune", "with_tensors"]
+__all__ = ["Recipe", "RECIPE", "draw", "learner", "tune", "with_tensors"]
 
 # Of the refiner's parameters: names that begin so are tuned.
 PARTS = {
     "decoder": "sam.mask_decoder.",
+    "upscaling": "sam.mask_decoder.output_upscaling.",
+    "masks": "sam.mask_decoder.output_hypernetworks_mlps.",
     "mask_branch": "sam.prompt_encoder.mask_downscaling.",
 }
 
@@ -41,9 +46,9 @@ class Recipe:
     between least and most. newest: how often the newest samples are drawn as against the others; fresh: how many they are.
     """
 
-    parts: tuple[str, ...] = ("decoder",)
-    lr: float = 5e-4
-    anchor: float = 0.0
+    parts: tuple[str, ...] = ("upscaling", "masks")
+    lr: float = 1e-3
+    anchor: float = 10.0
     batch: int = 4
     steps_per_sample: float = 1.0
     least_steps: int = 16
@@ -71,11 +76,12 @@ def tune(
     steps: int | None = None,
     seed: int = 0,
     recipe: Recipe = RECIPE,
+    at_least: int = 0,
 ) -> Tensors:
     """The tuned tensors by their names in a checkpoint (``sam.*``), float32 on the CPU; the champion is left as it is.
 
     samples: corrections, oldest first. replay: of them ``options.replay_share`` of a batch is drawn; may be empty. seconds:
-    ends there, by the clock; steps: how many at most (None: by the recipe). With equal arguments and no limit by the clock
+    ends there, by the clock, but for the first ``at_least`` steps; steps: how many at most (None: by the recipe). With equal arguments and no limit by the clock
     the result is the same. Raises InputError without a sample, for a model that cannot be tuned, and where numbers run away.
     """
     if not samples:
@@ -91,9 +97,9 @@ def tune(
     planned, begun = steps or recipe.steps(len(samples)), time.monotonic()
     for step in range(planned):
         spent = 0.0 if seconds is None else (time.monotonic() - begun) / max(seconds, 1e-9)
-        if spent >= 1:
+        if spent >= 1 and step >= at_least:
             break
-        rate = recipe.lr * _schedule(max(step / planned, spent))
+        rate = recipe.lr * _schedule(min(1.0, max(step / planned, spent)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         chosen = draw(samples, replay, options.replay_share, recipe, rng)
@@ -125,8 +131,6 @@ def learner(champion: System, parts: Sequence[str]) -> tuple[Refiner, list[str]]
         own.gate = Gate(own.config.gate)
     prefixes = tuple(PARTS[part] for part in parts)
     names = [name for name, _ in own.named_parameters() if name.startswith(prefixes)]
-    if "decoder" in parts:  # a learned gate is a part of the answer
-        names += [name for name, _ in own.named_parameters() if name.startswith("gate.")]
     for name in names:
         own.get_parameter(name).requires_grad_(True)
     return own.eval(), names
@@ -153,8 +157,3 @@ def _schedule(progress: float) -> float:
     if progress < 0.1:
         return 0.1 + 9.0 * progress
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (progress - 0.1) / 0.9))
-
-
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """For the record of a run."""
-    return {"parts": list(recipe.parts), "lr": recipe.lr, "anchor": recipe.anchor, "batch": recipe.batch}

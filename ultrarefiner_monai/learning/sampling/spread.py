@@ -79,6 +79,12 @@ class Coverage:
         found[~known] = np.nan
         return found
 
+    def forget_image(self, image_id: str) -> None:
+        """The vector of one image has changed."""
+        if image_id in self._centers:
+            self.forget()
+        self._nearest.pop(image_id, None)
+
     def forget(self) -> None:
         """Vectors have changed: all anew."""
         self._nearest, self._centers = {}, set()

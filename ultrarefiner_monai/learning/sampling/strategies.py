@@ -71,7 +71,7 @@ def choose(
     labelled: rows with a label. skipped: rows that were offered and are not labelled, the one offered longest ago first.
     rng: by default ``draws(len(labelled), 0)``. busy: rows that others work on; they are not chosen and count as labelled
     where the spread is concerned. nearest: (N,) distances to ``labelled`` and ``busy`` where the caller keeps them
-    (``Coverage``). The first row is what the strategy draws; the others are for a caller that cannot use it, and are not
+    (``ScorePool.distances``). The first row is what the strategy draws; the others are for a caller that cannot use it, and are not
     a batch. Raises InputError for a strategy that is none.
     """
     if strategy not in STRATEGIES:
@@ -79,7 +79,7 @@ def choose(
     options, rng = options or Options(), rng or draws(len(labelled), 0)
     covered = np.array(sorted({*labelled, *busy}), dtype=int)
     pool = np.setdiff1d(np.arange(len(table)), covered)
-    if strategy in _BY_SCORES and nearest is None and _by_spread(strategy, len(labelled), options):
+    if strategy in _BY_SCORES and nearest is None and by_spread(strategy, len(labelled), options):
         nearest = _distances(table, covered)
     draw = _Draw(strategy, table, len(labelled), rng, options, nearest)
     free, again = set(pool.tolist()), set(skipped)
@@ -105,7 +105,8 @@ def _like_labelled(groups: np.ndarray, covered: np.ndarray) -> np.ndarray:
     return np.isin(groups, groups[covered]) & (groups != UNKNOWN_GROUP)
 
 
-def _by_spread(strategy: str, labels: int, options: Options) -> bool:
+def by_spread(strategy: str, labels: int, options: Options) -> bool:
+    """Whether the question needs distances to what is labelled."""
     return strategy == "diverse" or (strategy == "recommended" and labels < options.diverse_until)
 
 
@@ -131,7 +132,7 @@ class _Draw:
         """``rows`` in the strategy's order, the first one drawn."""
         if not len(rows):
             return rows
-        spread = _by_spread(self.strategy, self.labels, self.options)
+        spread = by_spread(self.strategy, self.labels, self.options)
         scored = self.table.has_vector if spread else ~np.isnan(self.table.found)
         known, others = rows[scored[rows]], self.rng.permutation(rows[~scored[rows]])
         missing = 1 - len(known) / min(len(rows), max(self.options.enough, 1))
@@ -147,7 +148,7 @@ class _Draw:
         if self.strategy != "recommended":
             scores = getattr(self.table, self.strategy)
             return np.concatenate([self._best(full, scores[full]), self._best(blank, scores[blank])])
-        order = self._spread if _by_spread(self.strategy, self.labels, self.options) else self._unsure
+        order = self._spread if by_spread(self.strategy, self.labels, self.options) else self._unsure
         share = min(self.options.empty_share, len(blank) / max(len(rows), 1)) if len(full) else 1.0
         parts = [order(full), order(blank)]
         return np.concatenate(parts[::-1] if self.rng.random() < share else parts)

@@ -1,5 +1,6 @@
 """The doors that every request comes through, one behind the other.
 
+counted   each request, for /metrics
 origins   under which name the server may be asked, and by which web pages
 access    who may come in
 guard     which names and parameters may be sent, and how large an upload may be
@@ -25,6 +26,7 @@ from lib.commandline import listens_on
 from lib.routes.access import Access, kept_token
 from lib.routes.guard import Guard, Query
 from lib.routes.login import keycloak_routes, token_routes
+from lib.routes.metrics import Counted
 from lib.routes.origins import Origins, is_loopback
 from lib.routes.routing import describe, put_first
 from lib.routes.saving import SavingDoor
@@ -70,9 +72,10 @@ def put_up(server: FastAPI, app: App, host: str, token: str, login: bool) -> Non
     origins = [str(o).rstrip("/") for o in settings.MONAI_LABEL_CORS_ORIGINS] or list(app.config.cors_origins)
     name = socket.gethostname()
     front = [
+        Middleware(Counted, metrics=server.state.metrics),
         Middleware(
             Origins, hosts=[host, *app.config.allowed_hosts], origins=origins, machine=[name, name.partition(".")[0]]
-        )
+        ),
     ]
     if origins:
         front.append(Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
@@ -80,7 +83,7 @@ def put_up(server: FastAPI, app: App, host: str, token: str, login: bool) -> Non
         front.append(Middleware(Access, token=token, prefix=settings.MONAI_LABEL_API_STR))
     front.append(Middleware(Guard, limit=app.config.max_upload_mb << 20, queries=tuple(_queries(server))))
     front.append(Middleware(SavingDoor, check=app.datastore().presence.check))
-    ours = (CORSMiddleware, Origins, Access, Guard, SavingDoor)
+    ours = (Counted, CORSMiddleware, Origins, Access, Guard, SavingDoor)
     server.user_middleware[:] = [*front, *(m for m in server.user_middleware if m.cls not in ours)]
     server.middleware_stack = server.build_middleware_stack()
 

@@ -19,8 +19,10 @@ from lib.app import App
 from lib.routes import views
 from lib.routes.errors import error_handlers
 from lib.routes.infer import InferRoutes
+from lib.routes.metrics import Metrics
 from lib.routes.page import front_page
 from lib.routes.routing import Route, put_first, user_role
+from lib.routes.status import StatusRoutes
 from lib.routes.store import StoreRoutes
 from lib.routes.tasks import TaskRoutes
 from ultrarefiner_monai.core.messages import hide, public_values
@@ -28,7 +30,8 @@ from ultrarefiner_monai.core.messages import hide, public_values
 
 def install(server: FastAPI, app: App) -> None:
     """Put the app's routes before MONAI Label's, and let errors be answered in words without paths."""
-    put_first(server, _routes(app))
+    server.state.metrics = Metrics(app)
+    put_first(server, [*_routes(app), *server.state.metrics.routes()])
     hide(app.app_dir, app.work.root, tempfile.gettempdir(), Path.home(), *([] if app.pacs else [app.studies]))
     server.exception_handlers.update(error_handlers())
 
@@ -40,6 +43,7 @@ def _routes(app: App) -> list[Route]:
         *InferRoutes(app).routes(),
         *TaskRoutes(app).routes(),
         *StoreRoutes(app).routes(),
+        *StatusRoutes(app).routes(),
         *_refusals(app.studies),
     ]
 

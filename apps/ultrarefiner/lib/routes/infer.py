@@ -22,6 +22,7 @@ from monailabel.endpoints.user.auth import User
 from requests_toolbelt import MultipartEncoder
 
 from lib.app import App
+from lib.routes.metrics import note_cached
 from lib.routes.parameters import INFER, checked
 from lib.routes.routing import MaybeFile, Route, check_known, params_of, stored_upload, user_role
 from lib.tasks.infers import Outline
@@ -83,6 +84,7 @@ def _infer(
             outline = app.outline(model, path, image_id, request, as_file=False)
             return Response(_dicom_seg(model, path, outline), media_type="application/dicom")
         outline = app.outline(model, path, image_id, request)
+    note_cached(outline.reply.get("timings", {}).get("cached") == 1.0)
     return _response(outline, image_id, output)
 
 

@@ -43,6 +43,7 @@ def front_page(info: dict[str, Any], address: str) -> str:
 <p>The server is running: {counts.get("total", 0)} images in the studies,
 {counts.get("completed", 0)} with a final label.</p>
 {notes}
+<p><a href="/ultrarefiner/status"><strong>What it learns</strong></a>: labels, clicks, models, trainings.</p>
 <h2>Connect 3D Slicer</h2>
 <ol>
 <li>In 3D Slicer install the extension <em>MONAILabel</em> (Extensions Manager), restart,
@@ -57,5 +58,5 @@ or beside it (background); or draw a ROI box. Then <em>Submit Label</em>.</li>
 <p>Networks: {escape(info["serving"]["networks"])}</p>
 <h2>For programs</h2>
 <p><a href="/info/">/info/</a> and <a href="/openapi.json">/openapi.json</a> describe the interface;
-<a href="/datastore/">/datastore/</a> the studies; <a href="/logs/">/logs/</a> the log.</p>
+<a href="/datastore/">/datastore/</a> the studies; <a href="/logs/">/logs/</a> the log; <a href="/metrics">/metrics</a> is for Prometheus.</p>
 </body></html>"""

@@ -197,17 +197,22 @@ class StoreRoutes:
         self, strategy: str, request: Request, params: JsonBody = None, user: User = user_role
     ) -> dict[str, Any]:
         """The next image to label; remembered, so that it does not come back at once when it is skipped. Its ``path`` is for
-        a client on the server's own machine, which opens the file itself; others fetch the image."""
+        a client on the server's own machine, which opens the file itself; others fetch the image.
+
+        Without an ``id`` where no image is left; ``message`` says why."""
         params = checked(params, NEXT_SAMPLE, "a next sample")
         name = name_of(user)
+        # 3D Slicer sends one client_id for all users who do not set another: the address tells them apart.
+        address = request.client.host if request.client is not None else ""
 
         def work() -> dict[str, Any]:
             app = self.app
-            result = app.next_sample({"client_id": name, **params, "strategy": strategy})
-            if not result:
-                return {}
+            client = str(params.get("client_id") or name)
+            asked = {**params, "client_id": client, "strategy": strategy, "holder": f"{client} {address}"}
+            result = app.next_sample(asked)
+            if "id" not in result:
+                return result
             image_id, store = result["id"], app.datastore()
-            client = str(params.get("client_id") or user.username or "")
             offers = store.get_image_info(image_id).get("strategy")
             offers = offers if isinstance(offers, dict) else {}  # clients may write what they like into the info
             store.update_image_info(
@@ -241,6 +246,7 @@ def _save_label(app: App, image: str, params: str, tag: str, label: UploadFile, 
                 info = app.exchange.mark(info)
             label_id = store.save_label(image, str(path), tag, info, drawn)
     if tag == FINAL:
+        app.sampler.leases.give_up(image)
         app.learner.saved(image)
         if app.exchange is not None:
             app.exchange.saved(image)

@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel
+from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.store.absent import Absent
@@ -217,6 +218,12 @@ class StudiesIndex(IndexFile):
             new = DataModel(info={"ts": int(entry.stat().st_mtime), "name": entry.name}, ext=extension)
             objects[image_id].labels[tag] = old if old and old.ext == extension else new
 
+    def pool(self) -> tuple[set[str], dict[str, float]]:
+        """(images with a final label, the others -> when one was last offered as a next sample, 0 for never)."""
+        objects = self._datastore.objects
+        labelled = {i for i, entry in objects.items() if entry.labels.get(DefaultLabelTag.FINAL)}
+        return labelled, {i: _last_offer(entry.image.info) for i, entry in objects.items() if i not in labelled}
+
     # --- entries and their files ------------------------------------------------------------------------------------------
 
     def entry(self, image_id: str) -> ImageLabelModel:
@@ -276,6 +283,13 @@ class StudiesIndex(IndexFile):
             return True
         self._complain(f"{path.name!a} among the labels is a link that leaves the studies: it is not followed")
         return False
+
+
+def _last_offer(info: dict[str, Any]) -> float:
+    """When any strategy offered the image last (MONAI Label keeps that with the image), 0 for never."""
+    offers = info.get("strategy")
+    times = [o.get("ts", 0) for o in offers.values() if isinstance(o, dict)] if isinstance(offers, dict) else []
+    return max((t for t in times if isinstance(t, (int, float))), default=0)
 
 
 def _steps(path: str, folders: int) -> Iterator[str]:

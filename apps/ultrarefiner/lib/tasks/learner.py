@@ -155,15 +155,18 @@ class Learner:
         quiet = self.preparer.quiet_seconds()
         if self.background.open() or not is_due(known, self._saves, self.options, quiet, now, since):
             return
-        first = trainings(self._has_refiner(), self._lesions(), self.options)
+        refiner = self._has_refiner()
+        # Without a refiner nothing has prepared the labels yet: all that were saved count.
+        first = trainings(refiner, self._lesions() if refiner else self._saves.all, self.options)
         day = {"day": str(now.date())} if self.options.hour else {}
-        self._hour_begun = time.monotonic() if self.options.hour else None
         if not first:
             reason = "there is no refiner to train, and there are too few labels for the coarse network"
             self.memory.keep(tried=self._saves.newest, error=reason, **day)
+            self._hour_begun = time.monotonic() if day else None
             return
         logger.info("%d images were labelled since the last training: learning begins", self._saves.images)
         self.memory.keep(tried=self._saves.newest, error="", round=Round(self._saves.newest, first[0]), **day)
+        self._hour_begun = time.monotonic() if day else None
         self._start(first[0])
 
     def _go_on(self, current: Round) -> None:
@@ -172,18 +175,24 @@ class Learner:
             if self.preparer.quiet_seconds() >= 60 * self.options.quiet_minutes and not self.background.open():
                 self._begin(current)
             return
-        status = self._task["status"]
         if self._task["id"] in {task["id"] for task in self.background.open()}:
+            return
+        status = self._task["status"]
+        if self._closed:  # asked after the status: the server's end stopped it, and its next start goes on
             return
         error = "" if status == DONE else str(self._task.get("error", "")) if status == FAILED else "it was stopped"
         done = (*current.done, current.task)
         task = "" if error else following(current.task, trainings(self._has_refiner(), self._lesions(), self.options))
-        self._task = None
         if task:
             self.memory.keep(round=Round(current.saves, task, 0, done))
-            self._begin(self.memory.value.round or current)
+            self._task = None  # last: where the disk is full, this step is done again
+            self._start(task)
         else:
             self._end(current, f"{current.task}: {error}" if error else "")
+            self._task = None
+            pointer = self.served.registry.pointer()
+            if self.quick is not None and pointer.by == "slow" and not pointer.quick:
+                self.quick.saved()  # what was corrected is tuned on top of the new champion, too
 
     def _begin(self, current: Round) -> None:
         if current.begins >= MOST_BEGINS:
@@ -218,7 +227,8 @@ class Learner:
             newest = journal.rows("SELECT COALESCE(MAX(id), 0) FROM corrections")[0][0]
             since = min(known.learnt, newest) if known.learnt <= newest else 0
             count = journal.rows("SELECT COUNT(DISTINCT image_id) FROM corrections WHERE id > ?", (since,))[0][0]
-            return Saves(int(newest), int(count))
+            everything = journal.rows("SELECT COUNT(DISTINCT image_id) FROM corrections")[0][0]
+            return Saves(int(newest), int(count), int(everything))
 
         found = self.journal.ask(ask)
         if found.newest < max(known.learnt, known.tried):  # another journal, or all that was learnt was forgotten

@@ -43,7 +43,7 @@ class Preparer:
     """One frame at a time, in a thread of its own, and none begins while a request computes. Thread-safe.
 
     The image opened last comes first. Older ones wait, a few of them, and go on within what those after them left of the
-    cache. The process ends when the frame in work is done.
+    cache. Behind them all comes what nobody waits for (``behind``). The process ends when the frame in work is done.
     """
 
     def __init__(self, engine: Engine, enabled: bool = True):
@@ -54,6 +54,14 @@ class Preparer:
         self._requests, self._working = 0, False
         self._last = time.monotonic()
         self._complained: set[str] = set()
+        self._behind: Callable[[], bool] | None = None
+
+    def behind(self, step: Callable[[], bool]) -> None:
+        """Call ``step`` again and again while there is nothing else to do and no request computes, until it says that it is
+        done (False), or fails. It takes as long as a frame does."""
+        with self._lock:
+            self._behind = step
+        self._go_on()
 
     def open(self, image_id: str, find: Callable[[], Path]) -> None:
         """An image was handed out; ``find`` returns its file, it may take its time. Returns at once, never raises."""
@@ -102,9 +110,12 @@ class Preparer:
 
     def _go_on(self) -> None:
         with self._lock:
-            if self._working or self._requests or not self._jobs:
+            if self._working or self._requests:
                 return
-            self._working = self._submit(self._step, self._jobs[-1])
+            if self._jobs:
+                self._working = self._submit(self._step, self._jobs[-1])
+            elif self._behind is not None:
+                self._working = self._submit(self._step_behind, self._behind)
 
     def _submit(self, work: Callable[..., Any], *values: Any) -> bool:
         try:
@@ -127,6 +138,20 @@ class Preparer:
             self._working = False
             if not more:
                 self._jobs = [j for j in self._jobs if j is not job]
+        self._go_on()
+
+    def _step_behind(self, step: Callable[[], bool]) -> None:
+        more = False
+        try:
+            more = step()
+        except Exception as error:
+            self._submit(
+                partial(logger.warning, "what is computed in the background failed: %s", error, exc_info=error)
+            )
+        with self._lock:
+            self._working = False
+            if not more and self._behind is step:
+                self._behind = None
         self._go_on()
 
     def _steps(self, job: _Job, find: Callable[[], Path]) -> Iterator[None]:

@@ -46,6 +46,7 @@ class QuickWorker:
         self._process: subprocess.Popen[str] | None = None
         self._begun = 0.0
         self._error = ""
+        self._counts = {"accepted": 0, "refused": 0, "failed": 0}
         self._last: dict[str, Any] = read_json(work.training.quick / "last.json")
         self._thread: threading.Thread | None = None
 
@@ -62,7 +63,8 @@ class QuickWorker:
 
     def state(self) -> dict[str, Any]:
         """For the status page. on; running, since (seconds); due: another run follows; model: what serves; last: the last
-        run's result, with ``at``; error: why the last run came to nothing, else empty."""
+        run's result, with ``at``; error: why the last run came to nothing, else empty; counts: runs since the start, by what
+        came of them."""
         running = self._busy
         return {
             "on": self.config.learning.quick,
@@ -72,6 +74,7 @@ class QuickWorker:
             "model": self.served.quick,
             "last": self._last,
             "error": self._error,
+            "counts": dict(self._counts),
         }
 
     def close(self) -> None:
@@ -92,6 +95,7 @@ class QuickWorker:
                 self._once()
             except Exception as error:  # whatever it is, the champion serves and the next save tries again
                 logger.exception("quick learning failed")
+                self._counts["failed"] += 1
                 self._error = public(str(error)) or type(error).__name__
 
     def _next(self) -> bool:
@@ -184,9 +188,11 @@ class QuickWorker:
         if not found or "error" in found:
             ended = SHORT_OF_MEMORY if code == -signal.SIGKILL else f"its process ended with code {code}"
             self._error = public(str(found.get("error") or ended))
+            self._counts["failed"] += 1
             logger.warning("quick learning came to nothing after %.1f s: %s", seconds, self._error)
             return
         self._error = ""
+        self._counts["accepted" if found.get("served") else "refused"] += 1
         at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._last = {**found, "at": at}
         what = f"{found['served']} serves" if found.get("served") else "the model that is served stays"
