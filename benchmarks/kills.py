@@ -1,6 +1,7 @@
 """SIGKILL at random moments of a server that saves and learns: ``python benchmarks/kills.py --rounds 100``.
 
-The real server runs on a small studies folder with tiny random weights, so that quick and slow learning take seconds. While
+The real server runs on a small studies folder with tiny random weights and trainings of one epoch, so that quick and slow
+learning take seconds. While
 users save labels it is killed, with all that it started: while it ``saving``, while ``quick`` or ``slow`` learning runs, while a
 model is ``promoting`` (by the slow way, or by ``ultrarefiner models promote`` and ``rollback``, killed as well), or one of its
 ``child`` processes alone. After each kill it starts again, and then
@@ -20,6 +21,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -34,7 +37,7 @@ import psutil
 import requests
 import torch
 from PIL import Image
-from served import Forked, infer, png, predict_as_served, tests_support
+from served import APP, Forked, infer, png, predict_as_served, tests_support
 
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.learning.registry import Registry
@@ -43,8 +46,9 @@ from ultrarefiner_monai.studies.training_folder import read_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 KINDS = ("saving", "quick", "slow", "promoting", "by hand", "child")
-PATIENCE = 60  # seconds to wait for the moment; then it is killed where it stands
-IMAGES = 30
+PATIENCE = 40  # seconds to wait for the moment; then it is killed where it stands
+IMAGES = 24
+PAUSE = 1.0  # seconds that a user rests at most between two saves
 
 
 @dataclass
@@ -66,6 +70,7 @@ class Studies:
         for n, phantom in enumerate(self.phantoms):
             Image.fromarray(phantom.image).save(self.studies / f"image{n:02d}.png")
         self.weights = tests_support("app_server").save_tiny_system(folder / "tiny.safetensors")
+        self.app = quick_to_train(folder / "app")
         self.work = WorkFolder(self.studies / ".ultrarefiner")
         self.sent = {f"image{n:02d}": Sent() for n in range(IMAGES)}
         self.number = 0
@@ -106,12 +111,12 @@ class Studies:
             if answer.status_code != 200:
                 raise AssertionError(f"a save was refused: {answer.text[:300]}")
             self.sent[image].acknowledged.append(number)
-            time.sleep(chance.random() * 0.5)
+            time.sleep(chance.random() * PAUSE)
 
     # --- one round ----------------------------------------------------------------------------------------------------
 
     def round(self, kind: str) -> None:
-        server = self.server or Forked(self.studies, self.weights, self.folder, self.options)
+        server = self.server or Forked(self.studies, self.weights, self.folder, self.options, self.app)
         self.server = None
         over = threading.Event()
         threads = [threading.Thread(target=self.save, args=(server, over)) for _ in range(2)]
@@ -125,7 +130,7 @@ class Studies:
         for thread in threads:
             thread.join()
         self.seen[f"{kind}{'' if hit else ' (not met)'}"] += 1
-        self.server = Forked(self.studies, self.weights, self.folder, self.options)
+        self.server = Forked(self.studies, self.weights, self.folder, self.options, self.app)
         self.check(self.server)
 
     def wait_for(self, kind: str, server: Forked) -> bool:
@@ -222,6 +227,14 @@ class Studies:
         raise AssertionError("the pointer did not rest")
 
 
+def quick_to_train(folder: Path) -> Path:
+    """A copy of the app whose trainings last one epoch."""
+    shutil.copytree(APP, folder, ignore=shutil.ignore_patterns("model", "__pycache__"))
+    for file in (folder / "train").glob("*.yaml"):
+        file.write_text(re.sub(r"(?m)^epochs: .*$", "epochs: 1", file.read_text()))
+    return folder
+
+
 def promote_and_roll_back(work: WorkFolder, names: list[str]) -> None:
     from typer.testing import CliRunner
 
@@ -252,7 +265,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options = {
         "threads": 1,
-        "learning.quick_seconds": 2,
+        "learning.quick_seconds": 10,
         "learning.labels": 5,
         "learning.quiet_minutes": 0,
         "learning.validation_labels": 2,

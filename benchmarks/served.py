@@ -52,7 +52,7 @@ class Forked:
     the end of the log where it does not answer.
     """
 
-    def __init__(self, studies: Path, weights: Path, folder: Path, options: dict[str, object]) -> None:
+    def __init__(self, studies: Path, weights: Path, folder: Path, options: dict[str, object], app: Path = APP) -> None:
         import monailabel.interfaces.app  # noqa: F401 (what the server imports)
         import monailabel.main
 
@@ -60,7 +60,7 @@ class Forked:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.url, self.log = f"http://127.0.0.1:{port}", folder / "server.log"
-        arguments = ["start_server", "--app", str(APP), "--studies", str(studies), "--port", str(port)]
+        arguments = ["start_server", "--app", str(app), "--studies", str(studies), "--port", str(port)]
         arguments += ["--host", "127.0.0.1", "--conf", "weights", str(weights)]
         for name, value in options.items():
             arguments += ["--conf", name, str(value)]
