@@ -1,10 +1,10 @@
 """SIGKILL at random moments of a server that saves and learns: ``python benchmarks/kills.py --rounds 100``.
 
 The real server runs on a small studies folder with tiny random weights and trainings of one epoch, so that quick and slow
-learning take seconds. While
-users save labels it is killed, with all that it started: while it ``saving``, while ``quick`` or ``slow`` learning runs, while a
-model is ``promoting`` (by the slow way, or by ``ultrarefiner models promote`` and ``rollback``, killed as well), or one of its
-``child`` processes alone. After each kill it starts again, and then
+learning take seconds. While users save labels it is killed, with all that it started, at a random moment: of ``saving``; while
+``quick`` or ``slow`` learning runs; just after a model was written or promoted (``promoting``); while ``ultrarefiner models
+promote`` and ``rollback`` run ``by hand``, which are killed as well; or, before it, one of its processes alone (``child``). After
+each kill it starts again, and then
 
 - it answers;
 - the label of each image is, byte for byte, the last one that was acknowledged or one that was sent after it, and the
@@ -77,6 +77,7 @@ class Studies:
         self.lock = threading.Lock()
         self.server: Forked | None = None
         self.seen: Counter[str] = Counter()
+        self.met = ""
 
     # --- users --------------------------------------------------------------------------------------------------------
 
@@ -129,7 +130,8 @@ class Studies:
             server.kill()
         for thread in threads:
             thread.join()
-        self.seen[f"{kind}{'' if hit else ' (not met)'}"] += 1
+        self.met = f"{kind}{'' if hit else ' (not met)'}"
+        self.seen[self.met] += 1
         self.server = Forked(self.studies, self.weights, self.folder, self.options, self.app)
         self.check(self.server)
 
@@ -282,7 +284,7 @@ def main() -> None:
                 kind = studies.chance.choice(KINDS)
                 studies.round(kind)
                 saved = sum(len(s.acknowledged) for s in studies.sent.values())
-                print(f"{n + 1}: {kind}; {saved} labels; {time.time() - begun:.0f} s", flush=True)
+                print(f"{n + 1}: {studies.met}; {saved} labels; {time.time() - begun:.0f} s", flush=True)
         finally:
             if studies.server:
                 studies.server.kill()
