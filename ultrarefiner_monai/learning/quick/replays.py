@@ -31,7 +31,7 @@ IMPLAUSIBLE = 0.4
 # How far the champion's weights go towards the tuned ones; the left-out replays choose (WiSE-FT, Wortsman et al., CVPR
 # 2022). A champion that knows this kind of image gains little and loses less by a part of the way.
 SHARES = (1.0, 0.5)
-FLOOR = 10  # steps that are made however slow the machine is: fewer spoil more than they teach
+FLOOR = 16  # steps that are made however slow the machine is: fewer spoil more than they teach
 LEAST = 3  # replayed lesions below which nothing is known, and nothing served
 
 

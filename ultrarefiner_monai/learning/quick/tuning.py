@@ -1,8 +1,7 @@
 """The champion's mask decoder, tuned for some seconds on corrections and on what is replayed.
 
-Its last part learns: what makes masks of the image's and the tokens' features (upscaling with its normalisation layers, and
-the networks that make the masks' weights). The whole decoder needs more steps than there is time for: its first ones spoil
-what a click does (docs/research/benchmarks.md), and each costs more.
+All of the decoder learns, in small batches: for a given time more steps do better than larger ones, and the first dozen
+alone can spoil what a click does.
 
 Each run begins with the champion's weights and is held near them (L2-SP, Li et al., ICML 2018): many quick runs cannot
 drift away, and few corrections cannot spoil much. The games of clicks and the losses are those of phase 2.
@@ -46,13 +45,13 @@ class Recipe:
     between least and most. newest: how often the newest samples are drawn as against the others; fresh: how many they are.
     """
 
-    parts: tuple[str, ...] = ("upscaling", "masks")
-    lr: float = 1e-3
+    parts: tuple[str, ...] = ("decoder",)
+    lr: float = 2e-4
     anchor: float = 10.0
-    batch: int = 4
+    batch: int = 2
     steps_per_sample: float = 1.0
-    least_steps: int = 16
-    most_steps: int = 40
+    least_steps: int = 24
+    most_steps: int = 48
     newest: float = 3.0
     fresh: int = 2
     clip: float = 1.0
