@@ -41,6 +41,8 @@ from served import APP, Forked, infer, png, predict_as_served, tests_support
 
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.learning.registry import Registry
+from ultrarefiner_monai.models.checkpoints import load_system
+from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.training_folder import read_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
@@ -66,10 +68,13 @@ class Studies:
         self.folder, self.chance, self.options = folder, random.Random(seed), options
         self.studies = folder / "studies"
         self.studies.mkdir()
-        self.phantoms = [make_phantom(np.random.default_rng(n), 96, 130, "benign") for n in range(IMAGES)]
-        for n, phantom in enumerate(self.phantoms):
+        phantoms = [make_phantom(np.random.default_rng(n), 96, 130, "benign") for n in range(IMAGES)]
+        for n, phantom in enumerate(phantoms):
             Image.fromarray(phantom.image).save(self.studies / f"image{n:02d}.png")
         self.weights = tests_support("app_server").save_tiny_system(folder / "tiny.safetensors")
+        predictor = Predictor(load_system(self.weights))
+        found = [predictor.propose(p.image.astype(np.float32) / 255).mask.astype(bool) for p in phantoms]
+        self.outlines = [f if f.mean() > 0.01 else p.mask.astype(bool) for f, p in zip(found, phantoms)]
         self.app = quick_to_train(folder / "app")
         self.work = WorkFolder(self.studies / ".ultrarefiner")
         self.sent = {f"image{n:02d}": Sent() for n in range(IMAGES)}
@@ -82,8 +87,9 @@ class Studies:
     # --- users --------------------------------------------------------------------------------------------------------
 
     def label(self, image: str, number: int) -> bytes:
-        """The phantom's lesion, moved by a few pixels and with its number as bits in a corner: no two are alike."""
-        mask = np.roll(self.phantoms[int(image[5:])].mask.astype(bool), (number % 7, number % 5), (0, 1))
+        """What the first model outlines (the phantom's lesion where that is next to nothing), moved by a few pixels, so that it can be learnt; and with its number as bits in a
+        corner, so that no two are alike."""
+        mask = np.roll(self.outlines[int(image[5:])], (number % 3, number % 2), (0, 1))
         mask[0, :24] = [bool(number >> bit & 1) for bit in range(24)]
         return png(mask)
 
