@@ -48,7 +48,7 @@ from ultrarefiner_monai.studies.training_folder import read_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 KINDS = ("saving", "quick", "slow", "promoting", "by hand", "child")
-PATIENCE = 40  # seconds to wait for the moment; then it is killed where it stands
+PATIENCE = 30  # seconds to wait for the moment; then it is killed where it stands
 IMAGES = 24
 PAUSE = 1.0  # seconds that a user rests at most between two saves
 
@@ -76,7 +76,10 @@ class Studies:
         found = [predictor.propose(p.image.astype(np.float32) / 255).mask.astype(bool) for p in phantoms]
         self.outlines = [f if f.mean() > 0.01 else p.mask.astype(bool) for f, p in zip(found, phantoms)]
         self.app = quick_to_train(folder / "app")
-        self.work = WorkFolder(self.studies / ".ultrarefiner")
+        self.work = WorkFolder.of(self.studies)
+        for seed in (2, 3):  # models to promote by hand
+            other = tests_support("app_server").save_tiny_system(folder / f"tiny-{seed}.safetensors", seed)
+            Registry(self.work).add(f"other-{seed}", other)
         self.sent = {f"image{n:02d}": Sent() for n in range(IMAGES)}
         self.number = 0
         self.lock = threading.Lock()
