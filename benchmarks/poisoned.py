@@ -2,8 +2,8 @@
 
 ``--noise`` real images get random blobs as their labels, on top of ``--good`` right ones; some of both validate, as the split
 will have it. Then: does quick learning refuse what it learnt, or is that not worse on images of the test fold? Does the gate
-refuse what a training on these labels made? At last the candidate is promoted by hand all the same, and rolled back: are the
-masks the very same as before? Exits with 1 where an answer is no.
+refuse what a training on these labels made, or is that not worse there? Refused, the candidate is promoted by hand all the
+same. At last all is rolled back: are the masks the very same as before? Exits with 1 where an answer is no.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def main() -> int:
     parser.add_argument("--noise", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=3, help="of the slow training")
+    parser.add_argument("--least", type=int, default=20, help="so many validating patients suffice for the gate")
     parser.add_argument("--test-images", type=int, default=40)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,7 +75,7 @@ def main() -> int:
     order, test = arrivals(items, args.seed), tested(items, args.test_images)
     folder = args.out / f"poisoned-{args.good}-{args.noise}-{args.seed}"
     folder.mkdir(parents=True)
-    settings = Settings(True, True, slow_epochs=args.epochs, slow_parts=("refiner",), least=1)
+    settings = Settings(True, True, slow_epochs=args.epochs, slow_parts=("refiner",), least=args.least)
     department = Department(folder, args.start, disk_cache(args.out / "cache"), settings)
     fill(department, order[: args.good], order[args.good : args.good + args.noise], folder)
     start = department.predictor
@@ -87,15 +88,16 @@ def main() -> int:
     if not slow["accepted"]:
         department.registry.promote(department.registry.candidates()[-1].name)
         department.load()
-    poisoned = dices(department.predictor, test)
-    print(f"promoted by hand all the same: test Dice {json.dumps(paired_table(before, poisoned))}")
+    poisoned = paired_table(before, dices(department.predictor, test))
+    print(f"{'' if slow['accepted'] else 'promoted by hand all the same: '}test Dice {json.dumps(poisoned)}")
     while department.registry.pointer().name != "configured":
         department.registry.rollback()
     department.load()
     same = masks_of(department.predictor, test) == masks
     print(f"rolled back: {len(test)} masks {'bit for bit as before' if same else 'DIFFER'}")
-    harmless = change is None or change["difference"] >= -department.options.margin
-    return 0 if harmless and not slow["accepted"] and same else 1
+    served_ones = [change, poisoned if slow["accepted"] else None]
+    harmless = all(c is None or c["difference"] >= -department.options.margin for c in served_ones)
+    return 0 if harmless and same else 1
 
 
 if __name__ == "__main__":
