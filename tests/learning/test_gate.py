@@ -14,8 +14,8 @@ from PIL import Image
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.datasets.datalist import Item
 from ultrarefiner_monai.datasets.phantoms import make_phantom
-from ultrarefiner_monai.learning.gate import BETTER, CLICKS, clicked_on, judge
-from ultrarefiner_monai.learning.gate_power import Pair, power
+from ultrarefiner_monai.learning.gate import BETTER, CLICKS, bounded, clicked_on, judge
+from ultrarefiner_monai.learning.gate_power import Pair, combined, power
 from ultrarefiner_monai.models.checkpoints import load_system, with_options
 from ultrarefiner_monai.pipeline.predictor import Predictor
 
@@ -120,6 +120,22 @@ def test_the_robot_clicks_on_a_fixed_choice(tmp_path: Path) -> None:
 
 def pair(champion: list[float], candidate: list[float]) -> Pair:
     return Pair(np.array([champion, candidate]).T, np.arange(len(champion)), np.zeros((0, 2), dtype=bool))
+
+
+def test_one_bound_for_all_clicks_and_each_mean_by_itself() -> None:
+    """A gain before any click carries a figure that is the same but for noise; it does not carry one that falls."""
+    rng = np.random.default_rng(0)
+    base, noise = rng.uniform(0.6, 0.8, 9), rng.normal(0, 0.02, 9)
+    gain = pair(list(base), list(base + 0.05))
+    noisy = pair(list(base + 0.1), list(base + 0.1 + noise - noise.mean()))
+    assert bounded([noisy], OPTIONS)[1] < -OPTIONS.margin < 0 < bounded([gain, noisy], OPTIONS)[1]
+    assert bounded([gain, noisy], OPTIONS)[0] == pytest.approx(0.025)
+    assert bounded([], OPTIONS) == (0.0, 0.0)
+    fewer = Pair(noisy.dice[3:5], np.array([3, 4]), noisy.alarms)
+    means = combined([gain, fewer])
+    assert means.shape == (9, 2) and means[0] == pytest.approx(gain.dice[0])
+    assert means[3] == pytest.approx((gain.dice[3] + noisy.dice[3]) / 2)
+    assert 0 < power([gain, fewer], OPTIONS, 0.0) < 1
 
 
 def test_power_grows_with_labels_and_with_the_gain() -> None:

@@ -8,7 +8,7 @@ bootstrap's bound is taken from the normal distribution (mean - z * standard err
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -22,8 +22,8 @@ FAILURE = 0.5  # a lesion whose Dice is below is not found
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models' results after so many clicks. dice: (n, 2) of the images with a lesion; group: (n,) the group's number,
-    from 0; alarms: (m, 2) bool, the lesion-free images that are marked."""
+    """Two models' results after so many clicks. dice: (n, 2) of the images with a lesion; group: (n,) the group's number
+    among all that are compared, from 0; alarms: (m, 2) bool, the lesion-free images that are marked."""
 
     dice: np.ndarray
     group: np.ndarray
@@ -51,24 +51,36 @@ class Pair:
         return out
 
 
-def power(pairs: Sequence[Pair], options: LearningConfig, better: float, seed: int = 0, plays: int = PLAYS) -> float:
-    """The share of plays in which the candidate is promoted. pairs: one for each number of clicks, of the same two models;
-    better: how much the candidate's Dice is truly higher."""
-    rng = np.random.default_rng(seed)
-    quantile = NormalDist().inv_cdf(options.level)
-    passed = np.ones(plays, dtype=bool)
-    draws: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+def combined(pairs: Sequence[Pair], raised: float = 0.0) -> np.ndarray:
+    """(groups, 2): each group's Dice, averaged over the results of ``pairs`` (numbers of clicks) that it has."""
+    groups = max((pair.groups for pair in pairs), default=0)
+    total, count = np.zeros((groups, 2)), np.zeros((groups, 1))
     for pair in pairs:
-        if not pair.groups:
-            continue
-        if pair.groups not in draws:  # the same groups after each number of clicks, where all are clicked on
-            size = (plays, pair.groups)
-            draws[pair.groups] = rng.integers(0, pair.groups, size), rng.random(size) < 0.5
-        chosen, swap = draws[pair.groups]
-        change, failures = (_drawn(pair, better, what)[swap.astype(int), chosen] for what in ("dice", "failures"))
-        error = change.std(axis=1, ddof=1) / np.sqrt(pair.groups) if pair.groups > 1 else np.zeros(plays)
-        passed &= change.mean(axis=1) - quantile * error >= -options.margin
-        passed &= failures.sum(axis=1) <= 0
+        held = np.unique(pair.group)
+        total[held] += pair.group_means(raised)[held]
+        count[held] += 1
+    return total / np.maximum(count, 1)
+
+
+def power(pairs: Sequence[Pair], options: LearningConfig, better: float, seed: int = 0, plays: int = PLAYS) -> float:
+    """The share of plays in which the candidate is promoted. pairs: one for each number of clicks, of the same two models and
+    with the same numbers for the groups; better: how much the candidate's Dice is truly higher."""
+    rng = np.random.default_rng(seed)
+    passed = np.ones(plays, dtype=bool)
+    groups = max((pair.groups for pair in pairs), default=0)
+    if groups:
+        size = (plays, groups)
+        chosen, swap = rng.integers(0, groups, size), (rng.random(size) < 0.5).astype(int)
+        change = _sides(lambda side: combined(side, better), pairs)[swap, chosen]
+        error = change.std(axis=1, ddof=1) / np.sqrt(groups) if groups > 1 else np.zeros(plays)
+        passed &= change.mean(axis=1) - NormalDist().inv_cdf(options.level) * error >= -options.margin
+    for pair in pairs:
+        if pair.groups:
+            held = np.bincount(pair.group, minlength=groups)[chosen] > 0
+            dice = _padded(_sides(lambda side: side[0].group_means(better), [pair]), groups)[swap, chosen]
+            failures = _padded(_sides(lambda side: side[0].group_failures(better), [pair]), groups)[swap, chosen]
+            passed &= (dice * held).sum(axis=1) / np.maximum(held.sum(axis=1), 1) >= -options.margin
+            passed &= failures.sum(axis=1) <= 0
         if len(pair.alarms):
             more = (pair.alarms[:, 1].astype(int) - pair.alarms[:, 0])[
                 rng.integers(0, len(pair.alarms), (plays, len(pair.alarms)))
@@ -77,10 +89,11 @@ def power(pairs: Sequence[Pair], options: LearningConfig, better: float, seed: i
     return float(passed.mean())
 
 
-def _drawn(pair: Pair, better: float, what: str) -> np.ndarray:
+def _sides(values: Callable[[Sequence[Pair]], np.ndarray], pairs: Sequence[Pair]) -> np.ndarray:
     """(2, groups) candidate's minus champion's, as they are and swapped."""
-    found = []
-    for side in (pair, pair.swapped()):
-        values = side.group_means(better) if what == "dice" else side.group_failures(better)
-        found.append(values[:, 1] - values[:, 0])
-    return np.array(found)
+    found = [values(side) for side in (pairs, [pair.swapped() for pair in pairs])]
+    return np.array([side[:, 1] - side[:, 0] for side in found])
+
+
+def _padded(values: np.ndarray, groups: int) -> np.ndarray:
+    return np.pad(values, ((0, 0), (0, groups - values.shape[1])))

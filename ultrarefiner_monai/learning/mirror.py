@@ -137,7 +137,9 @@ def _metrics(facts: Mapping[str, Any]) -> dict[str, float]:
             for name in ("dice", "failures", "false_alarms"):
                 found[f"{side}.{name}.clicks_{row['clicks']}"] = float(row[name][k])
         found[f"bound.clicks_{row['clicks']}"] = float(row["low"])
-    found |= {k: float(gate[k]) for k in ("power_equal", "power_better", "labels", "groups") if k in gate}
+    found |= {
+        k: float(gate[k]) for k in ("change", "low", "power_equal", "power_better", "labels", "groups") if k in gate
+    }
     return found | ({"passed": float(gate["passed"])} if "passed" in gate else {})
 
 

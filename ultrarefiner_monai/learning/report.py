@@ -39,6 +39,8 @@ def gate_lines(gate: Mapping[str, Any] | None, champion: str = "") -> list[str]:
         f"the gate: {'passed' if gate['passed'] else 'refused'}, compared with {champion or gate.get('champion', '')}"
     ]
     found += [f"  {reason}" for reason in gate.get("reasons", [])]
+    if "change" in gate:
+        found.append(f"  mean Dice without clicks and with: {gate['change']:+.3f}, at least {gate['low']:+.3f}")
     for row in gate.get("compared", []):
         after = _AFTER.get(row["clicks"], f"after {row['clicks']} clicks")
         found.append(

@@ -101,10 +101,10 @@ class Verdict:
         plain = {k: round(v, 4) if isinstance(v, float) else v for k, v in vars(self).items()}
         return {**plain, "errors": [round(e, 4) for e in self.errors]}
 
-    def worse_by(self, margin: float, mean_margin: float) -> str:
-        """Why it is worse, in words; empty where it is not: the mean gain is at least -mean_margin, and none of the three is
+    def worse_by(self, margin: float) -> str:
+        """Why it is worse, in words; empty where it is not: the mean gain is at least -margin, and none of the three is
         below -margin by more than its standard error (few images are replayed, and one bad one must not decide)."""
-        if self.mean < -mean_margin:
+        if self.mean < -margin:
             return f"mean Dice is {-self.mean:.4f} lower"
         words = ("without clicks", "after one click", "after three clicks")
         for value, error, clicks in zip((self.automatic, self.one, self.three), self.errors, words, strict=True):

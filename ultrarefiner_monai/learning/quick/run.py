@@ -158,7 +158,7 @@ class QuickRun:
         tensors = towards(own, tensors, left_out.share)
         refiner = overlaid(own, tensors).eval()
         validation = self._timed("validate", lambda: self._validate(refiner, validating))
-        if why := validation.worse_by(self.job.options.margin, self.job.options.margin):
+        if why := validation.worse_by(self.job.options.margin):
             return self._result("", f"on the labels that validate, {why}", samples, problems, left_out, validation)
         if left_out.lesions + validation.lesions < LEAST:
             return self._result(
@@ -239,7 +239,7 @@ class QuickRun:
 
     def _refusal(self, left_out: Verdict, validating: int) -> str:
         """Why the left-out replays say no, in words; empty where they do not."""
-        if why := left_out.worse_by(self.job.options.margin, 0.0):
+        if why := left_out.worse_by(self.job.options.margin):
             return f"on corrections that were left out, {why}"
         return "" if left_out.lesions + validating >= LEAST else _too_few(left_out.lesions)
 
