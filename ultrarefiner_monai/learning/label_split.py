@@ -177,7 +177,9 @@ def groups_of(images: Sequence[SplitImage], alike: np.ndarray, among: Sequence[i
     patients = [(first.setdefault(images[k].patient, k), k) for k in among if images[k].patient]
     pairs = np.concatenate([alike[inside[alike].all(axis=1)], np.array(patients, dtype=int).reshape(-1, 2)])
     graph = coo_matrix((np.ones(len(pairs), dtype=bool), pairs.T), shape=(len(images),) * 2)
-    _, names, numbers = np.unique(connected_components(graph, directed=False)[1], return_index=True, return_inverse=True)
+    _, names, numbers = np.unique(
+        connected_components(graph, directed=False)[1], return_index=True, return_inverse=True
+    )
     return [int(names[numbers[k]]) for k in among]
 
 
