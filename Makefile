@@ -94,11 +94,12 @@ lint: $(VENV)/.test
 	$(BIN)/mypy ultrarefiner_monai
 	cd apps/ultrarefiner && ../../$(BIN)/mypy --config-file ../../pyproject.toml .
 
+# Two files at a time: most tests wait for a server or compute on one thread.
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 quick: lint
-	@$(BIN)/python -m pytest -m "not slow and not server"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not server"
 
 clean:
 	rm -rf build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .hypothesis

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import re
+import shutil
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from lib.routes.metrics import Counted, Metrics, note_cached
+from ultrarefiner_monai.studies.training_folder import write_json
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 Found = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -73,6 +76,17 @@ def test_what_is_asked_and_saved_is_counted(server: Server) -> None:
     assert "Images with a label" in page.text and "secret" not in page.text
     front = requests.get(server.url, timeout=30).text
     assert 'href="/ultrarefiner/status"' in front
+
+
+def test_a_training_that_was_killed_does_not_run_for_ever(server: Server) -> None:
+    for name, status in (("transunet-1", "running"), ("transunet-2", "finished")):
+        folder = WorkFolder.existing(server.studies).training.runs / name
+        folder.mkdir(parents=True)
+        write_json(folder / "state.json", {"task": "transunet", "status": status})
+    found = asked(server)
+    shutil.rmtree(folder.parent)
+    runs = {dict(labels)["status"]: value for (name, labels), value in found.items() if name.endswith("training_runs")}
+    assert runs == {"stopped": 1, "finished": 1}
 
 
 def test_the_page_for_it_lists_every_metric(server: Server) -> None:

@@ -26,7 +26,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator
     for n, name in enumerate(NAMES):
         Image.fromarray(picture(n)).save(folder / "studies" / f"{name}.png")
     (folder / "studies" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    running = start(folder / "studies", checkpoint, folder, **{"learning.quick": False, "learning.slow": False})
+    running = start(folder / "studies", checkpoint, folder)
     yield running
     running.stop()
 

@@ -68,7 +68,7 @@ def other_decoder(work: WorkFolder, checkpoint: Path, scale: float) -> str:
 
 def test_the_image_in_hand_keeps_its_model_until_the_next_one_or_a_person_decides(tmp_path, checkpoint):
     studies = write_pictures(tmp_path / "studies", 3)
-    server = start(studies, checkpoint, tmp_path)
+    server = start(studies, checkpoint, tmp_path, **{"learning.quick": "true"})
     try:
         work = WorkFolder.existing(studies)
         assert serving(server)["quick"] == ""
@@ -83,29 +83,13 @@ def test_the_image_in_hand_keeps_its_model_until_the_next_one_or_a_person_decide
         assert infer(server, "image0")[0] == base
         assert infer(server, "image0", "berta")[0] == quick
         assert infer(server, "image1", "anna")[0] == quick
-        version, changed = infer(server, "image0", "anna")  # it came back to it
+        assert infer(server, "image0", "anna")[0] == base  # another user under the same name
+        version, changed = infer(server, "image0", "carla")
         assert version == quick and not np.array_equal(changed, mask)
         # What a person decides counts for all, at once.
         Registry(work).rollback()
         back, undone = infer(server, "image0", "anna")
         assert back == base and np.array_equal(undone, mask) and infer(server, "image0", "berta")[0] == base
-        # A damaged file, and one of another base: the champion answers, and says why.
-        name = other_decoder(work, checkpoint, -2.0)
-        eventually(lambda: serving(server)["quick"] == name)
-        later = Registry(work).quick_path(Registry(work).free_quick())
-        later.write_bytes(Registry(work).quick_path(name).read_bytes())
-        Registry(work).set_quick(later.stem, base)
-        eventually(lambda: serving(server)["quick"] == later.stem)
-        later.write_bytes(b"nothing")
-        server.stop()
-        server = start(studies, checkpoint, tmp_path)
-        found = serving(server)
-        assert found["version"] == base and found["quick"] == "" and "damaged" in found["problem"]
-        assert infer(server, "image2")[0] == base
-        server.stop()
-        other_decoder(work, checkpoint, -2.0)
-        server = start(studies, checkpoint, tmp_path, **{"learning.quick": "false"})
-        assert serving(server)["version"] == base
     finally:
         server.stop()
 
@@ -131,7 +115,7 @@ def workers(server) -> list[psutil.Process]:
 @pytest.mark.slow
 def test_saves_are_learnt_from_and_a_killed_worker_loses_nothing(tmp_path):
     studies = write_pictures(tmp_path / "studies", 9)
-    server = start(studies, SHIPPED, tmp_path, **{"learning.quick_seconds": 60, "learning.slow": "false"})
+    server = start(studies, SHIPPED, tmp_path, **{"learning.quick": "true", "learning.quick_seconds": 20})
     work = WorkFolder.existing(studies)
     last = work.training.quick / "last.json"
     try:

@@ -139,7 +139,7 @@ def test_what_is_learnt_next() -> None:
     rows = dict(learning_rows(STATE, LearningConfig(), {"scored": 3, "left": 4}))
     assert rows["Next training"] == "after 4 more labels" and rows["New labels"].startswith("6 since")
     assert rows["Quick model"] == "on: after each save" and rows["Last training"].startswith("ended 2026-01-02")
-    assert rows["Last quick run"] == "not served: mean Dice is .02 lower (7 labels)"
+    assert rows["Last quick run"] == "not served: mean Dice is .02 lower (from 7 labels)"
     assert rows["Next sample"] == "3 images have scores, 4 still to do"
     assert "learning.quick" in dict(learning_rows(STATE, LearningConfig(quick=False), {}))["Quick model"]
     running = {"quick": {"on": True, "running": True, "last": {"served": "quick-3", "why": "not worse"}}}

@@ -1,7 +1,8 @@
-"""A SEG from the PACS that was drawn on two images, where something fails on the second one. No server."""
+"""A SEG from the PACS that was drawn on two images, where something fails on the second one; and a PACS that is away. No server."""
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +14,12 @@ import pytest
 from test_growth import Shelf
 
 from lib.store.pacs import PacsStudies
-from ultrarefiner_monai.config import PacsConfig, ServeConfig
+from lib.tasks.scoring import Scorer
+from lib.tasks.strategies import Sampler
+from ultrarefiner_monai.config import LearningConfig, PacsConfig, ServeConfig
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.dicom.seg_reader import SegInfo
-from ultrarefiner_monai.dicomweb.client import SeriesInfo
+from ultrarefiner_monai.dicomweb.client import PacsError, SeriesInfo
 from ultrarefiner_monai.exchange import labels
 from ultrarefiner_monai.exchange.labels import Exchange
 from ultrarefiner_monai.imaging.readers import read_image_file
@@ -49,9 +52,31 @@ def exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Exchange:
     store.mirror.update()
     store._follow()
     monkeypatch.setattr(labels, "read_seg", lambda *_: np.ones((1, 24, 32), np.uint8))
-    return Exchange(
-        store, PacsConfig(), work, lambda path: SimpleNamespace(image_file=read_image_file(path), sha256="s")
+    found = Exchange(
+        store,
+        PacsConfig(),
+        work,
+        lambda path: SimpleNamespace(image_file=read_image_file(path), sha256="s"),
+        lambda image_id: taken.append(image_id),
     )
+    found.learnt_from = taken = []  # type: ignore[attr-defined]
+    return found
+
+
+def test_no_next_sample_while_the_pacs_is_away_says_so(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(_: Any) -> Any:
+        raise PacsError("shelf does not answer", transient=True)
+
+    sampler = Sampler(Scorer(None, None, lambda: exchange.store), LearningConfig())  # type: ignore[arg-type]
+    assert sampler.sample("first", "ann", exchange.store)["id"] == IMAGES[0]  # type: ignore[arg-type]
+    assert sampler.sample("first", "ben", exchange.store)["id"] == IMAGES[1]  # type: ignore[arg-type]
+    for image in IMAGES:
+        shutil.rmtree(exchange.mirror.folder / "images" / image)
+    monkeypatch.setattr(exchange.mirror.pacs, "series", away)
+    with pytest.raises(PacsError):
+        exchange.mirror.update()
+    answer = sampler.sample("first", "ann", exchange.store)  # type: ignore[arg-type]
+    assert "id" not in answer and "shelf does not answer" in answer["message"]
 
 
 @pytest.mark.parametrize("place", ["reading", "keeping"])
@@ -85,7 +110,7 @@ def test_what_fails_on_the_second_image_is_taken_once_for_the_first(
     exchange._take(pydicom.Dataset(), info, WHEN)
     journal = Journal(exchange.work.journal)
     counts = [len(journal.corrections(i)) for i in IMAGES]
-    assert counts == [1, 1]
+    assert counts == [1, 1] and set(exchange.learnt_from) == set(IMAGES)  # type: ignore[attr-defined]
     versions = exchange.work.versions / "final"
     assert [len(list((versions / i).glob("*"))) for i in IMAGES] == [place == "keeping", 0]
     assert exchange.store.get_label_info(IMAGES[0], "final")["user"] == ("dr" if place == "keeping" else "Jane")

@@ -48,9 +48,7 @@ def training_server(tmp_path_factory, checkpoint):
     for n in range(3):
         write_label(studies / "labels" / "final" / f"image{n}.nrrd", studies, n)
     # At full priority, and only when somebody asks: what the tests wait for.
-    running = start(
-        studies, checkpoint, folder, **{"learning.nice": 0, "learning.slow": "false", "learning.quick": "false"}
-    )
+    running = start(studies, checkpoint, folder, **{"learning.nice": 0})
     yield running
     running.stop()
 

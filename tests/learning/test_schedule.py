@@ -107,6 +107,7 @@ def test_memory_survives_and_a_damaged_file_begins_anew(tmp_path: Path) -> None:
     [
         (Learnt(), Saves(3, 3), BY_COUNT, "after 7 more labels and 5 minutes without a request"),
         (Learnt(), Saves(12, 12), BY_COUNT, "after 5 minutes without a request"),
+        (Learnt(), Saves(9, 9), LearningConfig(quiet_minutes=1), "after 1 more label and 1 minute without a request"),
         (Learnt(tried=12), Saves(12, 12), BY_COUNT, "with the next label"),
         (Learnt(tried=12, learnt=12), Saves(12, 0), BY_COUNT, "after 10 more labels and 5 minutes without a request"),
         (Learnt(), Saves(), BY_HOUR, "at 02:30, when there is a new label"),
@@ -117,3 +118,9 @@ def test_memory_survives_and_a_damaged_file_begins_anew(tmp_path: Path) -> None:
 )
 def test_the_next_trigger_in_words(known: Learnt, saves: Saves, options: LearningConfig, words: str) -> None:
     assert next_trigger(known, saves, options) == words
+
+
+def test_after_a_restart_a_round_says_what_it_waits_for() -> None:
+    known = Learnt(round=Round(1, "transunet"))
+    words = next_trigger(known, Saves(1, 1), BY_COUNT, runs=False)
+    assert words == "transunet goes on after 5 minutes without a request"

@@ -129,4 +129,6 @@ def test_corrections_of_a_pacs_lie_beside_what_was_fetched(tmp_path: Path) -> No
     )
     journal.record_correction("1.2.3", sha256_of_image(image), mask_of(1, frames=2))
     journal.close()
-    assert [(c.id, c.image) for c in read_corrections(work.root)] == [("1.2.3@1", image)]
+    for studies in (None, "http://pacs.example/dicom-web"):  # as it was noted, and as a server says it
+        assert [(p.image_id, p.image) for p in final_labels(work.root, studies)] == [("1.2.3", image)]
+        assert [(c.id, c.image) for c in read_corrections(work.root, studies)] == [("1.2.3@1", image)]

@@ -123,20 +123,26 @@ def journal_show(
     work_dir: WorkDir = None,
 ) -> None:
     """What was saved for one image, oldest first."""
+    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from ultrarefiner_monai.core.types import InputError
     from ultrarefiner_monai.studies.journal_table import table_rows
 
-    names = ("saved", "author", "seconds", "version", "foreground_clicks", "background_clicks", "boxes")
-    table = Table(*(name.replace("_", " ") for name in (*names, "dice_first", "dice_last", "superseded")))
+    narrow = [Column(name, no_wrap=True) for name in ("", "saved", "author", "s")]
+    plain = [Column(name, no_wrap=True) for name in ("clicks", "boxes", "first", "last")]
+    version = Column("version", overflow="fold", min_width=12)
+    table = Table(*narrow, *plain, version, box=SIMPLE, padding=(0, 1, 0, 0))
     with _journal(studies, work_dir) as journal:
         for row in table_rows(journal, image):
-            saved = row["saved"][:19].replace("T", " ")
-            superseded = "yes" if row["superseded"] == "1" else ""
+            mark = "*" if row["superseded"] == "1" else ""
+            saved = row["saved"][:16].replace("T", " ")
+            clicks = f"{row['foreground_clicks']} + {row['background_clicks']}" if row["model"] else ""
             figures = [row[name][:5] for name in ("dice_first", "dice_last")]
-            table.add_row(saved, *(row[name] for name in names[1:]), *figures, superseded)
+            table.add_row(mark, saved, row["author"], row["seconds"], clicks, row["boxes"], *figures, row["version"])
     if not table.row_count:
         raise InputError(f"no label was saved for {image!r}: expected an image's id, as /datastore/ lists them")
     Console().print(table)
+    typer.echo("*: a later save took its place. s: seconds from shown to saved. clicks: foreground + background.")
+    typer.echo("first, last: Dice of the first proposal and of the last one, after the clicks, against the label.")

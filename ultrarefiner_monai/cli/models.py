@@ -66,7 +66,8 @@ def models_show(
     pointer = registry.pointer()
     chosen = name or pointer.name
     if chosen == pointer.name:
-        typer.echo(f"served{_since(pointer)}; before it: {', '.join(pointer.before[:3]) or 'nothing'}")
+        before = f"; before it: {', '.join(pointer.before[:3])}" if pointer.before else ""
+        typer.echo(f"{pointer.name} is served{_since(pointer)}{before}")
         if pointer.quick:
             typer.echo(f"with {pointer.quick} on top of it, tuned after a save")
     if chosen == CONFIGURED:

@@ -76,13 +76,19 @@ class PacsLabels(Protocol):
 
 
 class Exchange:
-    """The two boxes of one store. open_image_file: reads an image, InputError where it cannot be read. Thread-safe."""
+    """The two boxes of one store. Thread-safe. open_image_file: reads an image, InputError where it cannot be read. taken:
+    called with an image whose label came from the PACS; it returns at once."""
 
     def __init__(
-        self, store: PacsLabels, config: PacsConfig, work: WorkFolder, open_image_file: Callable[[Path], Opened]
+        self,
+        store: PacsLabels,
+        config: PacsConfig,
+        work: WorkFolder,
+        open_image_file: Callable[[Path], Opened],
+        taken: Callable[[str], None] = lambda _: None,
     ):
         self.store, self.mirror, self.config, self.work = store, store.mirror, config, work
-        self.open_image_file = open_image_file
+        self.open_image_file, self._taken = open_image_file, taken
         folder = work.exchange
         folder.mkdir(mode=0o700, exist_ok=True)
         self.outbox = Outbox(folder / "outbox", store.pacs.store)
@@ -272,6 +278,7 @@ class Exchange:
                 else:
                     self.store.save_label(image_id, str(path), FINAL, values, drawn)
                     logger.info("segmentation %s is the final label of %s now", info.sop_uid, image_id)
+        self._taken(image_id)
 
     def _stored(self, image_id: str) -> float | None:
         """When the final label was stored, None where there is none."""

@@ -58,7 +58,8 @@ def next_click(mask: np.ndarray, label: np.ndarray, clicked_xy: Iterable[tuple[f
 class Game:
     """One image played. dice: after 0, 1, ... clicks, one more than were allowed; clicks: those that were made.
 
-    Without an error left the robot stops early and the last Dice stands for the clicks that were not needed.
+    Without an error left, or content with what it has, the robot stops early, and the last Dice stands for the clicks that
+    were not needed.
     """
 
     dice: tuple[float, ...]
@@ -75,17 +76,24 @@ class Game:
 
 
 def play(
-    answer: Callable[[Clicks], np.ndarray], start: np.ndarray, label: np.ndarray, limit: int = MOST_CLICKS
+    answer: Callable[[Clicks], np.ndarray],
+    start: np.ndarray,
+    label: np.ndarray,
+    limit: int = MOST_CLICKS,
+    until: float | None = None,
 ) -> Game:
     """Correct ``start`` (H, W) until it is ``label`` or ``limit`` clicks are made.
 
-    answer: all clicks made so far -> mask (H, W); they add up, as a user's do. The label must not be empty.
+    answer: all clicks made so far -> mask (H, W); they add up, as a user's do. The label must not be empty. until: the
+    robot is content with this Dice and stops there; ``Game.clicks_to`` of this level is then the clicks that were made.
     """
     if limit < 1 or not label.any():
         raise ValueError(f"the robot needs at least one click and a lesion, got {limit} and {int(label.sum())} pixels")
     mask, dice = start, [dice_of(start, label)]
     clicks: list[Click] = []
     for _ in range(limit):
+        if until is not None and dice[-1] >= until:
+            break
         click = next_click(mask, label, [(x, y) for x, y, _ in clicks])
         if click is None:
             break

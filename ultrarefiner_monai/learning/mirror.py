@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MODEL = EXPERIMENT = "ultrarefiner"
 CHAMPION, PREVIOUS = "champion", "previous"  # aliases of MLflow's model versions
-_WAIT_SECONDS = 60
+_WAIT_SECONDS, _NICE = 60, 19
 
 
 def mlflow_uri(folder: TrainingFolder) -> str:
@@ -153,6 +153,8 @@ def _set_aliases(client: Any, pointer: Pointer, versions: Mapping[str | None, An
 def main() -> int:
     """For the process that brings the mirrors in line: its argument is the work folder."""
     logging.basicConfig(level=logging.INFO)
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
     return 0 if mirror(WorkFolder(Path(sys.argv[1]))) else 1
 
 

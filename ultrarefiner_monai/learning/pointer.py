@@ -26,7 +26,7 @@ class Pointer:
 
     quick: a file of tensors tuned on top of ``name`` that serves with it, or empty. by: who changed the pointer last:
     "person", "quick", "slow", or empty where that is not known. at: when (ISO time, UTC). quicks: the highest number that
-    a quick model ever had. problem: why what is served cannot be known, else empty.
+    a quick model ever had; decisions: how often a person chose. problem: why what is served cannot be known, else empty.
     """
 
     name: str = CONFIGURED
@@ -35,6 +35,7 @@ class Pointer:
     by: str = ""
     at: str = ""
     quicks: int = 0
+    decisions: int = 0
     problem: str = ""
 
 
@@ -52,11 +53,12 @@ class PointerFile:
             return found
         last = _pointer(read_json(self.last))
         if not self.path.exists() and (last is None or last.name == CONFIGURED):
-            return Pointer() if last is None else Pointer(quicks=last.quicks)
+            return Pointer() if last is None else Pointer(quicks=last.quicks, decisions=last.decisions)
         how = "is damaged" if self.path.exists() else "is gone"
         before = f"; {last.name} was served before" if last is not None else ""
         return Pointer(
             quicks=0 if last is None else last.quicks,
+            decisions=0 if last is None else last.decisions,
             problem=f"the file that says which model is served ({self.path.name}) {how}: the model that the server "
             f"is configured with answers{before}. Choose one with `ultrarefiner models promote NAME`",
         )
@@ -70,6 +72,7 @@ class PointerFile:
             "by": pointer.by,
             "at": pointer.at,
             "quicks": pointer.quicks,
+            "decisions": pointer.decisions,
         }
         with replacing(self.path, "w") as file:
             json.dump(values, file, indent=1)
@@ -93,8 +96,8 @@ def _pointer(values: dict[str, Any]) -> Pointer | None:
     """From a file's content; one of before there were quick models says ``name`` and ``before`` alone."""
     name, before = values.get("name"), values.get("before", [])
     quick, by, at = (values.get(key, "") for key in ("quick", "by", "at"))
-    quicks = values.get("quicks", 0)
+    quicks, decisions = (values.get(key, 0) for key in ("quicks", "decisions"))
     texts = all(isinstance(text, str) for text in (name, quick, by, at))
-    if not texts or not isinstance(before, list) or not isinstance(quicks, int):
+    if not texts or not isinstance(before, list) or not isinstance(quicks, int) or not isinstance(decisions, int):
         return None
-    return Pointer(str(name), tuple(str(n) for n in before), quick, by, at, quicks)
+    return Pointer(str(name), tuple(str(n) for n in before), quick, by, at, quicks, decisions)

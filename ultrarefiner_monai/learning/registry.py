@@ -262,7 +262,8 @@ class Registry:
 
     def _point(self, pointer: Pointer, by: str, before: Pointer, report: dict[str, Any] | None = None) -> Pointer:
         at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-        found = self._file.write(replace(pointer, by=by, at=at, problem=""))
+        decisions = before.decisions + (by == "person")
+        found = self._file.write(replace(pointer, by=by, at=at, decisions=decisions, problem=""))
         try:
             self._note(found, label_of(before), report)
         except (sqlite3.Error, OSError, RuntimeError, InputError) as error:  # it is repaired at the next start

@@ -116,12 +116,13 @@ def following(task: str, all_of: Sequence[str]) -> str:
     return next((t for t in all_of if task in _ORDER and _ORDER.index(t) > _ORDER.index(task)), "")
 
 
-def next_trigger(known: Learnt, saves: Saves, options: LearningConfig) -> str:
-    """When the slow learning begins next, in words."""
+def next_trigger(known: Learnt, saves: Saves, options: LearningConfig, runs: bool = True) -> str:
+    """When the slow learning begins next, in words. runs: whether a training is open, so that a round's need not begin again."""
     if not options.slow:
         return "only when somebody starts a training (learning.slow is off)"
     if known.round is not None:
-        return f"it runs: {known.round.task}"
+        waits = f"{known.round.task} goes on after {_quiet(options)}"
+        return f"it runs: {known.round.task}" if runs else waits
     if saves.images and saves.newest <= known.tried:
         return "with the next label" if saves.images >= options.labels or options.hour else _after(saves, options)
     if options.hour:
@@ -131,5 +132,12 @@ def next_trigger(known: Learnt, saves: Saves, options: LearningConfig) -> str:
 
 def _after(saves: Saves, options: LearningConfig) -> str:
     left = max(options.labels - saves.images, 0)
-    quiet = f"{options.quiet_minutes} minutes without a request"
-    return f"after {left} more labels and {quiet}" if left else f"after {quiet}"
+    return f"after {_counted(left, 'more label')} and {_quiet(options)}" if left else f"after {_quiet(options)}"
+
+
+def _quiet(options: LearningConfig) -> str:
+    return f"{_counted(options.quiet_minutes, 'minute')} without a request"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

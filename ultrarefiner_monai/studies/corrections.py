@@ -106,11 +106,11 @@ def chosen_frames(mask: np.ndarray) -> list[int]:
 def final_labels(work_dir: str | Path, studies: str | Path | None = None) -> list[Labelled]:
     """Images with a final label whose files are there, by id, from the server's index.
 
-    studies: the folder that is served; may be left out where the work folder lies in it, or the server noted it there.
+    studies: the folder or the DICOMweb store that is served; may be left out where the work folder lies in it, or the server noted it there.
     Raises InputError when there is no index.
     """
     work = Path(work_dir)
-    folder = Path(studies) if studies is not None else _studies_of(work)
+    folder = _studies_of(work) if studies is None else _folder(work, studies)
     # Where the app keeps index and labels of studies that it may not write to.
     homes = [folder, work] if os.access(folder, os.W_OK) else [work, folder]
     home = next((h for h in homes if (h / INDEX).is_file()), None)
@@ -149,7 +149,11 @@ def _studies_of(work: Path) -> Path:
     if not note.is_file():
         raise InputError(f"{work} does not lie in its studies folder: say which folder was served")
     studies = note.read_text(encoding="utf-8").strip()
-    # Of a DICOMweb store: what was fetched, a folder for each image.
+    return _folder(work, studies)
+
+
+def _folder(work: Path, studies: str | Path) -> Path:
+    """Where the images lie; of a DICOMweb store what was fetched, a folder for each image."""
     return WorkFolder(work).mirror / "images" if is_address(studies) else Path(studies)
 
 

@@ -56,7 +56,12 @@ def start_exchange(app: App) -> Exchange | None:
     if not isinstance(store, PacsStudies):
         return None
     store.start()
-    exchange = Exchange(store, app.config.pacs, app.work, app.engine.open)
+
+    def taken(image_id: str) -> None:
+        app.sampler.leases.give_up(image_id)
+        app.learner.saved(image_id)
+
+    exchange = Exchange(store, app.config.pacs, app.work, app.engine.open, taken)
     exchange.start()
     return exchange
 

@@ -320,10 +320,8 @@ def _digest(sample: Sample) -> str:
 
 
 def _too_few(lesions: int) -> str:
-    return (
-        f"{lesions} lesion(s) that the model did not learn from could be replayed, of patients of their own; {LEAST} are "
-        "needed to tell whether it is better"
-    )
+    there = f"{lesions} of {LEAST} lesions, each of another patient, to test it on"
+    return f"too few labels yet to tell whether it is better: {there}"
 
 
 def remember(work: WorkFolder, result: dict[str, Any]) -> None:

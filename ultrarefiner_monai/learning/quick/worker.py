@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def _answer(values: dict[str, Any], begun: float) -> dict[str, Any]:
 
     try:
         job = _job(values, begun)
-        result = QuickRun(job)().to_dict()
+        result = QuickRun(job)().to_dict() | {"at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
         with suppress(OSError):  # it is what it is, even where the disk is too full to say so
             remember(job.work, result)
         return result

@@ -44,7 +44,7 @@ def _last_quick(quick: dict[str, Any]) -> str:
     if not last:
         return ""
     what = f"{last['served']} serves" if last.get("served") else "not served"
-    samples = f" ({last['samples']} labels)" if last.get("samples") else ""
+    samples = f" (from {last['samples']} label{'s' if last['samples'] != 1 else ''})" if last.get("samples") else ""
     at = f", {clock(seconds_of(last['at']))}" if last.get("at") else ""
     return f"{what}: {last.get('why') or 'no reason given'}{samples}{at}"
 

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lib.app import App
 from lib.routes.routing import Route, user_role
 from lib.store.pacs import PacsStudies
+from lib.tasks.background import RUNNING
 from ultrarefiner_monai.learning.progress import Curve
 from ultrarefiner_monai.studies.training_folder import read_json
 
@@ -158,10 +159,14 @@ class Looked(Collector):
 
     def _learning(self) -> Iterator[Metric]:
         runs: Tally[tuple[str, ...]] = Tally()
+        running = {task["request"].get("model") for task in self.app.trainings.open() if task["status"] == RUNNING}
         for path in self.app.work.training.runs.glob("*/state.json"):
             state = read_json(path)
             task = state.get("task") if state.get("task") in self.app._trainers else "other"
-            runs[str(task), _known(state.get("status"), ("running", "finished", "stopped", "failed"))] += 1
+            status = _known(state.get("status"), ("running", "finished", "stopped", "failed"))
+            if status == "running" and task not in running:  # it was killed, and could not say so
+                status = "stopped"
+            runs[str(task), status] += 1
         yield _by("training_runs", "Trainings in the work folder.", ("task", "status"), runs)
         quick = self.app.learner.state()["quick"]
         counts = Tally({(result,): quick.get("counts", {}).get(result, 0) for result in _RESULTS})

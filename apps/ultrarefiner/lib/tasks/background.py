@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 Task = dict[str, Any]
 WAITING, RUNNING, STOPPED, DONE, FAILED = "SUBMITTED", "RUNNING", "STOPPED", "DONE", "ERROR"  # MONAI Label's words
 SHORT_OF_MEMORY = "the system killed its process, most likely because the memory did not suffice"
-_CHILD = Path(__file__).with_name("child.py")
+CHILD = Path(__file__).with_name("child.py")
 _MONAI_LABEL = "monailabel.interfaces.utils.app"
 _KEPT_TASKS, _KEPT_LINES = 100, 20
 
@@ -122,7 +122,7 @@ class Background:
         environment = dict(os.environ)
         if self.method == "train":
             environment["MONAI_LABEL_DATASTORE_AUTO_RELOAD"] = "false"
-        command = [sys.executable, str(_CHILD), str(os.getpid()), _MONAI_LABEL, "-m", self.method]
+        command = [sys.executable, str(CHILD), str(os.getpid()), _MONAI_LABEL, "-m", self.method]
         command += ["-r", json.dumps({**request, "gpus": "all"}, separators=(",", ":"))]
         return subprocess.Popen(
             command,

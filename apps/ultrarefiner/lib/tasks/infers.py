@@ -84,7 +84,7 @@ class LesionTask(InferTask):
         if extension == ".png" and len(frames) > 1:
             raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
         read = time.perf_counter()
-        predictor = self._predictor(request, as_file)  # one model for all frames, whatever is chosen meanwhile
+        predictor = self._predictor(request, opened)  # one model for all frames, whatever is chosen meanwhile
 
         def answer(k: int, given: Clicks) -> FrameOutline:
             return self.engine.answer(predictor, opened, k, given, self.mode == "coarse")
@@ -107,12 +107,10 @@ class LesionTask(InferTask):
         self._record(request, opened, found, clicks, reply)
         return Outline(content, extension, reply, found.mask)
 
-    def _predictor(self, request: dict[str, Any], as_file: bool) -> Predictor:
-        """What is sent to a PACS is the newest model's; a user's image keeps its model while it is worked on."""
-        served = self.engine.served
-        if not as_file:
-            return served.latest()
-        return served.of_image(str(request.get("client_id") or ""), str(request["image_id"] or request["image"]))
+    def _predictor(self, request: dict[str, Any], opened: OpenImageFile) -> Predictor:
+        """A user's image keeps its model while it is worked on, in whatever form it is asked for."""
+        image = request["image_id"] or f"upload:{opened.sha256}"  # each upload is a file of its own
+        return self.engine.served.of_image(str(request.get("client_id") or ""), str(image))
 
     def _reply(self, image_file: ImageFile, found: FileOutline) -> dict[str, Any]:
         """With the figures of the frame that stands for all, and of each frame of a volume."""

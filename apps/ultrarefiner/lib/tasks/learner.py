@@ -7,6 +7,7 @@ trainings one after the other as a client would: in a process of its own, throug
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from fastapi import HTTPException
 from monailabel.endpoints import train as stock_train
 from monailabel.interfaces.exception import MONAILabelException
 
-from lib.tasks.background import DONE, FAILED, Background
+from lib.tasks.background import CHILD, DONE, FAILED, Background
 from lib.tasks.prepare import Preparer
 from lib.tasks.served import Served
 from ultrarefiner_monai.config import LearningConfig
@@ -44,7 +45,6 @@ from ultrarefiner_monai.studies.work_folder import WorkFolder
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
-_MIRROR_NICE = 19
 
 
 class Quick(Protocol):
@@ -90,11 +90,12 @@ class Learner:
         self._thread.start()
 
     def saved(self, image_id: str) -> None:
-        """A final label was saved. Returns at once, never raises."""
+        """A final label was saved, or came from the PACS. Returns at once, never raises. Other processes than the one that
+        serves learn nothing."""
         self.preparer.seen()
         self._stale = True
         self._look.set()
-        if self.quick is not None:
+        if self.quick is not None and self._thread.ident is not None:
             self.quick.saved()
 
     def state(self) -> dict[str, Any]:
@@ -103,7 +104,7 @@ class Learner:
         return {
             "slow": {
                 "on": self.options.slow,
-                "next": next_trigger(known, self._saves, self.options),
+                "next": next_trigger(known, self._saves, self.options, bool(running)),
                 "labels": self._saves.images,
                 "needed": self.options.labels,
                 "round": None if known.round is None else {"task": known.round.task, "done": list(known.round.done)},
@@ -251,11 +252,13 @@ class Learner:
         self._quietly(self.served.registry.repair_journal)
         if not mirror_is_due(self.work):
             return
-        code = (
-            f"import os, runpy, sys; os.nice({_MIRROR_NICE}) if hasattr(os, 'nice') else 0;"
-            "runpy.run_module('ultrarefiner_monai.learning.mirror', run_name='__main__')"
-        )
-        command = [sys.executable, "-c", code, str(self.work.root)]
+        command = [
+            sys.executable,
+            str(CHILD),
+            str(os.getpid()),
+            "ultrarefiner_monai.learning.mirror",
+            str(self.work.root),
+        ]
         self._quietly(lambda: self._spawn(command))
 
     def _spawn(self, command: list[str]) -> None:

@@ -1,7 +1,7 @@
 """The image under a user's hand keeps its model: what was promoted meanwhile answers from the user's next image on.
 
-A client has one image in hand. Clients that do not say who they are share their pins: there an image keeps its model for
-some minutes after it was last asked for.
+The image that a client asked for last is in its hand. Others keep their model for some minutes after they were last asked for:
+several users may be one client (3D Slicer calls all `user-xyz` who choose no other name), and some do not say who they are.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from ultrarefiner_monai.pipeline.predictor import Predictor
 
 MINUTES = 10.0
-_MOST_PINS, _MOST_MODELS = 1000, 4
+# A whole model takes hundreds of megabytes, a quick one on top of it some ten.
+_MOST_PINS, _MOST_MODELS, _MOST_QUICK = 200, 3, 16
 
 
 @dataclass
 class _Pin:
-    image: str
     predictor: Predictor
     used: float
 
@@ -28,40 +28,54 @@ class _Pin:
 class Pins:
     """Which predictor answers which client's image. Thread-safe; no lock is held while anything is computed.
 
-    At most ``_MOST_MODELS`` models besides the newest are kept for pins; those that were asked for longest ago are given up.
-    clock: seconds, for tests.
+    At most ``_MOST_MODELS`` models, and ``_MOST_QUICK`` quick ones on top of models, are kept for pins besides the newest;
+    those that were asked for longest ago are given up. clock: seconds, for tests.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock, self._lock = clock, threading.Lock()
-        self._pins: OrderedDict[str, _Pin] = OrderedDict()  # by the client, or by the image where there is none
+        self._generation = 0
+        self._pins: OrderedDict[tuple[str, str], _Pin] = OrderedDict()  # (client, image), the one used last at the end
 
-    def predictor(self, client: str, image: str, newest: Predictor) -> Predictor:
-        """The predictor for this client's ``image``: the one of before where it is in hand, else ``newest``."""
-        key, now = f"client:{client}" if client else f"image:{image}", self._clock()
+    @property
+    def generation(self) -> int:
+        """How often all pins were dropped."""
+        return self._generation
+
+    def predictor(self, client: str, image: str, newest: Predictor, generation: int | None = None) -> Predictor:
+        """The predictor for this client's ``image``: the one of before where it is in hand, else ``newest``.
+
+        generation: that of before ``newest`` was asked for; where all pins were dropped since then, it may be an old one, and
+        is not kept.
+        """
+        key, now = (client, image), self._clock()
         with self._lock:
-            pin = self._pins.get(key)
-            if pin is None or pin.image != image or (not client and now - pin.used > 60 * MINUTES):
-                pin = self._pins[key] = _Pin(image, newest, now)
+            if generation not in (None, self._generation):
+                return newest
+            self._give_up(newest, now)
+            pin = self._pins.setdefault(key, _Pin(newest, now))
             pin.used = now
             self._pins.move_to_end(key)
-            self._bound(newest, now)
             return pin.predictor
 
     def clear(self) -> None:
         """All images are answered by the newest model from now on: a person decided so."""
         with self._lock:
             self._pins.clear()
+            self._generation += 1
 
-    def _bound(self, newest: Predictor, now: float) -> None:
-        for key in [k for k, p in self._pins.items() if k.startswith("image:") and now - p.used > 60 * MINUTES]:
-            del self._pins[key]
-        while len(self._pins) > _MOST_PINS:
-            self._pins.popitem(last=False)
-        kept: dict[int, None] = {}
-        for pin in reversed(self._pins.values()):
-            if pin.predictor is not newest and len(kept) < _MOST_MODELS:
-                kept[id(pin.predictor)] = None
-        old = [k for k, p in self._pins.items() if p.predictor is not newest and id(p.predictor) not in kept]
-        for key in old:
-            del self._pins[key]
+    def _give_up(self, newest: Predictor, now: float) -> None:
+        """Drop what is in nobody's hand any more, and what there is no room for."""
+        clients: set[str] = {""}  # clients without a name have nothing in hand for long
+        models, quick = {id(newest.system.coarse)}, {id(newest)}
+        for count, (key, pin) in enumerate(reversed(list(self._pins.items())), 1):
+            in_hand = key[0] not in clients or now - pin.used <= 60 * MINUTES
+            clients.add(key[0])
+            # A quick model shares the coarse network of the one that it is on top of.
+            model, own = id(pin.predictor.system.coarse), id(pin.predictor)
+            room = (model in models or len(models) <= _MOST_MODELS) and (own in quick or len(quick) <= _MOST_QUICK)
+            if in_hand and room and count < _MOST_PINS:
+                models.add(model)
+                quick.add(own)
+            else:
+                del self._pins[key]

@@ -56,7 +56,10 @@ class ProgressKeeper:
         with self._lock:
             if self._done is None and time.monotonic() - self._looked >= _OFTEN_SECONDS:
                 self._done = threading.Event()
-                threading.Thread(target=self._run, name="progress", daemon=True).start()
+                try:
+                    threading.Thread(target=self._run, name="progress", daemon=True).start()
+                except RuntimeError:  # no thread can be started just now: the next one who asks tries again
+                    self._done = None
             done = self._done
         if done is not None and wait > 0:
             done.wait(wait)

@@ -15,11 +15,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
-from lib.tasks.background import SHORT_OF_MEMORY
+from lib.tasks.background import CHILD, SHORT_OF_MEMORY
 from lib.tasks.served import Served, device_of
 from ultrarefiner_monai.config import ServeConfig, to_dict
 from ultrarefiner_monai.core.messages import public
@@ -29,18 +27,26 @@ from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
 
-_CHILD = Path(__file__).with_name("child.py")
 _WORKER = "ultrarefiner_monai.learning.quick.worker"
 
 _IDLE_SECONDS = 300.0  # so long the process waits for the next save: it holds the memory of a loaded model
-_LATE_FACTOR = 4  # a run that takes so many times its seconds hangs: it is ended
+_LATE_SECONDS, _LATE_FACTOR = (
+    120.0,
+    4,
+)  # a run that takes so long, and so many times its seconds besides, hangs: it is ended
+_MOST_LINE = 1 << 20  # characters
 
 
 class QuickWorker:
-    """Runs of quick learning on the studies of one server. Thread-safe; ``saved`` returns at once and never raises."""
+    """Runs of quick learning on the studies of one server. Thread-safe; ``saved`` returns at once and never raises.
 
-    def __init__(self, config: ServeConfig, work: WorkFolder, studies: str, served: Served):
+    late: after so many seconds a run is ended; None: by what it may take.
+    """
+
+    def __init__(self, config: ServeConfig, work: WorkFolder, studies: str, served: Served, late: float | None = None):
         self.config, self.work, self.studies, self.served = config, work, studies, served
+        # On a busy machine the imports alone of a process that stands back take a minute.
+        self._late = _LATE_SECONDS + _LATE_FACTOR * config.learning.quick_seconds if late is None else late
         self._lock = threading.Condition()
         self._due, self._busy, self._closed = False, False, False
         self._process: subprocess.Popen[str] | None = None
@@ -58,8 +64,13 @@ class QuickWorker:
             self._due = True
             self._lock.notify_all()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="quick", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="quick", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the next save tries again
+                    self._error = str(error)
+                else:
+                    self._thread = thread
 
     def state(self) -> dict[str, Any]:
         """For the status page. on; running, since (seconds); due: another run follows; model: what serves; last: the last
@@ -106,8 +117,9 @@ class QuickWorker:
                 self._due = False
                 return True
             self._thread = None
-            self._end()
-            return False
+            process, self._process = self._process, None
+        _end(process)  # whoever saves does not wait for it
+        return False
 
     def _once(self) -> None:
         self._begun = time.monotonic()
@@ -119,57 +131,70 @@ class QuickWorker:
         self._note(answer, code)
 
     def _ask(self, job: str) -> tuple[dict[str, Any], int]:
-        """(the process's answer to a job, 0), or ({}, its exit code) when it ended instead."""
-        process = self._started()
+        """(the process's answer to a job, 0), or ({}, its exit code) when it ended instead. Raises RuntimeError for one that
+        hangs, or answers with what is no answer; it is ended then."""
+        process, late = self._started(), threading.Event()
+        if process is None:
+            return {}, 0
         assert process.stdin is not None and process.stdout is not None
-        watch = threading.Timer(_LATE_FACTOR * self.config.learning.quick_seconds, _kill, (process,))
+
+        def end_late() -> None:
+            late.set()
+            _kill(process)
+
+        watch = threading.Timer(self._late, end_late)
         watch.daemon = True
         watch.start()
         try:
             with suppress(OSError):  # it was killed: there is nothing to read either
                 process.stdin.write(job + "\n")
                 process.stdin.flush()
-            for line in process.stdout:
+            while line := process.stdout.readline(_MOST_LINE):
                 if line.startswith(ANSWER):
-                    return json.loads(line.removeprefix(ANSWER)), 0
+                    return _read(line.removeprefix(ANSWER)), 0
                 logger.debug("quick: %s", line.rstrip())
+            code = process.wait()
+        except BaseException:  # what else it says would be taken for the answer to the next job
+            self._end()
+            raise
         finally:
             watch.cancel()
-        code = process.wait()
         self._end()
+        if late.is_set():
+            raise RuntimeError(f"its process was ended, for it took longer than {self._late:.0f} s")
         return {}, code
 
-    def _started(self) -> subprocess.Popen[str]:
-        """The process that waits for a job: that of before where it still runs."""
+    def _started(self) -> subprocess.Popen[str] | None:
+        """The process that waits for a job: that of before where it still runs; None where the server closes."""
         with self._lock:
-            if self._process is not None and self._process.poll() is None:
-                return self._process
-            threads = str(self.config.learning.threads)
-            self._process = subprocess.Popen(
-                [sys.executable, str(_CHILD), str(os.getpid()), _WORKER],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-                start_new_session=True,
-            )
-            return self._process
+            if self._closed or (self._process is not None and self._process.poll() is None):
+                return None if self._closed else self._process
+        threads = str(self.config.learning.threads)
+        process = subprocess.Popen(  # not under the lock: whoever saves does not wait for it
+            [sys.executable, str(CHILD), str(os.getpid()), _WORKER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            start_new_session=True,
+        )
+        with self._lock:
+            if not self._closed:
+                self._process = process
+                return process
+        _end(process)
+        return None
 
     def _end(self) -> None:
         """End the process; the next job starts another one."""
-        process, self._process = self._process, None
-        if process is not None:
-            _kill(process)
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with suppress(OSError):
-                        pipe.close()
+        with self._lock:
+            process, self._process = self._process, None
+        _end(process)
 
     def _job(self) -> dict[str, Any]:
-        # Not what is loaded: that follows the pointer with the next request.
+        # What was promoted just now may not be loaded yet: nobody has asked.
         files = self.served.files(self.served.registry.pointer().name)
         return {
             "work": str(self.work.root),
@@ -187,20 +212,46 @@ class QuickWorker:
         if self._closed:
             return
         if not found or "error" in found:
+            late = _LATE_FACTOR * self.config.learning.quick_seconds
             ended = SHORT_OF_MEMORY if code == -signal.SIGKILL else f"its process ended with code {code}"
+            ended = f"it was not done after {late:.0f} s and was ended" if seconds > late else ended
             self._error = public(str(found.get("error") or ended))
             self._counts["failed"] += 1
             logger.warning("quick learning came to nothing after %.1f s: %s", seconds, self._error)
             return
         self._error = ""
         self._counts["accepted" if found.get("served") else "refused"] += 1
-        at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._last = {**found, "at": at}
+        self._last = found
         what = f"{found['served']} serves" if found.get("served") else "the model that is served stays"
-        logger.info("quick learning, %.1f s, %d samples: %s: %s", seconds, found.get("samples", 0), what, found["why"])
+        logger.info(
+            "quick learning, %.1f s, from %d label(s): %s: %s",
+            seconds,
+            found.get("samples", 0),
+            what,
+            found.get("why", ""),
+        )
         self.served.now()  # follows the pointer in a thread: the next request finds it loaded
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[str] | None) -> None:
+    """End a process, if there is one, and let go of it."""
+    if process is not None:
+        _kill(process)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
+def _read(text: str) -> dict[str, Any]:
+    """The process's answer."""
+    with suppress(ValueError):
+        if isinstance(found := json.loads(text), dict):
+            return found
+    raise RuntimeError(f"its process answered with what is no answer: {text[:80]!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,14 @@ from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 logger = logging.getLogger(__name__)
 
+# What loading a model may end with: a file that is damaged or gone, and a memory that does not hold it.
+_FAULTS = (InputError, OSError, RuntimeError, MemoryError)
+
 
 @dataclass(frozen=True)
 class Serving:
     """One model that answers. quick: the quick model on top of ``name``, or empty. problem: why this is not what the pointer
-    names, else empty. state: of the pointer file when it was loaded."""
+    names, else empty. state: of the pointer file when it was loaded; decisions: how often a person had chosen by then."""
 
     champion: Predictor
     predictor: Predictor
@@ -38,6 +42,7 @@ class Serving:
     quick: str
     problem: str
     state: tuple[int, ...]
+    decisions: int
 
 
 class Served:
@@ -77,14 +82,15 @@ class Served:
         found = self._serving
         if found is not None and self.registry.state() == found.state:
             return found.predictor
-        if found is None or self.registry.pointer().by not in ("quick", "slow"):
+        if found is None or not _by_itself(self.registry.pointer(), found):
             return self._load().predictor
         self._load_behind()
         return found.predictor
 
     def of_image(self, client: str, image: str) -> Predictor:
         """The predictor for an image that a client works on: while it does, promotions without a person change nothing."""
-        return self._pins.predictor(client, image, self.latest())
+        generation = self._pins.generation
+        return self._pins.predictor(client, image, self.latest(), generation)
 
     def now(self) -> Predictor:
         """The predictor that is loaded, without waiting (for /info/). A newer one is loaded in a thread meanwhile."""
@@ -102,7 +108,9 @@ class Served:
         return self._serving.champion
 
     def _load_behind(self) -> None:
-        if not self._loading.locked():
+        if self._loading.locked():
+            return
+        with suppress(RuntimeError):  # no thread can be started just now: the next one who asks tries again
             threading.Thread(target=self._load_once, name="model", daemon=True).start()
 
     def _load_once(self) -> None:
@@ -119,11 +127,8 @@ class Served:
                 return present
             pointer = self.registry.pointer()
             found = self._with_quick(self._champion(pointer, present), pointer, state)
-            kept = present is not None and (
-                pointer.by == "slow" or (pointer.by == "quick" and found.name == present.name)
-            )
             self._serving = found
-            if not kept:
+            if present is not None and not _by_itself(pointer, present):
                 self._pins.clear()
             return found
 
@@ -139,7 +144,7 @@ class Served:
         for name in names:
             try:
                 return self._predictor_of(name), name, problem
-            except (InputError, OSError) as error:
+            except _FAULTS as error:
                 if name == CONFIGURED and present is None:
                     raise
                 problem = problem or f"{name} cannot be served: {error}"
@@ -150,16 +155,16 @@ class Served:
     def _with_quick(self, champion: tuple[Predictor, str, str], pointer: Pointer, state: tuple[int, ...]) -> Serving:
         predictor, name, problem = champion
         if not pointer.quick or name != pointer.name or not self.config.learning.quick:
-            return Serving(predictor, predictor, name, "", problem, state)
+            return Serving(predictor, predictor, name, "", problem, state, pointer.decisions)
         try:
             system = load_quick(predictor.system, self.registry.quick_path(pointer.quick))
             own = predictor.with_decoder(system)
-        except (InputError, OSError) as error:
+        except _FAULTS as error:
             logger.error("%s cannot be served: %s", pointer.quick, error)
             problem = problem or f"{pointer.quick} cannot be served: {error}; {name} answers alone"
-            return Serving(predictor, predictor, name, "", problem, state)
+            return Serving(predictor, predictor, name, "", problem, state, pointer.decisions)
         logger.info("serving %s on top of %s, version %s", pointer.quick, name, system.version)
-        return Serving(predictor, own, name, pointer.quick, problem, state)
+        return Serving(predictor, own, name, pointer.quick, problem, state, pointer.decisions)
 
     def _predictor_of(self, name: str) -> Predictor:
         device = device_of(self.config.device)
@@ -182,6 +187,11 @@ class Served:
         path = self.registry.get(name).path
         # A candidate that brings a refiner of its own was made to be served with it.
         return Start(name, path, None if refiner is None or read_header(path)[0].sam is not None else refiner)
+
+
+def _by_itself(pointer: Pointer, present: Serving) -> bool:
+    """Whether all that changed since ``present`` was loaded was promoted without a person."""
+    return pointer.by in ("quick", "slow") and pointer.decisions == present.decisions
 
 
 def device_of(name: str) -> str:

@@ -11,6 +11,7 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from lib.store.datastore import StudiesFolder
+from lib.store.pacs import PacsStudies
 from lib.tasks.leases import Leases
 from lib.tasks.scoring import Scorer
 from ultrarefiner_monai.config import LearningConfig
@@ -66,7 +67,10 @@ class Sampler:
     def _nothing(self, datastore: StudiesFolder) -> dict[str, Any]:
         labelled, offered = datastore.pool()
         left = {"images": len(labelled) + len(offered), "labelled": len(labelled), "unreadable": len(offered)}
-        if not left["images"]:
+        away = isinstance(datastore, PacsStudies) and datastore.contact()["problem"]
+        if away and (offered or not labelled):
+            message = f"The PACS does not answer, and no image that is here is left ({away}). Try again in a while"
+        elif not left["images"]:
             message = "There is no image in the studies"
         else:
             message = f"No image is left: {left['labelled']} of {left['images']} have a final label"

@@ -77,6 +77,9 @@ class LesionTraining(TrainTask):
     def stats(self) -> dict[str, Any]:
         found, task = self.work.training.stats(self.name), _last_task(self.name)
         if task is None:
+            if found.get("status") == "running":  # it was stopped; another one holds the lock that says that one runs
+                found = {**found, "status": "stopped", "total_time": found["current_time"]}
+                del found["current_time"]
             return found
         asked = _asked(task)
         if found.get("start_ts", 0) >= asked:
