@@ -151,12 +151,31 @@ def test_features_that_are_settled_otherwise_are_made_anew(job: Job, tmp_path: P
     config = replace(system.config, post=replace(system.config.post, threshold=0.3, min_presence=0.99))
     other = save_system(tmp_path / "other.safetensors", config, system.coarse, system.refiner.sam, half=False)  # type: ignore[union-attr, arg-type]
     first = QuickRun(job)
-    assert len(first._read()[0]) == 5
+    stored = first._read()[0]
+    old = first.store.load(stored[0], "")
     second = QuickRun(replace(job, base=other))
     stored, _ = second.store.update(final_labels(job.work.root, job.studies), until=0.0)
-    assert [s.stale for s in stored] == [True] * 5 and not second.store.waiting
-    assert second.store.load(stored[0], "") is None and len(second.store.split_images(stored)) == 5
-    assert not any(s.stale for s in second._read()[0])
+    assert len(second.store.split_images(stored)) == 5 and not second.store.waiting
+    assert second.store.load(stored[0], "", until=0.0) is None
+    new = second.store.load(stored[0], "")
+    assert (
+        old is not None and new is not None and not np.array_equal(new.features.coarse_prob, old.features.coarse_prob)
+    )
+    assert (old.features.doubted, new.features.doubted) == (False, True)
+
+
+def test_features_of_what_is_not_learnt_from_any_more_leave_the_disk(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(job, monkeypatch)
+    run = QuickRun(job)
+    stored, _ = run._read()
+    full = {s.item for s in stored if s.has_features}
+    run.store.drop_features(stored, {"i3@0"})
+    stored, _ = run._read()
+    assert full == {f"i{k}@0" for k in range(5)} and {s.item for s in stored if s.has_features} == {"i3@0"}
+    assert len(run.store.split_images(stored)) == 5
+    (job.work.training.quick / "i4@0.safetensors").unlink()  # forgotten meanwhile: it is not made anew
+    assert [run.store.load(s, "g") is not None for s in sorted(stored, key=lambda s: s.item)] == [True] * 4 + [False]
+    assert not list(job.work.training.quick.glob("i4*"))
 
 
 def test_labels_that_were_not_read_yet_wait_for_their_place(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +183,7 @@ def test_labels_that_were_not_read_yet_wait_for_their_place(job: Job, monkeypatc
     monkeypatch.setattr(run_module, "_READING", -1.0)
     run = QuickRun(replace(job, seconds=60.0))
     assert "no correction" in run().why and run.store.waiting == 5 and not job.work.training.read_split()
-    monkeypatch.setattr(run_module, "_READING", 0.4)
+    monkeypatch.setattr(run_module, "_READING", 0.3)
     run = QuickRun(replace(job, seconds=60.0))
     run()
     assert not run.store.waiting and len(job.work.training.read_split()) == 5

@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 # Samples in memory (0.6 MB each) and replays are bounded, whatever the number of labels.
 MOST_SAMPLES, MOST_VALIDATING, MOST_REPLAYED = 200, 24, 60
 _LEAST_SHARE = 0.6
-_READING = 0.4  # share of the budget after which labels that were never read wait for the next run
+_READING = 0.3  # share of what is left of the budget after which labels, or features, wait for the next run
 _WRITING = 2.0  # seconds of the budget that are left for writing and serving
 
 
@@ -129,11 +129,13 @@ class QuickRun:
             known = self.job.work.training.read_split()
             images = [image for image in images if image.image in known]
         split = placed(self.job.work.training, images)
-        samples, implausible = self._plausible(self._chosen(stored, images, split, TRAIN_PART))
+        chosen = self._timed("features", lambda: self._chosen(stored, images, split, TRAIN_PART))
+        samples, implausible = self._plausible(chosen)
         problems |= dict.fromkeys(
             implausible, "it is left out of quick learning: the model gets nowhere near this label, even with clicks"
         )
         validating = self._chosen(stored, images, split, SELECT_FOLD)
+        self.store.drop_features(stored, {s.id for s in (*chosen, *validating)})
         older = self._timed("replay", lambda: self._replay(images))
         if not samples:
             return self._result("", "there is no correction to learn from yet", [], problems)
@@ -179,15 +181,13 @@ class QuickRun:
 
     def _read(self) -> tuple[list[Stored], dict[str, str]]:
         """The labels; of a department's years that were never read, as many as the time allows."""
-        seconds = self._room(_READING)
-        until = None if seconds is None else time.monotonic() + seconds
-        return self.store.update(final_labels(self.job.work.root, self.job.studies), until)
+        return self.store.update(final_labels(self.job.work.root, self.job.studies), self._until(_READING))
 
     def _chosen(self, stored: Sequence[Stored], images: Sequence[SplitImage], split: Split, part: str) -> list[Sample]:
         """The samples of one part, oldest first: the newest to learn from; those that validate, one of each view, stay the
         same."""
         known = {i.image: i for i in images if split[i.image]["part"] == part}
-        own = [s for s in stored if s.image in known and not s.stale]
+        own = [s for s in stored if s.image in known]
         if part == TRAIN_PART:
             own = sorted(own, key=lambda s: (s.saved, s.item))[-MOST_SAMPLES:]
         else:
@@ -195,8 +195,9 @@ class QuickRun:
         views = views_of([known[name] for name in dict.fromkeys(s.image for s in own)])
         if part != TRAIN_PART:
             own = list({views[s.image]: s for s in reversed(own)}.values())[:MOST_VALIDATING]
-        loaded = [self.store.load(s, split[s.image]["group"], views[s.image]) for s in own]
-        return [s for s in loaded if s is not None]
+        until = self._until(_READING)
+        loaded = [self.store.load(s, split[s.image]["group"], views[s.image], until) for s in reversed(own)]
+        return [s for s in reversed(loaded) if s is not None]
 
     def _plausible(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
         """The samples to learn from, and the ids of those whose label the champion gets nowhere near."""
@@ -215,12 +216,12 @@ class QuickRun:
         items = [item for item in read_index(self.job.options.replay) if item.fold != "test"]
         items = sorted(items, key=lambda i: hashlib.sha256(i.id.encode()).digest())
         labelled = [Labelled(i.id, i.image, i.mask) for i in items[:MOST_REPLAYED]]
-        seconds = self._room(0.2)
-        stored, _ = self.replays.update(labelled, None if seconds is None else time.monotonic() + seconds)
+        until = self._until(0.2)
+        stored, _ = self.replays.update(labelled, until)
         ours = [small for image in images for small in image.thumbnails]
         replayed = self.replays.split_images(stored)
         apart = {r.image for r in replayed if not ours or unlike(r.thumbnails, np.stack(ours)).all()}
-        loaded = [self.replays.load(s, f"replay:{s.image}") for s in stored if s.image in apart]
+        loaded = [self.replays.load(s, f"replay:{s.image}", "", until) for s in stored if s.image in apart]
         return [s for s in loaded if s is not None]
 
     def _left_out(self, samples: Sequence[Sample], older: Sequence[Sample]) -> Verdict:
@@ -261,6 +262,11 @@ class QuickRun:
         if not self.job.seconds:
             return None
         return share * max(1.0, self._end - time.monotonic())
+
+    def _until(self, share: float) -> float | None:
+        """The moment (time.monotonic) at which ``share`` of the seconds that are left is over; None without a limit."""
+        seconds = self._room(share)
+        return None if seconds is None else time.monotonic() + seconds
 
     def _timed(self, name: str, work: Any) -> Any:
         begun = time.monotonic()
