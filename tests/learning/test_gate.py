@@ -73,11 +73,25 @@ def test_too_few_labels_promote_nothing_by_themselves(
 ) -> None:
     options = replace(OPTIONS, validation_labels=6)
     report = judge(models[0], models[0], lists[0], options)
-    assert not report.passed and report.reasons == ("5 patient(s) with a lesion validate; 6 are needed",)
+    assert not report.passed and report.reasons == ("5 label(s) with a lesion validate; 6 are needed",)
     by_hand = judge(models[0], models[0], lists[0], options, by_itself=False)
     assert by_hand.passed and by_hand.warnings == report.reasons
-    copies = [replace(i, group="one") for i in lists[0]]
-    assert judge(models[0], models[0], copies, options).groups == 1, "a hundred copies are one"
+
+
+def test_labels_count_and_copies_and_frames_of_one_cine_once(
+    models: tuple[Predictor, Predictor], lists: list[list[Item]]
+) -> None:
+    options = replace(OPTIONS, validation_labels=5)
+    views = [replace(i, group=f"patient {k % 4}") for k, i in enumerate(lists[0])]
+    report = judge(models[0], models[0], views, options)
+    assert (report.labels, report.groups) == (5, 4), "two views of one patient are two labels"
+    assert report.reasons == ("the labels that validate are of 4 patient(s); 5 are needed",)
+    assert judge(models[0], models[0], views, replace(options, validation_labels=4)).passed
+    copies = [replace(lists[0][0], id=f"copy {k}", group="one") for k in range(20)]
+    report = judge(models[0], models[0], copies, options)
+    assert (report.labels, report.groups) == (1, 1) and not report.passed, "many copies are one"
+    frames = [replace(i, id=f"cine@{k}", group="one") for k, i in enumerate(lists[0])]
+    assert judge(models[0], models[0], frames, options).labels == 1
 
 
 def test_false_alarms_and_empty_labels(models: tuple[Predictor, Predictor], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,30 @@ def test_what_is_like_both_sides_is_left_out(folder: TrainingFolder, caplog: pyt
     folder.write_split(split)
     for _ in range(2):  # it stays left out, and refuses nothing
         assert parts(placed(folder, images)) == {"a": "train", "b": "select", "c": "test"}
+
+
+def test_a_still_goes_where_the_cine_is_that_it_was_taken_from(folder: TrainingFolder) -> None:
+    """Whichever frame it is: the first one is no more like it than any other image."""
+    for k in range(40):
+        frames = np.concatenate([image(f"c{k:02d} {n}").thumbnails for n in range(3)]).reshape(3, -1)
+        cine = SplitImage(f"cine {k:02d}", "", frames, True)
+        split = placed(folder, [cine])
+        still = SplitImage(f"still {k:02d}", "", frames[1 + k % 2], True)
+        split = placed(folder, [cine, still])
+        assert split[still.image] == split[cine.image]
+    assert set(parts(split).values()) == {"train", "select"}
+
+
+def test_five_thousand_images_are_placed_in_seconds(folder: TrainingFolder) -> None:
+    rng = np.random.default_rng(0)
+    thumbnails = rng.normal(size=(5000, 1024)).astype(np.float32)
+    thumbnails /= np.linalg.norm(thumbnails, axis=1, keepdims=True)
+    thumbnails[:1000] = thumbnails[0]  # one image a thousand times
+    images = [SplitImage(f"i{k:04d}", "", small, True) for k, small in enumerate(thumbnails)]
+    begun = time.process_time()
+    split = placed(folder, images)
+    assert len({row["group"] for row in split.values()}) == 4001
+    assert time.process_time() - begun < 30
 
 
 def test_one_group_on_both_sides_is_refused_with_the_names(folder: TrainingFolder) -> None:

@@ -67,6 +67,13 @@ def test_the_journal_is_mended(work: WorkFolder) -> None:
     for _ in range(2):
         registry.repair_journal()
         assert promotions(work) == [expected[0], expected[1]]
+    for part in ("transunet-2.json", "transunet-2.safetensors"):
+        (registry.folder / part).rename(registry.folder / f"{part}.gone")
+    with sqlite3.connect(work.journal) as connection:
+        connection.execute("DELETE FROM promotions WHERE id > 1")
+    mirror(work)  # what is served is gone: it says so, and ends
+    for part in ("transunet-2.json", "transunet-2.safetensors"):
+        (registry.folder / f"{part}.gone").rename(registry.folder / part)
     work.journal.unlink()
     registry.promote("transunet-1")
     assert not work.journal.exists() and registry.pointer().name == "transunet-1"

@@ -118,8 +118,26 @@ def test_a_pointer_that_is_damaged_or_gone_is_said(registry: Registry, content: 
         and "transunet-1 was served before" in found.problem
         and "models promote" in found.problem
     )
+    with pytest.raises(InputError, match="transunet-1 was served before"):
+        registry.promote("transunet-2", by="slow")  # a training does not decide what nobody knows
     registry.promote("transunet-1")  # somebody chose: all is well again
     assert registry.pointer().problem == "" and registry.pointer().name == "transunet-1"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": "1", "created": "", "facts": [1]}', "\0"])
+def test_a_damaged_candidate_hides_no_other_one(registry: Registry, content: str) -> None:
+    (registry.folder / "transunet-1.json").write_text(content)
+    assert [c.name for c in registry.candidates()] == ["transunet-2"]
+    with pytest.raises(InputError, match="no model 'transunet-1'"):
+        registry.promote("transunet-1")
+    assert registry.promote("transunet-2").name == "transunet-2"
+
+
+def test_what_is_served_is_not_called_a_failure_for_want_of_room_behind_it(registry: Registry) -> None:
+    """The pointer is in its place; only the file beside it cannot be written."""
+    PointerFile(registry.folder).last.mkdir()
+    assert registry.promote("transunet-1") == registry.pointer()
+    assert registry.pointer().name == "transunet-1"
 
 
 def test_no_pointer_is_no_problem_where_nobody_chose(registry: Registry) -> None:

@@ -95,6 +95,8 @@ def test_memory_survives_and_a_damaged_file_begins_anew(tmp_path: Path) -> None:
         json.dumps({"nonsense": 1}),
         '{"round": {"saves": 1}}',
         '{"round": 5}',
+        '{"round": {"saves": 1, "task": "sam_refiner", "begins": "2", "done": []}}',
+        '{"round": {"saves": 1, "task": "of another version", "done": []}}',
     ):
         path.write_text(content)
         assert Memory.of(path).value == Learnt()

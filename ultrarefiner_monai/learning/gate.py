@@ -18,10 +18,12 @@ import numpy as np
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.core.types import Clicks
 from ultrarefiner_monai.datasets.datalist import Item
+from ultrarefiner_monai.datasets.grouping import thumbnail
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.interaction.robot import Click, as_clicks, next_click
 from ultrarefiner_monai.learning.gate_power import FAILURE, Pair, power
+from ultrarefiner_monai.learning.label_split import SplitImage, views_of
 from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT, paired_bootstrap
 from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 CLICKS = (0, 1, 3)  # results are compared after so many
 MOST_CLICKED = 40  # groups with a lesion, and as many images without one, that are clicked on
+# A bound that is drawn from fewer patients means little, however many labels they have; and one has no spread at all.
+LEAST_PATIENTS = 5
 BETTER = 0.02  # the report says how likely a candidate is promoted that is better by so much
 
 
@@ -54,7 +58,8 @@ class GateReport:
     """What the gate found. reasons: why the candidate did not pass; none where it did. warnings: what else a person should
     know who promotes it by hand.
 
-    groups: patients (near-duplicates as one) with a lesion that validate. power_equal, power_better: the probability that
+    labels: with a lesion that validate, near-duplicates and the frames of one cine once. groups: patients (near-duplicates as
+    one) whom they belong to. power_equal, power_better: the probability that
     this gate, on so many labels, promotes a candidate that is truly equal, or truly better by ``BETTER`` (``gate_power``).
     """
 
@@ -62,6 +67,7 @@ class GateReport:
     reasons: tuple[str, ...]
     champion: str
     candidate: str
+    labels: int
     groups: int
     compared: tuple[Compared, ...]
     power_equal: float
@@ -98,14 +104,15 @@ def judge(
     """
     items = sorted(items, key=lambda i: i.id)
     clicked = clicked_on(items)
-    results = [_play(champion, candidate, item, max(CLICKS) if item.id in clicked else 0) for item in items]
+    played = [_play(champion, candidate, item, max(CLICKS) if item.id in clicked else 0) for item in items]
+    results = [result for result, _ in played]
+    labels = _labels(items, [small for _, small in played])
     pairs = [_pair(items, results, clicks) for clicks in CLICKS]
     compared = tuple(_compared(clicks, pair, options) for clicks, pair in zip(CLICKS, pairs, strict=True))
     groups = pairs[0].groups
-    few = f"{groups} patient(s) with a lesion validate; {options.validation_labels} are needed"
-    too_few = groups < options.validation_labels
+    few = too_few(labels, groups, options.validation_labels)
     reasons = tuple(reason for found in compared for reason in _reasons(found, options))
-    reasons = (few, *reasons) if too_few and by_itself else reasons
+    reasons = (few, *reasons) if few and by_itself else reasons
     if not groups:
         reasons = ("no label with a lesion validates",)
     chances = [power(pairs, options, by, seed=0) if groups else 0.0 for by in (0.0, BETTER)]
@@ -114,16 +121,34 @@ def judge(
         reasons=reasons,
         champion=champion.system.version,
         candidate=candidate.system.version,
+        labels=labels,
         groups=groups,
         compared=compared,
         power_equal=chances[0],
         power_better=chances[1],
         margin=options.margin,
         level=options.level,
-        warnings=(few,) if too_few and groups else (),
+        warnings=(few,) if few and groups else (),
     )
     log.info("the gate: %s", "passed" if report.passed else "; ".join(report.reasons))
     return report
+
+
+def too_few(labels: int, patients: int, needed: int) -> str:
+    """Why so many labels are too few for a promotion by itself, in words; empty where they suffice."""
+    if labels < needed:
+        return f"{labels} label(s) with a lesion validate; {needed} are needed"
+    least = min(LEAST_PATIENTS, needed)
+    return f"the labels that validate are of {patients} patient(s); {least} are needed" if patients < least else ""
+
+
+def _labels(items: Sequence[Item], thumbnails: Sequence[np.ndarray]) -> int:
+    """How many labels with a lesion there are; a hundred copies of one image are one, two views of one patient two."""
+    frames: dict[str, list[np.ndarray]] = {}
+    for item, small in zip(items, thumbnails, strict=True):
+        if item.has_lesion:
+            frames.setdefault(item.id.rpartition("@")[0] or item.id, []).append(small)
+    return len(set(views_of([SplitImage(name, "", np.stack(own), True) for name, own in frames.items()]).values()))
 
 
 def clicked_on(items: Sequence[Item], most: int = MOST_CLICKED) -> set[str]:
@@ -148,10 +173,12 @@ Result = dict[
 ]  # clicks -> (champion's, candidate's) Dice; share of pixels marked without a lesion
 
 
-def _play(champion: Predictor, candidate: Predictor, item: Item, limit: int) -> Result:
+def _play(champion: Predictor, candidate: Predictor, item: Item, limit: int) -> tuple[Result, np.ndarray]:
+    """Both models' results, and the image's thumbnail."""
     image, label = read_image_file(item.image).frame(0), read_mask(item.mask)[0].astype(bool)
     sides = [_answers(lambda clicks, p=p: p.interact(image, clicks).mask, label, limit) for p in (champion, candidate)]  # type: ignore[misc]
-    return {clicks: (sides[0][clicks], sides[1][clicks]) for clicks in sides[0]}
+    small = thumbnail(np.rint(image * 255).astype(np.uint8))
+    return {clicks: (sides[0][clicks], sides[1][clicks]) for clicks in sides[0]}, small
 
 
 def _answers(answer: Callable[[Clicks], np.ndarray], label: np.ndarray, limit: int) -> dict[int, float]:

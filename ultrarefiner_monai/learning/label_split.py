@@ -11,13 +11,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD
-from ultrarefiner_monai.datasets.grouping import near_duplicate_groups
+from ultrarefiner_monai.datasets.grouping import CORRELATION
 from ultrarefiner_monai.studies.training_folder import TrainingFolder
 
 log = logging.getLogger(__name__)
@@ -25,16 +27,18 @@ log = logging.getLogger(__name__)
 SHARE = 0.2  # of the groups that validate
 UNVALIDATED = 3  # so many groups with a lesion are trained on before one has to validate
 TRAIN_PART, LEFT_OUT = "train", "test"
+_BLOCK = 512  # frames that are compared with all others at once: some ten megabytes
 Split = dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
 class SplitImage:
-    """What places one labelled image. patient: a hash, or empty. thumbnail: of its first frame (``grouping.thumbnail``)."""
+    """What places one labelled image. patient: a hash, or empty. thumbnails: (n, D) of all its frames that are learnt from
+    (``grouping.thumbnail``): a still may be any frame of a cine."""
 
     image: str
     patient: str
-    thumbnail: np.ndarray
+    thumbnails: np.ndarray
     has_lesion: bool
 
 
@@ -48,11 +52,12 @@ def placed(folder: TrainingFolder, images: Sequence[SplitImage], seed: int = 0) 
     with folder.split_lock():
         split = folder.read_split()
         require_apart(split)
-        _require_unlike([i for i in images if split.get(i.image, {}).get("part", LEFT_OUT) != LEFT_OUT], split)
+        alike = alike_pairs(images)
+        _require_unlike(images, alike, split)
         if any(i.image not in split for i in images):
             lesions = {i.image for i in images if i.has_lesion}
             patients = {i.image: i.patient for i in images if i.patient}
-            new = place([i.image for i in images], _groups(images), lesions, split, seed, patients)
+            new = place([i.image for i in images], groups_of(images, alike), lesions, split, seed, patients)
             split |= new
             folder.write_split(split)
             log.info("%d new images have their place in the split", len(new))
@@ -112,13 +117,12 @@ def require_apart(split: Split) -> None:
         raise _both_sides([(side[TRAIN_PART], side[SELECT_FOLD]) for side in both])
 
 
-def _require_unlike(images: Sequence[SplitImage], split: Split) -> None:
+def _require_unlike(images: Sequence[SplitImage], alike: np.ndarray, split: Split) -> None:
     """Raise InputError where known images of both sides are alike now: a file was replaced, or its patient."""
-    if not images:
-        return
+    known = [k for k, i in enumerate(images) if split.get(i.image, {}).get("part", LEFT_OUT) != LEFT_OUT]
     sides: dict[int, dict[str, str]] = {}
-    for image, group in zip(images, _groups(images), strict=True):
-        sides.setdefault(group, {}).setdefault(split[image.image]["part"], image.image)
+    for k, group in zip(known, groups_of(images, alike, known), strict=True):
+        sides.setdefault(group, {}).setdefault(split[images[k].image]["part"], images[k].image)
     both = [side for side in sides.values() if len(side) > 1]
     if both:
         raise _both_sides([(side[TRAIN_PART], side[SELECT_FOLD]) for side in both])
@@ -133,8 +137,50 @@ def _both_sides(pairs: Sequence[tuple[str, str]]) -> InputError:
     )
 
 
-def _groups(images: Sequence[SplitImage]) -> list[int]:
-    return near_duplicate_groups(np.stack([i.thumbnail for i in images]), [i.patient for i in images])
+def alike_pairs(images: Sequence[SplitImage]) -> np.ndarray:
+    """(N, 2) indices of images of which two frames are near-duplicates, the smaller first. All frames are compared: seconds for
+    5000 images."""
+    if not images:
+        return np.zeros((0, 2), dtype=int)
+    frames = [np.atleast_2d(i.thumbnails) for i in images]
+    owner = np.repeat(np.arange(len(images)), [len(f) for f in frames])
+    stacked, found = np.concatenate(frames), [np.zeros((0, 2), dtype=int)]
+    for start in range(0, len(stacked), _BLOCK):
+        rows, columns = np.nonzero(stacked[start : start + _BLOCK] @ stacked[start:].T >= CORRELATION)
+        pairs = np.sort(np.stack([owner[start + rows], owner[start + columns]], axis=1), axis=1)
+        found.append(np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def views_of(images: Sequence[SplitImage]) -> dict[str, str]:
+    """Image -> one name for all that are near-duplicates, whoever's they are: they count once where labels are counted. Two
+    views of one patient are two."""
+    bare = [replace(image, patient="") for image in images]
+    groups = groups_of(bare, alike_pairs(bare))
+    return {image.image: bare[k].image for image, k in zip(bare, groups, strict=True)}
+
+
+def unlike(thumbnails: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(n,) bool: which of ``thumbnails`` (n, D) are no near-duplicate of any of ``others`` (m, D)."""
+    if not len(others):
+        return np.ones(len(thumbnails), dtype=bool)
+    return np.asarray((thumbnails @ others.T).max(axis=1) < CORRELATION)
+
+
+def groups_of(images: Sequence[SplitImage], alike: np.ndarray, among: Sequence[int] | None = None) -> list[int]:
+    """Of each image of ``among`` (indices; None: of all) the smallest index of its group: what is alike or one patient's, by
+    way of images of ``among`` alone."""
+    among = list(range(len(images)) if among is None else among)
+    inside = np.zeros(len(images), dtype=bool)
+    inside[among] = True
+    first: dict[str, int] = {}
+    patients = [(first.setdefault(images[k].patient, k), k) for k in among if images[k].patient]
+    pairs = np.concatenate([alike[inside[alike].all(axis=1)], np.array(patients, dtype=int).reshape(-1, 2)])
+    graph = coo_matrix((np.ones(len(pairs), dtype=bool), pairs.T), shape=(len(images),) * 2)
+    _, names, numbers = np.unique(
+        connected_components(graph, directed=False)[1], return_index=True, return_inverse=True
+    )
+    return [int(names[numbers[k]]) for k in among]
 
 
 def _hash(name: str, seed: int) -> float:

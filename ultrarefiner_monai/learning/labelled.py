@@ -39,7 +39,7 @@ _TRIES = 3  # a label that is replaced while it is read is read so often
 class Prepared:
     """What a training can use, in images with and without a lesion; the frames of a cine count as one image.
 
-    groups: patients with a lesion, near-duplicates as one, that validate: what the gate counts. left_out: ids of images
+    groups: patients with a lesion, near-duplicates as one, that validate. left_out: ids of images
     whose label was removed, or replaced again and again, while the labels were read. leaks: ids of images that are like
     ones of both sides of the split.
     """
@@ -228,18 +228,22 @@ def _assign(rows: Sequence[Row], folder: TrainingFolder, seed: int) -> list[Row]
     """The rows with group and fold; the split file gets the images that are new. InputError when there are too few."""
     images = sorted({row["image"] for row in rows})
     lesions = {row["image"] for row in rows if row["class"] == "lesion"}
-    first = {image: next(r for r in rows if r["image"] == image) for image in images}
-    split = placed(folder, [_split_image(row, lesions, folder) for row in first.values()], seed)
+    frames: dict[str, list[Row]] = {}
+    for row in rows:
+        frames.setdefault(row["image"], []).append(row)
+    split = placed(folder, [_split_image(frames[image], lesions, folder) for image in images], seed)
     _require_enough(images, lesions, split)
     return [{**row, "group": split[row["image"]]["group"], "fold": split[row["image"]]["part"]} for row in rows]
 
 
-def _split_image(row: Row, lesions: set[str], folder: TrainingFolder) -> SplitImage:
+def _split_image(rows: Sequence[Row], lesions: set[str], folder: TrainingFolder) -> SplitImage:
     from PIL import Image
 
-    with Image.open(folder.pair(row["id"])[0]) as image:
-        pixels = thumbnail(np.asarray(image))
-    return SplitImage(row["image"], row["patient"], pixels, row["image"] in lesions)
+    pixels = []
+    for row in rows:
+        with Image.open(folder.pair(row["id"])[0]) as image:
+            pixels.append(thumbnail(np.asarray(image)))
+    return SplitImage(rows[0]["image"], rows[0]["patient"], np.stack(pixels), rows[0]["image"] in lesions)
 
 
 def _require_enough(images: Sequence[str], lesions: set[str], split: Split) -> None:

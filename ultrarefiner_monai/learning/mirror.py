@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.pointer import CONFIGURED, Pointer
 from ultrarefiner_monai.learning.registry import Candidate, Registry
 from ultrarefiner_monai.studies.training_folder import TrainingFolder, read_json, write_json
@@ -48,7 +49,7 @@ def mirror(work: WorkFolder) -> bool:
     registry, done = Registry(work), True
     try:
         registry.repair_journal()
-    except (sqlite3.Error, OSError, RuntimeError) as error:
+    except (sqlite3.Error, OSError, RuntimeError, InputError) as error:  # InputError: what is served is gone
         log.warning("the journal's promotions could not be brought in line: %s", error)
         done = False
     if not is_due(work):
@@ -136,7 +137,7 @@ def _metrics(facts: Mapping[str, Any]) -> dict[str, float]:
             for name in ("dice", "failures", "false_alarms"):
                 found[f"{side}.{name}.clicks_{row['clicks']}"] = float(row[name][k])
         found[f"bound.clicks_{row['clicks']}"] = float(row["low"])
-    found |= {k: float(gate[k]) for k in ("power_equal", "power_better", "groups") if k in gate}
+    found |= {k: float(gate[k]) for k in ("power_equal", "power_better", "labels", "groups") if k in gate}
     return found | ({"passed": float(gate["passed"])} if "passed" in gate else {})
 
 

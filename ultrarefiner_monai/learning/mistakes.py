@@ -50,8 +50,8 @@ def mistake_of(name: str, outline: np.ndarray, label: np.ndarray, weight: float 
 
 def newest(corrections: Iterable[Correction]) -> list[Correction]:
     """Of each frame the correction saved last, where its first proposal is known: a save that was superseded is no truth."""
-    found = {c.id: c for c in corrections}
-    return [c for c in found.values() if c.first is not None and c.saved is not None]
+    found = {c.id: c for c in corrections if c.saved is not None}
+    return [c for c in found.values() if c.first is not None]
 
 
 def mistakes_of(corrections: Iterable[Correction]) -> list[Mistake]:

@@ -7,12 +7,15 @@ models/.last.json      the same, so that it is known that current.json is gone, 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.studies.training_folder import read_json
+
+log = logging.getLogger(__name__)
 
 CONFIGURED = "configured"  # what the server's option ``weights`` names
 
@@ -61,7 +64,7 @@ class PointerFile:
         )
 
     def write(self, pointer: Pointer) -> Pointer:
-        """Point there, from now on."""
+        """Point there, from now on. Raises OSError for a full disk; then nothing has changed."""
         values = {
             "name": pointer.name,
             "before": list(pointer.before),
@@ -71,9 +74,13 @@ class PointerFile:
             "quicks": pointer.quicks,
             "decisions": pointer.decisions,
         }
-        for path in (self.path, self.last):
-            with replacing(path, "w") as file:
+        with replacing(self.path, "w") as file:
+            json.dump(values, file, indent=1)
+        try:
+            with replacing(self.last, "w") as file:
                 json.dump(values, file, indent=1)
+        except OSError as error:  # it is served: whoever chose it must not read that it failed
+            log.warning("%s could not be written: %s", self.last.name, error.strerror)
         return pointer
 
     def state(self) -> tuple[int, ...]:

@@ -85,10 +85,11 @@ class Registry:
 
     def _candidate(self, path: Path) -> Candidate | None:
         values = read_json(path)
-        if path in self._own or not {"version", "created", "facts"} <= values.keys():
+        facts = values.get("facts")
+        if path in self._own or not {"version", "created"} <= values.keys() or not isinstance(facts, dict):
             return None
         checkpoint = path.with_name(f"{path.stem}.safetensors")
-        return Candidate(path.stem, checkpoint, str(values["version"]), str(values["created"]), dict(values["facts"]))
+        return Candidate(path.stem, checkpoint, str(values["version"]), str(values["created"]), facts)
 
     def free_name(self, task: str, taken: Iterable[str] = ()) -> str:
         """``task-N`` with a number that no candidate, and none of ``taken``, ever had."""
@@ -160,11 +161,13 @@ class Registry:
     def promote(self, name: str, by: str = "person", over: Pointer | None = None) -> Pointer:
         """Serve ``name`` from now on, without a quick model on top of it.
 
-        over: what has to be served still (by name); InputError when somebody chose another model meanwhile. Raises
-        InputError when ``name`` cannot be served, or is served already; then nothing changes.
+        over: what has to be served still (by name); InputError when somebody chose another model meanwhile. by: where
+        the pointer is damaged only a person may choose. Raises InputError when ``name`` cannot be served, or is served already; then nothing changes.
         """
         with self._lock():
             now = self.pointer()
+            if now.problem and by != "person":
+                raise InputError(now.problem)
             if over is not None and over.name != now.name:
                 raise InputError(f"{now.name} is served now, no longer {over.name}: {name} was compared with that")
             if name == now.name and not now.quick and not now.problem:
@@ -210,16 +213,21 @@ class Registry:
             raise InputError(f"a quick model is called quick-N, got {name!r:.80}")
         return self.folder / f"{name}.safetensors"
 
-    def set_quick(self, name: str, base_version: str, report: dict[str, Any] | None = None) -> Pointer:
+    def set_quick(
+        self, name: str, base_version: str, report: dict[str, Any] | None = None, over: Pointer | None = None
+    ) -> Pointer:
         """Serve the quick model ``name`` on top of the champion from now on; older ones are removed.
 
         base_version: the champion that it was tuned on, as its file's metadata say under ``base``. report: figures for the
-        journal. Raises InputError when
-        the file cannot be read, says another base, or when another model became champion meanwhile.
+        journal, without ids of images. over: the pointer when the run began. Raises InputError when the file cannot be read,
+        says another base, when another model became champion meanwhile, and when the pointer is not ``over`` any more: who
+        went back while it was tuned shall not find it served.
         """
         path = self.quick_path(name)
         with self._lock():
             now = self.pointer()
+            if over is not None and over != now:
+                raise InputError(f"another model was chosen while {name} was tuned: the next save tries again")
             served = self.version_of(now.name)
             # Of CONFIGURED the registry knows no version: whoever loads it compares.
             if now.problem or (served and served != base_version.partition("+")[0]):
@@ -238,6 +246,11 @@ class Registry:
         with self._lock():
             now = self.pointer()
             return self._point(replace(now, quick=""), by, now) if now.quick else now
+
+    def name_of(self, checkpoint: Path) -> str:
+        """The name of the model whose file this is: CONFIGURED for one that is no candidate's."""
+        own = checkpoint.parent.resolve() == self.folder.resolve()
+        return checkpoint.stem if own else CONFIGURED
 
     def version_of(self, name: str) -> str:
         """The version that a candidate has alone; empty for CONFIGURED, whose file the server's options name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ultrarefiner_monai.learning.gate import too_few
 from ultrarefiner_monai.learning.registry import Candidate
 
 _AFTER = {0: "without clicks", 1: "after 1 click"}
@@ -59,7 +60,7 @@ def promotion_warnings(candidate: Candidate, needed: int) -> list[str]:
     if not gate:
         return ["it was never compared with what is served"]
     warnings = [] if gate["passed"] else ["the gate refused it: " + "; ".join(gate["reasons"])]
-    few = f"{gate['groups']} patient(s) with a lesion validate; {needed} are needed"
-    if gate["groups"] < needed and few not in gate["reasons"]:
+    few = too_few(gate.get("labels", gate["groups"]), gate["groups"], needed)
+    if few and few not in gate["reasons"]:
         warnings.append(f"its figures say little: {few} for a promotion by itself")
     return warnings

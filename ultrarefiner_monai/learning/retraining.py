@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import Timeout
 
@@ -24,7 +25,9 @@ from ultrarefiner_monai.config import LearningConfig, TrainConfig, to_dict
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import NO_FOLD, Item, Split, read_index, split_fold
-from ultrarefiner_monai.datasets.seen import digests_of
+from ultrarefiner_monai.datasets.grouping import SIDE, thumbnail
+from ultrarefiner_monai.imaging.readers import read_image_file
+from ultrarefiner_monai.learning.label_split import unlike
 from ultrarefiner_monai.learning.labelled import Lookup, prepare_labels
 from ultrarefiner_monai.learning.mistakes import department_corruption
 from ultrarefiner_monai.learning.promotion import Files, Outcome, keep, settle, told
@@ -101,8 +104,11 @@ def train_on_labels(
 
 
 def champion(registry: Registry, files: Files) -> Start:
-    """The files of what is served. Raises InputError where they are damaged, with what to do."""
-    name = registry.pointer().name
+    """The files of what is served. Raises InputError where they, or the pointer, are damaged, with what to do."""
+    pointer = registry.pointer()
+    if pointer.problem:
+        raise InputError(f"nothing can be trained: {pointer.problem}")
+    name = pointer.name
     try:
         registry.require_sound(name)
         return files(name)
@@ -121,7 +127,7 @@ def labels_split(folder: TrainingFolder) -> Split:
 def with_replay(split: Split, learning: LearningConfig, seed: int) -> tuple[Split, list[Item]]:
     """``split`` with images of the prepared folder ``learning.replay`` to train on, ``replay_share`` of all; and these.
 
-    Images that validate here are never among them, nor those of its test fold. Raises InputError for a folder that cannot
+    Images that validate here, or are like one that does, are never among them, nor those of its test fold. Raises InputError for a folder that cannot
     be used.
     """
     if not learning.replay or not learning.replay_share:
@@ -133,12 +139,16 @@ def with_replay(split: Split, learning: LearningConfig, seed: int) -> tuple[Spli
     share = min(learning.replay_share, 0.9)
     count = math.ceil(share / (1 - share) * len(split.train))
     order = sorted(items, key=lambda i: hashlib.sha256(f"{seed}:{i.id}".encode()).hexdigest())
-    validates = digests_of(split.select)
+    validates = np.stack([_thumbnail(item) for item in split.select]) if split.select else np.zeros((0, SIDE**2))
     chosen: list[Item] = []
     for item in order:
-        if len(chosen) < count and not digests_of([item]) & validates:
+        if len(chosen) < count and unlike(_thumbnail(item)[None], validates).all():
             chosen.append(item)
     return Split((*split.train, *chosen), split.select, split.report), chosen
+
+
+def _thumbnail(item: Item) -> np.ndarray:
+    return thumbnail(np.rint(read_image_file(item.image).frame(0) * 255).astype(np.uint8))
 
 
 def with_mistakes(config: TrainConfig, split: Split) -> TrainConfig:

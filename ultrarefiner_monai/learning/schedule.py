@@ -16,6 +16,7 @@ from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.studies.training_folder import read_json, write_json
 
 REFINER, COARSE, JOINT = "sam_refiner", "transunet", "ultrarefiner"
+_ORDER = (REFINER, COARSE, JOINT)
 MOST_BEGINS = 3  # a training that ends its server, or this machine, each time is not begun for ever
 WINDOW_MINUTES = 60  # a round that is to begin at an hour begins within so many minutes of it, or the next day
 APART_SECONDS = 12 * 3600.0  # and none so soon after another one, whatever the clock says
@@ -73,7 +74,8 @@ class Memory:
             begun = values.pop("round", None)
             begun = None if begun is None else Round(**{**begun, "done": tuple(begun["done"])})
             found = Learnt(**values, round=begun)
-            sound = all(isinstance(n, int) for n in (found.learnt, found.tried))
+            numbers = [found.learnt, found.tried, *((begun.saves, begun.begins) if begun is not None else ())]
+            sound = all(isinstance(n, int) for n in numbers) and (begun is None or begun.task in _ORDER)
         except (TypeError, KeyError):
             sound = False
         return cls(path, found if sound else Learnt())
@@ -111,8 +113,7 @@ def trainings(refiner: bool, lesions: int, options: LearningConfig) -> list[str]
 
 def following(task: str, all_of: Sequence[str]) -> str:
     """The training after ``task``; empty when it was the last, or is none of them any more."""
-    order = (REFINER, COARSE, JOINT)
-    return next((t for t in all_of if task in order and order.index(t) > order.index(task)), "")
+    return next((t for t in all_of if task in _ORDER and _ORDER.index(t) > _ORDER.index(task)), "")
 
 
 def next_trigger(known: Learnt, saves: Saves, options: LearningConfig) -> str:

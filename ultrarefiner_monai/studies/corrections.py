@@ -21,7 +21,7 @@ from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.masks.label_values import is_confirmed
 from ultrarefiner_monai.studies.dicom_index import remembered_images
 from ultrarefiner_monai.studies.journal import Journal
-from ultrarefiner_monai.studies.journal_rows import StoredCorrection, StoredProposal
+from ultrarefiner_monai.studies.journal_rows import BESIDE, StoredCorrection, StoredProposal
 from ultrarefiner_monai.studies.work_folder import INDEX, NAME, WorkFolder, is_address
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ class Correction:
     (H, W) uint8, 0 or 1, of the frame or of the region.
     model: the task that made the proposal; a ``sam_refiner`` one has seen clicks. time: ISO 8601, UTC.
     first: as ``proposal``, the automatic one that the work began with; None where there was none, or not on this frame.
-    saved: likewise, the label that was saved then, which a newer ``label`` may have superseded.
+    saved: likewise, the label that was saved then, which a newer ``label`` may have superseded; None for one that came late,
+    when another was in its place already and stayed there.
     """
 
     id: str
@@ -222,7 +223,7 @@ def _frames(
             time=correction.created,
             model=proposal.model,
             first=first.mask[k][region] if first is not None and k in before else None,
-            saved=correction.mask[k][region],
+            saved=None if correction.info.get(BESIDE) else correction.mask[k][region],
         )
         for k in chosen_frames(correction.mask)
         if k in answered

@@ -187,6 +187,11 @@ class TrainingFolder:
         for path in (*self.quick.glob("*.safetensors"), *(self.quick / "scores").glob("*.json")):
             if path.stem.rpartition("@")[0] == image_id:
                 path.unlink(missing_ok=True)
+        last = read_json(self.quick / "last.json")
+        problems = last.get("problems")
+        if isinstance(problems, dict) and any(image_id in (name, name.rpartition("@")[0]) for name in problems):
+            kept = {k: v for k, v in problems.items() if image_id not in (k, k.rpartition("@")[0])}
+            write_json(self.quick / "last.json", {**last, "problems": kept})
         for run in sorted(self.runs.glob("*")):
             self._forget_in_run(run, image_id)
         return len(own)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from small_champion import champion, samples
 
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.learning.quick.replays import Score, compare, folds_of, left_out_replays, score
+from ultrarefiner_monai.learning.quick.samples import distinct
 
 OPTIONS = LearningConfig()
 
@@ -35,6 +38,17 @@ def test_each_left_out_image_is_replayed_once_and_a_single_group_tells_nothing()
     assert sorted(asked) == ["i0", "i1", "i2"] and verdict.lesions == 3
     nothing = left_out_replays(system, learnt[:1], [], OPTIONS, before, steps=1)
     assert nothing.lesions == 0 and len(asked) == 3
+
+
+def test_copies_of_one_image_are_replayed_once() -> None:
+    """Two patients, one of them with a hundred near-duplicates and another view: three images can tell anything."""
+    system = champion()
+    first, second, third = samples(system, 3)
+    copies = [replace(first, id=f"copy {k}", group="a", view="copy 0") for k in range(100)]
+    learnt = [*copies, replace(second, group="a", view="b"), replace(third, group="c")]
+    verdict = left_out_replays(system, learnt, [], OPTIONS, lambda s: score(system.refiner, s), steps=1)  # type: ignore[arg-type]
+    assert verdict.lesions == 3
+    assert [s.id for s in distinct(reversed(learnt))] == ["i2", "i1", "copy 99"]
 
 
 def test_the_champion_against_itself_is_equal() -> None:

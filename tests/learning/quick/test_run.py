@@ -18,10 +18,12 @@ from ultrarefiner_monai.config import LearningConfig, to_dict
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.quick import run as run_module
 from ultrarefiner_monai.learning.quick.overlay import load_quick, read_quick, write_quick
-from ultrarefiner_monai.learning.quick.run import Job, QuickRun, Result, remembered
+from ultrarefiner_monai.learning.quick.run import Job, QuickRun, Result, remember, remembered
 from ultrarefiner_monai.learning.quick.worker import ANSWER
 from ultrarefiner_monai.learning.registry import Registry
 from ultrarefiner_monai.models.checkpoints import load_system, save_system
+from ultrarefiner_monai.studies.corrections import final_labels
+from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.work_folder import INDEX, WorkFolder, forget
 
 OPTIONS = LearningConfig(quick_seconds=60, margin=1.0)  # tiny networks learn nothing: the margin lets all through
@@ -64,7 +66,7 @@ def test_it_serves_and_leaves_features_scores_and_one_file(job: Job, monkeypatch
     tensors, base, facts = read_quick(path)
     assert all(name.startswith("sam.mask_decoder.") for name in tensors)
     system = load_system(job.base)
-    assert base == system.version and len(facts["samples"]) == result.samples
+    assert base == system.version and facts["samples"] == result.samples
     served = load_quick(system, path)
     assert served.version.startswith(f"{base}+") and served.coarse is system.coarse
     split = json.loads((job.work.training.root / "split.json").read_text())["images"]
@@ -73,6 +75,10 @@ def test_it_serves_and_leaves_features_scores_and_one_file(job: Job, monkeypatch
     assert kept == {f"i{k}@0" for k in range(5)}
     again = quick(job, monkeypatch)
     assert again.served == "quick-2" and not path.exists()
+    same = read_quick(registry.quick_path("quick-2"))[0]
+    assert all(torch.equal(same[name], value) for name, value in tensors.items()), (
+        "it starts from the champion each time"
+    )
 
 
 def test_forget_removes_what_is_kept_of_an_image(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +86,107 @@ def test_forget_removes_what_is_kept_of_an_image(job: Job, monkeypatch: pytest.M
     forget(job.studies, "i2")
     assert not list(job.work.training.quick.rglob("i2@*"))
     assert list(job.work.training.quick.rglob("i3@*"))
+
+
+def test_forget_finds_no_name_in_the_journal_nor_in_the_last_result(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    Journal(job.work.journal).close()
+    Path(job.studies, "labels", "final", "i2.png").write_bytes(b"no picture")
+    remember(job.work, quick(job, monkeypatch).to_dict())
+    assert remembered(job.work)["problems"].keys() == {"i2"}
+    journal = Journal(job.work.journal)
+    reports = json.dumps([p.report for p in journal.promotions()])
+    journal.close()
+    assert "left_out" in reports and not any(f"i{k}" in reports for k in range(5))
+    forget(job.studies, "i2")
+    assert remembered(job.work)["problems"] == {} and remembered(job.work)["served"] == "quick-1"
+    assert "i3" not in json.dumps(read_quick(Registry(job.work).quick_path("quick-1"))[2])
+
+
+def test_who_goes_back_while_it_is_tuned_does_not_find_it_served(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither on the same champion nor, where that is the configured model, on one that it was not tuned on."""
+    registry = Registry(job.work)
+    monkeypatch.setattr(run_module, "IMPLAUSIBLE", -1.0)
+    monkeypatch.setattr(QuickRun, "_refusal", lambda *_: "")
+    assert QuickRun(job)().served == "quick-1"
+    running = QuickRun(job)
+    registry.rollback()
+    with pytest.raises(InputError, match="was chosen while quick-2 was tuned"):
+        running()
+    candidate = registry.add("transunet-1", job.base)
+    with pytest.raises(InputError, match="not what is served any more"):
+        QuickRun(replace(job, base=candidate.path))
+    registry.promote("transunet-1")
+    running = QuickRun(replace(job, base=candidate.path))
+    registry.rollback()
+    with pytest.raises(InputError, match="was chosen while"):
+        running()
+    assert not registry.pointer().quick and not list(registry.folder.glob("quick-[2-9]*"))
+    with pytest.raises(InputError, match="not what is served any more"):
+        QuickRun(replace(job, base=candidate.path))
+    (registry.folder / "current.json").write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        QuickRun(job)
+
+
+def test_nothing_replayed_is_like_a_label_or_of_a_test_fold(job: Job, tmp_path: Path) -> None:
+    """What validates, or is left out, is not learnt from by way of an older folder that holds it, too."""
+    older, rows = tmp_path / "older", ["id,class,group,fold,width,height"]
+    for name in ("images", "masks"):
+        (older / name).mkdir(parents=True)
+    for k, (image, label) in enumerate(pictures(8)):
+        pixels = (image * 200 + 20).astype(np.uint8)  # brighter: no copy to the byte
+        Image.fromarray(pixels).save(older / "images" / f"o{k}.png")
+        Image.fromarray(label * 255).save(older / "masks" / f"o{k}.png")
+        rows.append(f"o{k},lesion,o{k},{'test' if k == 7 else k % 5},56,40")
+    (older / "index.csv").write_text("\n".join(rows) + "\n")
+    run = QuickRun(replace(job, options=replace(OPTIONS, replay=str(older))))
+    stored, _ = run._read()
+    found = {s.id for s in run._replay(run.store.split_images(stored))}
+    assert found == {"o5@0", "o6@0"}, "o0 to o4 are labelled here"
+
+
+def test_features_that_are_settled_otherwise_are_made_anew(job: Job, tmp_path: Path) -> None:
+    """A champion with the same weights and another calibration: what the refiner reads is not the same."""
+    system = load_system(job.base)
+    config = replace(system.config, post=replace(system.config.post, threshold=0.3, min_presence=0.99))
+    other = save_system(tmp_path / "other.safetensors", config, system.coarse, system.refiner.sam, half=False)  # type: ignore[union-attr, arg-type]
+    first = QuickRun(job)
+    stored = first._read()[0]
+    old = first.store.load(stored[0], "")
+    second = QuickRun(replace(job, base=other))
+    stored, _ = second.store.update(final_labels(job.work.root, job.studies), until=0.0)
+    assert len(second.store.split_images(stored)) == 5 and not second.store.waiting
+    assert second.store.load(stored[0], "", until=0.0) is None
+    new = second.store.load(stored[0], "")
+    assert (
+        old is not None and new is not None and not np.array_equal(new.features.coarse_prob, old.features.coarse_prob)
+    )
+    assert (old.features.doubted, new.features.doubted) == (False, True)
+
+
+def test_features_of_what_is_not_learnt_from_any_more_leave_the_disk(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(job, monkeypatch)
+    run = QuickRun(job)
+    stored, _ = run._read()
+    full = {s.item for s in stored if s.has_features}
+    run.store.drop_features(stored, {"i3@0"})
+    stored, _ = run._read()
+    assert full == {f"i{k}@0" for k in range(5)} and {s.item for s in stored if s.has_features} == {"i3@0"}
+    assert len(run.store.split_images(stored)) == 5
+    (job.work.training.quick / "i4@0.safetensors").unlink()  # forgotten meanwhile: it is not made anew
+    assert [run.store.load(s, "g") is not None for s in sorted(stored, key=lambda s: s.item)] == [True] * 4 + [False]
+    assert not list(job.work.training.quick.glob("i4*"))
+
+
+def test_labels_that_were_not_read_yet_wait_for_their_place(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Years of labels at once: the newest are read first, the next run goes on, and nothing is placed before all are known."""
+    monkeypatch.setattr(run_module, "_READING", -1.0)
+    run = QuickRun(replace(job, seconds=60.0))
+    assert "no correction" in run().why and run.store.waiting == 5 and not job.work.training.read_split()
+    monkeypatch.setattr(run_module, "_READING", 0.3)
+    run = QuickRun(replace(job, seconds=60.0))
+    run()
+    assert not run.store.waiting and len(job.work.training.read_split()) == 5
 
 
 def test_labels_of_another_grid_and_damaged_ones_stop_nobody_else(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

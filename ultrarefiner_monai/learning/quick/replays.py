@@ -15,7 +15,7 @@ import torch
 
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.learning.quick.overlay import overlaid, refiner_of, towards
-from ultrarefiner_monai.learning.quick.samples import Sample, batch_of
+from ultrarefiner_monai.learning.quick.samples import Sample, batch_of, distinct
 from ultrarefiner_monai.learning.quick.tuning import RECIPE, Recipe, tune
 from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT
 from ultrarefiner_monai.models.checkpoints import System
@@ -164,7 +164,7 @@ def left_out_replays(
     verdict on that one of ``SHARES`` whose mean gain is largest.
 
     before: the champion's score of a sample. seconds: for all of it; the first part is always replayed, each other one where
-    the time suffices. most: of a part so many images are replayed at most, the newest first. A single group gives an empty
+    the time suffices. most: of a part so many images are replayed at most, the newest first, near-duplicates once. A single group gives an empty
     verdict: nothing is left out.
     """
     begun = time.monotonic()
@@ -182,7 +182,7 @@ def left_out_replays(
             champion, learnt, replay, options, None if room is None else 0.6 * room, steps, seed, recipe, FLOOR
         )
         refiners = {share: overlaid(own, towards(own, tuned, share)).eval() for share in SHARES}
-        left = [s for s in reversed(samples) if s.group in part][:most]
+        left = distinct(s for s in reversed(samples) if s.group in part)[:most]
         for done, sample in enumerate(left):
             if end is not None and done >= LEAST and time.monotonic() > end:
                 break

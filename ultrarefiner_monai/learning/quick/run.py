@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ultrarefiner_monai import __version__
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.core.cache import ReadingCache
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, read_index
-from ultrarefiner_monai.learning.label_split import TRAIN_PART, Split, placed
+from ultrarefiner_monai.learning.label_split import TRAIN_PART, Split, SplitImage, placed, unlike, views_of
 from ultrarefiner_monai.learning.quick.overlay import overlaid, refiner_of, towards, write_quick
 from ultrarefiner_monai.learning.quick.replays import (
     FLOOR,
@@ -48,6 +50,7 @@ log = logging.getLogger(__name__)
 # Samples in memory (0.6 MB each) and replays are bounded, whatever the number of labels.
 MOST_SAMPLES, MOST_VALIDATING, MOST_REPLAYED = 200, 24, 60
 _LEAST_SHARE = 0.6
+_READING = 0.3  # share of what is left of the budget after which labels, or features, wait for the next run
 _WRITING = 2.0  # seconds of the budget that are left for writing and serving
 
 
@@ -99,6 +102,12 @@ class QuickRun:
 
     def __init__(self, job: Job, recipe: Recipe = RECIPE):
         self.job, self.recipe = job, recipe
+        registry = Registry(job.work)
+        self.over = registry.pointer()
+        if self.over.problem or registry.name_of(job.base) != self.over.name:
+            raise InputError(
+                self.over.problem or f"{job.base.name} is not what is served any more: {self.over.name} is"
+            )
         self.champion: System = load_system(job.base, job.refiner, job.device)
         refiner_of(self.champion)
         predictor = Predictor(self.champion, ReadingCache(job.work.embeddings), job.device)
@@ -113,16 +122,21 @@ class QuickRun:
 
     def __call__(self) -> Result:
         """Raises InputError where nothing can be learnt, and OSError for a full disk; the champion serves then."""
-        stored, problems = self._timed(
-            "read", lambda: self.store.update(final_labels(self.job.work.root, self.job.studies))
-        )
-        split = placed(self.job.work.training, self.store.split_images(stored))
-        samples, implausible = self._plausible(self._chosen(stored, split, TRAIN_PART, MOST_SAMPLES))
+        stored, problems = self._timed("read", self._read)
+        self.scores.keep_only({s.item for s in stored})
+        images = self.store.split_images(stored)
+        if self.store.waiting:  # what was not read yet may be like what is new: that waits, too, for its place
+            known = self.job.work.training.read_split()
+            images = [image for image in images if image.image in known]
+        split = placed(self.job.work.training, images)
+        chosen = self._timed("features", lambda: self._chosen(stored, images, split, TRAIN_PART))
+        samples, implausible = self._plausible(chosen)
         problems |= dict.fromkeys(
             implausible, "it is left out of quick learning: the model gets nowhere near this label, even with clicks"
         )
-        validating = self._chosen(stored, split, SELECT_FOLD, MOST_VALIDATING)
-        older = self._timed("replay", self._replay)
+        validating = self._chosen(stored, images, split, SELECT_FOLD)
+        self.store.drop_features(stored, {s.id for s in (*chosen, *validating)})
+        older = self._timed("replay", lambda: self._replay(images))
         if not samples:
             return self._result("", "there is no correction to learn from yet", [], problems)
         left_out = self._timed("left_out", lambda: self._left_out(samples, older))
@@ -154,10 +168,10 @@ class QuickRun:
             )
         registry = Registry(self.job.work)
         name = registry.free_quick()
-        facts = {"samples": [s.id for s in samples], "left_out": left_out.to_dict(), "validation": validation.to_dict()}
+        facts = {"samples": len(samples), "left_out": left_out.to_dict(), "validation": validation.to_dict()}
         write_quick(registry.quick_path(name), tensors, self.champion.version, facts)
         try:
-            registry.set_quick(name, self.champion.version, facts)
+            registry.set_quick(name, self.champion.version, facts, self.over)
         except InputError:
             registry.quick_path(name).unlink(missing_ok=True)
             raise
@@ -165,15 +179,25 @@ class QuickRun:
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
-    def _chosen(self, stored: Sequence[Stored], split: Split, part: str, most: int) -> list[Sample]:
-        """The samples of one part, oldest first: the newest ``most``; of those that validate always the same."""
-        own = [s for s in stored if split[s.image]["part"] == part]
+    def _read(self) -> tuple[list[Stored], dict[str, str]]:
+        """The labels; of a department's years that were never read, as many as the time allows."""
+        return self.store.update(final_labels(self.job.work.root, self.job.studies), self._until(_READING))
+
+    def _chosen(self, stored: Sequence[Stored], images: Sequence[SplitImage], split: Split, part: str) -> list[Sample]:
+        """The samples of one part, oldest first: the newest to learn from; those that validate, one of each view, stay the
+        same."""
+        known = {i.image: i for i in images if split[i.image]["part"] == part}
+        own = [s for s in stored if s.image in known]
         if part == TRAIN_PART:
-            own = sorted(own, key=lambda s: (s.saved, s.item))[-most:]
+            own = sorted(own, key=lambda s: (s.saved, s.item))[-MOST_SAMPLES:]
         else:
-            own = sorted(own, key=lambda s: hashlib.sha256(s.item.encode()).digest())[:most]
-        loaded = [self.store.load(s, split[s.image]["group"]) for s in own]
-        return [s for s in loaded if s is not None]
+            own = sorted(own, key=lambda s: hashlib.sha256(s.item.encode()).digest())
+        views = views_of([known[name] for name in dict.fromkeys(s.image for s in own)])
+        if part != TRAIN_PART:
+            own = list({views[s.image]: s for s in reversed(own)}.values())[:MOST_VALIDATING]
+        until = self._until(_READING)
+        loaded = [self.store.load(s, split[s.image]["group"], views[s.image], until) for s in reversed(own)]
+        return [s for s in reversed(loaded) if s is not None]
 
     def _plausible(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
         """The samples to learn from, and the ids of those whose label the champion gets nowhere near."""
@@ -184,15 +208,20 @@ class QuickRun:
             (left if found.lesion and found.three < IMPLAUSIBLE else kept).append(sample)
         return kept, [s.id for s in left]
 
-    def _replay(self) -> list[Sample]:
-        """Images of the prepared folder ``learning.replay``: a seeded choice, of which each run reads some more."""
+    def _replay(self, images: Sequence[SplitImage]) -> list[Sample]:
+        """Images of the prepared folder ``learning.replay``: a seeded choice, of which each run reads some more. None of its test
+        fold, and none that is like a label of ``images``: that would be learnt from where it is left out, or validates."""
         if not self.job.options.replay:
             return []
-        items = sorted(read_index(self.job.options.replay), key=lambda i: hashlib.sha256(i.id.encode()).digest())
+        items = [item for item in read_index(self.job.options.replay) if item.fold != "test"]
+        items = sorted(items, key=lambda i: hashlib.sha256(i.id.encode()).digest())
         labelled = [Labelled(i.id, i.image, i.mask) for i in items[:MOST_REPLAYED]]
-        seconds = self._room(0.2)
-        stored, _ = self.replays.update(labelled, None if seconds is None else time.monotonic() + seconds)
-        loaded = [self.replays.load(s, f"replay:{s.image}") for s in stored]
+        until = self._until(0.2)
+        stored, _ = self.replays.update(labelled, until)
+        ours = [small for image in images for small in image.thumbnails]
+        replayed = self.replays.split_images(stored)
+        apart = {r.image for r in replayed if not ours or unlike(r.thumbnails, np.stack(ours)).all()}
+        loaded = [self.replays.load(s, f"replay:{s.image}", "", until) for s in stored if s.image in apart]
         return [s for s in loaded if s is not None]
 
     def _left_out(self, samples: Sequence[Sample], older: Sequence[Sample]) -> Verdict:
@@ -234,6 +263,11 @@ class QuickRun:
             return None
         return share * max(1.0, self._end - time.monotonic())
 
+    def _until(self, share: float) -> float | None:
+        """The moment (time.monotonic) at which ``share`` of the seconds that are left is over; None without a limit."""
+        seconds = self._room(share)
+        return None if seconds is None else time.monotonic() + seconds
+
     def _timed(self, name: str, work: Any) -> Any:
         begun = time.monotonic()
         found = work()
@@ -262,14 +296,21 @@ class Scores:
 
     def __call__(self, sample: Sample) -> Score:
         path = self.folder / f"{sample.id}.json"
-        of = f"{self.champion.version} {_digest(sample)}"
+        of = f"{__version__} {self.champion.version} {_digest(sample)}"
         kept = read_json(path)
         if kept.get("of") == of:
-            return Score(**kept["score"])
+            with suppress(TypeError, KeyError):
+                return Score(**kept["score"])
         found = score(refiner_of(self.champion), sample)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(path, {"of": of, "score": vars(found)})
         return found
+
+    def keep_only(self, items: Collection[str]) -> None:
+        """Remove what is kept of others: their labels are gone."""
+        for path in self.folder.glob("*.json"):
+            if path.stem not in items:
+                path.unlink(missing_ok=True)
 
 
 def _digest(sample: Sample) -> str:

@@ -5,7 +5,7 @@ No network but the decoder runs on these: coarse result and image embedding come
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,17 +26,27 @@ _SHRINK = 4  # the decoder's masks are a quarter of the sam frame
 class Sample:
     """One labelled frame. id: names it. group: patient or near-duplicates, which are never on both sides of a comparison.
 
-    label: (M, M) uint8, 0 to 255, soft at the edges, in the decoder's frame.
+    label: (M, M) uint8, 0 to 255, soft at the edges, in the decoder's frame. view: shared by near-duplicates and by the frames
+    of one cine, which count once; empty: like no other.
     """
 
     id: str
     group: str
     features: Features
     label: np.ndarray
+    view: str = ""
 
     @property
     def lesion(self) -> bool:
         return bool(self.label.max(initial=0) >= 128)
+
+
+def distinct(samples: Iterable[Sample]) -> list[Sample]:
+    """The first one of each view: a hundred copies of one image say as much as one."""
+    found: dict[str, Sample] = {}
+    for sample in samples:
+        found.setdefault(sample.view or sample.id, sample)
+    return list(found.values())
 
 
 def sample_of(predictor: Predictor, name: str, group: str, image: np.ndarray, label: np.ndarray) -> Sample:

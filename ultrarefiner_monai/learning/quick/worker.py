@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,29 @@ def main() -> None:
     first = True
     for line in sys.stdin:
         begun, values = time.monotonic(), json.loads(line)
-        if first and hasattr(os, "nice"):
-            os.nice(int(values["options"]["nice"]))
+        if first:
+            _stand_back(values["options"])
         first = False
         print(ANSWER + json.dumps(_answer(values, begun), separators=(",", ":")), flush=True)
 
 
-def _answer(values: dict[str, Any], begun: float) -> dict[str, Any]:
+def _stand_back(options: dict[str, Any]) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # before torch is loaded
-        os.environ.setdefault(name, str(values["options"]["threads"]))
+        os.environ.setdefault(name, str(options["threads"]))
+    from ultrarefiner_monai.core.threads import stand_back
+
+    stand_back(int(options["nice"]), int(options["threads"]))
+
+
+def _answer(values: dict[str, Any], begun: float) -> dict[str, Any]:
     from ultrarefiner_monai.learning.quick.run import QuickRun, remember
     from ultrarefiner_monai.learning.retraining import reason_of
 
     try:
         job = _job(values, begun)
         result = QuickRun(job)().to_dict()
-        remember(job.work, result)
+        with suppress(OSError):  # it is what it is, even where the disk is too full to say so
+            remember(job.work, result)
         return result
     except Exception as error:  # whatever it is, its user gets to know, and the champion serves
         logging.getLogger(__name__).warning("quick learning failed", exc_info=True)
