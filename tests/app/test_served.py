@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from app_server import eventually, picture, save_tiny_system
 from PIL import Image
 from served_desk import Desk
 
+from lib.routes.metrics import Looked
 from lib.tasks.infers import LesionTask
 from ultrarefiner_monai.config import CoarseConfig, SystemConfig
 from ultrarefiner_monai.core.files import sha256_of
@@ -128,3 +130,10 @@ def test_switched_off_the_champion_alone_answers(desk: Desk) -> None:
     desk.set_quick(-2)
     assert desk.again().latest().system.version != desk.base
     assert desk.again(quick=False).latest().system.version == desk.base
+
+
+def test_quick_models_make_no_new_series_of_metrics(desk: Desk) -> None:
+    desk.set_quick(-2)
+    desk.follow()
+    info = next(iter(Looked(SimpleNamespace(served=desk.served))._models()))  # type: ignore[arg-type]
+    assert info.samples[0].labels == {"name": CONFIGURED, "version": desk.base}

@@ -182,9 +182,9 @@ class Looked(Collector):
     def _models(self) -> Iterator[Metric]:
         served = self.app.served
         info = GaugeMetricFamily(
-            "ultrarefiner_champion_info", "Always 1; which model answers.", labels=("name", "version")
+            "ultrarefiner_champion_info", "Always 1; which champion answers.", labels=("name", "version")
         )
-        info.add_metric((served.name, served.now().system.version), 1)
+        info.add_metric((served.name, served.champion().system.version), 1)  # a quick model comes with each save
         yield info
         yield _gauge("model_problem", "1: what was chosen to answer is not what answers.", bool(served.problem))
 
