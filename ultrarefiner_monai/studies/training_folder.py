@@ -187,6 +187,9 @@ class TrainingFolder:
         for path in (*self.quick.glob("*.safetensors"), *(self.quick / "scores").glob("*.json")):
             if path.stem.rpartition("@")[0] == image_id:
                 path.unlink(missing_ok=True)
+        last = read_json(self.quick / "last.json")
+        if last.get("problems", {}).pop(image_id, None) is not None:
+            write_json(self.quick / "last.json", last)
         for run in sorted(self.runs.glob("*")):
             self._forget_in_run(run, image_id)
         return len(own)

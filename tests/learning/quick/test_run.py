@@ -18,7 +18,7 @@ from ultrarefiner_monai.config import LearningConfig, to_dict
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.quick import run as run_module
 from ultrarefiner_monai.learning.quick.overlay import load_quick, read_quick, write_quick
-from ultrarefiner_monai.learning.quick.run import Job, QuickRun, Result, remembered
+from ultrarefiner_monai.learning.quick.run import Job, QuickRun, Result, remember, remembered
 from ultrarefiner_monai.learning.quick.worker import ANSWER
 from ultrarefiner_monai.learning.registry import Registry
 from ultrarefiner_monai.models.checkpoints import load_system, save_system
@@ -64,7 +64,7 @@ def test_it_serves_and_leaves_features_scores_and_one_file(job: Job, monkeypatch
     tensors, base, facts = read_quick(path)
     assert all(name.startswith("sam.mask_decoder.") for name in tensors)
     system = load_system(job.base)
-    assert base == system.version and len(facts["samples"]) == result.samples
+    assert base == system.version and facts["samples"] == result.samples
     served = load_quick(system, path)
     assert served.version.startswith(f"{base}+") and served.coarse is system.coarse
     split = json.loads((job.work.training.root / "split.json").read_text())["images"]
@@ -76,10 +76,13 @@ def test_it_serves_and_leaves_features_scores_and_one_file(job: Job, monkeypatch
 
 
 def test_forget_removes_what_is_kept_of_an_image(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick(job, monkeypatch)
+    result = quick(job, monkeypatch)
+    remember(job.work, result.to_dict() | {"problems": {"i2": "noise", "i3": "noise"}})
     forget(job.studies, "i2")
     assert not list(job.work.training.quick.rglob("i2@*"))
     assert list(job.work.training.quick.rglob("i3@*"))
+    assert set(remembered(job.work)["problems"]) == {"i3"}
+    assert b"i2@" not in Registry(job.work).quick_path(result.served).read_bytes()
 
 
 def test_labels_of_another_grid_and_damaged_ones_stop_nobody_else(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

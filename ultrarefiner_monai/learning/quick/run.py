@@ -154,7 +154,8 @@ class QuickRun:
             )
         registry = Registry(self.job.work)
         name = registry.free_quick()
-        facts = {"samples": [s.id for s in samples], "left_out": left_out.to_dict(), "validation": validation.to_dict()}
+        # No names of images: the journal keeps these facts, and ``forget`` could not take a name out of them.
+        facts = {"samples": len(samples), "left_out": left_out.to_dict(), "validation": validation.to_dict()}
         write_quick(registry.quick_path(name), tensors, self.champion.version, facts)
         try:
             registry.set_quick(name, self.champion.version, facts)
