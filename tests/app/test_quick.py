@@ -122,7 +122,8 @@ def test_saves_are_learnt_from_and_a_killed_worker_loses_nothing(tmp_path):
         infer(server, "image0", "anna")
         save(server, 0, tmp_path)
         eventually(lambda: read_json(last), 300)
-        assert not read_json(last)["served"] and "needed" in read_json(last)["why"]
+        assert not read_json(last)["served"] and "too few labels" in read_json(last)["why"]
+        assert read_json(last)["at"]  # for the status page, after a restart too
         (worker,) = workers(server)  # it waits for the next save
         for n in range(1, 7):
             save(server, n, tmp_path)

@@ -140,7 +140,16 @@ def test_what_is_learnt_next() -> None:
     assert rows["Next training"] == "after 4 more labels" and rows["New labels"].startswith("6 since")
     assert rows["Quick model"] == "on: after each save" and rows["Last training"].startswith("ended 2026-01-02")
     assert rows["Last quick run"] == "not served: mean Dice is .02 lower (from 7 labels)"
-    assert rows["Next sample"] == "3 images have scores, 4 still to do"
+    assert rows["Next sample"] == "3 images have scores, 4 still to do" and "Its result" not in rows
+    refused = {
+        "name": "sam_refiner-1",
+        "promoted": False,
+        "gate": {"passed": False, "reasons": ["3 validate", "worse"]},
+    }
+    rows = dict(learning_rows(STATE, LearningConfig(), {}, refused))
+    assert rows["Its result"] == "sam_refiner-1 was not taken over: 3 validate; worse"
+    rows = dict(learning_rows(STATE, LearningConfig(), {}, {"name": "sam_refiner-2", "promoted": True}))
+    assert rows["Its result"] == "sam_refiner-2 was taken over"
     assert "learning.quick" in dict(learning_rows(STATE, LearningConfig(quick=False), {}))["Quick model"]
     running = {"quick": {"on": True, "running": True, "last": {"served": "quick-3", "why": "not worse"}}}
     rows = dict(learning_rows(running, LearningConfig(), {}))
@@ -165,6 +174,7 @@ def test_the_gate_in_words() -> None:
     )
     assert "with 3 clicks Dice" in words and "passes with 71%" in words and words.endswith("few")
     assert report_words({}) == "" and report_words({"reasons": ["it is worse"]}) == "it is worse"
+    assert report_words({"reasons": ["too few", "worse"], "warnings": ["too few"]}) == "too few; worse"
 
 
 def test_what_the_model_gets_wrong() -> None:

@@ -70,6 +70,8 @@ def models_show(
         typer.echo(f"{pointer.name} is served{_since(pointer)}{before}")
         if pointer.quick:
             typer.echo(f"with {pointer.quick} on top of it, tuned after a save")
+        if pointer.problem:
+            typer.echo(pointer.problem, err=True)
     if chosen == CONFIGURED:
         typer.echo("configured: the weights that the server's option weights names")
         return

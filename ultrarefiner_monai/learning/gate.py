@@ -82,7 +82,7 @@ class GateReport:
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, figures rounded to four digits."""
+        """Plain values, figures rounded to six digits: all texts then round the same figure to three."""
         return _plain(asdict(self))
 
     def figures(self, side: int) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class GateReport:
             return {"dice": None, "lesions": 0, "false_alarms": 0, "normals": 0}
         found = self.compared[0]
         return {
-            "dice": round(found.dice[side], 4) if found.groups else None,
+            "dice": round(found.dice[side], 6) if found.groups else None,
             "lesions": found.lesions,
             "failures": found.failures[side],
             "false_alarms": found.false_alarms[side],
@@ -282,4 +282,4 @@ def _plain(value: Any) -> Any:
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
-    return round(value, 4) if isinstance(value, float) else value
+    return round(value, 6) if isinstance(value, float) else value

@@ -82,10 +82,13 @@ def test_it_serves_and_leaves_features_scores_and_one_file(job: Job, monkeypatch
 
 
 def test_forget_removes_what_is_kept_of_an_image(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick(job, monkeypatch)
+    result = quick(job, monkeypatch)
+    remember(job.work, result.to_dict() | {"problems": {"i2": "noise", "i3": "noise"}})
     forget(job.studies, "i2")
     assert not list(job.work.training.quick.rglob("i2@*"))
     assert list(job.work.training.quick.rglob("i3@*"))
+    assert set(remembered(job.work)["problems"]) == {"i3"}
+    assert b"i2@" not in Registry(job.work).quick_path(result.served).read_bytes()
 
 
 def test_forget_finds_no_name_in_the_journal_nor_in_the_last_result(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

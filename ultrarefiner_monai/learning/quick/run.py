@@ -168,6 +168,7 @@ class QuickRun:
             )
         registry = Registry(self.job.work)
         name = registry.free_quick()
+        # No names of images: the journal keeps these facts, and ``forget`` could not take a name out of them.
         facts = {"samples": len(samples), "left_out": left_out.to_dict(), "validation": validation.to_dict()}
         write_quick(registry.quick_path(name), tensors, self.champion.version, facts)
         try:

@@ -12,14 +12,19 @@ from ultrarefiner_monai.learning.mistakes import RIGHT
 from ultrarefiner_monai.learning.mistakes_picture import NAMES, Group, Picture
 
 
-def learning_rows(state: dict[str, Any], config: LearningConfig, scoring: dict[str, int]) -> list[Row]:
-    """Rows of the card "what it learns next". state: as ``Learner.state``; scoring: as ``Scorer.state``; {} without one."""
+def learning_rows(
+    state: dict[str, Any], config: LearningConfig, scoring: dict[str, int], last: dict[str, Any] | None = None
+) -> list[Row]:
+    """Rows of the card "what it learns next". state: as ``Learner.state``; scoring: as ``Scorer.state``; {} without one.
+    last: the training that finished last (``TrainingFolder.stats``), whoever began it."""
     slow, quick = state.get("slow", {}), state.get("quick", {})
     rows = [("Next training", str(slow.get("next") or "only when somebody starts one"))]
     if slow.get("on"):
         rows.append(("New labels", f"{slow['labels']} since the last training; {slow['needed']} begin one"))
     if slow.get("ended"):
         rows.append(("Last training", f"ended {clock(seconds_of(slow['ended']))}"))
+    if last:
+        rows.append(("Its result", _result_of(last)))
     rows.append(("Quick model", quick_words(quick, config)))
     if why := _last_quick(quick):
         rows.append(("Last quick run", why))
@@ -36,6 +41,14 @@ def quick_words(quick: dict[str, Any], config: LearningConfig) -> str:
     if not quick.get("on", False):
         return "off"
     return "learns from the last save" if quick.get("running") else "on: after each save"
+
+
+def _result_of(last: dict[str, Any]) -> str:
+    """Whether the result of a training was taken over, and if not, why."""
+    if last.get("promoted"):
+        return f"{last['name']} was taken over"
+    reasons = "; ".join((last.get("gate") or {}).get("reasons") or ()) or "it was not compared"
+    return f"{last['name']} was not taken over: {reasons}"
 
 
 def _last_quick(quick: dict[str, Any]) -> str:
@@ -70,7 +83,7 @@ def report_words(report: dict[str, Any]) -> str:
     if groups:
         said.append(f"power: a model that is as good passes with {report.get('power_equal', 0):.0%}")
     said += [str(reason) for reason in [*(report.get("reasons") or ()), *(report.get("warnings") or ())]]
-    return "; ".join(said)
+    return "; ".join(dict.fromkeys(said))  # what is a reason can be a warning, too
 
 
 def wrong_bars(picture: Picture | None) -> list[Bars]:

@@ -22,6 +22,7 @@ from lib.routes.status_page import Facts, Row, Running, Step, clock, seconds_of,
 from lib.tasks.background import FAILED, RUNNING
 from lib.tasks.progress import Summary
 from ultrarefiner_monai.learning.registry import CONFIGURED
+from ultrarefiner_monai.learning.schedule import COARSE, JOINT, REFINER
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -66,7 +67,7 @@ def facts_of(app: App) -> Facts:
         summary,
         [*told, *([summary.problem] if summary.problem else [])],
         served=_part([], lambda: list(_served(app, summary))),
-        learning=_part([], lambda: learning_rows(state, app.config.learning, app.scorer.state())),
+        learning=_part([], lambda: learning_rows(state, app.config.learning, app.scorer.state(), _last(app))),
         machine=_part([], lambda: list(_machine(app))),
         running=_part([], lambda: list(_running(app))),
         steps=_part([], lambda: _steps(summary)),
@@ -125,6 +126,12 @@ def _running(app: App) -> Iterator[Running]:
         left = "" if not seconds or done < 1 else f", about {_span(seconds * (total - done))} still"
         best = f", best Dice so far {stats['best_metric']:.3f}" if stats["best_metric"] else ""
         yield Running(f"Training of {model}", done / total, f"epoch {done} of {total}{left}{best}")
+
+
+def _last(app: App) -> dict[str, Any]:
+    """The training that finished last; {} where none did."""
+    found = [app.work.training.stats(task) for task in (REFINER, COARSE, JOINT)]
+    return max((f for f in found if f.get("status") == "finished"), key=lambda f: f["start_ts"], default={})
 
 
 def _machine(app: App) -> Iterator[Row]:
