@@ -131,3 +131,12 @@ def test_figures_of_games_by_hand() -> None:
 def test_a_game_needs_a_lesion() -> None:
     with pytest.raises(ValueError, match="a lesion"):
         play(brush, NOTHING, NOTHING)
+
+
+def test_a_robot_that_is_content_stops_and_the_clicks_to_its_level_stand() -> None:
+    lesion = rectangle(slice(4, 11), slice(10, 25))
+    answers = iter([rectangle(slice(4, 11), slice(10, 15)), rectangle(slice(4, 11), slice(10, 24)), lesion])
+    game = play(lambda _: next(answers), NOTHING, lesion, 5, until=0.9)
+    assert len(game.clicks) == 2 == game.clicks_to(0.9) and game.dice[2:] == (game.dice[2],) * 4
+    content = play(lambda _: NOTHING, lesion, lesion, 5, until=0.9)
+    assert content.clicks == () and content.clicks_to(0.9) == 0
