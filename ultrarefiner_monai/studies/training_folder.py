@@ -109,6 +109,13 @@ class TrainingFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         write_json(self.split_file, {"images": dict(sorted(images.items()))})
 
+    def learnt(self, run: str) -> tuple[set[str], float]:
+        """Ids of the frames that a run was trained on, and when it began (seconds since 1970); none and 0 where there is no
+        such run any more."""
+        kept = read_json(self.runs / run / "split.json").get("train")
+        ids = {str(item) for item in kept} if isinstance(kept, list) else set()
+        return ids, float(read_json(self.runs / run / "state.json").get("started", 0.0))
+
     def latest_run(self, task: str) -> Path | None:
         """The folder of the run of a task that was begun, or gone on with, last."""
         found = [p.parent for p in self.runs.glob("*/state.json") if read_json(p).get("task") == task]

@@ -55,7 +55,7 @@ def test_the_champion_against_itself_is_equal() -> None:
     system = champion()
     found = [score(system.refiner, s) for s in samples(system, 2)]  # type: ignore[arg-type]
     verdict = compare(found, found)
-    assert verdict.mean == 0 and not verdict.worse_by(0.0)
+    assert verdict.mean == 0 and not verdict.worse_by(0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_the_champion_against_itself_is_equal() -> None:
     ],
 )
 def test_what_counts_as_worse(after: list[Score], said: str) -> None:
-    reason = compare([lesion(0.7), lesion(0.7)], after).worse_by(0.005)
+    reason = compare([lesion(0.7), lesion(0.7)], after).worse_by(0.005, 0.0)
     assert said in reason and bool(said) == bool(reason)
 
 
 def test_one_more_false_alarm_is_worse() -> None:
     clean, marked = Score(False, 0, 0, 0, False), Score(False, 0, 0, 0, True)
-    assert "lesion-free" in compare([lesion(0.7), clean], [lesion(0.8), marked]).worse_by(0.005)
-    assert not compare([marked], [clean]).worse_by(0.005)
+    assert "lesion-free" in compare([lesion(0.7), clean], [lesion(0.8), marked]).worse_by(0.005, 0.0)
+    assert not compare([marked], [clean]).worse_by(0.005, 0.0)

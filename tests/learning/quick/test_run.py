@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +131,26 @@ def test_who_goes_back_while_it_is_tuned_does_not_find_it_served(job: Job, monke
     (registry.folder / "current.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         QuickRun(job)
+
+
+def test_what_the_champion_was_trained_on_is_replayed_and_tests_nothing(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, runs = Registry(job.work), job.work.training.runs
+    candidate = registry.add("sam_refiner-1", job.base)
+    registry.promote("sam_refiner-1")
+    after = replace(job, base=candidate.path)
+    (runs / "sam_refiner-1").mkdir(parents=True)
+    (runs / "sam_refiner-1" / "split.json").write_text(json.dumps({"train": ["i0@0", "i1@0", "i2@0", "i3@0", "i4@0"]}))
+    (runs / "sam_refiner-1" / "state.json").write_text(json.dumps({"started": time.time() + 30}))
+    result = quick(after, monkeypatch)
+    assert not result.served and "learnt from all these labels itself" in result.why
+    late = time.time() + 60
+    for k in (0, 1):  # saved anew
+        os.utime(Path(job.studies, "labels", "final", f"i{k}.png"), (late, late))
+    new = quick(after, monkeypatch).samples
+    (runs / "sam_refiner-1" / "split.json").write_text("{}")
+    assert 0 < new <= 2 < quick(after, monkeypatch).samples
 
 
 def test_nothing_replayed_is_like_a_label_or_of_a_test_fold(job: Job, tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ IMPLAUSIBLE = 0.4
 # 2022). A champion that knows this kind of image gains little and loses less by a part of the way.
 SHARES = (1.0, 0.5)
 FLOOR = 16  # steps that are made however slow the machine is: fewer spoil more than they teach
+# From so many replayed lesions on the mean may be lower by the gate's margin: a bar of exactly 0 refuses every second model
+# that is no worse. On fewer, chance alone moves the mean by more than that.
+SURE = 6
 LEAST = 3  # replayed lesions below which nothing is known, and nothing served
 
 
@@ -101,10 +104,10 @@ class Verdict:
         plain = {k: round(v, 4) if isinstance(v, float) else v for k, v in vars(self).items()}
         return {**plain, "errors": [round(e, 4) for e in self.errors]}
 
-    def worse_by(self, margin: float) -> str:
-        """Why it is worse, in words; empty where it is not: the mean gain is at least -margin, and none of the three is
+    def worse_by(self, margin: float, mean_margin: float) -> str:
+        """Why it is worse, in words; empty where it is not: the mean gain is at least -mean_margin, and none of the three is
         below -margin by more than its standard error (few images are replayed, and one bad one must not decide)."""
-        if self.mean < -margin:
+        if self.mean < -mean_margin:
             return f"mean Dice is {-self.mean:.4f} lower"
         words = ("without clicks", "after one click", "after three clicks")
         for value, error, clicks in zip((self.automatic, self.one, self.three), self.errors, words, strict=True):

@@ -29,6 +29,7 @@ from ultrarefiner_monai.learning.quick.replays import (
     FLOOR,
     IMPLAUSIBLE,
     LEAST,
+    SURE,
     Score,
     Verdict,
     compare,
@@ -139,6 +140,11 @@ class QuickRun:
         older = self._timed("replay", lambda: self._replay(images))
         if not samples:
             return self._result("", "there is no correction to learn from yet", [], problems)
+        learnt = self._learnt(stored)
+        older += [s for s in samples if s.id in learnt]
+        samples = [s for s in samples if s.id not in learnt]
+        if not samples:
+            return self._result("", "the champion has learnt from all these labels itself", [], problems)
         left_out = self._timed("left_out", lambda: self._left_out(samples, older))
         if why := self._refusal(left_out, len(validating)):
             return self._result("", why, samples, problems, left_out)
@@ -160,7 +166,7 @@ class QuickRun:
         tensors = towards(own, tensors, left_out.share)
         refiner = overlaid(own, tensors).eval()
         validation = self._timed("validate", lambda: self._validate(refiner, validating))
-        if why := validation.worse_by(self.job.options.margin):
+        if why := validation.worse_by(self.job.options.margin, self.job.options.margin):
             return self._result("", f"on the labels that validate, {why}", samples, problems, left_out, validation)
         if left_out.lesions + validation.lesions < LEAST:
             return self._result(
@@ -199,6 +205,12 @@ class QuickRun:
         until = self._until(_READING)
         loaded = [self.store.load(s, split[s.image]["group"], views[s.image], until) for s in reversed(own)]
         return [s for s in reversed(loaded) if s is not None]
+
+    def _learnt(self, stored: Sequence[Stored]) -> set[str]:
+        """Ids of what the champion itself was trained on, in the slow way, and was not saved anew since. Left out or not, it
+        knows these: they tell nothing of a new image, and tuned on once more it only loses. They are replayed."""
+        ids, begun = self.job.work.training.learnt(self.over.name)
+        return {s.item for s in stored if s.item in ids and s.saved < begun * 1e9}
 
     def _plausible(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
         """The samples to learn from, and the ids of those whose label the champion gets nowhere near."""
@@ -241,7 +253,8 @@ class QuickRun:
 
     def _refusal(self, left_out: Verdict, validating: int) -> str:
         """Why the left-out replays say no, in words; empty where they do not."""
-        if why := left_out.worse_by(self.job.options.margin):
+        margin = self.job.options.margin
+        if why := left_out.worse_by(margin, margin if left_out.lesions >= SURE else 0.0):
             return f"on corrections that were left out, {why}"
         return "" if left_out.lesions + validating >= LEAST else _too_few(left_out.lesions)
 
