@@ -15,7 +15,7 @@ from ultrarefiner_monai.config import ServeConfig
 from ultrarefiner_monai.core.cache import image_key
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.datasets.samples import dicom_bytes
-from ultrarefiner_monai.pipeline.predictor import Proposal
+from ultrarefiner_monai.pipeline.proposal import Proposal
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner"))

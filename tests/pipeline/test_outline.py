@@ -12,7 +12,7 @@ from ultrarefiner_monai.core.cache import image_key
 from ultrarefiner_monai.core.image_file import ImageFile, Spacing, flat_geometry
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.pipeline.outline import FrameOutline, outline, outline_frame
-from ultrarefiner_monai.pipeline.predictor import Proposal
+from ultrarefiner_monai.pipeline.proposal import Proposal
 
 H, W = 40, 60
 

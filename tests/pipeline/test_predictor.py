@@ -18,7 +18,8 @@ from ultrarefiner_monai.models.checkpoints import System
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.network import build_sam
 from ultrarefiner_monai.pipeline.coarse import coarse_arrays, coarse_to_sam
-from ultrarefiner_monai.pipeline.predictor import Predictor, Proposal
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.pipeline.proposal import Proposal
 from ultrarefiner_monai.pipeline.recent_results import CoarseResult, RecentResults
 
 HEIGHT, WIDTH = 90, 140

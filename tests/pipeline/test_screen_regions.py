@@ -7,7 +7,7 @@ import pytest
 
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.pipeline.outline import predict
-from ultrarefiner_monai.pipeline.predictor import Proposal
+from ultrarefiner_monai.pipeline.proposal import Proposal
 
 LEFT, RIGHT = (slice(10, 50), slice(5, 45)), (slice(10, 60), slice(50, 100))
 

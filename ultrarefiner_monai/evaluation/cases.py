@@ -10,7 +10,7 @@ import numpy as np
 from ultrarefiner_monai.datasets.datalist import Item
 from ultrarefiner_monai.interaction.robot import LEVELS, Game
 from ultrarefiner_monai.masks.metrics import Scores, cell
-from ultrarefiner_monai.pipeline.predictor import Proposal
+from ultrarefiner_monai.pipeline.proposal import Proposal
 
 
 @dataclass

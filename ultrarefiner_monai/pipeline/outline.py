@@ -19,7 +19,8 @@ from ultrarefiner_monai.core.cache import image_key
 from ultrarefiner_monai.core.image_file import ImageFile, Region
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.masks.measure import Measurement, measure
-from ultrarefiner_monai.pipeline.predictor import Predictor, Proposal
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.pipeline.proposal import Proposal
 
 NO_CLICKS = Clicks()
 Place = tuple[int, int, int, int]  # left, top, right, bottom, the last two included

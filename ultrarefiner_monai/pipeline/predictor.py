@@ -9,16 +9,12 @@ depends on clicks is computed anew, so the reply is a function of image, model a
 from __future__ import annotations
 
 import copy
-import hashlib
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
 
-from ultrarefiner_monai.config import SystemConfig, to_dict
 from ultrarefiner_monai.core.cache import Arrays, EmbeddingCache, image_key, to_half
 from ultrarefiner_monai.core.geometry import Letterbox, to_prompts
 from ultrarefiner_monai.core.types import Clicks, InputError, RefinerOutput
@@ -27,6 +23,8 @@ from ultrarefiner_monai.masks.postprocess import fuse_band, prob_to_mask, safety
 from ultrarefiner_monai.masks.uncertainty import expected_iou, flip_uncertainty, outline_band, uncertainty
 from ultrarefiner_monai.models.checkpoints import System
 from ultrarefiner_monai.pipeline.coarse import coarse_arrays, coarse_to_sam, doubt, settle
+from ultrarefiner_monai.pipeline.part_keys import part_key
+from ultrarefiner_monai.pipeline.proposal import Features, Proposal
 from ultrarefiner_monai.pipeline.recent_results import CoarseResult, RecentResults
 from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.pipeline.request import Request, check_image
@@ -34,50 +32,6 @@ from ultrarefiner_monai.pipeline.request import Request, check_image
 _RECENT_BYTES = 64 * 2**20
 # Which options change what is cached, as much as the weights do; the others are for what is computed anew.
 _COARSE_BY, _EMBEDDING_BY = ("coarse", "flip_tta", "tta_scales"), ("sam",)
-
-
-@dataclass
-class Proposal:
-    """What is offered for one frame; arrays are (H, W) in the image frame.
-
-    mask: uint8, 0 or 1. final_prob: float32 in [0, 1], what the mask was made from (the coarse one where the safety net
-    fired). coarse_prob: float32 in [0, 1]; it may be read-only, shared by an image's answers. iou_pred: SAM's estimate,
-    mixed like the masks; where the coarse mask is returned, what its probabilities promise
-    (``uncertainty.expected_iou``; None for an empty mask). uncertainty, flip_uncertainty: see ``uncertainty``; the
-    latter None without flip_tta and with clicks. safety_rule: the rule that fired (``postprocess.safety_net``) or None.
-    presence: P(there is a lesion at all) by the coarse network, None where it does not say. Below ``post.min_presence`` the
-    automatic mask is empty, and coarse_prob is scaled to below the threshold: a click is answered where it is, and brings
-    back nothing of the rest.
-    refiner: "trained", "untrained" (there are no weights: the coarse mask stands) or "off" (not asked for).
-    timings: seconds of preprocess, coarse, encode, decode, post and total; 0 for what was not run or came from the
-    cache. "cached": 1.0 where neither the coarse network nor the encoder ran, else 0.0.
-    """
-
-    mask: np.ndarray
-    final_prob: np.ndarray
-    coarse_prob: np.ndarray
-    iou_pred: float | None
-    uncertainty: float
-    safety_rule: str | None
-    refiner: str
-    version: str
-    timings: dict[str, float] = field(default_factory=dict)
-    flip_uncertainty: float | None = None
-    presence: float | None = None
-
-
-@dataclass(frozen=True)
-class Features:
-    """What the frozen parts say of one image; all that a refiner's decoder needs to be asked, or taught.
-
-    image_embedding: (1, C, E, E) float16, read-only, of the whole image. coarse_prob: (c, c) in [0, 1], coarse frame, as the
-    refiner reads it (settled, and scaled down where it is ``doubted``). shape: (H, W) of the image.
-    """
-
-    image_embedding: np.ndarray
-    coarse_prob: np.ndarray
-    shape: tuple[int, int]
-    doubted: bool
 
 
 class Predictor:
@@ -344,13 +298,3 @@ class Predictor:
     def _iou(self, output: RefinerOutput) -> float:
         weights = torch.softmax(output.iou_pred / self.system.config.refiner.selection_temperature, dim=-1)
         return float((weights * output.iou_pred).sum(dim=-1)[0].clamp(0, 1))
-
-
-def part_key(network: nn.Module | None, config: SystemConfig, names: Sequence[str]) -> str:
-    """16 hexadecimal digits that stand for a network's tensors and the named options of ``config``."""
-    options = to_dict(config)
-    digest = hashlib.sha256(repr([(name, options[name]) for name in names]).encode())
-    for name, value in sorted(network.state_dict().items()) if network is not None else ():
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
-    return digest.hexdigest()[:16]

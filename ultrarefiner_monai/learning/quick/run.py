@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ultrarefiner_monai import __version__
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.core.cache import ReadingCache
 from ultrarefiner_monai.core.image_file import Limits
@@ -37,6 +35,7 @@ from ultrarefiner_monai.learning.quick.replays import (
     score,
 )
 from ultrarefiner_monai.learning.quick.samples import Sample
+from ultrarefiner_monai.learning.quick.scores import Scores
 from ultrarefiner_monai.learning.quick.store import SampleStore, Stored
 from ultrarefiner_monai.learning.quick.tuning import RECIPE, Recipe, tune
 from ultrarefiner_monai.learning.registry import Registry
@@ -300,37 +299,6 @@ class QuickRun:
         if self.job.begun:
             self._clock["total"] = time.monotonic() - self.job.begun
         return Result(served, why, len(samples), left_out, validation, problems, self._clock)
-
-
-class Scores:
-    """The champion's score of each sample, kept in a file beside it: it stays the same from run to run."""
-
-    def __init__(self, folder: Path, champion: System):
-        self.folder, self.champion = folder, champion
-
-    def __call__(self, sample: Sample) -> Score:
-        path = self.folder / f"{sample.id}.json"
-        of = f"{__version__} {self.champion.version} {_digest(sample)}"
-        kept = read_json(path)
-        if kept.get("of") == of:
-            with suppress(TypeError, KeyError):
-                return Score(**kept["score"])
-        found = score(refiner_of(self.champion), sample)
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(path, {"of": of, "score": vars(found)})
-        return found
-
-    def keep_only(self, items: Collection[str]) -> None:
-        """Remove what is kept of others: their labels are gone."""
-        for path in self.folder.glob("*.json"):
-            if path.stem not in items:
-                path.unlink(missing_ok=True)
-
-
-def _digest(sample: Sample) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(sample.label).data)
-    digest.update(np.ascontiguousarray(sample.features.image_embedding).data)
-    return digest.hexdigest()[:16]
 
 
 def _too_few(lesions: int) -> str:

@@ -14,7 +14,8 @@ import torch
 from ultrarefiner_monai.core.geometry import Letterbox, resize
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.pipeline.coarse import coarse_to_sam
-from ultrarefiner_monai.pipeline.predictor import Features, Predictor
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.pipeline.proposal import Features
 from ultrarefiner_monai.training.data.refining import VALID
 from ultrarefiner_monai.training.data.transforms import LABEL
 from ultrarefiner_monai.training.phases.phase import Batch

@@ -30,7 +30,8 @@ from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.learning.label_split import SplitImage
 from ultrarefiner_monai.learning.labelled import pair_state, patient_hash
 from ultrarefiner_monai.learning.quick.samples import Sample, sample_of
-from ultrarefiner_monai.pipeline.predictor import Features, Predictor
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.pipeline.proposal import Features
 from ultrarefiner_monai.studies.corrections import Labelled, chosen_frames, training_parts
 
 log = logging.getLogger(__name__)
