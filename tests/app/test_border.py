@@ -24,9 +24,10 @@ from lib.store.datastore import StudiesFolder
 from lib.store.sessions import SessionStore
 from lib.tasks.answers import _bytes
 from lib.tasks.clicks import frame_of, requested_clicks
-from lib.tasks.strategies import NextSample
+from lib.tasks.scoring import Scorer
+from lib.tasks.strategies import NextSample, Sampler
 from ultrarefiner_monai.cli import main
-from ultrarefiner_monai.config import ConfigError, ServeConfig, load_yaml, serve_config
+from ultrarefiner_monai.config import ConfigError, LearningConfig, ServeConfig, load_yaml, serve_config
 from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.imaging.readers import read_image_file
@@ -333,9 +334,14 @@ def test_lossy_labels_are_refused(folder, tmp_path):
 # --- next sample ------------------------------------------------------------------------------------------------------
 
 
+def next_sample(store: StudiesFolder, name: str) -> NextSample:
+    return NextSample(name, Sampler(Scorer(None, None, lambda: store), LearningConfig()))
+
+
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_rounds_of_offers(folder, tmp_path, shuffled):
-    store, strategy = make_store(folder), NextSample(shuffled)
+    store = make_store(folder)
+    strategy = next_sample(store, "random" if shuffled else "first")
     readable = {"a", "B", "twin.png", "twin.jpg"}
 
     def offer() -> str:
@@ -352,11 +358,12 @@ def test_rounds_of_offers(folder, tmp_path, shuffled):
         last = following
     for image_id in readable:
         store.save_label(image_id, str(label_at(tmp_path / "l.nii.gz")), "final", {})
-    assert strategy({}, store) is None
+    assert "id" not in strategy({}, store)
 
 
 def test_first_goes_by_name(folder):
-    assert NextSample(False)({}, make_store(folder)) == {"id": "B"}
+    store = make_store(folder)
+    assert next_sample(store, "first")({}, store) == {"id": "B"}
 
 
 # --- configuration ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +249,8 @@ def test_another_model_in_between_is_prepared_for_anew(desk: Desk, tmp_path: Pat
 
     def switch() -> None:
         if len(desk.done) == 3:
-            served._predictor = predictor
+            assert served._serving is not None
+            served._serving = replace(served._serving, champion=predictor, predictor=predictor)
 
     desk.after = switch
     sha256 = desk.open("a")

@@ -24,6 +24,7 @@ from faults import ended, forked, steps
 from monailabel.endpoints.user.auth import User
 
 import lib.routes.store
+from lib.tasks.leases import Leases
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.studies import open_saves as opensaves
@@ -140,6 +141,7 @@ def test_twenty_labels_at_once_are_read_a_few_at_a_time(clinic: Clinic, monkeypa
     opened = SimpleNamespace(image_file=read_image_file(store.image_path("a")), sha256="hash")
     opened.image_file.warnings.clear()
     engine = SimpleNamespace(open=lambda path: opened)
+    learnt: list[str] = []
     content = label_at(clinic.folder, 1).read_bytes()
     monkeypatch.setattr(lib.routes.store, "read_mask", read)
 
@@ -150,6 +152,8 @@ def test_twenty_labels_at_once_are_read_a_few_at_a_time(clinic: Clinic, monkeypa
             exchange=None,
             work=clinic.work,
             savers=anyio.CapacityLimiter(3),
+            sampler=SimpleNamespace(leases=Leases(10)),
+            learner=SimpleNamespace(saved=learnt.append),
         )
         routes = lib.routes.store.StoreRoutes(app)
         uploads = [UploadFile(io.BytesIO(content), filename="l.nii.gz") for _ in range(20)]

@@ -165,12 +165,12 @@ def test_errors_by_their_part() -> None:
 def test_the_gate_in_words() -> None:
     """Of what the gate really returns."""
     compared = Compared(0, 24, 25, 3, (0.8421, 0.8611), -0.002, (3, 2), (1, 0))
-    found = GateReport(
-        True, (), "a", "b", 24, (compared, replace(compared, clicks=3)), 0.71, 0.95, 0.005, 0.9, ("few",)
-    )
+    both = compared, replace(compared, clicks=3)
+    found = GateReport(True, (), "a", "b", 25, 24, both, 0.019, -0.002, 0.71, 0.95, 0.005, 0.9, ("few",))
     words = report_words(found.to_dict())
     assert (
-        "24 patients validate; without clicks Dice 0.842 to 0.861, failures 3 to 2; false alarms 1 to 0 of 3" in words
+        "25 labels of 24 patients validate; mean change +0.019, at least -0.002; without clicks Dice 0.842 to 0.861, failures 3 to 2; false alarms 1 to 0 of 3"
+        in words
     )
     assert "with 3 clicks Dice" in words and "passes with 71%" in words and words.endswith("few")
     assert report_words({}) == "" and report_words({"reasons": ["it is worse"]}) == "it is worse"

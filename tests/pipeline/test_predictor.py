@@ -51,6 +51,7 @@ class Shifted(nn.Module):
         super().__init__()
         self.shift, self.encoded, self.decoded = shift, 0, 0
         self.seen: Prompts | None = None
+        self.sam = nn.ModuleDict({"image_encoder": nn.Identity()})
 
     def embed(self, image: torch.Tensor) -> torch.Tensor:
         self.encoded += 1
@@ -254,9 +255,11 @@ def test_recent_results_are_bounded_and_none_from_before_a_forget_comes_back() -
     assert recent.get("a", 1) is None and recent.get("a", 0) is None
 
 
-def test_another_version_or_configuration_does_not_take_the_cached_arrays() -> None:
-    cache = EmbeddingCache(10**7)
-    for other in (system(), replace(system(), version="def"), system(config=replace(CONFIG, flip_tta=False))):
+def test_another_network_or_configuration_does_not_take_the_cached_arrays() -> None:
+    cache, learnt = EmbeddingCache(10**7), system()
+    with torch.no_grad():
+        learnt.coarse.weight += 1
+    for other in (system(), learnt, system(config=replace(CONFIG, flip_tta=False))):
         Predictor(other, cache).coarse(IMAGE)
         assert other.coarse.batches != []
     # What is computed anew for each answer leaves it good: a new threshold does not cost every embedding.

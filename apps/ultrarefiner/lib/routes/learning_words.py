@@ -73,7 +73,10 @@ def report_words(report: dict[str, Any]) -> str:
     """What the gate said of a model (``GateReport.to_dict``); "" without a report."""
     said = []
     if groups := report.get("groups"):
-        said.append(f"{groups} patients validate")
+        labels = f"{report['labels']} labels of " if "labels" in report else ""
+        said.append(f"{labels}{groups} patients validate")
+    if groups and "change" in report:
+        said.append(f"mean change {report['change']:+.3f}, at least {report['low']:+.3f}")
     for found in report.get("compared") or ():
         after = {0: "without clicks", 1: "with one click"}.get(found["clicks"], f"with {found['clicks']} clicks")
         if found["lesions"]:
