@@ -8,13 +8,14 @@ import json
 import re
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import requests
-from app_server import ROOT, Server, eventually
+from app_server import ROOT, Server, eventually, start, write_studies
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -23,6 +24,16 @@ from ultrarefiner_monai.studies.training_folder import write_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 Found = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path):
+    """One of its own: counts that other tests of the session move say nothing."""
+    folder = tmp_path_factory.mktemp("counting")
+    write_studies(folder / "studies")
+    running = start(folder / "studies", checkpoint, folder)
+    yield running
+    running.stop()
 
 
 def asked(server: Server) -> Found:
