@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -62,6 +63,26 @@ def test_mistakes_are_asked_for_when_there_are_new_labels(tmp_path: Path) -> Non
     assert keeper.now(5).mistakes == 1 and keeper.now(5).mistakes == 1
     fill(path, 1, begin=2)
     assert keeper.now(5).mistakes == 2
+
+
+def test_labels_are_counted_while_mistakes_are_looked_for(tmp_path: Path) -> None:
+    """The first look at mistakes takes half a minute on a busy machine; the newest labels are looked at after it."""
+    path, hold, asked = tmp_path / "work" / "journal.sqlite", threading.Event(), []
+
+    def slow(saves: list) -> int:
+        asked.append(len(saves))
+        assert hold.wait(30)
+        return len(saves)
+
+    keeper = ProgressKeeper(path, slow)
+    fill(path, 2)
+    assert keeper.now(5).progress.images == 2 and eventually(lambda: asked == [2])
+    for images in (3, 4):
+        fill(path, 1, begin=images)
+        assert eventually(lambda images=images: keeper.now(5).progress.images == images)
+    assert keeper.now(5).progress.images == 4 and keeper.now().mistakes is None and asked == [2]
+    hold.set()
+    assert eventually(lambda: keeper.now().mistakes == 4) and asked == [2, 4]
 
 
 def test_a_damaged_journal_is_said_and_the_next_one_read(tmp_path: Path) -> None:

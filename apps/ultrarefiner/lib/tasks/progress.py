@@ -38,7 +38,8 @@ class Summary:
 class ProgressKeeper:
     """The summary of the journal at ``path``, brought up to date in a thread when somebody asks. Thread-safe.
 
-    mistakes_of: called in the thread with all saves, after they were counted, when there are new ones; None: no mistakes.
+    mistakes_of: called with all saves, after they were counted, when there are new ones; it takes its time, and labels are
+    counted meanwhile. None: no mistakes.
     """
 
     def __init__(self, path: Path, mistakes_of: Callable[[list[Save]], Any] | None = None):
@@ -49,6 +50,8 @@ class ProgressKeeper:
         self._saves: list[Save] = []
         self._done: threading.Event | None = None
         self._looked = -_OFTEN_SECONDS
+        self._undrawn: list[Save] | None = None  # saves whose mistakes are still to be found
+        self._draws = False
 
     def now(self, wait: float = 0.0) -> Summary:
         """The summary. A look at the journal begins where there may be news; ``wait``: seconds to wait until the labels
@@ -74,28 +77,50 @@ class ProgressKeeper:
                 self._look()
                 self._state = state
         except Exception as error:  # it goes on: the next one who asks begins anew
-            words = str(error) if isinstance(error, sqlite3.Error) else type(error).__name__
-            logger.warning("the labels could not be counted: %s", words, exc_info=not isinstance(error, sqlite3.Error))
-            self._summary = replace(self._summary, problem=f"the labels could not be counted: {words}")
+            self._fails("the labels could not be counted", error)
         finally:
             with self._lock:
                 done, self._done, self._looked = self._done, None, time.monotonic()
             assert done is not None
             done.set()
+        self._draw()  # behind all: nobody waits for it, and labels are counted meanwhile
 
     def _look(self) -> None:
         saves = self._figures.look(lambda known: self._tell(progress_of(known)))
         fresh = saves != self._saves
         self._tell(progress_of(saves) if fresh else self._summary.progress)
-        if self._done is not None:
-            self._done.set()  # nobody waits for what comes now
-        if fresh and self._mistakes_of is not None:
-            self._summary = replace(self._summary, mistakes=self._mistakes_of(saves))
         self._saves = saves
+        if fresh:
+            self._undrawn = saves
+
+    def _draw(self) -> None:
+        """Find the mistakes of what was counted, in one thread at a time; the newest saves are the ones that count."""
+        while self._mistakes_of is not None:
+            with self._lock:
+                saves = self._undrawn
+                if saves is None or self._draws:
+                    return
+                self._undrawn, self._draws = None, True
+            try:
+                found = self._mistakes_of(saves)
+                with self._lock:
+                    self._summary = replace(self._summary, mistakes=found)
+            except Exception as error:
+                self._fails("what the model gets wrong could not be found", error)
+            finally:
+                with self._lock:
+                    self._draws = False
 
     def _tell(self, progress: Progress) -> None:
         figures = self._figures
-        self._summary = Summary(progress, figures.left, figures.promotions, self._summary.mistakes)
+        with self._lock:
+            self._summary = Summary(progress, figures.left, figures.promotions, self._summary.mistakes)
+
+    def _fails(self, what: str, error: Exception) -> None:
+        words = str(error) if isinstance(error, sqlite3.Error) else type(error).__name__
+        logger.warning("%s: %s", what, words, exc_info=not isinstance(error, sqlite3.Error))
+        with self._lock:
+            self._summary = replace(self._summary, problem=f"{what}: {words}")
 
 
 def _state_of(path: Path) -> tuple:
