@@ -30,10 +30,8 @@ logger = logging.getLogger(__name__)
 _WORKER = "ultrarefiner_monai.learning.quick.worker"
 
 _IDLE_SECONDS = 300.0  # so long the process waits for the next save: it holds the memory of a loaded model
-_LATE_SECONDS, _LATE_FACTOR = (
-    120.0,
-    4,
-)  # a run that takes so long, and so many times its seconds besides, hangs: it is ended
+# A run that takes so long, and so many times its seconds besides, hangs: it is ended.
+_LATE_SECONDS, _LATE_FACTOR = 120.0, 4
 _MOST_LINE = 1 << 20  # characters
 
 
@@ -212,9 +210,7 @@ class QuickWorker:
         if self._closed:
             return
         if not found or "error" in found:
-            late = _LATE_FACTOR * self.config.learning.quick_seconds
             ended = SHORT_OF_MEMORY if code == -signal.SIGKILL else f"its process ended with code {code}"
-            ended = f"it was not done after {late:.0f} s and was ended" if seconds > late else ended
             self._error = public(str(found.get("error") or ended))
             self._counts["failed"] += 1
             logger.warning("quick learning came to nothing after %.1f s: %s", seconds, self._error)
