@@ -6,7 +6,6 @@ on, and few trainings wait.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,11 +23,9 @@ from lib.app import App
 from lib.routes.parameters import BATCH, checked
 from lib.routes.routing import JsonBody, Route, admin_role, check_known, user_role
 from lib.tasks.background import Background, settled
-from lib.tasks.starting import start_training
+from lib.tasks.starting import start_batch, start_training
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.studies.names import check_name
-
-_asking = threading.Lock()
 
 
 class TaskRoutes:
@@ -66,7 +63,7 @@ class TaskRoutes:
                 raise ImageNotFoundException(f"there are no images {', '.join(map(repr, unknown[:5]))[:300]}")
         # MONAI Label shares batches out to several GPUs, and divides by zero where there is none.
         params |= {"multi_gpu": False, "max_workers": 1}
-        return await anyio.to_thread.run_sync(partial(_batch, self.app.batches, model, images, params, run_sync))
+        return await anyio.to_thread.run_sync(partial(start_batch, self.app, model, images, params, run_sync))
 
     async def stop_batch(self, user: User = admin_role) -> Any:
         """The same for batches."""
@@ -119,15 +116,6 @@ class TaskRoutes:
         """Ends the training that runs and those that wait; as MONAI Label's own, with a ``result`` always: 3D Slicer's module
         fails on a training that was stopped before it said a word."""
         return await anyio.to_thread.run_sync(_stop, self.app.trainings)
-
-
-def _batch(batches: Background, model: str, images: BatchInferImageType, params: dict[str, Any], run_sync: bool) -> Any:
-    if run_sync:
-        return settled(stock_batch_infer.run(model, images, params, run_sync))
-    with _asking:  # MONAI Label looks at processes only: one that is being started is none yet
-        if batches.open():
-            raise HTTPException(429, "a batch is running: wait until it ends, or stop it (DELETE /batch/infer)")
-        return settled(stock_batch_infer.run(model, images, params, run_sync))
 
 
 async def _status(status: Callable[[bool, bool], Any], all: bool, check_if_running: bool) -> Any:
