@@ -30,14 +30,13 @@ from ultrarefiner_monai.core.types import Prompts
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.models.checkpoints import System, load_system, save_system
 from ultrarefiner_monai.models.sam.network import build_sam, decode
-from ultrarefiner_monai.models.weights.pretrained import resolve
+from ultrarefiner_monai.models.weights.pretrained import shipped_or_resolved
 
 APP = Path(__file__).resolve().parents[1] / "apps" / "ultrarefiner"
 
 
 def weights_path(name: str) -> Path:
-    shipped = APP / "model" / f"{name}.safetensors"
-    return shipped if shipped.is_file() else resolve(name)
+    return shipped_or_resolved(APP / "model", name)
 
 
 def with_random_sam(system: System, arch: str, folder: Path) -> Path:

@@ -28,6 +28,11 @@ def thumbnail(pixels: np.ndarray) -> np.ndarray:
     return values / norm if norm > 0 else values
 
 
+def thumbnail_of(frame: np.ndarray) -> np.ndarray:
+    """``thumbnail`` of a frame as readers give it: (H, W) in [0, 1]."""
+    return thumbnail(np.rint(frame * 255).astype(np.uint8))
+
+
 def near_duplicate_groups(
     thumbnails: np.ndarray, patients: Sequence[str] | None = None, threshold: float = CORRELATION
 ) -> list[int]:

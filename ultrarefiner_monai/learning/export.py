@@ -11,7 +11,7 @@ from ultrarefiner_monai.learning.pointer import CONFIGURED
 from ultrarefiner_monai.learning.quick_file import quick_base
 from ultrarefiner_monai.learning.registry import Registry, check
 from ultrarefiner_monai.models.checkpoints import read_checkpoint, write_checkpoint
-from ultrarefiner_monai.models.weights.pretrained import resolve
+from ultrarefiner_monai.models.weights.pretrained import shipped_or_resolved
 
 
 def export(registry: Registry, out: Path, weights: str = "") -> str:
@@ -50,5 +50,4 @@ def export(registry: Registry, out: Path, weights: str = "") -> str:
 
 
 def _configured(weights: str) -> Path:
-    shipped = Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner" / "model" / f"{weights}.safetensors"
-    return shipped if shipped.is_file() else resolve(weights)
+    return shipped_or_resolved(Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner" / "model", weights)

@@ -20,7 +20,7 @@ import numpy as np
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.core.types import Clicks
 from ultrarefiner_monai.datasets.datalist import Item
-from ultrarefiner_monai.datasets.grouping import thumbnail
+from ultrarefiner_monai.datasets.grouping import thumbnail_of
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.interaction.robot import Click, as_clicks, next_click
@@ -182,16 +182,15 @@ def clicked_on(items: Sequence[Item], most: int = MOST_CLICKED) -> set[str]:
     return chosen
 
 
-Result = dict[
-    int, tuple[float, float]
-]  # clicks -> (champion's, candidate's) Dice; share of pixels marked without a lesion
+# Clicks -> (champion's, candidate's) Dice; of an image without a lesion the share of pixels that are marked.
+Result = dict[int, tuple[float, float]]
 
 
 def _play(champion: Predictor, candidate: Predictor, item: Item, limit: int) -> tuple[Result, np.ndarray]:
     """Both models' results, and the image's thumbnail."""
     image, label = read_image_file(item.image).frame(0), read_mask(item.mask)[0].astype(bool)
     sides = [_answers(lambda clicks, p=p: p.interact(image, clicks).mask, label, limit) for p in (champion, candidate)]  # type: ignore[misc]
-    small = thumbnail(np.rint(image * 255).astype(np.uint8))
+    small = thumbnail_of(image)
     return {clicks: (sides[0][clicks], sides[1][clicks]) for clicks in sides[0]}, small
 
 

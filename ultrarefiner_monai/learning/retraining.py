@@ -25,7 +25,7 @@ from ultrarefiner_monai.config import LearningConfig, TrainConfig, to_dict
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import NO_FOLD, Item, Split, read_index, split_fold
-from ultrarefiner_monai.datasets.grouping import SIDE, thumbnail
+from ultrarefiner_monai.datasets.grouping import SIDE, thumbnail_of
 from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.learning.label_split import unlike
 from ultrarefiner_monai.learning.labelled import Lookup, prepare_labels
@@ -148,7 +148,7 @@ def with_replay(split: Split, learning: LearningConfig, seed: int) -> tuple[Spli
 
 
 def _thumbnail(item: Item) -> np.ndarray:
-    return thumbnail(np.rint(read_image_file(item.image).frame(0) * 255).astype(np.uint8))
+    return thumbnail_of(read_image_file(item.image).frame(0))
 
 
 def with_mistakes(config: TrainConfig, split: Split) -> TrainConfig:

@@ -14,11 +14,11 @@ from ultrarefiner_monai.core.cache import EmbeddingCache
 from ultrarefiner_monai.core.geometry import Letterbox
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.imaging.readers import read_image_file
+from ultrarefiner_monai.learning.labelled import patient_hash
 from ultrarefiner_monai.learning.sampling.scores import (
     Scores,
     combined,
     encoder_key,
-    patient_key,
     score_frame,
     scored_frames,
     shown_picture,
@@ -109,11 +109,11 @@ def test_a_cine_has_three_scored_frames() -> None:
 def test_the_picture_and_patient_of_a_file(tmp_path: Path) -> None:
     Image.fromarray(picture(5)).save(tmp_path / "a.png")
     plain = read_image_file(tmp_path / "a.png")
-    assert patient_key(plain) == "" and shown_picture(plain).shape == (1024,)
+    assert patient_hash(plain) == "" and shown_picture(plain).shape == (1024,)
     cine = np.stack([picture(10 + k) for k in range(5)])
     (tmp_path / "c.dcm").write_bytes(dicom_bytes(cine, 1, 0.08))
     moving = read_image_file(tmp_path / "c.dcm")
-    assert len(patient_key(moving)) == 12 and patient_key(moving) not in moving.patient
+    assert len(patient_hash(moving)) == 12 and patient_hash(moving) not in moving.patient
     Image.fromarray(cine[2]).save(tmp_path / "m.png")
     middle = shown_picture(read_image_file(tmp_path / "m.png"))
     assert shown_picture(moving) @ middle > 0.999

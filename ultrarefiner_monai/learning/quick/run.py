@@ -102,9 +102,9 @@ class QuickRun:
 
     def __init__(self, job: Job, recipe: Recipe = RECIPE):
         self.job, self.recipe = job, recipe
-        registry = Registry(job.work)
-        self.over = registry.pointer()
-        if self.over.problem or registry.name_of(job.base) != self.over.name:
+        self.registry = Registry(job.work)
+        self.over = self.registry.pointer()
+        if self.over.problem or self.registry.name_of(job.base) != self.over.name:
             raise InputError(
                 self.over.problem or f"{job.base.name} is not what is served any more: {self.over.name} is"
             )
@@ -171,15 +171,14 @@ class QuickRun:
             return self._result(
                 "", _too_few(left_out.lesions + validation.lesions), samples, problems, left_out, validation
             )
-        registry = Registry(self.job.work)
-        name = registry.free_quick()
+        name = self.registry.free_quick()
         # No names of images: the journal keeps these facts, and ``forget`` could not take a name out of them.
         facts = {"samples": len(samples), "left_out": left_out.to_dict(), "validation": validation.to_dict()}
-        write_quick(registry.quick_path(name), tensors, self.champion.version, facts)
+        write_quick(self.registry.quick_path(name), tensors, self.champion.version, facts)
         try:
-            registry.set_quick(name, self.champion.version, facts, self.over)
+            self.registry.set_quick(name, self.champion.version, facts, self.over)
         except InputError:
-            registry.quick_path(name).unlink(missing_ok=True)
+            self.registry.quick_path(name).unlink(missing_ok=True)
             raise
         return self._result(name, "not worse than the champion", samples, problems, left_out, validation)
 

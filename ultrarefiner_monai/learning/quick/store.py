@@ -24,7 +24,7 @@ from ultrarefiner_monai.config import to_dict
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.datasets.grouping import thumbnail
+from ultrarefiner_monai.datasets.grouping import thumbnail_of
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.learning.label_split import SplitImage
@@ -177,7 +177,7 @@ class SampleStore:
         saved, found = pair.label.stat().st_mtime_ns, []
         for item, patient, pixels, label in self._frames(pair, state):
             stored = Stored(item, pair.image_id, state, patient, bool(label.any()), saved)
-            self._write(stored, thumbnail(np.rint(pixels * 255).astype(np.uint8)))
+            self._write(stored, thumbnail_of(pixels))
             found.append(stored)
         return found
 
@@ -189,7 +189,7 @@ class SampleStore:
         for item, _, pixels, label in self._frames(pair, stored.state):
             if item == stored.item:
                 sample = sample_of(self.predictor, item, "", pixels, label)
-                self._write(stored, thumbnail(np.rint(pixels * 255).astype(np.uint8)), sample)
+                self._write(stored, thumbnail_of(pixels), sample)
         return True
 
     def _frames(self, pair: Labelled, state: str) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:

@@ -111,9 +111,8 @@ def tune(
             raise InputError("the numbers ran away while the decoder was tuned: nothing was kept")
         optimiser.step()
         if recipe.anchor:
-            with (
-                torch.no_grad()
-            ):  # apart from Adam's step, which would rescale it away, as AdamW does with weight decay
+            # Apart from Adam's step, which would rescale it away, as AdamW does with weight decay.
+            with torch.no_grad():
                 for value, first in zip(tuned, start, strict=True):
                     value.lerp_(first, min(1.0, rate * recipe.anchor))
     return {name: values[name].detach().cpu().clone() for name in names}

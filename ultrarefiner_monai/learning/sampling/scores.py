@@ -5,7 +5,6 @@ Of a cine three frames are scored, and the image gets the mean of their vectors 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import numpy as np
 from ultrarefiner_monai.core.geometry import Letterbox
 from ultrarefiner_monai.core.image_file import ImageFile, Region
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.datasets.grouping import thumbnail
+from ultrarefiner_monai.datasets.grouping import thumbnail_of
 from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.pipeline.outline import crops
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -75,7 +74,7 @@ def _vector(predictor: Predictor, crop: np.ndarray) -> np.ndarray:
     try:
         features = predictor.features(crop)
     except InputError:  # no refiner, or one that encodes crops
-        return picture(crop)
+        return thumbnail_of(crop)
     sam = predictor.system.config.sam
     assert sam is not None
     embedding = features.image_embedding.reshape(-1, *features.image_embedding.shape[-2:])
@@ -94,17 +93,7 @@ def encoder_key(predictor: Predictor) -> str:
     return predictor.part_keys[1]
 
 
-def picture(crop: np.ndarray) -> np.ndarray:
-    """The thumbnail of a frame or region (H, W) in [0, 1], as ``datasets.grouping`` compares them."""
-    return thumbnail(np.rint(crop * 255).astype(np.uint8))
-
-
 def shown_picture(image_file: ImageFile) -> np.ndarray:
     """The thumbnail that stands for an image file: of its middle frame, there of the largest region."""
     k = scored_frames(image_file.n_frames)[0]
-    return picture(max(crops(image_file.frame(k), image_file.regions_of(k)), key=lambda crop: crop.size))
-
-
-def patient_key(image_file: ImageFile) -> str:
-    """A hash: scores need to know which images are one patient's, not whose; "" where the file does not say."""
-    return hashlib.sha256(image_file.patient.encode()).hexdigest()[:12] if image_file.patient else ""
+    return thumbnail_of(max(crops(image_file.frame(k), image_file.regions_of(k)), key=lambda crop: crop.size))

@@ -80,6 +80,12 @@ def list_weights(folder: str | Path | None = None, known: Mapping[str, WeightFil
     return rows
 
 
+def shipped_or_resolved(folder: Path, name: str) -> Path:
+    """The file of shipped weights in ``folder`` (an app's ``model``) where there are some of that name, else as ``resolve``."""
+    shipped = folder / f"{name}.safetensors"
+    return shipped if shipped.is_file() else resolve(name)
+
+
 def resolve(
     name_or_path: str | Path, folder: str | Path | None = None, known: Mapping[str, WeightFile] = KNOWN
 ) -> Path:

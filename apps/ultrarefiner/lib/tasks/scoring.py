@@ -24,11 +24,11 @@ from ultrarefiner_monai.core.cache import EmbeddingCache, image_key
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.series import sha256_of_image, state_of
 from ultrarefiner_monai.dicomweb.client import PacsError
+from ultrarefiner_monai.learning.labelled import patient_hash
 from ultrarefiner_monai.learning.sampling.pool import ScorePool
 from ultrarefiner_monai.learning.sampling.scores import (
     combined,
     encoder_key,
-    patient_key,
     score_frame,
     scored_frames,
     shown_picture,
@@ -233,7 +233,7 @@ class Scorer:
         kept = False
         if _state(path) == state:
             kept = pool.put(
-                image_id, state, shown_picture(image_file), patient_key(image_file), combined(parts), encoder, model
+                image_id, state, shown_picture(image_file), patient_hash(image_file), combined(parts), encoder, model
             )
         self._clean(image_id, keys, kept, shared)
 

@@ -21,7 +21,7 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.quick.overlay import load_quick
 from ultrarefiner_monai.learning.registry import CONFIGURED, Pointer, Registry, Start
 from ultrarefiner_monai.models.checkpoints import load_system, read_header
-from ultrarefiner_monai.models.weights.pretrained import resolve
+from ultrarefiner_monai.models.weights.pretrained import resolve, shipped_or_resolved
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
@@ -182,8 +182,7 @@ class Served:
         """The files of a model by its name."""
         refiner = resolve(self.config.refiner_weights) if self.config.refiner_weights else None
         if name == CONFIGURED:
-            shipped = self.app_dir / "model" / f"{self.config.weights}.safetensors"
-            return Start(name, shipped if shipped.is_file() else resolve(self.config.weights), refiner)
+            return Start(name, shipped_or_resolved(self.app_dir / "model", self.config.weights), refiner)
         path = self.registry.get(name).path
         # A candidate that brings a refiner of its own was made to be served with it.
         return Start(name, path, None if refiner is None or read_header(path)[0].sam is not None else refiner)
