@@ -23,6 +23,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import requests
 from hospital import arrivals, lesion_items, pixels
 from served import Forked, infer, shipped_or
@@ -69,12 +70,10 @@ def save(url: str, item: Item, seconds: float = 60) -> None:
     answer.raise_for_status()
 
 
-def points_in(item: Item, count: int = 20) -> list[list[int]]:
-    """Places in the lesion, spread over it."""
-    import numpy as np
-
+def points_in(item: Item) -> list[list[int]]:
+    """All places in the lesion in random order: the server answers the same click again from its memory."""
     rows, columns = np.nonzero(pixels(item)[1])
-    chosen = np.random.default_rng(0).permutation(len(rows))[:count]
+    chosen = np.random.default_rng(0).permutation(len(rows))
     return [[int(columns[k]), int(rows[k])] for k in chosen]
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import anyio
 from fastapi import File, Form, HTTPException, Request, UploadFile
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
@@ -23,6 +23,7 @@ from starlette.background import BackgroundTask
 
 from lib.app import App
 from lib.routes.access import is_local
+from lib.routes.files import sent, sent_at_once
 from lib.routes.parameters import NEXT_SAMPLE, checked
 from lib.routes.routing import (
     JsonBody,
@@ -65,6 +66,7 @@ class StoreRoutes:
             ("PUT", "/datastore/label/info", self.put_label_info),
             ("PUT", "/datastore/updatelabelinfo", self.put_label_info_old),
             ("GET", "/datastore/image", self.get_image),
+            ("GET", "/datastore/label", self.get_label),
             ("HEAD", "/datastore/image", self.check_image),
             ("DELETE", "/datastore/", self.remove_image),
             ("DELETE", "/datastore/image", self.remove_image),
@@ -125,15 +127,24 @@ class StoreRoutes:
         """The deprecated address of ``put_label_info``."""
         await self.put_label_info(label, tag, params, user)
 
-    async def get_image(self, image: str, user: User = user_role) -> FileResponse:
+    async def get_image(self, image: str, user: User = user_role) -> Response:
         """As MONAI Label's own; who fetches an image is going to click on it."""
         name = name_of(user)
 
-        def work() -> FileResponse:
-            found = stock_datastore.download_image(image)
+        def work() -> Response:
+            found = sent_at_once(partial(stock_datastore.download_image, image))
             self.app.prepare(image)
             self.app.note_shown(image, name)
             return found
+
+        return await anyio.to_thread.run_sync(work)
+
+    async def get_label(self, label: str, tag: str, user: User = user_role) -> Response:
+        """The label as it is now, whole, also while another one is saved."""
+
+        def work() -> Response:
+            file, name = self.app.datastore().open_label(label, tag)
+            return sent(file, name)
 
         return await anyio.to_thread.run_sync(work)
 

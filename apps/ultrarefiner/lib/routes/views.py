@@ -24,6 +24,7 @@ from monailabel.utils.others.generic import get_mime_type
 
 from lib.app import App
 from lib.routes.access import is_local
+from lib.routes.files import sent_at_once
 from lib.routes.routing import Route, admin_role, user_role
 from ultrarefiner_monai.core.messages import public, public_values
 
@@ -80,7 +81,8 @@ async def label_info(label: str, tag: str, user: User = user_role) -> Any:
 
 
 async def get_session(session_id: str, update_ts: bool = False, image: bool = False, user: User = user_role) -> Any:
-    return _shown(await anyio.to_thread.run_sync(partial(stock_session.get_session, session_id, update_ts, image)))
+    find = partial(stock_session.get_session, session_id, update_ts, image)
+    return _shown(await anyio.to_thread.run_sync(partial(sent_at_once, find) if image else find))
 
 
 async def remove_session(session_id: str, user: User = user_role) -> Any:

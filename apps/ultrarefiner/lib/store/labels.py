@@ -14,8 +14,9 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from monailabel.datastore.local import DataModel, ImageLabelModel
 from monailabel.interfaces.exception import LabelNotFoundException
@@ -226,6 +227,18 @@ class Labels(StudiesIndex):
         if path and leaves(path, [self._datastore_path, self.work.root]):
             raise LabelNotFoundException(f"the label of {label_id!r:.120} is a link that leaves the studies")
         return path
+
+    def open_label(self, label_id: str, label_tag: str) -> tuple[BinaryIO, str]:
+        """(the label's file, opened; its name). What is read of it stays one label, also when a new one is saved
+        meanwhile. Raises LabelNotFoundException."""
+        waits: list[AbstractContextManager[Any]] = [nullcontext(), self._changing()]
+        for wait in waits:  # it may be on its way: a save of another type moves the old one
+            with wait:
+                path = self.get_label_uri(label_id, label_tag)
+                with suppress(FileNotFoundError):
+                    if path:
+                        return open(path, "rb"), os.path.basename(path)
+        raise LabelNotFoundException(f"{label_id!r:.120} has no label {label_tag!r:.120}")
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         check_info(info, "info")
