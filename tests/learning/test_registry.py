@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from ultrarefiner_monai.cli.command import app
 from ultrarefiner_monai.config import CoarseConfig, PostConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.pointer import CONFIGURED, Pointer, PointerFile
+from ultrarefiner_monai.learning.quick.overlay import write_quick
 from ultrarefiner_monai.learning.registry import Registry
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint, save_system
@@ -149,11 +149,9 @@ def test_no_pointer_is_no_problem_where_nobody_chose(registry: Registry) -> None
 def quick(registry: Registry, base: str, seed: int = 0, name: str = "") -> str:
     """A quick model that changes one weight of the coarse network."""
     name = name or registry.free_quick()
-    path = registry.folder / f"{name}.safetensors"
     key = "coarse.head.bias"
     value = read_checkpoint(registry.get("transunet-1").path).tensors[key].float() + 1 + seed
-    save_file({key: value}, str(path), {"base": base})
-    return name
+    return write_quick(registry.folder / f"{name}.safetensors", {key: value}, base, {}).stem
 
 
 def test_a_quick_model_stands_on_its_champion_alone(registry: Registry) -> None:
@@ -166,8 +164,6 @@ def test_a_quick_model_stands_on_its_champion_alone(registry: Registry) -> None:
     back = registry.rollback()
     assert (back.name, back.quick, back.before) == ("transunet-1", "", (CONFIGURED,))
     assert registry.free_quick() == "quick-3", "no number is given twice"
-    registry.set_quick(quick(registry, base), base)
-    assert registry.clear_quick().quick == "" and registry.clear_quick() == registry.pointer()
     registry.set_quick(quick(registry, base), base)
     pointer = registry.promote("transunet-2", by="slow")
     assert (pointer.name, pointer.quick, pointer.by) == ("transunet-2", "", "slow")

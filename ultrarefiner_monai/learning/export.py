@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.pointer import CONFIGURED
-from ultrarefiner_monai.learning.quick_file import quick_base
+from ultrarefiner_monai.learning.quick.overlay import read_quick
 from ultrarefiner_monai.learning.registry import Registry, check
 from ultrarefiner_monai.models.checkpoints import read_checkpoint, write_checkpoint
 from ultrarefiner_monai.models.weights.pretrained import shipped_or_resolved
@@ -35,12 +33,11 @@ def export(registry: Registry, out: Path, weights: str = "") -> str:
     stored = read_checkpoint(path)
     tensors, meta = dict(stored.tensors), {**stored.meta, "exported": pointer.quick or pointer.name}
     if pointer.quick:
-        tuned = registry.quick_path(pointer.quick)
-        if (base := quick_base(tuned)) != stored.version:
+        new, base, _ = read_quick(registry.quick_path(pointer.quick))
+        if base != stored.version:
             raise InputError(
                 f"{pointer.quick} was tuned on version {base}, not on {stored.version}: nothing is written"
             )
-        new = load_file(str(tuned))
         strange = sorted(set(new) - set(tensors))
         if strange:
             raise InputError(f"{pointer.quick} holds {strange[0]}, which {pointer.name} has not: nothing is written")

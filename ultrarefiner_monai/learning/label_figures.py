@@ -21,7 +21,7 @@ import numpy as np
 from ultrarefiner_monai.learning.progress import Save
 from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.masks.pixels import unpack_mask
-from ultrarefiner_monai.studies.journal_rows import StoredPromotion, promotion_of, seconds_between
+from ultrarefiner_monai.studies.journal_rows import StoredPromotion, answered_frames, promotion_of, seconds_between
 
 _FIRST_TOLD = 200  # labels after which those that are known are told first; then at twice as many, and so on
 _REST_SECONDS = 0.0005  # after each label: whoever answers requests wants the interpreter, too
@@ -113,10 +113,8 @@ class LabelFigures:
 
 
 def packed_dice(label: bytes, proposal: bytes, shape: tuple[int, ...], reply: dict[str, Any]) -> float | None:
-    """Dice of two packed masks (T, H, W), on the frames that the reply answered (those of a ``frame=k`` leave the others
-    empty without meaning it); None for none of them."""
-    answered = {row.get("frame") for row in reply.get("frames") or []} or {reply.get("frame", 0)}
-    frames = [k for k in range(shape[0]) if k in answered]
+    """Dice of two packed masks (T, H, W), on the frames that the reply was about; None for none of them."""
+    frames = answered_frames(reply, shape[0])
     if len(frames) == shape[0]:
         a, b = (np.frombuffer(zlib.decompress(bits), np.uint8) for bits in (label, proposal))
         total = _ones(a) + _ones(b)

@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD
-from ultrarefiner_monai.datasets.grouping import CORRELATION
+from ultrarefiner_monai.datasets.grouping import CORRELATION, components, near_duplicate_pairs, patient_pairs
 from ultrarefiner_monai.studies.training_folder import TrainingFolder
 
 log = logging.getLogger(__name__)
@@ -27,7 +25,6 @@ log = logging.getLogger(__name__)
 SHARE = 0.2  # of the groups that validate
 UNVALIDATED = 3  # so many groups with a lesion are trained on before one has to validate
 TRAIN_PART, LEFT_OUT = "train", "test"
-_BLOCK = 512  # frames that are compared with all others at once: some ten megabytes
 Split = dict[str, dict[str, str]]
 
 
@@ -138,18 +135,11 @@ def _both_sides(pairs: Sequence[tuple[str, str]]) -> InputError:
 
 
 def alike_pairs(images: Sequence[SplitImage]) -> np.ndarray:
-    """(N, 2) indices of images of which two frames are near-duplicates, the smaller first. All frames are compared: seconds for
-    5000 images."""
+    """(N, 2) indices of images of which two frames are near-duplicates, the smaller first. All frames are compared."""
     if not images:
         return np.zeros((0, 2), dtype=int)
     frames = [np.atleast_2d(i.thumbnails) for i in images]
-    owner = np.repeat(np.arange(len(images)), [len(f) for f in frames])
-    stacked, found = np.concatenate(frames), [np.zeros((0, 2), dtype=int)]
-    for start in range(0, len(stacked), _BLOCK):
-        rows, columns = np.nonzero(stacked[start : start + _BLOCK] @ stacked[start:].T >= CORRELATION)
-        pairs = np.sort(np.stack([owner[start + rows], owner[start + columns]], axis=1), axis=1)
-        found.append(np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0))
-    return np.unique(np.concatenate(found), axis=0)
+    return near_duplicate_pairs(np.concatenate(frames), np.repeat(np.arange(len(images)), [len(f) for f in frames]))
 
 
 def views_of(images: Sequence[SplitImage]) -> dict[str, str]:
@@ -173,14 +163,9 @@ def groups_of(images: Sequence[SplitImage], alike: np.ndarray, among: Sequence[i
     among = list(range(len(images)) if among is None else among)
     inside = np.zeros(len(images), dtype=bool)
     inside[among] = True
-    first: dict[str, int] = {}
-    patients = [(first.setdefault(images[k].patient, k), k) for k in among if images[k].patient]
-    pairs = np.concatenate([alike[inside[alike].all(axis=1)], np.array(patients, dtype=int).reshape(-1, 2)])
-    graph = coo_matrix((np.ones(len(pairs), dtype=bool), pairs.T), shape=(len(images),) * 2)
-    _, names, numbers = np.unique(
-        connected_components(graph, directed=False)[1], return_index=True, return_inverse=True
-    )
-    return [int(names[numbers[k]]) for k in among]
+    patients = patient_pairs([image.patient if inside[k] else "" for k, image in enumerate(images)])
+    groups = components(len(images), np.concatenate([alike[inside[alike].all(axis=1)], patients]))
+    return [groups[k] for k in among]
 
 
 def _hash(name: str, seed: int) -> float:

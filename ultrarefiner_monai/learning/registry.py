@@ -241,12 +241,6 @@ class Registry:
             remove_others(self.folder, pointer)
             return pointer
 
-    def clear_quick(self, by: str = "person") -> Pointer:
-        """Let the champion answer alone. Nothing changes where it does already."""
-        with self._lock():
-            now = self.pointer()
-            return self._point(replace(now, quick=""), by, now) if now.quick else now
-
     def name_of(self, checkpoint: Path) -> str:
         """The name of the model whose file this is: CONFIGURED for one that is no candidate's."""
         own = checkpoint.parent.resolve() == self.folder.resolve()

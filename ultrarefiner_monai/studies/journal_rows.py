@@ -32,6 +32,15 @@ class Packed:
         return cls(json.dumps(mask.shape), pack_mask(mask))
 
 
+def answered_frames(reply: dict[str, Any], count: int) -> list[int]:
+    """Of a mask's ``count`` frames those that the reply was about. One to `frame=k` holds that frame alone: the others of its
+    mask are empty without meaning it."""
+    if count == 1:
+        return [0]
+    frames = {row.get("frame") for row in reply.get("frames") or []} or {reply.get("frame", 0)}
+    return [k for k in range(count) if k in frames]
+
+
 @dataclass(frozen=True)
 class StoredProposal:
     """One reply. image_hash: sha256 of the image file. prompts: frame -> clicks and box (``Clicks.to_dict``), empty for an
@@ -51,12 +60,8 @@ class StoredProposal:
 
     @property
     def answered(self) -> list[int]:
-        """The frames that the reply was about. One to `frame=k` holds that frame alone: the others of its mask are empty
-        without meaning it."""
-        if len(self.mask) == 1:
-            return [0]
-        frames = {row["frame"] for row in self.reply.get("frames", [])} or {self.reply.get("frame", 0)}
-        return sorted(k for k in frames if 0 <= k < len(self.mask))
+        """The frames that the reply was about."""
+        return answered_frames(self.reply, len(self.mask))
 
     @property
     def is_automatic(self) -> bool:
