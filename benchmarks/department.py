@@ -7,7 +7,8 @@ tuned after ``--quick-at`` so many labels), ``slow`` (a training of its own at `
 ``both``. What is measured: clicks and automatic Dice of each arriving image, before anything is learnt from it; the same on
 images of the test fold, at ``--points``. Everything in OUT/ARM-SEED can be gone on with: the same command continues it.
 
-``… table --out DIR`` compares the arms with frozen, paired by image, and draws the curves.
+``… table --out DIR`` compares the arms with frozen, paired by image, and draws the curves. ``… few --data DIR --out DIR`` writes
+a data folder of some patients' images, to train what a cold start begins with; ``run --without`` names it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from pathlib import Path
 
 import torch
 from department_learning import Department, Settings
-from hospital import Read, Rows, arrivals, disk_cache, lesion_items, read, tested
+from hospital import Read, Rows, arrivals, disk_cache, lesion_items, read, tested, write_few
 
-from ultrarefiner_monai.datasets.datalist import Item
+from ultrarefiner_monai.datasets.datalist import Item, read_index
 from ultrarefiner_monai.interaction.robot import MOST_CLICKS
 
 ARMS = ("frozen", "quick", "slow", "both")
@@ -35,7 +36,8 @@ class Simulation:
         self.folder = args.out / f"{args.arm}-{args.seed}"
         self.folder.mkdir(parents=True, exist_ok=True)
         items = lesion_items(args.data)
-        self.order = arrivals(items, args.seed)[: args.corrections]
+        known = {i.group for i in read_index(args.without)} if args.without else set()
+        self.order = [i for i in arrivals(items, args.seed) if i.group not in known][: args.corrections]
         self.test = tested(items, args.test_images)
         self.arrived, self.tests = Rows(self.folder / "arrivals.csv"), Rows(self.folder / "test.csv")
         settings = Settings(
@@ -103,6 +105,7 @@ def main() -> None:
     run.add_argument("--arm", choices=ARMS, required=True)
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--corrections", type=int, default=100)
+    run.add_argument("--without", type=Path, help="a data folder: its patients do not arrive")
     run.add_argument("--points", type=int, nargs="*", default=[20, 40, 60, 80, 100, 150, 200, 250, 300])
     run.add_argument("--test-images", type=int, default=100, help="of the test fold, the same for all; 0: all")
     run.add_argument("--quick-at", type=int, nargs="*", help="numbers of labels with a quick run; default: every one")
@@ -118,13 +121,19 @@ def main() -> None:
     run.add_argument("--by-hand", action="store_true", help="a person promotes what the gate turned down")
     run.add_argument("--threads", type=int, default=1)
     table = commands.add_parser("table", help="compare the arms")
-    for command in (run, table):
+    few = commands.add_parser("few", help="write a folder of a few images, for a cold start")
+    few.add_argument("--data", type=Path, required=True)
+    few.add_argument("--images", type=int, default=20)
+    for command in (run, table, few):
         command.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     if args.command == "table":
         from department_table import report
 
         print(report(args.out))
+        return
+    if args.command == "few":
+        write_few(args.data, arrivals(lesion_items(args.data), "few")[: args.images], args.out)
         return
     torch.set_num_threads(args.threads)
     Simulation(args).run()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,26 @@ CACHE_BYTES = 8 * 2**30
 # --- who comes when ----------------------------------------------------------------------------------------------------
 
 
-def arrivals(items: Sequence[Item], seed: int, test_fold: str = TEST_FOLD) -> list[Item]:
+def arrivals(items: Sequence[Item], seed: int | str, test_fold: str = TEST_FOLD) -> list[Item]:
     """The images with a lesion outside the test fold, in the order of arrival: patients in the order of a seeded hash of
     their group, the images of one patient together, by id."""
     chosen = [i for i in items if i.has_lesion and i.fold not in (test_fold, "test")]
     return sorted(chosen, key=lambda i: (_hash(f"arrival {seed}: {i.group}"), i.group, i.id))
+
+
+def write_few(data: Path, items: Sequence[Item], out: Path) -> None:
+    """``items`` of a prepared folder as a prepared folder of their own, none of them in fold 0."""
+    with (data / "index.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    for folder in ("images", "masks"):
+        (out / folder).mkdir(parents=True)
+    for item in items:
+        shutil.copyfile(item.image, out / "images" / item.image.name)
+        shutil.copyfile(item.mask, out / "masks" / item.mask.name)
+    with (out / "index.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[items[0].id]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[item.id] for item in items)
 
 
 def tested(items: Sequence[Item], count: int, fold: str = TEST_FOLD) -> list[Item]:

@@ -21,13 +21,12 @@ from hospital import Rows, arrivals, disk_cache, lesion_items, paired_table, pix
 
 from ultrarefiner_monai.config import LearningConfig
 from ultrarefiner_monai.datasets.datalist import Item
-from ultrarefiner_monai.interaction.clicks import core_clicks
 from ultrarefiner_monai.learning.quick.overlay import with_tensors
 from ultrarefiner_monai.learning.quick.samples import Sample, sample_of
 from ultrarefiner_monai.learning.quick.tuning import tune
+from ultrarefiner_monai.learning.sampling.scores import score_frame
 from ultrarefiner_monai.learning.sampling.strategies import choose, draws
 from ultrarefiner_monai.learning.sampling.table import ScoreTable
-from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
 
@@ -36,21 +35,17 @@ BLANK_SHARE = 0.1
 
 def score_table(predictor: Predictor, items: Sequence[Item]) -> ScoreTable:
     """The pool's scores, as the server computes them in the background."""
-    vectors, disagreement, entropy, found, presence = [], [], [], [], []
-    for item in items:
-        image = pixels(item)[0]
-        coarse = predictor.coarse(image)
-        embedding = predictor.features(image).image_embedding.astype(np.float32)
-        vectors.append(embedding.reshape(embedding.shape[-3], -1).mean(axis=1))
-        clicks = core_clicks(coarse.mask)
-        refined = predictor.interact(image, clicks) if clicks else coarse
-        disagreement.append(1 - dice_of(coarse.mask, refined.mask) if coarse.mask.any() else np.nan)
-        entropy.append(coarse.uncertainty)
-        found.append(float(coarse.mask.any()))
-        presence.append(np.nan if coarse.presence is None else coarse.presence)
+    scores = [score_frame(predictor, pixels(item)[0]) for item in items]
     names = sorted({i.group for i in items})
-    groups = [names.index(i.group) for i in items]
-    return ScoreTable.of([i.id for i in items], np.stack(vectors), groups, disagreement, entropy, found, presence)
+    return ScoreTable.of(
+        [i.id for i in items],
+        np.stack([s.vector for s in scores]),
+        [names.index(i.group) for i in items],
+        [s.disagreement for s in scores],
+        [s.boundary_entropy for s in scores],
+        [float(s.found) for s in scores],
+        [np.nan if s.presence is None else s.presence for s in scores],
+    )
 
 
 def sequence(strategy: str, table: ScoreTable, count: int, seed: int) -> list[int]:

@@ -57,6 +57,28 @@ def test_the_running_mean_looks_back(hospital: ModuleType) -> None:
     assert hospital.running_mean([], 3) == []
 
 
+def test_a_folder_of_a_few_images_is_a_data_folder(hospital: ModuleType, tmp_path: Path) -> None:
+    import csv
+
+    from PIL import Image
+
+    from ultrarefiner_monai.datasets.datalist import read_index
+
+    data = tmp_path / "data"
+    for folder in ("images", "masks"):
+        (data / folder).mkdir(parents=True)
+        for name in ("a", "b", "c"):
+            Image.new("L", (8, 8), 255).save(data / folder / f"{name}.png")
+    with (data / "index.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "class", "group", "fold", "n_masks"])
+        rows.writerows([[n, "benign", f"p{n}", fold, 1] for n, fold in (("a", 1), ("b", 2), ("c", 0))])
+    chosen = hospital.arrivals(hospital.lesion_items(data), "few")[:1]
+    hospital.write_few(data, chosen, tmp_path / "few")
+    (found,) = read_index(tmp_path / "few")
+    assert (found.id, found.group, found.fold) == (chosen[0].id, chosen[0].group, chosen[0].fold) and found.has_lesion
+
+
 def test_arms_are_compared_on_the_images_that_both_read(hospital: ModuleType) -> None:
     before = {"a": 4.0, "b": 2.0, "c": 9.0}
     found = hospital.paired_table(before, {"a": 1.0, "b": 2.0, "d": 0.0})
