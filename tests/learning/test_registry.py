@@ -226,8 +226,11 @@ def test_commands(registry: Registry, tmp_path: Path) -> None:
 
     promoted = said("promote", "transunet-2")
     assert "warning: it was never compared" in promoted and "rollback` brings configured back" in promoted
-    registry.note("transunet-1", gate={"passed": False, "reasons": ["it is worse"], "groups": 3, "compared": []})
-    assert "warning: the gate refused it: it is worse" in said("promote", "transunet-1")
+    few = {"reasons": ["it is worse"], "groups": 3, "compared": [], "warnings": ["7 labels validate; 9 are needed"]}
+    registry.note("transunet-1", gate={"passed": False, **few})
+    told = said("promote", "transunet-1")
+    assert "warning: the gate refused it: it is worse" in told
+    assert "7 labels validate; 9 are needed for a promotion by itself" in told, "as the server's options said"
     listed = said("list")
     assert "refused" in listed and "served" in next(row for row in listed.splitlines() if "transunet-1" in row)
     shown = said("show")

@@ -82,7 +82,6 @@ def models_show(
 @app.command("promote")
 def models_promote(name: str, studies: Studies, work_dir: WorkDir = None) -> None:
     """Serve a model, from the next request on. One that the gate refused is served too: a warning says why it was."""
-    from ultrarefiner_monai.config import LearningConfig
     from ultrarefiner_monai.learning.registry import CONFIGURED
     from ultrarefiner_monai.learning.report import promotion_warnings
 
@@ -90,7 +89,7 @@ def models_promote(name: str, studies: Studies, work_dir: WorkDir = None) -> Non
     before = registry.pointer()
     pointer = registry.promote(name)
     if name != CONFIGURED:
-        for warning in promotion_warnings(registry.get(name), LearningConfig().validation_labels):
+        for warning in promotion_warnings(registry.get(name)):
             typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"{pointer.name} is served now; `ultrarefiner models rollback` brings {before.name} back")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ultrarefiner_monai.learning.gate import too_few
 from ultrarefiner_monai.learning.registry import Candidate
 
 _AFTER = {0: "without clicks", 1: "after 1 click"}
@@ -56,13 +55,11 @@ def gate_lines(gate: Mapping[str, Any] | None, champion: str = "") -> list[str]:
     return found
 
 
-def promotion_warnings(candidate: Candidate, needed: int) -> list[str]:
-    """What a person should know who promotes a candidate by hand. needed: validation labels (``learning.validation_labels``)."""
+def promotion_warnings(candidate: Candidate) -> list[str]:
+    """What a person should know who promotes a candidate by hand: the gate's words, by the options of the server that asked it."""
     gate = candidate.facts.get("gate")
     if not gate:
         return ["it was never compared with what is served"]
     warnings = [] if gate["passed"] else ["the gate refused it: " + "; ".join(gate["reasons"])]
-    few = too_few(gate.get("labels", gate["groups"]), gate["groups"], needed)
-    if few and few not in gate["reasons"]:
-        warnings.append(f"its figures say little: {few} for a promotion by itself")
-    return warnings
+    told = [few for few in gate.get("warnings", ()) if few not in gate["reasons"]]
+    return warnings + [f"its figures say little: {few} for a promotion by itself" for few in told]
