@@ -2,9 +2,9 @@
 
 The real server runs on a small studies folder with tiny random weights and trainings of one epoch, so that quick and slow
 learning take seconds. While users save labels it is killed, with all that it started, at a random moment: of ``saving``; while
-``quick`` or ``slow`` learning runs; just after a model was written or promoted (``promoting``); while ``ultrarefiner models
-promote`` and ``rollback`` run ``by hand``, which are killed as well; or, before it, one of its processes alone (``child``). After
-each kill it starts again, and then
+``quick`` or ``slow`` learning runs; just after a quick model (``promoting``) or a training's candidate (``slow promoting``) was
+written, which the gate then judges and promotes; while ``ultrarefiner models promote`` and ``rollback`` run ``by hand``, which
+are killed as well; or, before it, one of its processes alone (``child``). After each kill it starts again, and then
 
 - it answers;
 - the label of each image is, byte for byte, the last one that was acknowledged or one that was sent after it, and the
@@ -47,8 +47,9 @@ from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.training_folder import read_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
-KINDS = ("saving", "quick", "slow", "promoting", "by hand", "child")
+KINDS = ("saving", "quick", "slow", "promoting", "slow promoting", "by hand", "child")
 PATIENCE = 30  # seconds to wait for the moment; then it is killed where it stands
+SLOW_PATIENCE = 120  # a training has to come to its end
 IMAGES = 24
 PAUSE = 1.0  # seconds that a user rests at most between two saves
 
@@ -167,9 +168,10 @@ class Studies:
         elif kind == "slow":
             what, length = (lambda: self.slow_runs(begun)), 8.0
         else:
-            known = self.models()
-            what, length = (lambda: self.models() != known), 1.5
-        if not eventually(what):
+            trained = kind == "slow promoting"
+            known = self.models(trained)
+            what, length = (lambda: self.models(trained) != known), 3.0 if trained else 1.5
+        if not eventually(what, SLOW_PATIENCE if kind == "slow promoting" else PATIENCE):
             return False
         time.sleep(moment * length)
         return True
@@ -178,10 +180,20 @@ class Studies:
         states = [(p.parent.name, read_json(p)) for p in self.work.training.runs.glob("*/state.json")]
         return next((name for name, s in states if s.get("status") == "running" and s.get("started", 0) >= since), "")
 
-    def models(self) -> str:
-        """Changes with each candidate and each quick model that is written, and with each promotion."""
+    def models(self, trained: bool = False) -> str:
+        """Changes with each candidate and each quick model that is written, and with each promotion. trained: with those of
+        trainings alone."""
         names = sorted(p.name for p in self.work.models.glob("*.safetensors"))
+        if trained:
+            return str([name for name in names if name.startswith(("sam_refiner", "transunet", "ultrarefiner"))])
         return f"{names} {Registry(self.work).pointer()}"
+
+    def promotions(self) -> dict[str, int]:
+        """How many promotions there were, by whom."""
+        journal = Journal(self.work.journal)
+        found = Counter(promotion.by for promotion in journal.promotions())
+        journal.close()
+        return dict(found)
 
     def by_hand(self, moment: float) -> bool:
         """Promote and roll back with the command, again and again, until it is killed."""
@@ -293,12 +305,14 @@ def main() -> None:
                 kind = studies.chance.choice(KINDS)
                 studies.round(kind)
                 saved = sum(len(s.acknowledged) for s in studies.sent.values())
-                print(f"{n + 1}: {studies.met}; {saved} labels; {time.time() - begun:.0f} s", flush=True)
+                told = f"{saved} labels; promotions by {studies.promotions()}; {time.time() - begun:.0f} s"
+                print(f"{n + 1}: {studies.met}; {told}", flush=True)
         finally:
             if studies.server:
                 studies.server.kill()
         print(
-            f"{args.rounds} kills: {dict(studies.seen)}; {studies.number} saves begun; nothing lost, each start answered"
+            f"{args.rounds} kills: {dict(studies.seen)}; {studies.number} saves begun; promotions by {studies.promotions()}; "
+            "nothing lost, each start answered"
         )
 
 
