@@ -5,6 +5,7 @@
 """
 
 from .learning import LearningConfig
+from .lora import LoraConfig
 from .machines import MachinesConfig
 from .reading import ConfigError, from_dict, load_yaml, read_yaml, set_option, to_dict
 from .refine import NESTED, CorruptionConfig, JointConfig, RefineConfig
@@ -31,6 +32,7 @@ __all__ = [
     "GateConfig",
     "JointConfig",
     "LearningConfig",
+    "LoraConfig",
     "MachinesConfig",
     "OptimiserConfig",
     "PacsConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .lora import LoraConfig
 from .reading import check_ranges, require
 
 NESTED = "nested"  # refine.proposals: made by the run itself
@@ -96,6 +97,9 @@ class RefineConfig:
         "prompt_encoder",
         "mask_decoder",
     )
+    # Low-rank adapters in the image encoder, which stands still otherwise; null: none. What they learnt is merged into the
+    # result, and written beside it (adapter.safetensors). With train: [] they alone learn, and the file is all that changed.
+    lora: LoraConfig | None = None
     # Start of the SAM half: none, a SAM file, one of our checkpoints, or stem (the CNN stem of ``init``'s coarse network).
     sam_init: str = "none"
     corrupted_share: float = 0.7
@@ -157,12 +161,17 @@ class RefineConfig:
         counts = self.variants, self.max_clicks, self.click_rounds
         require(min(counts) >= 1, "refine.variants, refine.max_clicks and refine.click_rounds must be at least 1")
         require(self.nested_parts >= 2, f"refine.nested_parts must be at least 2, got {self.nested_parts}")
-        require(bool(self.train), "refine.train must name at least one part")
+        require(bool(self.train) or self.lora is not None, "refine.train must name at least one part")
         over = {"neck", "encoder"} & set(self.train)
         require("deep" not in self.train or bool(over), "refine.train: deep needs neck, which follows it")
         require(
-            "encoder" not in self.train or self.cache == "off",
-            "refine.cache must be off when refine.train names the encoder: its output changes with every step",
+            ("encoder" not in self.train and self.lora is None) or self.cache == "off",
+            "refine.cache must be off when refine.train names the encoder, or with refine.lora: its output changes with every "
+            "step",
+        )
+        require(
+            self.lora is None or not {"encoder", "neck", "deep"} & set(self.train),
+            "refine.lora adapts an image encoder that stands still: refine.train must not name encoder, neck or deep",
         )
 
 

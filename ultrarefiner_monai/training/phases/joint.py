@@ -153,7 +153,8 @@ class JointPhase(RefinerPhase):
 
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         assert isinstance(network, JointNetwork)
-        save_refiner(path, self.system, network.coarse, network.refiner, {**meta, "before": self.before})
+        about = {**meta, "before": self.before}
+        save_refiner(path, self.system, network.coarse, network.refiner, about, self.config.refine.lora)
 
     # --- parts of a step ----------------------------------------------------------------------------------------------
 

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from ultrarefiner_monai.config import RefineConfig, SystemConfig, TrainConfig
+from ultrarefiner_monai.config import LoraConfig, RefineConfig, SystemConfig, TrainConfig, to_dict
 from ultrarefiner_monai.core.geometry import resize
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Split
+from ultrarefiner_monai.models.adapter_file import ADAPTER, merged_sam, write_adapter
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.checkpoints import Checkpoint, load_strictly, read_checkpoint, save_system
+from ultrarefiner_monai.models.lora import inject, lora_parameters
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 from ultrarefiner_monai.models.sam.network import build_sam, encode, load_into_sam, load_sam_state
@@ -46,6 +48,8 @@ class RefinerPhase(Phase):
         self.refiner = build_refiner(config, self.system, self.coarse, stored)
         self.network: nn.Module = self.refiner
         self.loss = RefinerLoss(config.refine.focal_weight)
+        if config.refine.lora is not None:
+            inject(self.refiner.sam.image_encoder, config.refine.lora)
         set_trainable(self.network, config.refine.train)
 
     # --- what the loop asks for ---------------------------------------------------------------------------------------
@@ -76,7 +80,7 @@ class RefinerPhase(Phase):
         return refiner_pictures(refiner, embed(refiner, batch), batch[PROPOSAL], batch)
 
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
-        save_refiner(path, self.system, self.coarse, as_refiner(network), meta)
+        save_refiner(path, self.system, self.coarse, as_refiner(network), meta, self.config.refine.lora)
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -120,8 +124,9 @@ def build_refiner(config: TrainConfig, system: SystemConfig, coarse: nn.Module, 
 
 
 def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each part that ``refine.train`` may name, and of the gate, which always learns."""
+    """The parameters of each part that ``refine.train`` may name, and of adapters and gate, which always learn."""
     sam = refiner.sam
+    adapters = [p for _, p in lora_parameters(sam.image_encoder)]
     encoder = list(sam.image_encoder.parameters())
     neck: list[nn.Parameter] = []
     deep: list[nn.Parameter] = []
@@ -130,10 +135,13 @@ def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
         neck = [p for p in encoder if id(p) not in stem]
         deep = list(sam.image_encoder.deep_modules.parameters())
         encoder = [p for module in sam.image_encoder.shallow_modules for p in module.parameters()]
+    apart = {id(p) for p in adapters}
+    encoder, deep, neck = ([p for p in part if id(p) not in apart] for part in (encoder, deep, neck))
     return {
         "encoder": encoder,
         "deep": deep,
         "neck": neck,
+        "lora": adapters,
         "prompt_encoder": list(sam.prompt_encoder.parameters()),
         "mask_decoder": list(sam.mask_decoder.parameters()),
         "gate": list(refiner.gate.parameters()),
@@ -141,14 +149,14 @@ def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
 
 
 def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
-    """Only the named parts (and the gate) receive gradients. Raises InputError for neck or deep where there are none."""
+    """Only the named parts, adapters and the gate receive gradients. Raises InputError for neck or deep where there are none."""
     parts = refiner_parts(as_refiner(network))
     if "neck" in train and not parts["neck"]:  # as with deep, which needs neck
         raise InputError("refine.train: neck and deep are the compact preset's CNN encoder's; this sam has none")
     whole = ("encoder", "neck", "deep") if "encoder" in train else ()
     for name, parameters in parts.items():
         for parameter in parameters:
-            parameter.requires_grad_(name in train or name == "gate" or name in whole)
+            parameter.requires_grad_(name in train or name in ("gate", "lora") or name in whole)
 
 
 def refiner_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -168,9 +176,24 @@ def as_refiner(network: nn.Module) -> Refiner:
     return network
 
 
-def save_refiner(path: Path, system: SystemConfig, coarse: nn.Module, refiner: Refiner, meta: dict[str, Any]) -> None:
+def save_refiner(
+    path: Path,
+    system: SystemConfig,
+    coarse: nn.Module,
+    refiner: Refiner,
+    meta: dict[str, Any],
+    lora: LoraConfig | None = None,
+) -> None:
+    """Write the checkpoint; adapters (``lora``) are merged in it, and lie beside it in a file of their own."""
     gate = refiner.gate if refiner.gate.state_dict() else None
-    save_system(path, system, coarse, refiner.sam, meta, half=False, gate=gate)
+    if lora is None:
+        save_system(path, system, coarse, refiner.sam, meta, half=False, gate=gate)
+        return
+    write_adapter(
+        path.with_name(ADAPTER), refiner.sam, lora, {"data": meta.get("data", ""), "fold": meta.get("fold", "")}
+    )
+    about = {**meta, "lora": to_dict(lora)}
+    save_system(path, system, coarse, merged_sam(refiner.sam), about, half=False, gate=gate)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
