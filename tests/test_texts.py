@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_imports import PACKAGE_FOLDERS
 
-from ultrarefiner_monai.config import ServeConfig, SystemConfig, TrainConfig
+from ultrarefiner_monai.config import LoraConfig, RefineConfig, ServeConfig, SystemConfig, TrainConfig
 from ultrarefiner_monai.config.system import SamConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,7 +131,8 @@ def test_the_architecture_shows_the_folders_in_the_order_of_their_imports() -> N
 
 
 def test_options_that_pages_name_exist() -> None:
-    train, system = TrainConfig(), SystemConfig(sam=SamConfig())
+    system = SystemConfig(sam=SamConfig())
+    train = TrainConfig(refine=RefineConfig(lora=LoraConfig(), cache="off"))
     known = {
         **vars(system),
         **vars(train),

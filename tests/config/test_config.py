@@ -12,6 +12,7 @@ import yaml
 from ultrarefiner_monai.config import (
     CoarseConfig,
     ConfigError,
+    LoraConfig,
     PromptConfig,
     SamConfig,
     SystemConfig,
@@ -111,6 +112,8 @@ def test_overrides_win_and_reach_deep(tmp_path: Path) -> None:
     assert config.system.prompts == PromptConfig(sharpen=True, box="minmax")
     with pytest.raises(ConfigError, match="epochs is a value"):
         load_yaml(TrainConfig, path, {"epochs.more": 1})
+    made = load_yaml(TrainConfig, path, {"refine.lora.rank": 8, "refine.cache": "off"})
+    assert made.refine.lora == LoraConfig(rank=8), "a group that is null begins with its defaults"
 
 
 def test_a_base_is_filled_up_mapping_by_mapping(tmp_path: Path) -> None:

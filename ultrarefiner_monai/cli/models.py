@@ -104,6 +104,29 @@ def models_rollback(studies: Studies, work_dir: WorkDir = None) -> None:
     typer.echo(f"{pointer.name} is served again, without {gone}")
 
 
+@app.command("adapt")
+def models_adapt(
+    adapter: Annotated[Path, typer.Argument(help="An adapter.safetensors that a training with refine.lora left.")],
+    studies: Studies,
+    name: Annotated[str, typer.Option(help="What the model is called, such as the site's or the scanner's name.")],
+    weights: Annotated[
+        str, typer.Option(help="The server's option weights, if the adapter was trained over these.")
+    ] = "",
+    work_dir: WorkDir = None,
+) -> None:
+    """Merge an adapter into the model that it was trained over, as one more model. `promote` then serves it; so a server keeps
+    several, for its sites or scanners."""
+    from ultrarefiner_monai.learning.adapters import add_adapter
+    from ultrarefiner_monai.models.weights.pretrained import shipped_or_resolved
+
+    app_weights = Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner" / "model"
+    base = shipped_or_resolved(app_weights, weights) if weights else None
+    found = add_adapter(_registry(studies, work_dir), adapter, name, base)
+    typer.echo(
+        f"{found.name}, version {found.version}, over {found.facts['start']}: `ultrarefiner models promote {found.name}` serves it"
+    )
+
+
 @app.command("export")
 def models_export(
     out: Annotated[Path, typer.Argument(help="The checkpoint file to write.")],

@@ -277,10 +277,12 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_option(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set ``a.b.c`` in nested plain values, making the levels on the way."""
+    """Set ``a.b.c`` in nested plain values, making the levels on the way: a group that is null begins with its defaults."""
     *parents, last = name.split(".")
     for parent in parents:
-        child = values.setdefault(parent, {})
+        if values.get(parent) is None:
+            values[parent] = {}
+        child = values[parent]
         if not isinstance(child, dict):
             raise ConfigError(f"{name}: {parent} is a value, not a group of options")
         values = child

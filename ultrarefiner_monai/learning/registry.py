@@ -36,6 +36,7 @@ __all__ = ["CONFIGURED", "Candidate", "Pointer", "Registry", "Start", "check", "
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+ADAPTER_FACT = "adapter"  # of a candidate that an adapter file was merged into
 _MOST_BEFORE = 20
 _MOST_OTHERS = 10
 
@@ -135,14 +136,15 @@ class Registry:
         write_json(found.path.with_suffix(".json"), values)
 
     def prune(self, keep: Collection[str] = ()) -> list[str]:
-        """Remove candidates that nobody will ask for: all but the newest ones, those in ``keep``, and what is or was served.
+        """Remove candidates that nobody will ask for: all but the newest ones, adapters, those in ``keep``, and what is or was served.
         Returns their names. A model takes some ten megabytes, and a server learns for years."""
         with self._lock():
             pointer = self.pointer()
             if pointer.problem:
                 return []
             used = {pointer.name, *pointer.before, *keep}
-            others = [c for c in self.candidates() if c.name not in used][:-_MOST_OTHERS]
+            made = [c for c in self.candidates() if ADAPTER_FACT not in c.facts]  # what a person added is theirs
+            others = [c for c in made if c.name not in used][:-_MOST_OTHERS]
             for candidate in others:
                 candidate.path.with_suffix(".json").unlink(missing_ok=True)  # first: without it the rest is nothing
                 candidate.path.unlink(missing_ok=True)

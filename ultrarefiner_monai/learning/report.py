@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ultrarefiner_monai.learning.registry import Candidate
+from ultrarefiner_monai.learning.registry import ADAPTER_FACT, Candidate
 
 _AFTER = {0: "without clicks", 1: "after 1 click"}
 
@@ -19,6 +19,8 @@ def lines_of(candidate: Candidate) -> list[str]:
     ]
     if "start" in facts:
         found.append(f"started from: {facts['start']}")
+    if adapter := facts.get(ADAPTER_FACT):
+        found.append(f"with an adapter of rank {adapter['rank']} merged (file {adapter['file']})")
     if images := facts.get("images"):
         replayed = f", and {images['replayed']} replayed ones" if images.get("replayed") else ""
         found.append(

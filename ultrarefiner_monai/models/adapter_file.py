@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,13 @@ class Adapter:
 
 def sam_digest(sam: nn.Module) -> str:
     """16 hexadecimal digits that stand for a SAM's weights in single precision, without its adapters."""
+    return state_digest(sam.state_dict())
+
+
+def state_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """``sam_digest`` of a SAM with this state."""
     digest = hashlib.sha256()
-    for name, value in sorted(sam.state_dict().items()):
+    for name, value in sorted(state.items()):
         if name.rpartition(".")[2] in ("lora_a", "lora_b"):
             continue
         plain = value.detach().cpu().float().contiguous() if value.is_floating_point() else value.detach().cpu()
