@@ -8,12 +8,13 @@ from .learning import LearningConfig
 from .lora import LoraConfig
 from .machines import MachinesConfig
 from .reading import ConfigError, from_dict, load_yaml, read_yaml, set_option, to_dict
-from .refine import NESTED, CorruptionConfig, JointConfig, RefineConfig
+from .refine import NESTED, CorruptionConfig, JointConfig, PointsConfig, RefineConfig
 from .serve import PacsConfig, ServeConfig, serve_config
 from .system import (
     CoarseConfig,
     GateConfig,
     PostConfig,
+    PpnConfig,
     PromptConfig,
     RefinerConfig,
     SafetyConfig,
@@ -36,7 +37,9 @@ __all__ = [
     "MachinesConfig",
     "OptimiserConfig",
     "PacsConfig",
+    "PointsConfig",
     "PostConfig",
+    "PpnConfig",
     "PromptConfig",
     "RefineConfig",
     "RefinerConfig",

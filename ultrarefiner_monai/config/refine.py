@@ -161,7 +161,6 @@ class RefineConfig:
         counts = self.variants, self.max_clicks, self.click_rounds
         require(min(counts) >= 1, "refine.variants, refine.max_clicks and refine.click_rounds must be at least 1")
         require(self.nested_parts >= 2, f"refine.nested_parts must be at least 2, got {self.nested_parts}")
-        require(bool(self.train) or self.lora is not None, "refine.train must name at least one part")
         over = {"neck", "encoder"} & set(self.train)
         require("deep" not in self.train or bool(over), "refine.train: deep needs neck, which follows it")
         require(
@@ -172,6 +171,31 @@ class RefineConfig:
         require(
             self.lora is None or not {"encoder", "neck", "deep"} & set(self.train),
             "refine.lora adapts an image encoder that stands still: refine.train must not name encoder, neck or deep",
+        )
+
+
+@dataclass(frozen=True)
+class PointsConfig:
+    """Phase ppn: mask_weight (Dice + Focal of both passes) + place_weight SmoothL1 of the places + label_weight BCE of the labels.
+
+    Places and labels are compared with points drawn from the label, matched one to one (Hungarian, as DETR does with boxes,
+    Carion et al., ECCV 2020): ``inside`` of them in the lesion's depth, the others just beside its border, within ``margin``
+    (a share of the frame's side). On an image without a lesion the labels alone are learnt: background, all of them.
+    """
+
+    inside: int = 4
+    margin: float = 0.06
+    mask_weight: float = 1.0
+    place_weight: float = 5.0
+    label_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            "points",
+            at_least_one=("inside",),
+            positive=("margin",),
+            not_negative=("mask_weight", "place_weight", "label_weight"),
         )
 
 

@@ -210,6 +210,19 @@ class PostConfig:
 
 
 @dataclass(frozen=True)
+class PpnConfig:
+    """The point proposal network (``models/ppn.py``): how many points it proposes, and its size."""
+
+    points: int = 7
+    width: int = 128
+    blocks: int = 3
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "ppn", at_least_one=("points", "width", "blocks"))
+        require(self.width % 8 == 0, f"ppn.width must be a multiple of 8, got {self.width}")
+
+
+@dataclass(frozen=True)
 class SystemConfig:
     """All that decides what comes out for a given image: it is stored in the checkpoint beside the weights."""
 
@@ -225,8 +238,15 @@ class SystemConfig:
     # lesions are larger in the frame than those of the training images.
     flip_tta: bool = True
     tta_scales: tuple[float, ...] = ()
+    # Points that propose themselves; null: none.
+    ppn: PpnConfig | None = None
 
     def __post_init__(self) -> None:
+        require(self.ppn is None or self.sam is not None, "ppn proposes points to a SAM: sam must say which")
+        require(
+            self.ppn is None or not self.refiner.roi,
+            "ppn reads the embedding of the whole image: refiner.roi must be off",
+        )
         require(all(0.4 <= s < 1 for s in self.tta_scales), "tta_scales must be in [0.4, 1)")
 
     def networks(self) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from .machines import MachinesConfig
 from .reading import check_ranges, require
-from .refine import JointConfig, RefineConfig
+from .refine import JointConfig, PointsConfig, RefineConfig
 from .system import SystemConfig
 
 
@@ -100,13 +100,14 @@ class DataConfig:
 class TrainConfig:
     """One training run."""
 
-    phase: Literal["phase1_coarse", "phase2_refiner", "phase3_joint"] = "phase1_coarse"
+    phase: Literal["phase1_coarse", "phase2_refiner", "phase3_joint", "ppn"] = "phase1_coarse"
     system: SystemConfig = field(default_factory=SystemConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     loss: CoarseLossConfig = field(default_factory=CoarseLossConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     joint: JointConfig = field(default_factory=JointConfig)
+    points: PointsConfig = field(default_factory=PointsConfig)
     epochs: int = 150
     batch_size: int = 24
     # none, imagenet (the compact preset's stem), or a path: R50+ViT-B_16.npz, a TransUNet .pth, one of our checkpoints.
@@ -152,3 +153,19 @@ class TrainConfig:
             self.phase == "phase1_coarse" or self.system.sam is not None,
             f"{self.phase} trains a refiner: system.sam must say which",
         )
+        if self.phase == "ppn":
+            require(self.system.ppn is not None, "phase ppn trains a point proposal network: system.ppn must say which")
+            require(
+                set(self.refine.train) <= {"mask_decoder"},
+                "refine.train: phase ppn trains the point proposal network, and the mask_decoder where it is named; got "
+                + ", ".join(self.refine.train),
+            )
+            require(
+                self.system.ppn is None or self.points.inside <= self.system.ppn.points,
+                f"points.inside: {self.points.inside} points inside the lesion, of {self.system.ppn and self.system.ppn.points} in all",
+            )
+        else:
+            require(
+                self.phase == "phase1_coarse" or bool(self.refine.train) or self.refine.lora is not None,
+                "refine.train must name at least one part",
+            )

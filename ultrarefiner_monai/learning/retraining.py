@@ -188,7 +188,7 @@ def started_from(settings: TrainConfig, start: Start, folder: TrainingFolder, wo
     """``settings`` with the networks and weights of ``start``. Raises InputError where it lacks what is to be trained."""
     system = read_header(start.path)[0]
     if settings.phase == "phase1_coarse":
-        return replace(settings, system=replace(system, sam=None), init=str(start.path))
+        return replace(settings, system=replace(system, sam=None, ppn=None), init=str(start.path))
     path = start.path
     if start.refiner is not None:
         path = _whole(start, folder)

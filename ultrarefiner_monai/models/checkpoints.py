@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file holds the weights and, as JSON, the configuration that decides what they compute.
 
-Keys are ``coarse.*`` and ``sam.*`` (and ``gate.*`` for a learned gate). Loading is strict both ways; nothing is unpickled.
+Keys are ``coarse.*`` and ``sam.*`` (``gate.*`` for a learned gate, ``ppn.*`` for a point proposal network). Loading is strict both ways; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class System:
 
     version: short hash of weights and configuration. meta: plain values about the training (data, fold, figures).
     refiner: None where there are no weights for one; a foreign SAM file counts as weights, ``version`` then names both.
+    ppn: the point proposal network, None where there is none.
     """
 
     config: SystemConfig
@@ -42,6 +43,7 @@ class System:
     refiner: nn.Module | None
     version: str
     meta: dict[str, Any] = field(default_factory=dict)
+    ppn: nn.Module | None = None
 
 
 def save_system(
@@ -52,12 +54,15 @@ def save_system(
     meta: dict[str, Any] | None = None,
     half: bool = True,
     gate: nn.Module | None = None,
+    ppn: nn.Module | None = None,
 ) -> Path:
     """Write a checkpoint beside its place and rename it there, so that ``path`` always holds a whole file.
 
     half: floating-point weights are stored as float16 (networks always compute in what they are loaded as, float32).
-    gate: the refiner's, where ``config.gate`` is a learned one.
+    gate: the refiner's, where ``config.gate`` is a learned one. ppn: where ``config.ppn`` says that there is one.
     """
+    if (ppn is None) != (config.ppn is None):
+        raise ValueError("a checkpoint with config.ppn needs the network, and one without must not have it")
     if (sam is None) != (config.sam is None):
         raise ValueError("a checkpoint with config.sam needs the SAM, and one without must not have it")
     tensors = {f"coarse.{k}": v for k, v in coarse.state_dict().items()}
@@ -65,6 +70,8 @@ def save_system(
         tensors |= {f"sam.{k}": v for k, v in sam.state_dict().items()}
     if gate is not None:
         tensors |= {f"gate.{k}": v for k, v in gate.state_dict().items()}
+    if ppn is not None:
+        tensors |= {f"ppn.{k}": v for k, v in ppn.state_dict().items()}
     if (gate is not None and bool(gate.state_dict())) != (sam is not None and config.gate.mode in LEARNED):
         raise ValueError(
             "a checkpoint needs the gate's weights if, and only if, config.gate.mode is learned or product"
@@ -181,7 +188,7 @@ def load_system(
     load_strictly(coarse, checkpoint.part("coarse"), f"{path} (coarse)")
     refiner: nn.Module | None = None
     if refiner_weights is not None:
-        config, sam = _foreign_sam(config, Path(refiner_weights), refiner_arch)
+        config, sam = _foreign_sam(replace(config, ppn=None), Path(refiner_weights), refiner_arch)
         version = f"{version}+{_version(Path(refiner_weights))[:8]}"
         refiner = _refiner(sam, config)
     elif config.sam is not None:
@@ -191,10 +198,21 @@ def load_system(
         load_into_sam(sam, checkpoint.part("sam"), f"{path} (sam)")
         refiner = _refiner(sam, config)
         load_strictly(refiner.gate, checkpoint.part("gate"), f"{path} (gate)")
-    for module in (coarse, refiner):
+    ppn = build_points(config) if config.ppn is not None else None
+    if ppn is not None:
+        load_strictly(ppn, checkpoint.part("ppn"), f"{path} (ppn)")
+    for module in (coarse, refiner, ppn):
         if module is not None:
             module.float().eval().requires_grad_(False).to(device)
-    return System(config, coarse, refiner, version, checkpoint.meta)
+    return System(config, coarse, refiner, version, checkpoint.meta, ppn)
+
+
+def build_points(config: SystemConfig) -> nn.Module:
+    """The point proposal network of ``config.ppn``, with random weights."""
+    from ultrarefiner_monai.models.ppn import PointNetwork
+
+    assert config.ppn is not None and config.sam is not None
+    return PointNetwork(config.ppn, config.sam.image_size // 16)
 
 
 def with_options(system: System, options: dict[str, Any]) -> System:
@@ -209,9 +227,9 @@ def with_options(system: System, options: dict[str, Any]) -> System:
     for name, value in options.items():
         set_option(values, name, value)
     config = from_dict(SystemConfig, values)
-    if (config.coarse, config.sam) != (system.config.coarse, system.config.sam):
+    if (config.coarse, config.sam, config.ppn) != (system.config.coarse, system.config.sam, system.config.ppn):
         raise ConfigError(
-            "the weights fix coarse.* and sam.*; only the other options can be set: " + ", ".join(options)
+            "the weights fix coarse.*, sam.* and ppn.*; only the other options can be set: " + ", ".join(options)
         )
     refiner = system.refiner
     if refiner is not None:

@@ -84,13 +84,15 @@ class Refiner(nn.Module):
         prompts: Prompts,
         image: torch.Tensor | None = None,
         valid_hw: ValidHW = None,
+        tokens: torch.Tensor | None = None,
     ) -> RefinerOutput:
         """Two passes: all prompts with the coarse mask, then the same with the first pass's logits as mask. The output is
-        the second one's; ``first_logits`` are there for a loss of the first."""
+        the second one's; ``first_logits`` are there for a loss of the first. tokens: (B, T, 256) that stand for points and
+        box, through which a gradient may go where they were proposed."""
         frame = self._frame(image_embedding, coarse_prob, prompts, image, valid_hw)
         given = self._prompts(frame, prompts)
-        first = self._decode(frame, given)
-        second = self._decode(frame, self._with_discs(replace(given, mask_logits=first.mixed)))
+        first = self._decode(frame, given, tokens)
+        second = self._decode(frame, self._with_discs(replace(given, mask_logits=first.mixed)), tokens)
         first_logits = first.mixed if frame.roi is None else frame.roi.paste_logits(first.mixed, coarse_prob)
         return replace(self._output(frame, second, coarse_prob), first_logits=first_logits)
 
@@ -146,8 +148,8 @@ class Refiner(nn.Module):
         with torch.autocast(user.mask_logits.device.type, enabled=False):
             return replace(user, mask_logits=draw_discs(user, radius, self.image_size))
 
-    def _decode(self, frame: _Frame, prompts: Prompts) -> _Decoded:
-        mask_logits, iou_pred = decode(self.sam, frame.embedding, prompts)
+    def _decode(self, frame: _Frame, prompts: Prompts, tokens: torch.Tensor | None = None) -> _Decoded:
+        mask_logits, iou_pred = decode(self.sam, frame.embedding, prompts, tokens)
         mixed = select_softly(mask_logits, iou_pred, self.config.refiner.selection_temperature)
         return _Decoded(mixed, mask_logits, iou_pred, prompts)
 

@@ -30,18 +30,19 @@ def refine(
     image: torch.Tensor | None = None,
     valid_hw: ValidHW = None,
     passes: int = 2,
+    tokens: torch.Tensor | None = None,
 ) -> RefinerOutput:
     """The refiner's result for a user's clicks and boxes, batched, in the sam frame.
 
     image_embedding: (B, 256, E, E), or None in ROI mode, which needs ``image`` (B, 1, S, S) in [0, 1]. coarse_prob:
     (B, 1, S, S) in [0, 1]; where it is mended it has no gradient. valid_hw: (rows, columns) that the image covers.
     passes: 1 where a glance at the result is enough, to place the next simulated click. Differentiable in the refiner's
-    weights, both passes: ``first_logits`` are the first one's.
+    weights, both passes: ``first_logits`` are the first one's. tokens: see ``Refiner.interactive``.
     """
     start = mended(coarse_prob, prompts, config)
     if passes == 1:
         return refiner(image_embedding, start, prompts, image=image, valid_hw=valid_hw)
-    return refiner.interactive(image_embedding, start, prompts, image=image, valid_hw=valid_hw)
+    return refiner.interactive(image_embedding, start, prompts, image, valid_hw, tokens)
 
 
 def mended(coarse_prob: torch.Tensor, prompts: Prompts, config: SystemConfig) -> torch.Tensor:

@@ -97,7 +97,7 @@ def step_seconds(config: TrainConfig, device: str) -> float:
         coarse, system = build_coarse(config.system.coarse), config.system
         init = "none"
         if config.phase != "phase1_coarse":
-            save_system(path, replace(system, sam=None), coarse)
+            save_system(path, replace(system, sam=None, ppn=None), coarse)
             init = str(path)
         refine = replace(config.refine, sam_init="none")
         config = replace(config, init=init, refine=refine, loss=replace(config.loss, teachers=()))

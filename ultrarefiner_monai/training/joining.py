@@ -55,6 +55,10 @@ def join(
     first = (refiners or networks)[0][1]
     config = replace(first.config, coarse=networks[0][1].config.coarse)
     tensors = _mean("coarse", networks)
+    if len(refiners) == 1:
+        tensors |= {k: v for k, v in first.tensors.items() if k.startswith("ppn.")}
+    else:
+        config = replace(config, ppn=None)  # it reads one network's embedding, not a mean's
     if refiners:
         tensors |= _mean("sam", refiners) | {k: v for k, v in first.tensors.items() if k.startswith("gate.")}
     else:

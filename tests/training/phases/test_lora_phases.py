@@ -113,10 +113,12 @@ def test_what_does_not_go_together_is_refused_by_name() -> None:
         ({"lora": {"rank": 2}}, "refine.cache must be off"),
         ({"lora": {}, "cache": "off", "train": ["encoder"]}, "stands still"),
         ({"lora": {}, "cache": "off", "train": ["neck"]}, "stands still"),
-        ({"train": []}, "at least one part"),
     ):
         with pytest.raises(ConfigError, match=words):
             from_dict(RefineConfig, values)
+    nothing = {"phase": "phase2_refiner", "system": {"sam": {}}, "refine": {"train": []}}
+    with pytest.raises(ConfigError, match="at least one part"):
+        from_dict(TrainConfig, nothing)
 
 
 def test_the_configuration_that_comes_with_it_runs(folder: Path, start: Path, tmp_path: Path) -> None:

@@ -125,17 +125,20 @@ def at_least_single(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def decode(sam: Sam, image_embedding: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, torch.Tensor]:
+def decode(
+    sam: Sam, image_embedding: torch.Tensor, prompts: Prompts, tokens: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """image_embedding (B, 256, E, E) and prompts in the sam frame -> mask_logits (B, 3, 4E, 4E), iou_pred (B, 3), in
     single precision also where the networks compute in a lower one.
 
     Batched and differentiable in embedding, points, boxes and mask. One embedding may serve several prompts (B = 1
     against N). An item of the batch lacks a prompt where its labels are -1, its box has x1 < x0, or its mask_logits are
-    0 everywhere (which says "probability .5 all over", that is nothing).
+    0 everywhere (which says "probability .5 all over", that is nothing). tokens: (B, T, 256) in place of what the prompt
+    encoder makes of points and boxes.
     """
     # Places are phases of up to some tens of radians: a lower precision would move every click and every pixel.
     with torch.autocast(image_embedding.device.type, enabled=False):
-        sparse = _embed_sparse(sam, prompts, len(image_embedding))
+        sparse = _embed_sparse(sam, prompts, len(image_embedding)) if tokens is None else tokens
     dense = _embed_dense(sam, prompts.mask_logits, image_embedding)
     sparse = sparse.expand(max(len(sparse), len(dense)), -1, -1)
     if is_plain(sam.mask_decoder):

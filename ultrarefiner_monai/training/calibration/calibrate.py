@@ -63,7 +63,7 @@ def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str
     refiner = system.refiner
     sam = None if refiner is None else refiner.sam
     gate = refiner.gate if refiner is not None and refiner.gate.state_dict() else None
-    save_system(out, config, system.coarse, sam, meta, half=True, gate=gate)
+    save_system(out, config, system.coarse, sam, meta, half=True, gate=gate, ppn=system.ppn)
     post = config.post
     log.info(
         "threshold %.2f, min_peak %.2f, peak_ratio %.2f, min_area %.4f, min_presence %.2f: %.4f",

@@ -154,7 +154,7 @@ class JointPhase(RefinerPhase):
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         assert isinstance(network, JointNetwork)
         about = {**meta, "before": self.before}
-        save_refiner(path, self.system, network.coarse, network.refiner, about, self.config.refine.lora)
+        save_refiner(path, self.system, network.coarse, network.refiner, about, self.config.refine.lora, self.ppn)
 
     # --- parts of a step ----------------------------------------------------------------------------------------------
 

@@ -21,7 +21,13 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Split
 from ultrarefiner_monai.models.adapter_file import ADAPTER, merged_sam, write_adapter
 from ultrarefiner_monai.models.build import build_coarse
-from ultrarefiner_monai.models.checkpoints import Checkpoint, load_strictly, read_checkpoint, save_system
+from ultrarefiner_monai.models.checkpoints import (
+    Checkpoint,
+    build_points,
+    load_strictly,
+    read_checkpoint,
+    save_system,
+)
 from ultrarefiner_monai.models.lora import inject, lora_parameters
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
@@ -46,6 +52,7 @@ class RefinerPhase(Phase):
         self.config = config
         self.system, self.coarse, stored = start_system(config)
         self.refiner = build_refiner(config, self.system, self.coarse, stored)
+        self.system, self.ppn = with_points(config, self.system, stored)
         self.network: nn.Module = self.refiner
         self.loss = RefinerLoss(config.refine.focal_weight)
         if config.refine.lora is not None:
@@ -80,7 +87,7 @@ class RefinerPhase(Phase):
         return refiner_pictures(refiner, embed(refiner, batch), batch[PROPOSAL], batch)
 
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
-        save_refiner(path, self.system, self.coarse, as_refiner(network), meta, self.config.refine.lora)
+        save_refiner(path, self.system, self.coarse, as_refiner(network), meta, self.config.refine.lora, self.ppn)
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -121,6 +128,19 @@ def build_refiner(config: TrainConfig, system: SystemConfig, coarse: nn.Module, 
     if start == "none" and stored.part("gate") and refiner.gate.state_dict():
         load_strictly(refiner.gate, stored.part("gate"), f"{config.init} (gate)")
     return refiner
+
+
+def with_points(config: TrainConfig, system: SystemConfig, stored: Checkpoint) -> tuple[SystemConfig, nn.Module | None]:
+    """The point proposal network of ``init``, as the result has it: kept while the image encoder that it reads stands still,
+    else left out."""
+    refine = config.refine
+    still = refine.lora is None and not {"encoder", "neck", "deep"} & set(refine.train)
+    if stored.config.ppn is None or refine.sam_init not in ("none", config.init) or not still:
+        return replace(system, ppn=None), None
+    system = replace(system, ppn=stored.config.ppn)
+    ppn = build_points(system)
+    load_strictly(ppn, stored.part("ppn"), f"{config.init} (ppn)")
+    return system, ppn.float().eval().requires_grad_(False)
 
 
 def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
@@ -183,17 +203,19 @@ def save_refiner(
     refiner: Refiner,
     meta: dict[str, Any],
     lora: LoraConfig | None = None,
+    ppn: nn.Module | None = None,
 ) -> None:
-    """Write the checkpoint; adapters (``lora``) are merged in it, and lie beside it in a file of their own."""
+    """Write the checkpoint; adapters (``lora``) are merged in it, and lie beside it in a file of their own. ppn: the point
+    proposal network that goes into it."""
     gate = refiner.gate if refiner.gate.state_dict() else None
     if lora is None:
-        save_system(path, system, coarse, refiner.sam, meta, half=False, gate=gate)
+        save_system(path, system, coarse, refiner.sam, meta, half=False, gate=gate, ppn=ppn)
         return
     write_adapter(
         path.with_name(ADAPTER), refiner.sam, lora, {"data": meta.get("data", ""), "fold": meta.get("fold", "")}
     )
     about = {**meta, "lora": to_dict(lora)}
-    save_system(path, system, coarse, merged_sam(refiner.sam), about, half=False, gate=gate)
+    save_system(path, system, coarse, merged_sam(refiner.sam), about, half=False, gate=gate, ppn=ppn)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
