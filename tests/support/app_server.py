@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ultrarefiner_monai.config import CoarseConfig, SamConfig, SystemConfig
+from ultrarefiner_monai.config import CoarseConfig, PpnConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.models.build import build_coarse
-from ultrarefiner_monai.models.checkpoints import save_system
+from ultrarefiner_monai.models.checkpoints import build_points, save_system
 from ultrarefiner_monai.models.sam.network import build_sam
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,8 +44,8 @@ COLOUR_DICOM = {
 }
 
 
-def save_tiny_system(path: Path, seed: int = 1) -> Path:
-    """A whole system of random weights whose masks are neither empty nor full."""
+def save_tiny_system(path: Path, seed: int = 1, points: bool = False) -> Path:
+    """A whole system of random weights whose masks are neither empty nor full. points: with a network that proposes some."""
     config = SystemConfig(
         coarse=CoarseConfig(
             arch="compact",
@@ -65,6 +65,7 @@ def save_tiny_system(path: Path, seed: int = 1) -> Path:
             window_size=2,
             global_attn_indexes=(1,),
         ),
+        ppn=PpnConfig(points=5, width=16, blocks=1) if points else None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -73,7 +74,10 @@ def save_tiny_system(path: Path, seed: int = 1) -> Path:
             coarse.head.weight.mul_(20)
             coarse.presence.bias.fill_(6)
         assert config.sam is not None
-        return save_system(path, config, coarse, build_sam(config.sam), {"note": "random weights of a test"})
+        ppn = build_points(config) if points else None
+        if ppn is not None:
+            ppn.role.data = torch.tensor([5.0, 5.0, -5.0, -5.0, 5.0])  # labels of both kinds
+        return save_system(path, config, coarse, build_sam(config.sam), {"note": "random weights of a test"}, ppn=ppn)
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:

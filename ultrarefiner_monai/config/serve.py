@@ -57,6 +57,10 @@ class ServeConfig:
     weights: str = "compact"
     # A SAM / MedSAM / UltraSam file (name or path) for the refiner; empty: what the checkpoint itself holds.
     refiner_weights: str = ""
+    # Points that propose themselves, where the checkpoint holds a network for them (`ultrarefiner train ppn`): a task that answers
+    # from them alone (with a training of that network), and sam_refiner begins with them where nobody has clicked.
+    ppn_refiner: bool = False
+    start_with_points: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Empty: `.ultrarefiner` inside the studies folder. Needed when the studies are read-only.
     work_dir: str = ""

@@ -198,6 +198,8 @@ def started_from(settings: TrainConfig, start: Start, folder: TrainingFolder, wo
             f"the model that is served ({start.name}) has no refiner to train: train one with `ultrarefiner train "
             "phase2_refiner`, or name SAM weights in the server's option refiner_weights"
         )
+    if settings.phase == "ppn":
+        system = replace(system, ppn=system.ppn or settings.system.ppn)
     refine = replace(settings.refine, sam_init=str(path), corrections=str(work.root))
     system = replace(system, gate=system.gate.reopened())  # a refiner that was turned down can learn
     return replace(settings, system=system, init=str(path), refine=refine)

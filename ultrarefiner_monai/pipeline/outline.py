@@ -99,12 +99,17 @@ def shown_frame(found: Mapping[int, FrameOutline], clicks: Mapping[int, Clicks])
 
 
 def outline_frame(
-    predictor: Predictor, image_file: ImageFile, k: int, clicks: Clicks = NO_CLICKS, coarse_only: bool = False
+    predictor: Predictor,
+    image_file: ImageFile,
+    k: int,
+    clicks: Clicks = NO_CLICKS,
+    coarse_only: bool = False,
+    blind: bool = False,
 ) -> FrameOutline:
     """Frame ``k`` of an image file, measured. clicks: in the image frame, none: the automatic result; coarse_only: the
-    coarse network alone, whatever was clicked. Raises InputError as ``predict`` does."""
+    coarse network alone, whatever was clicked; blind: the clicks alone. Raises InputError as ``predict`` does."""
     image, regions = image_file.frame(k), image_file.regions_of(k)
-    proposal = predict(predictor, image, regions, clicks, coarse_only)
+    proposal = predict(predictor, image, regions, clicks, coarse_only, blind)
     start = time.perf_counter()
     size = measure(proposal.mask, image_file.spacing_of(k))
     return FrameOutline(
@@ -135,16 +140,22 @@ def predict(
     regions: Sequence[Region] = (),
     clicks: Clicks = NO_CLICKS,
     coarse_only: bool = False,
+    blind: bool = False,
 ) -> Proposal:
     """One frame's result. image: (H, W) float32 in [0, 1]; regions: (row slice, column slice) of the tissue, in order of
     their weight, none: all of it; clicks: in the image frame, none: the automatic result; coarse_only: the coarse network
-    alone, whatever was clicked.
+    alone, whatever was clicked; blind: the clicks alone (``Predictor.interact``), a region without any is empty.
 
     The arrays cover the whole frame, 0 outside the regions. The figures are those of the region with the largest mask
     (of those with clicks, where there are any), the first one where all are empty; ``uncertainty`` and ``presence`` are the
     largest of all, ``timings`` are summed. A region without clicks gets its automatic result. Raises InputError for a click or a box that lies in no region.
     """
-    ask = (lambda crop, _: predictor.coarse(crop)) if coarse_only else predictor.interact
+
+    def ask(crop: np.ndarray, part: Clicks) -> Proposal:
+        if blind:
+            return predictor.interact(crop, part, blind=True)
+        return predictor.coarse(crop) if coarse_only else predictor.interact(crop, part)
+
     if not regions:
         return ask(image, clicks)
     shared = _by_region(NO_CLICKS if coarse_only else clicks, regions)
@@ -166,6 +177,22 @@ def predict(
             "cached": min(p.timings["cached"] for p in found),
         },
     )
+
+
+def proposed_points(predictor: Predictor, image: np.ndarray, regions: Sequence[Region] = ()) -> Clicks:
+    """The points that the point proposal network finds in one frame, as clicks in the image frame; region by region, as
+    ``predict``. Raises InputError as ``Predictor.points``."""
+    if not regions:
+        return predictor.points(image)
+    found = [
+        (predictor.points(crop), columns.start, rows.start)
+        for crop, (rows, columns) in zip(crops(image, regions), regions)
+    ]
+    foreground, background = (
+        tuple((x + left, y + top) for points, left, top in found for x, y in getattr(points, name))
+        for name in ("foreground_xy", "background_xy")
+    )
+    return Clicks(foreground, tuple(set(background) - set(foreground)))
 
 
 def _pasted(parts: Sequence[np.ndarray], regions: Sequence[Region], shape: tuple[int, ...]) -> np.ndarray:

@@ -25,6 +25,7 @@ from ultrarefiner_monai.models.checkpoints import System
 from ultrarefiner_monai.pipeline.coarse import coarse_arrays, coarse_to_sam, doubt, settle
 from ultrarefiner_monai.pipeline.part_keys import part_key
 from ultrarefiner_monai.pipeline.proposal import Features, Proposal
+from ultrarefiner_monai.pipeline.proposed_points import as_clicks, nothing_coarse
 from ultrarefiner_monai.pipeline.recent_results import CoarseResult, RecentResults
 from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.pipeline.request import Request, check_image
@@ -109,22 +110,23 @@ class Predictor:
                     final_prob = fuse_band(coarse_prob, final_prob, coarse_mask, config.safety.band_fusion_px)
         return self._finish(request, mask, final_prob, coarse, iou, rule, "trained")
 
-    def interact(self, image: np.ndarray, clicks: Clicks) -> Proposal:
+    def interact(self, image: np.ndarray, clicks: Clicks, blind: bool = False) -> Proposal:
         """The result for a set of clicks and a box in the image frame; without any, ``propose``: decided here and nowhere
-        else.
+        else. blind: the coarse network is not asked, and its mask is empty: what the clicks alone say.
 
         No gate, no safety net: the user decides. Every click is honoured (``clicks.honour_clicks``). Raises InputError
         for clicks that cannot be used, before any network runs; they are checked here, and not again.
         """
-        if not clicks:
+        if not clicks and not blind:
             return self.propose(image)
         request = Request(image)
         pixels = check_clicks(clicks, request.shape)
-        coarse = self._coarse(request)
+        coarse = nothing_coarse(request.shape, self.system.config) if blind else self._coarse(request)
         coarse_prob = coarse.prob
         trained = self.system.refiner is not None
         final_prob, iou = coarse_prob, None
-        if trained:
+        claimed = bool(clicks.foreground_xy) or clicks.box_xyxy is not None
+        if trained and (claimed or not blind):
             output, final_prob = self._refine(request, coarse, clicks)
             iou = self._iou(output)
         with request.clock("post"):
@@ -133,6 +135,21 @@ class Predictor:
                 iou = expected_iou(final_prob, mask)
         state = "trained" if trained else "untrained"
         return self._finish(request, mask, final_prob, coarse, iou, None, state, clicked=True)
+
+    def points(self, image: np.ndarray) -> Clicks:
+        """The points that the point proposal network finds, as clicks in the image frame; image as for ``coarse``. They lie on
+        pixels, so that a client can send them back as they are. InputError for a system without one."""
+        config, ppn = self.system.config, self.system.ppn
+        if ppn is None or config.sam is None:
+            raise InputError(
+                "the model that is served proposes no points: train a point proposal network (`ultrarefiner train ppn`)"
+            )
+        request = Request(image)
+        letterbox = self._letterbox(request, config.sam.image_size)
+        embedding = self._tensor(self._embedding(request, letterbox))
+        with self._light, torch.inference_mode():
+            found = ppn(embedding, letterbox.inner_hw)
+        return as_clicks(found, letterbox)
 
     def prepare(self, image: np.ndarray) -> None:
         """Compute and cache what depends on the image alone, where it is not cached yet; image as for ``coarse``."""

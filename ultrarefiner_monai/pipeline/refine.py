@@ -42,7 +42,7 @@ def refine(
     start = mended(coarse_prob, prompts, config)
     if passes == 1:
         return refiner(image_embedding, start, prompts, image=image, valid_hw=valid_hw)
-    return refiner.interactive(image_embedding, start, prompts, image, valid_hw, tokens)
+    return refiner.interactive(image_embedding, start, prompts, image=image, valid_hw=valid_hw, tokens=tokens)
 
 
 def mended(coarse_prob: torch.Tensor, prompts: Prompts, config: SystemConfig) -> torch.Tensor:

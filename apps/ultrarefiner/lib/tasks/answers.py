@@ -96,15 +96,21 @@ class Engine:
         return found
 
     def answer(
-        self, predictor: Predictor, opened: OpenImageFile, k: int, clicks: Clicks = NO_CLICKS, coarse_only: bool = False
+        self,
+        predictor: Predictor,
+        opened: OpenImageFile,
+        k: int,
+        clicks: Clicks = NO_CLICKS,
+        coarse_only: bool = False,
+        blind: bool = False,
     ) -> FrameOutline:
         """Frame ``k``'s result by ``predictor``, as ``outline_frame`` makes it; remembered, it has no timings."""
-        key = (predictor.system.version, opened.sha256, k, clicks, coarse_only)
+        key = (predictor.system.version, opened.sha256, k, clicks, coarse_only, blind)
         with self._lock:
             drops, kept = self._drops, self._results.get(key)
         if kept is not None:
             return kept.unpacked()
-        frame = outline_frame(predictor, opened.image_file, k, clicks, coarse_only)
+        frame = outline_frame(predictor, opened.image_file, k, clicks, coarse_only, blind)
         kept = _Kept.of(frame)
         with self._lock:
             if key not in self._results and drops == self._drops:

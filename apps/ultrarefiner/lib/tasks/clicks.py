@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ultrarefiner_monai.core.types import Clicks, InputError
@@ -49,6 +50,19 @@ def requested_clicks(
         k: Clicks(**{name: tuple(points) for name, points in found.get(k, {}).items()}, box_xyxy=boxes.get(k))
         for k in sorted(found.keys() | boxes.keys())
     }
+
+
+def as_sent(clicks: Mapping[int, Clicks], axes: Axes = (0, 1, 2)) -> dict[str, list[list[float]]]:
+    """frame -> clicks, as a client sends them: ``foreground`` and ``background``, lists of [i, j, k]."""
+    found: dict[str, list[list[float]]] = {"foreground": [], "background": []}
+    for k, given in clicks.items():
+        for name, points in (("foreground", given.foreground_xy), ("background", given.background_xy)):
+            for x, y in points:
+                voxel = [0.0, 0.0, 0.0]
+                for axis, value in zip(axes, (x, y, float(k))):
+                    voxel[axis] = value
+                found[name].append(voxel)
+    return found
 
 
 def _list(value: Any, name: str) -> list:

@@ -1,4 +1,4 @@
-"""The three tasks of the app: an image file and the user's prompts in, a mask on its grid and figures out."""
+"""The tasks of the app: an image file and the user's prompts in, a mask on its grid and figures out."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from lib.tasks.answers import Engine, OpenImageFile
-from lib.tasks.clicks import ALL_FRAMES, frame_of, requested_clicks
+from lib.tasks.clicks import ALL_FRAMES, as_sent, frame_of, requested_clicks
 from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import LABELS, NOTICE, Clicks, InputError
 from ultrarefiner_monai.imaging.writers import encode_mask, lost_position
-from ultrarefiner_monai.pipeline.outline import FileOutline, FrameOutline, outline
+from ultrarefiner_monai.pipeline.outline import FileOutline, FrameOutline, outline, proposed_points
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.journal import Journal
 
-Mode = Literal["coarse", "propose", "interact"]
+Mode = Literal["coarse", "propose", "interact", "points"]
 RESULT_EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".png")
 
 
@@ -38,8 +38,8 @@ class Outline:
 
 
 class LesionTask(InferTask):
-    """One entry of /info/: ``mode`` says how far the way goes: the coarse network alone, the whole system, or that
-    with the user's clicks, which the other two do not look at."""
+    """One entry of /info/: ``mode`` says how far the way goes: the coarse network alone, the whole system, that with the
+    user's clicks, which the others do not look at, or what the points that propose themselves say alone."""
 
     def __init__(self, name: str, mode: Mode, engine: Engine, description: str):
         kind = InferType.DEEPGROW if mode == "interact" else InferType.SEGMENTATION
@@ -52,7 +52,8 @@ class LesionTask(InferTask):
 
     def info(self) -> dict[str, Any]:
         system = self.engine.served.now().system
-        state = "off" if self.mode == "coarse" else "trained" if system.refiner is not None else "untrained"
+        network = system.ppn if self.mode == "points" else system.refiner
+        state = "off" if self.mode == "coarse" else "trained" if network is not None else "untrained"
         return {**super().info(), "version": system.version, "refiner": state, "notice": NOTICE}
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -85,11 +86,12 @@ class LesionTask(InferTask):
             raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
         read = time.perf_counter()
         predictor = self._predictor(request, opened)  # one model for all frames, whatever is chosen meanwhile
+        points = self._points(predictor, image_file, frames, clicks)
 
         def answer(k: int, given: Clicks) -> FrameOutline:
-            return self.engine.answer(predictor, opened, k, given, self.mode == "coarse")
+            return self.engine.answer(predictor, opened, k, given, self.mode == "coarse", self.mode == "points")
 
-        found = outline(image_file, answer, frames, clicks)
+        found = outline(image_file, answer, frames, {**points, **clicks})
         computed = time.perf_counter()
         content = b""
         if as_file and extension == ".png":
@@ -97,6 +99,8 @@ class LesionTask(InferTask):
         elif as_file:
             content = encode_mask(extension, found.mask, image_file)
         reply = self._reply(image_file, found)
+        if points:
+            reply["points"] = as_sent(points, image_file.geometry.axes)
         if lost := lost_position(extension, image_file):
             reply["warnings"].append(lost)
         now = time.perf_counter()
@@ -106,6 +110,16 @@ class LesionTask(InferTask):
         reply["latencies"] = {"total": round(now - start, 2)}
         self._record(request, opened, found, clicks, reply)
         return Outline(content, extension, reply, found.mask)
+
+    def _points(
+        self, predictor: Predictor, image_file: ImageFile, frames: list[int], clicks: dict[int, Clicks]
+    ) -> dict[int, Clicks]:
+        """frame -> the points that the model proposes there, where they are asked for: by the task, or where nobody has clicked
+        and the server begins with them."""
+        begins = self.mode == "interact" and self.engine.config.start_with_points and predictor.system.ppn is not None
+        if self.mode != "points" and (clicks or not begins):
+            return {}
+        return {k: proposed_points(predictor, image_file.frame(k), image_file.regions_of(k)) for k in frames}
 
     def _predictor(self, request: dict[str, Any], opened: OpenImageFile) -> Predictor:
         """A user's image keeps its model while it is worked on, in whatever form it is asked for."""
@@ -167,6 +181,8 @@ def make_tasks(engine: Engine) -> dict[str, LesionTask]:
         ("transunet", "coarse", "Outlines breast lesions with the coarse network alone."),
         ("sam_refiner", "interact", "Refines the outline with positive and negative clicks and a box (ROI)."),
     ]
+    if engine.config.ppn_refiner:
+        texts.append(("ppn_refiner", "points", "Outlines breast lesions from points that propose themselves."))
     return {name: LesionTask(name, mode, engine, text) for name, mode, text in texts}
 
 

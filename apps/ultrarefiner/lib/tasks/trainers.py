@@ -55,7 +55,7 @@ class LesionTraining(TrainTask):
         self.limits = Limits(total_pixels=config.max_pixels)
         # Phases with a refiner ask for one in the configuration; the real networks are those of the served model.
         text = settings.read_text(encoding="utf-8")
-        self._networks: dict[str, Any] = {} if "phase1_coarse" in text else {"system": {"sam": {}}}
+        self._networks: dict[str, Any] = {} if "phase1_coarse" in text else {"system.sam": {}}
         plain = load_yaml(TrainConfig, settings, self._networks)
         self._config = {
             "max_epochs": plain.epochs,
@@ -180,6 +180,8 @@ def make_trainers(app_dir: Path, served: Served, config: ServeConfig, work: Work
         "sam_refiner": "Trains the refiner on the final labels and on what was corrected.",
         "ultrarefiner": "Trains coarse network and refiner together on the final labels.",
     }
+    if config.ppn_refiner:
+        texts["ppn"] = "Trains the network that proposes points on the final labels; all else stays as it is."
     return {
         name: LesionTraining(name, app_dir / "train" / f"{name}.yaml", served, config, work, text)
         for name, text in texts.items()

@@ -1,0 +1,124 @@
+"""Points that propose themselves, through the running server: a task of their own, and where sam_refiner begins."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import nrrd
+import numpy as np
+import pytest
+import requests
+from app_server import eventually, picture, save_tiny_system, start
+from PIL import Image
+from requests_toolbelt import MultipartDecoder
+
+from ultrarefiner_monai.imaging.readers import read_image_file
+from ultrarefiner_monai.imaging.writers import write_mask
+from ultrarefiner_monai.learning.registry import Registry
+from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint
+from ultrarefiner_monai.pipeline.predictor import Predictor
+from ultrarefiner_monai.studies.journal import Journal
+from ultrarefiner_monai.studies.work_folder import WorkFolder
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("points")
+    studies = folder / "studies"
+    (studies / "labels" / "final").mkdir(parents=True)
+    for n in range(4):
+        Image.fromarray(picture(n, 96, 130)).save(studies / f"image{n}.png")
+        mask = np.zeros((1, 96, 130), np.uint8)
+        mask[0, 30:60, 40 + n : 80] = 1
+        write_mask(studies / "labels" / "final" / f"image{n}.nrrd", mask, read_image_file(studies / f"image{n}.png"))
+    weights = save_tiny_system(folder / "points.safetensors", points=True)
+    running = start(studies, weights, folder, ppn_refiner="true", start_with_points="true", **{"learning.nice": 0})
+    yield running
+    running.stop()
+    assert "Traceback" not in running.log
+
+
+def ask(url: str, model: str, image: str = "image0", **params: Any) -> tuple[dict[str, Any], np.ndarray]:
+    answer = requests.post(f"{url}/infer/{model}?image={image}", data={"params": json.dumps(params)}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    parts = MultipartDecoder.from_response(answer).parts
+    reply = next(json.loads(p.text) for p in parts if b"json" in p.headers.get(b"content-type", b""))
+    file = io.BytesIO(next(p.content for p in parts if b"json" not in p.headers.get(b"content-type", b"")))
+    return reply, np.squeeze(nrrd.read_data(nrrd.read_header(file), file)).T
+
+
+def test_the_task_is_offered_and_answers_from_its_points_alone(server) -> None:
+    info = requests.get(f"{server.url}/info/", timeout=60).json()["models"]
+    assert list(info) == ["ultrarefiner", "transunet", "sam_refiner", "ppn_refiner"]
+    assert info["ppn_refiner"]["type"] == "segmentation" and info["ppn_refiner"]["refiner"] == "trained"
+    reply, mask = ask(server.url, "ppn_refiner")
+    predictor = Predictor(load_system(server.checkpoint))
+    frame = read_image_file(server.studies / "image0.png").frame(0)
+    points = predictor.points(frame)
+    assert reply["points"] == {
+        "foreground": [[x, y, 0.0] for x, y in points.foreground_xy],
+        "background": [[x, y, 0.0] for x, y in points.background_xy],
+    }
+    assert np.array_equal(mask, predictor.interact(frame, points, blind=True).mask) and mask.any()
+
+
+def test_points_that_come_back_as_clicks_give_the_same(server) -> None:
+    """A client that shows the points, and moves or removes one, goes on from what it sees."""
+    reply, mask = ask(server.url, "sam_refiner", client_id="a")
+    sent = reply["points"]
+    again, same = ask(server.url, "sam_refiner", client_id="a", **sent)
+    assert "points" not in again and np.array_equal(mask, same)
+    fewer, _ = ask(server.url, "sam_refiner", client_id="a", foreground=sent["foreground"][:1])
+    assert "points" not in fewer
+    journal = Journal(server.studies / ".ultrarefiner" / "journal.sqlite")
+    try:
+        stored = eventually(lambda: len(found := journal.proposals("image0")) >= 3 and found)
+    finally:
+        journal.close()
+    own = [p for p in stored if p.client == "a"]
+    assert [p.is_automatic for p in own] == [True, False, False], "what nobody clicked is automatic"
+    assert own[0].reply["points"] == sent
+
+
+def test_other_tasks_are_what_they_were(server) -> None:
+    frame = read_image_file(server.studies / "image1.png").frame(0)
+    predictor = Predictor(load_system(server.checkpoint))
+    for model, expected in (("ultrarefiner", predictor.propose(frame)), ("transunet", predictor.coarse(frame))):
+        reply, mask = ask(server.url, model, "image1")
+        assert "points" not in reply and np.array_equal(mask, expected.mask)
+
+
+def test_the_network_learns_from_the_final_labels_and_nothing_else_changes(server) -> None:
+    trainers = requests.get(f"{server.url}/info/", timeout=60).json()["trainers"]
+    assert "ppn" in trainers
+    options = {"max_epochs": 1, "train_batch_size": 2, "device": "cpu"}
+    answer = requests.post(f"{server.url}/train/ppn?run_sync=false", json=options, timeout=60)
+    assert answer.status_code == 200, answer.text
+    registry = Registry(WorkFolder.of(server.studies))
+    (candidate,) = eventually(registry.candidates, 180)
+    before, after = read_checkpoint(server.checkpoint), read_checkpoint(candidate.path)
+    assert after.config.ppn == before.config.ppn
+    changed = {k for k, v in before.tensors.items() if not (v.float() == after.tensors[k].float()).all()}
+    assert changed and all(key.startswith("ppn.") for key in changed)
+
+
+def test_a_model_without_such_a_network(server, tmp_path: Path) -> None:
+    """Promoted over it: the task says what is lacking, and sam_refiner begins without points."""
+    registry = Registry(WorkFolder.of(server.studies))
+    registry.add("plain", save_tiny_system(tmp_path / "plain.safetensors"))
+    registry.promote("plain")
+    try:
+        answer = requests.post(f"{server.url}/infer/ppn_refiner?image=image0", timeout=60)
+        assert answer.status_code == 400 and "proposes no points" in answer.text
+        reply, _ = ask(server.url, "sam_refiner", client_id="b")
+        assert "points" not in reply
+        models = requests.get(f"{server.url}/info/", timeout=60).json()["models"]
+        assert models["ppn_refiner"]["refiner"] == "untrained"
+    finally:
+        registry.rollback()
+    assert ask(server.url, "ppn_refiner")[0]["points"]
