@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_coco import lengths
 
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import read_index
@@ -51,11 +53,18 @@ def write_raw(dataset: str, root: Path) -> None:
         elif dataset == "BUS_UC":
             save(image, root / "All" / "images" / f"{k:03d}.png")
             save(mask, root / "All" / "masks" / f"{k:03d}.png")
+        elif dataset == "COCO":
+            save(image, root / "images" / f"{k:03d}.png")
+            rows.append({"id": k, "image_id": k, "category_id": 1, "segmentation": lengths(mask > 0)})
         else:
             colour = np.zeros((*mask.shape, 3), np.uint8)
             colour[..., k % 2] = mask  # red, green, red ...
             save(np.stack([image] * 3, axis=-1), root / "images" / f"ABCD{k // 3}_{k:03d}.png")
             save(colour, root / "masks" / f"ABCD{k // 3}_{k:03d}.png")
+    if dataset == "COCO":
+        images = [{"id": k, "file_name": f"{k:03d}.png"} for k in range(COUNT)]
+        values = {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "benign"}]}
+        (root / "instances.json").write_text(json.dumps(values))
     if dataset == "BUSI":
         (root / "malignant").mkdir()
         save(phantom(99, "none").image, root / "normal" / "normal (1).png")

@@ -17,6 +17,7 @@ import numpy as np
 
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.coco import annotation_files, image_path, images_of, mask_of
 from ultrarefiner_monai.datasets.grouping import assign_folds, near_duplicate_groups, thumbnail
 from ultrarefiner_monai.datasets.raw_pictures import read_image, read_label
 from ultrarefiner_monai.masks.label_values import MOST_MARKED, check_share
@@ -30,7 +31,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 @dataclass(frozen=True)
 class Raw:
     """One image of a raw dataset. coloured: the mask is RGB, green benign and red malignant. patient, category: or "".
-    problem: why it cannot be taken."""
+    instances: COCO's annotations, in place of masks. problem: why it cannot be taken."""
 
     name: str
     image: Path
@@ -39,6 +40,7 @@ class Raw:
     category: str = ""
     coloured: bool = False
     problem: str = ""
+    instances: tuple[dict[str, Any], ...] = ()
 
     @property
     def id(self) -> str:
@@ -121,6 +123,19 @@ def _uclm(root: Path) -> Iterator[Raw]:
         yield replace(raw, patient=re.split(r"[_-]", raw.name)[0], coloured=True)
 
 
+def _coco(root: Path) -> Iterator[Raw]:
+    for file in annotation_files(root):
+        for image, instances, category in images_of(file):
+            name = str(Path(image["file_name"]).with_suffix(""))
+            path = image_path(root, image["file_name"])
+            patient = str(image.get("patient_id") or image.get("patient") or "")
+            if path is None:
+                missing = f"{file.name} names {image['file_name']}, which is not in {root}"
+                yield Raw(name, root / Path(image["file_name"]).name, (), problem=missing)
+            else:
+                yield Raw(name, path, (), patient, category, instances=tuple(instances))
+
+
 LAYOUTS: dict[str, Callable[[Path], Iterator[Raw]]] = {
     "BUSI": _busi,
     "BUSBRA": _busbra,
@@ -128,6 +143,7 @@ LAYOUTS: dict[str, Callable[[Path], Iterator[Raw]]] = {
     "UDIAT": _pairs("original", "GT"),
     "BUS_UC": _pairs("All/images", "All/masks"),
     "BUS_UCLM": _uclm,
+    "COCO": _coco,
 }
 
 
@@ -202,7 +218,12 @@ def _write_pair(raw: Raw, dataset: str, out: Path, keep_blank: bool, summary: Su
     warnings: list[str] = []
     pixels = read_image(raw.image, warnings)
     mask, category = np.zeros(pixels.shape[:2], bool), raw.category
-    if not raw.masks and category != "normal" and not keep_blank:
+    if raw.instances:
+        try:
+            mask = mask_of(list(raw.instances), *mask.shape)
+        except InputError as error:
+            raise InputError(f"{raw.image}: {error}") from error
+    elif not raw.masks and category != "normal" and not keep_blank:
         log.warning("%s has no mask: left out", raw.image.name)
         return None
     for path in raw.masks:
@@ -225,7 +246,7 @@ def _write_pair(raw: Raw, dataset: str, out: Path, keep_blank: bool, summary: Su
         "patient": raw.patient and f"{dataset}:{raw.patient}",
         "width": mask.shape[1],
         "height": mask.shape[0],
-        "n_masks": len(raw.masks),
+        "n_masks": len(raw.masks) or len(raw.instances),
         "lesion_fraction": f"{mask.mean():.5f}" if not mask.any() or mask.mean() > 5e-6 else f"{mask.mean():.3g}",
         "spacing_mm": "",
         "thumbnail": thumbnail(pixels),
