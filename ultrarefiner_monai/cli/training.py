@@ -23,7 +23,7 @@ def train(
     phase: Annotated[
         str,
         typer.Argument(
-            help="phase1_coarse, phase2_refiner, phase3_joint, ppn; or all: several --config, one after the other."
+            help="phase1_coarse, phase2_refiner, phase3_joint, ppn, weak_encoder; or all: several --config, one after the other."
         ),
     ],
     config: Configs,

@@ -22,6 +22,7 @@ from .system import (
     SystemConfig,
 )
 from .train import CoarseLossConfig, DataConfig, OptimiserConfig, TrainConfig
+from .weak import WeakConfig
 
 __all__ = [
     "NESTED",
@@ -48,6 +49,7 @@ __all__ = [
     "ServeConfig",
     "SystemConfig",
     "TrainConfig",
+    "WeakConfig",
     "from_dict",
     "load_yaml",
     "read_yaml",

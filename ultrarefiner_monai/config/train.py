@@ -9,6 +9,7 @@ from .machines import MachinesConfig
 from .reading import check_ranges, require
 from .refine import JointConfig, PointsConfig, RefineConfig
 from .system import SystemConfig
+from .weak import WeakConfig
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class DataConfig:
 class TrainConfig:
     """One training run."""
 
-    phase: Literal["phase1_coarse", "phase2_refiner", "phase3_joint", "ppn"] = "phase1_coarse"
+    phase: Literal["phase1_coarse", "phase2_refiner", "phase3_joint", "ppn", "weak_encoder"] = "phase1_coarse"
     system: SystemConfig = field(default_factory=SystemConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
@@ -108,6 +109,7 @@ class TrainConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
     joint: JointConfig = field(default_factory=JointConfig)
     points: PointsConfig = field(default_factory=PointsConfig)
+    weak: WeakConfig = field(default_factory=WeakConfig)
     epochs: int = 150
     batch_size: int = 24
     # none, imagenet (the compact preset's stem), or a path: R50+ViT-B_16.npz, a TransUNet .pth, one of our checkpoints.
@@ -153,6 +155,10 @@ class TrainConfig:
             self.phase == "phase1_coarse" or self.system.sam is not None,
             f"{self.phase} trains a refiner: system.sam must say which",
         )
+        require(
+            self.phase != "weak_encoder" or self.refine.lora is None,
+            "refine.lora: phase weak_encoder trains the image encoder itself; weak.last_blocks says how much of it",
+        )
         if self.phase == "ppn":
             require(self.system.ppn is not None, "phase ppn trains a point proposal network: system.ppn must say which")
             require(
@@ -166,6 +172,8 @@ class TrainConfig:
             )
         else:
             require(
-                self.phase == "phase1_coarse" or bool(self.refine.train) or self.refine.lora is not None,
+                self.phase in ("phase1_coarse", "weak_encoder")
+                or bool(self.refine.train)
+                or self.refine.lora is not None,
                 "refine.train must name at least one part",
             )

@@ -10,12 +10,14 @@ from ultrarefiner_monai.training.phases.joint import JointPhase
 from ultrarefiner_monai.training.phases.phase import Phase
 from ultrarefiner_monai.training.phases.ppn import PpnPhase
 from ultrarefiner_monai.training.phases.refiner import RefinerPhase
+from ultrarefiner_monai.training.phases.weak import WeakPhase
 
 PHASES: dict[str, Callable[[TrainConfig], Phase]] = {
     "phase1_coarse": CoarsePhase,
     "phase2_refiner": RefinerPhase,
     "phase3_joint": JointPhase,
     "ppn": PpnPhase,
+    "weak_encoder": WeakPhase,
 }
 
 
