@@ -216,7 +216,16 @@ class Department:
             return None
         prepare_labels(final_labels(self.work.root), self.work.training)
         candidate = self.registry.add(self.registry.free_name(task), Path(made["path"]))
+        self._note_learnt(task, candidate.name, Path(made["path"]).stem)
         return settle(self.registry, candidate, self._files, labels_split(self.work.training).select, options)
+
+    def _note_learnt(self, task: str, name: str, there: str) -> None:
+        """What the other arm's training learnt, so that a quick run here only replays it."""
+        assert self.settings.slow_from is not None
+        runs, other = self.work.training.runs, WorkFolder.of(self.settings.slow_from / "studies").training.runs
+        (runs / name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(other / there / "split.json", runs / name / "split.json")
+        write_json(runs / name / "state.json", {"task": task, "status": "finished", "started": time.time()})
 
     def _files(self, name: str) -> Start:
         return Start(name, self.start if name == CONFIGURED else self.registry.get(name).path)

@@ -25,17 +25,14 @@ from ultrarefiner_monai.training.loop.epoch_means import Means
 from ultrarefiner_monai.training.phases.clicked import loss_with_clicks
 from ultrarefiner_monai.training.phases.coarse import coarse_loss, coarse_step
 from ultrarefiner_monai.training.phases.losses import RefinerLoss, iou_loss
+from ultrarefiner_monai.training.phases.networks import refiner_groups, refiner_parts, save_refiner, set_trainable
 from ultrarefiner_monai.training.phases.phase import Batch
 from ultrarefiner_monai.training.phases.refiner import (
     RefinerPhase,
     embed,
     final_logits,
     refiner_figures,
-    refiner_groups,
-    refiner_parts,
     refiner_pictures,
-    save_refiner,
-    set_trainable,
     valid_hw,
 )
 

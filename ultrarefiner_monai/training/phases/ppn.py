@@ -24,9 +24,10 @@ from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.training.phases.losses import iou_loss
+from ultrarefiner_monai.training.phases.networks import refiner_groups, save_refiner
 from ultrarefiner_monai.training.phases.phase import Batch
 from ultrarefiner_monai.training.phases.points import point_losses, target_points
-from ultrarefiner_monai.training.phases.refiner import RefinerPhase, embed, refiner_groups, save_refiner, valid_hw
+from ultrarefiner_monai.training.phases.refiner import RefinerPhase, embed, valid_hw
 from ultrarefiner_monai.training.phases.selection import selection_figures
 
 

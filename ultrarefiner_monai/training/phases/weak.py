@@ -38,8 +38,9 @@ from ultrarefiner_monai.training.phases.contrast import (
     ring_points,
 )
 from ultrarefiner_monai.training.phases.losses import overlap, soft_dice_loss
+from ultrarefiner_monai.training.phases.networks import save_refiner
 from ultrarefiner_monai.training.phases.phase import Batch, Loaders
-from ultrarefiner_monai.training.phases.refiner import RefinerPhase, save_refiner, valid_hw
+from ultrarefiner_monai.training.phases.refiner import RefinerPhase, valid_hw
 
 
 class WeakNetwork(nn.Module):

@@ -1,0 +1,150 @@
+"""The networks of a phase with a refiner: what they begin with, which of their parts learn, and how they are written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ultrarefiner_monai.config import LoraConfig, SystemConfig, TrainConfig, to_dict
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.models.adapter_file import ADAPTER, merged_sam, write_adapter
+from ultrarefiner_monai.models.build import build_coarse
+from ultrarefiner_monai.models.checkpoints import (
+    Checkpoint,
+    build_points,
+    load_strictly,
+    read_checkpoint,
+    save_system,
+)
+from ultrarefiner_monai.models.lora import lora_parameters
+from ultrarefiner_monai.models.refiner import Refiner
+from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
+from ultrarefiner_monai.models.sam.network import build_sam, load_into_sam, load_sam_state
+
+
+def start_system(config: TrainConfig) -> tuple[SystemConfig, nn.Module, Checkpoint]:
+    """The system that a refiner is trained for: phase 1's coarse network and its post-processing, from ``init``."""
+    if config.init in ("none", "imagenet") or not config.init.endswith(".safetensors"):
+        raise InputError(
+            f"{config.phase} starts from a trained coarse network: init must be the .safetensors of phase1_coarse (or of a "
+            f"whole system), got {config.init!r}"
+        )
+    stored = read_checkpoint(config.init)
+    if stored.config.coarse != config.system.coarse:
+        own, other = vars(config.system.coarse), vars(stored.config.coarse)
+        differ = ", ".join(f"{k}: {other[k]!r} there, {own[k]!r} here" for k in own if own[k] != other[k])
+        raise InputError(f"init: {config.init} has another coarse network than system.coarse ({differ})")
+    system = replace(config.system, post=stored.config.post, flip_tta=stored.config.flip_tta)
+    coarse = build_coarse(system.coarse)
+    load_strictly(coarse, stored.part("coarse"), f"{config.init} (coarse)")
+    return system, coarse.float().eval().requires_grad_(False), stored
+
+
+def build_refiner(config: TrainConfig, system: SystemConfig, coarse: nn.Module, stored: Checkpoint) -> Refiner:
+    """The refiner with its start weights (``refine.sam_init``; ``none`` takes ``init``'s own where it has one)."""
+    assert system.sam is not None
+    sam, start = build_sam(system.sam), config.refine.sam_init
+    encoder = sam.image_encoder
+    if start == "stem":
+        if not isinstance(encoder, LiteSamEncoder) or getattr(system.coarse, "stem", None) != encoder.stem_name:
+            raise InputError("refine.sam_init: stem needs a compact coarse network and a sam.encoder of the same stem")
+        encoder.copy_stem(coarse)
+    elif start != "none":
+        load_into_sam(sam, load_sam_state(start), start)
+    elif stored.config.sam is not None:
+        load_into_sam(sam, stored.part("sam"), f"{config.init} (sam)")
+    refiner = Refiner(sam, system)
+    if start == "none" and stored.part("gate") and refiner.gate.state_dict():
+        load_strictly(refiner.gate, stored.part("gate"), f"{config.init} (gate)")
+    return refiner
+
+
+def with_points(config: TrainConfig, system: SystemConfig, stored: Checkpoint) -> tuple[SystemConfig, nn.Module | None]:
+    """The point proposal network of ``init``, as the result has it: kept while the image encoder that it reads stands still,
+    else left out."""
+    refine = config.refine
+    still = refine.lora is None and not {"encoder", "neck", "deep"} & set(refine.train)
+    if stored.config.ppn is None or refine.sam_init not in ("none", config.init) or not still:
+        return replace(system, ppn=None), None
+    system = replace(system, ppn=stored.config.ppn)
+    ppn = build_points(system)
+    load_strictly(ppn, stored.part("ppn"), f"{config.init} (ppn)")
+    return system, ppn.float().eval().requires_grad_(False)
+
+
+def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
+    """The parameters of each part that ``refine.train`` may name, and of adapters and gate, which always learn."""
+    sam = refiner.sam
+    adapters = [p for _, p in lora_parameters(sam.image_encoder)]
+    encoder = list(sam.image_encoder.parameters())
+    neck: list[nn.Parameter] = []
+    deep: list[nn.Parameter] = []
+    if isinstance(sam.image_encoder, LiteSamEncoder):
+        stem = {id(p) for p in sam.image_encoder.stem.parameters()}
+        neck = [p for p in encoder if id(p) not in stem]
+        deep = list(sam.image_encoder.deep_modules.parameters())
+        encoder = [p for module in sam.image_encoder.shallow_modules for p in module.parameters()]
+    apart = {id(p) for p in adapters}
+    encoder, deep, neck = ([p for p in part if id(p) not in apart] for part in (encoder, deep, neck))
+    return {
+        "encoder": encoder,
+        "deep": deep,
+        "neck": neck,
+        "lora": adapters,
+        "prompt_encoder": list(sam.prompt_encoder.parameters()),
+        "mask_decoder": list(sam.mask_decoder.parameters()),
+        "gate": list(refiner.gate.parameters()),
+    }
+
+
+def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
+    """Only the named parts, adapters and the gate receive gradients. Raises InputError for neck or deep where there are none."""
+    parts = refiner_parts(as_refiner(network))
+    if "neck" in train and not parts["neck"]:  # as with deep, which needs neck
+        raise InputError("refine.train: neck and deep are the compact preset's CNN encoder's; this sam has none")
+    whole = ("encoder", "neck", "deep") if "encoder" in train else ()
+    for name, parameters in parts.items():
+        for parameter in parameters:
+            parameter.requires_grad_(name in train or name in ("gate", "lora") or name in whole)
+
+
+def refiner_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Optimiser groups: the image encoder's pretrained part with its own learning rate, then all that learns fully."""
+    parts, lr = refiner_parts(as_refiner(network)), config.optimiser.lr
+    pretrained = ("encoder", "deep")
+    full = [p for name, group in parts.items() if name not in pretrained for p in group if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": full, "lr": lr}]
+    slow = [p for name in pretrained for p in parts[name] if p.requires_grad]
+    if slow:
+        groups.append({"params": slow, "lr": lr * config.optimiser.pretrained_lr_factor})
+    return groups
+
+
+def as_refiner(network: nn.Module) -> Refiner:
+    assert isinstance(network, Refiner), type(network)
+    return network
+
+
+def save_refiner(
+    path: Path,
+    system: SystemConfig,
+    coarse: nn.Module,
+    refiner: Refiner,
+    meta: dict[str, Any],
+    lora: LoraConfig | None = None,
+    ppn: nn.Module | None = None,
+) -> None:
+    """Write the checkpoint; adapters (``lora``) are merged in it, and lie beside it in a file of their own. ppn: the point
+    proposal network that goes into it."""
+    gate = refiner.gate if refiner.gate.state_dict() else None
+    if lora is None:
+        save_system(path, system, coarse, refiner.sam, meta, half=False, gate=gate, ppn=ppn)
+        return
+    write_adapter(
+        path.with_name(ADAPTER), refiner.sam, lora, {"data": meta.get("data", ""), "fold": meta.get("fold", "")}
+    )
+    about = {**meta, "lora": to_dict(lora)}
+    save_system(path, system, coarse, merged_sam(refiner.sam), about, half=False, gate=gate, ppn=ppn)
