@@ -58,7 +58,7 @@ def measure(predictor: Predictor, data: Path, fold: str, most: int, seed: int) -
     chosen = [items[k] for k in sorted(rng.permutation(len(items))[: most or None])]
     for item in chosen:
         image, label = pixels(item)
-        points = predictor.points(image)
+        points, _ = predictor.points(image)
         mask = predictor.interact(image, points, blind=True).mask
         if not label.any():
             unmarked.append(bool(mask.mean() <= NORMAL_LIMIT))

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import nrrd
 import numpy as np
 import pytest
@@ -36,11 +37,17 @@ def server(tmp_path_factory):
         mask = np.zeros((1, 96, 130), np.uint8)
         mask[0, 30:60, 40 + n : 80] = 1
         write_mask(studies / "labels" / "final" / f"image{n}.nrrd", mask, read_image_file(studies / f"image{n}.png"))
+    write_cine(studies / "cine.nii.gz")
     weights = save_tiny_system(folder / "points.safetensors", points=True)
     running = start(studies, weights, folder, ppn_refiner="true", start_with_points="true", **{"learning.nice": 0})
     yield running
     running.stop()
     assert "Traceback" not in running.log
+
+
+def write_cine(path: Path, frames: int = 5) -> None:
+    stack = np.stack([picture(20 + k, 64, 90) for k in range(frames)])
+    nibabel.save(nibabel.Nifti1Image(stack.transpose(2, 1, 0), np.diag([-1.0, -1, 1, 1])), path)
 
 
 def ask(url: str, model: str, image: str = "image0", **params: Any) -> tuple[dict[str, Any], np.ndarray]:
@@ -55,11 +62,11 @@ def ask(url: str, model: str, image: str = "image0", **params: Any) -> tuple[dic
 def test_the_task_is_offered_and_answers_from_its_points_alone(server) -> None:
     info = requests.get(f"{server.url}/info/", timeout=60).json()["models"]
     assert list(info) == ["ultrarefiner", "transunet", "sam_refiner", "ppn_refiner"]
-    assert info["ppn_refiner"]["type"] == "segmentation" and info["ppn_refiner"]["refiner"] == "trained"
+    assert info["ppn_refiner"]["type"] == "segmentation" and info["ppn_refiner"]["points"] == "trained"
     reply, mask = ask(server.url, "ppn_refiner")
     predictor = Predictor(load_system(server.checkpoint))
     frame = read_image_file(server.studies / "image0.png").frame(0)
-    points = predictor.points(frame)
+    points, _ = predictor.points(frame)
     assert reply["points"] == {
         "foreground": [[x, y, 0.0] for x, y in points.foreground_xy],
         "background": [[x, y, 0.0] for x, y in points.background_xy],
@@ -77,12 +84,37 @@ def test_points_that_come_back_as_clicks_give_the_same(server) -> None:
     assert "points" not in fewer
     journal = Journal(server.studies / ".ultrarefiner" / "journal.sqlite")
     try:
-        stored = eventually(lambda: len(found := journal.proposals("image0")) >= 3 and found)
+        own = eventually(
+            lambda: len(found := [p for p in journal.proposals("image0") if p.client == "a"]) == 3 and found
+        )
     finally:
         journal.close()
-    own = [p for p in stored if p.client == "a"]
     assert [p.is_automatic for p in own] == [True, False, False], "what nobody clicked is automatic"
     assert own[0].reply["points"] == sent
+
+
+def test_a_cine_has_points_on_each_frame_and_its_own_leading_frame(server) -> None:
+    reply, mask = ask(server.url, "sam_refiner", "cine", result_extension=".nrrd")
+    frames = sorted({int(k) for _, _, k in reply["points"]["foreground"]})
+    assert frames == list(range(5)), "each frame has its own"
+    sizes = {row["frame"]: row["area"] for row in reply["frames"]}
+    assert reply["frame"] == max(sizes, key=lambda k: sizes[k]), "the largest lesion's, as without points"
+    again, same = ask(server.url, "sam_refiner", "cine", result_extension=".nrrd", **reply["points"])
+    assert np.array_equal(mask, same) and "points" not in again
+    # A click on one frame leaves the others as they are.
+    one = [p for p in reply["points"]["foreground"] if p[2] == 2][:1]
+    clicked, other = ask(server.url, "sam_refiner", "cine", result_extension=".nrrd", foreground=one)
+    assert clicked["frame"] == 2
+    assert {int(k) for _, _, k in clicked["points"]["foreground"]} == {0, 1, 3, 4}
+    assert all(np.array_equal(mask[k], other[k]) for k in (0, 1, 3, 4))
+
+
+def test_points_are_remembered(server) -> None:
+    first, _ = ask(server.url, "ppn_refiner", "image3")
+    again, _ = ask(server.url, "ppn_refiner", "image3")
+    assert first["timings"]["decode"] > again["timings"].get("decode", 0)
+    assert again["timings"]["cached"] == 1 and again["timings"].get("encode", 0) == 0
+    assert first["points"] == again["points"]
 
 
 def test_other_tasks_are_what_they_were(server) -> None:
@@ -118,7 +150,7 @@ def test_a_model_without_such_a_network(server, tmp_path: Path) -> None:
         reply, _ = ask(server.url, "sam_refiner", client_id="b")
         assert "points" not in reply
         models = requests.get(f"{server.url}/info/", timeout=60).json()["models"]
-        assert models["ppn_refiner"]["refiner"] == "untrained"
+        assert models["ppn_refiner"]["points"] == "none"
     finally:
         registry.rollback()
     assert ask(server.url, "ppn_refiner")[0]["points"]

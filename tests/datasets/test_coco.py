@@ -108,6 +108,10 @@ def test_patients_stay_together(tmp_path: Path) -> None:
         ({"size": [60, 40], "counts": [2400]}, r"the image has \[40, 60\]"),
         ({"size": [40, 60], "counts": [5, 5]}, "add up to 10"),
         ({"size": [40, 60], "counts": [-5, 2405]}, "whole numbers"),
+        ({"size": [40, 60], "counts": "0"}, "do not add up"),
+        ({"size": [40, 60], "counts": ""}, "do not add up"),
+        ({"size": [40, 60], "counts": "\u00e9~"}, "no text of COCO's"),
+        ([[1e8, 2, 3, 4, 5, 6]], "far outside"),
     ],
 )
 def test_outlines_that_are_none_are_named(tmp_path: Path, shape: Any, words: str) -> None:
@@ -116,6 +120,31 @@ def test_outlines_that_are_none_are_named(tmp_path: Path, shape: Any, words: str
         prepare("COCO", tmp_path / "raw", tmp_path / "out")
     summary = prepare("COCO", tmp_path / "raw", tmp_path / "kept", skip_bad=True)
     assert summary.written == 1 and summary.skipped[0][0] == "images/bad.png"
+
+
+def test_categories_say_what_they_are(tmp_path: Path) -> None:
+    """What is called normal marks no lesion; non-malignant is not malignant."""
+    path = write(tmp_path / "raw", {"a.png": [SQUARE], "b.png": [SQUARE]}, ("normal", "non-malignant"))
+    values = json.loads(path.read_text())
+    values["annotations"][1]["category_id"] = 2
+    path.write_text(json.dumps(values))
+    (tmp_path / "raw" / "notes.json").write_text("{")
+    prepare("COCO", tmp_path / "raw", tmp_path / "out")
+    items = {i.id: i for i in read_index(tmp_path / "out")}
+    assert items["a"].category == "normal" and not items["a"].has_lesion
+    assert items["b"].category == "" and items["b"].has_lesion
+
+
+def test_annotations_of_another_size_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "raw", {"t/a.png": [SQUARE]})
+    values = json.loads(path.read_text())
+    values["images"][0]["file_name"] = "t\\a.png"
+    path.write_text(json.dumps(values))
+    assert prepare("COCO", tmp_path / "raw", tmp_path / "out").written == 1, "a name of Windows"
+    values["images"][0] |= {"width": 80, "height": 60}
+    path.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="is 60 x 40 pixels; its annotations are for 80 x 60"):
+        prepare("COCO", tmp_path / "raw", tmp_path / "other")
 
 
 def test_files_that_are_missing_or_contradict_themselves(tmp_path: Path) -> None:
@@ -132,6 +161,10 @@ def test_files_that_are_missing_or_contradict_themselves(tmp_path: Path) -> None
         (json.dumps({**values, "annotations": [{"image_id": 77}]}), "image 77, which is not among"),
         (json.dumps({**values, "images": [*values["images"], values["images"][0]]}), "two images have the id 0"),
         (json.dumps({**values, "images": [{"id": 3}]}), "needs id and file_name"),
+        (json.dumps({**values, "images": [{"id": 3, "file_name": ""}]}), "needs id and file_name"),
+        (json.dumps({**values, "images": [{"id": [], "file_name": "a.png"}]}), "needs id and file_name"),
+        (json.dumps({**values, "categories": {"id": 1}}), "categories must be"),
+        (json.dumps({**values, "categories": ["benign"]}), "categories must be"),
         ("{", "cannot be read as JSON"),
         ("[]", "instances JSON"),
     ):

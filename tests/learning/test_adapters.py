@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from app_server import save_tiny_system
 from test_registry import write
 from typer.testing import CliRunner
 
@@ -85,6 +86,16 @@ def test_over_a_candidate(registry: Registry, weights: Path, tmp_path: Path) -> 
     registry.add("sam_refiner-2", weights)
     file = adapter(registry.get("sam_refiner-1").path, tmp_path / "a.safetensors")
     assert add_adapter(registry, file, "mine").facts["start"] == "sam_refiner-1"
+
+
+def test_points_go_and_a_damaged_model_keeps_nobody_from_the_others(registry: Registry, tmp_path: Path) -> None:
+    whole = save_tiny_system(tmp_path / "points.safetensors", points=True)
+    registry.add("broken", whole)
+    registry.get("broken").path.write_bytes(b"half")
+    registry.add("base", whole)
+    made = add_adapter(registry, adapter(whole, tmp_path / "a.safetensors"), "mine")
+    assert made.facts["start"] == "base"
+    assert load_system(made.path).ppn is None, "they read the encoder as it was"
 
 
 def test_what_fits_nothing_is_refused_and_nothing_is_left(registry: Registry, weights: Path, tmp_path: Path) -> None:

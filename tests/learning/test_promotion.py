@@ -10,15 +10,22 @@ import pytest
 from app_server import save_tiny_system
 from PIL import Image
 
-from ultrarefiner_monai.config import LearningConfig, TrainConfig
+from ultrarefiner_monai.config import (
+    LearningConfig,
+    PpnConfig,
+    RefineConfig,
+    SamConfig,
+    SystemConfig,
+    TrainConfig,
+)
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import Item, Split
 from ultrarefiner_monai.datasets.phantoms import make_phantom
 from ultrarefiner_monai.learning.labelled import Prepared
-from ultrarefiner_monai.learning.promotion import has_refiner, keep, settle, told
+from ultrarefiner_monai.learning.promotion import POINTS_UNMEASURED, has_refiner, keep, settle, told
 from ultrarefiner_monai.learning.registry import CONFIGURED, Registry, Start
 from ultrarefiner_monai.learning.retraining import champion, with_replay
-from ultrarefiner_monai.models.checkpoints import load_system
+from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint, write_checkpoint
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.journal import Journal
 from ultrarefiner_monai.studies.work_folder import WorkFolder
@@ -60,6 +67,29 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
+
+
+def test_points_that_nobody_measured_serve_by_a_person_alone(place: Place) -> None:
+    """The gate compares automatic results and clicks, and a training of the points changes neither."""
+    save_tiny_system(place.run / "model.safetensors", 6, points=True)
+    run = place.run.rename(place.run.with_name("ppn-1"))
+    points = PpnConfig(points=5, width=16, blocks=1)
+    system = SystemConfig(sam=SamConfig(), ppn=points)
+    config = TrainConfig(phase="ppn", system=system, refine=RefineConfig(train=()))
+    candidate = keep(place.registry, run, config, place.start, PREPARED)
+    outcome = settle(place.registry, candidate, place.files, place.labels_of(place.configured), OPTIONS)
+    assert not outcome.promoted and outcome.report is not None
+    assert outcome.report.reasons == (POINTS_UNMEASURED,), "nothing else is worse"
+    assert place.registry.promote("ppn-1").name == "ppn-1"
+
+
+def test_a_network_of_points_that_is_broken_is_no_candidate(place: Place, tmp_path: Path) -> None:
+    path = save_tiny_system(tmp_path / "points.safetensors", points=True)
+    stored = read_checkpoint(path)
+    stored.tensors["ppn.maps.bias"].fill_(float("nan"))
+    write_checkpoint(path, stored.tensors, stored.config, stored.meta)
+    with pytest.raises(InputError, match="ppn maps.bias holds numbers that are not finite"):
+        place.registry.add("broken", path)
 
 
 def test_a_better_candidate_serves_by_itself_and_a_kill_changes_nothing(place: Place) -> None:

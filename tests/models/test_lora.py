@@ -198,6 +198,9 @@ def test_what_is_no_adapter_or_of_another_rank_is_refused(tmp_path: Path) -> Non
         path.write_bytes(content)
         with pytest.raises(InputError, match="adapter"):
             read_adapter(path)
+    write_adapter(path, network, LoraConfig(rank=10**6))
+    with pytest.raises(InputError, match="not of rank 1000000"):
+        read_adapter(path)
     with torch.no_grad():
         next(lora_parameters(network.image_encoder))[1].fill_(float("nan"))
     write_adapter(path, network, LoraConfig(rank=2))

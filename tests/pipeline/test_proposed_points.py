@@ -17,7 +17,7 @@ from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.models.ppn import ProposedPoints
 from ultrarefiner_monai.models.refiner import Refiner
-from ultrarefiner_monai.pipeline.outline import predict, proposed_points
+from ultrarefiner_monai.pipeline.outline import frame_points, predict
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.pipeline.proposed_points import as_clicks
 
@@ -46,16 +46,16 @@ def test_points_come_back_to_their_pixel(height: int, width: int, seed: int) -> 
 
 @pytest.mark.parametrize("shape", [(96, 130), (130, 96), (8, 200), (300, 9)])
 def test_points_lie_on_pixels_of_the_image(predictor: Predictor, shape: tuple[int, int]) -> None:
-    found = predictor.points(image(*shape))
+    found = predictor.points(image(*shape))[0]
     assert found.foreground_xy and found.background_xy and found.box_xyxy is None
     for x, y in (*found.foreground_xy, *found.background_xy):
         assert x == int(x) and y == int(y) and 0 <= x < shape[1] and 0 <= y < shape[0]
-    assert found == predictor.points(image(*shape))
+    assert found == predictor.points(image(*shape))[0]
 
 
 def test_blind_the_coarse_network_has_no_say(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = image(96, 130)
-    points = predictor.points(picture)
+    points, _ = predictor.points(picture)
     seeing = predictor.interact(picture, points)
     monkeypatch.setattr(Predictor, "_coarse", lambda *_: pytest.fail("the coarse network was asked"))
     found = predictor.interact(picture, points, blind=True)
@@ -72,16 +72,18 @@ def test_what_is_cached_serves_points_too(tmp_path: Path, monkeypatch: pytest.Mo
     cache = EmbeddingCache(1 << 24)
     picture = image(64, 90)
     Predictor(system, cache).prepare(picture)
-    alone = Predictor(system).points(picture)
+    alone, times = Predictor(system).points(picture)
+    assert times["encode"] > 0 and not times["cached"]
     monkeypatch.setattr(Refiner, "embed", lambda *_: pytest.fail("the encoder ran again"))
-    assert Predictor(system, cache).points(picture) == alone
+    found, times = Predictor(system, cache).points(picture)
+    assert found == alone and times["cached"] and not times["encode"]
 
 
 def test_each_region_has_its_points(predictor: Predictor) -> None:
     picture = image(100, 220)
     regions = [(slice(10, 90), slice(5, 100)), (slice(10, 90), slice(110, 215))]
-    points = proposed_points(predictor, picture, regions)
-    alone = [predictor.points(np.ascontiguousarray(picture[region])) for region in regions]
+    points = frame_points(predictor, picture, regions).clicks
+    alone = [predictor.points(np.ascontiguousarray(picture[region]))[0] for region in regions]
     expected = {(x + r[1].start, y + r[0].start) for p, r in zip(alone, regions) for x, y in p.foreground_xy}
     assert set(points.foreground_xy) == expected
     found = predict(predictor, picture, regions, points, blind=True)

@@ -74,10 +74,11 @@ def save_tiny_system(path: Path, seed: int = 1, points: bool = False) -> Path:
             coarse.head.weight.mul_(20)
             coarse.presence.bias.fill_(6)
         assert config.sam is not None
+        sam = build_sam(config.sam)
         ppn = build_points(config) if points else None
         if ppn is not None:
             ppn.role.data = torch.tensor([5.0, 5.0, -5.0, -5.0, 5.0])  # labels of both kinds
-        return save_system(path, config, coarse, build_sam(config.sam), {"note": "random weights of a test"}, ppn=ppn)
+        return save_system(path, config, coarse, sam, {"note": "random weights of a test"}, ppn=ppn)
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:

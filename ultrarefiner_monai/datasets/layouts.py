@@ -31,7 +31,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 @dataclass(frozen=True)
 class Raw:
     """One image of a raw dataset. coloured: the mask is RGB, green benign and red malignant. patient, category: or "".
-    instances: COCO's annotations, in place of masks. problem: why it cannot be taken."""
+    instances: COCO's annotations, in place of masks; said_size: (H, W) that goes with them, None where it is not said. problem: why it
+    cannot be taken."""
 
     name: str
     image: Path
@@ -41,6 +42,7 @@ class Raw:
     coloured: bool = False
     problem: str = ""
     instances: tuple[dict[str, Any], ...] = ()
+    said_size: tuple[Any, ...] = (None, None)
 
     @property
     def id(self) -> str:
@@ -126,14 +128,15 @@ def _uclm(root: Path) -> Iterator[Raw]:
 def _coco(root: Path) -> Iterator[Raw]:
     for file in annotation_files(root):
         for image, instances, category in images_of(file):
-            name = str(Path(image["file_name"]).with_suffix(""))
-            path = image_path(root, image["file_name"])
+            file_name = image["file_name"].replace("\\", "/")
+            name, path = str(Path(file_name).with_suffix("")), image_path(root, file_name)
             patient = str(image.get("patient_id") or image.get("patient") or "")
             if path is None:
-                missing = f"{file.name} names {image['file_name']}, which is not in {root}"
-                yield Raw(name, root / Path(image["file_name"]).name, (), problem=missing)
+                missing = f"{file.name} names {file_name}, which is not in {root}"
+                yield Raw(name, root / Path(file_name).name, (), problem=missing)
             else:
-                yield Raw(name, path, (), patient, category, instances=tuple(instances))
+                said = tuple(image.get(key) for key in ("height", "width"))
+                yield Raw(name, path, (), patient, category, instances=tuple(instances), said_size=said)
 
 
 LAYOUTS: dict[str, Callable[[Path], Iterator[Raw]]] = {
@@ -218,6 +221,9 @@ def _write_pair(raw: Raw, dataset: str, out: Path, keep_blank: bool, summary: Su
     warnings: list[str] = []
     pixels = read_image(raw.image, warnings)
     mask, category = np.zeros(pixels.shape[:2], bool), raw.category
+    if any(said not in (None, is_) for said, is_ in zip(raw.said_size, mask.shape, strict=True)):
+        told = f"{raw.said_size[1]} x {raw.said_size[0]}"
+        raise InputError(f"{raw.image} is {mask.shape[1]} x {mask.shape[0]} pixels; its annotations are for {told}")
     if raw.instances:
         try:
             mask = mask_of(list(raw.instances), *mask.shape)

@@ -3,7 +3,10 @@ it was trained over. Promotion, roll-back and all else are those of every other 
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ultrarefiner_monai.core.files import sha256_of
@@ -12,6 +15,8 @@ from ultrarefiner_monai.learning.pointer import CONFIGURED
 from ultrarefiner_monai.learning.registry import ADAPTER_FACT, Candidate, Registry
 from ultrarefiner_monai.models.adapter_file import Adapter, read_adapter, state_digest, with_adapter
 from ultrarefiner_monai.models.checkpoints import Checkpoint, load_system, read_checkpoint, write_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 def add_adapter(registry: Registry, path: Path, name: str, weights: Path | None = None) -> Candidate:
@@ -29,10 +34,13 @@ def add_adapter(registry: Registry, path: Path, name: str, weights: Path | None 
     merged = {f"sam.{k}": v for k, v in sam.state_dict().items()}
     before = {f"sam.{k}": v for k, v in system.refiner.sam.state_dict().items()}  # type: ignore[union-attr]
     changed = {k: v.contiguous() for k, v in merged.items() if not v.equal(before[k])}
+    # The point proposal network read the encoder as it was.
+    kept = {k: v for k, v in stored.tensors.items() if not k.startswith("ppn.")}
     about = {"file": sha256_of(path)[:12], "rank": adapter.config.rank, "of": adapter.facts}
-    whole = registry.folder / ".adapted.safetensors"
+    whole = registry.folder / f".adapted-{uuid.uuid4().hex}.safetensors"
     try:
-        write_checkpoint(whole, stored.tensors | changed, stored.config, {**stored.meta, "adapter": about})
+        config = replace(stored.config, ppn=None)
+        write_checkpoint(whole, kept | changed, config, {**stored.meta, "adapter": about})
         return registry.add(name, whole, facts={"task": "adapter", "start": base, ADAPTER_FACT: about})
     finally:
         whole.unlink(missing_ok=True)
@@ -41,7 +49,11 @@ def add_adapter(registry: Registry, path: Path, name: str, weights: Path | None 
 def _base_of(registry: Registry, adapter: Adapter, what: str, weights: Path | None) -> tuple[str, Path, Checkpoint]:
     seen = []
     for name, path in _models(registry, weights):
-        stored = read_checkpoint(path)
+        try:
+            stored = read_checkpoint(path)
+        except InputError as error:  # one that is damaged keeps nobody from the others
+            log.warning("%s is passed over: %s", name, error)
+            continue
         if stored.part("sam") and state_digest(stored.part("sam")) == adapter.base:
             return name, path, stored
         seen.append(name)

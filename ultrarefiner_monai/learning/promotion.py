@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
 Files = Callable[[str], Start]
 _CACHE_BYTES = 64 * 2**20  # one image's embedding is asked for again with each click
 _TRIES = 3
+# The gate compares automatic results and clicks, which a training of the proposed points does not change.
+UNMEASURED = "ppn"
+POINTS_UNMEASURED = (
+    "the gate does not measure proposed points: look at them, then `ultrarefiner models promote` serves it"
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ def settle(
             return Outcome(registry.get(candidate.name), True)
         champion = _predictor(files(now.name), device)
         report = judge(champion, _predictor(files(candidate.name), device), items, options)
+        if candidate.facts.get("options", {}).get("phase") == UNMEASURED:
+            report = replace(report, passed=False, reasons=(*report.reasons, POINTS_UNMEASURED))
         registry.note(
             candidate.name,
             gate=report.to_dict(),

@@ -292,7 +292,7 @@ class Registry:
 def check(path: Path) -> str:
     """The version of a checkpoint that can be served: all weights fit their networks and are finite. InputError if not."""
     system = load_system(path)
-    for part, network in (("coarse", system.coarse), ("refiner", system.refiner)):
+    for part, network in (("coarse", system.coarse), ("refiner", system.refiner), ("ppn", system.ppn)):
         for name, value in network.state_dict().items() if network is not None else ():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise InputError(f"{path}: {part} {name} holds numbers that are not finite")

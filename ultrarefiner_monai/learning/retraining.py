@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from filelock import Timeout
 
-from ultrarefiner_monai.config import LearningConfig, TrainConfig, to_dict
+from ultrarefiner_monai.config import LearningConfig, SystemConfig, TrainConfig, to_dict
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import NO_FOLD, Item, Split, read_index, split_fold
@@ -198,11 +198,21 @@ def started_from(settings: TrainConfig, start: Start, folder: TrainingFolder, wo
             f"the model that is served ({start.name}) has no refiner to train: train one with `ultrarefiner train "
             "phase2_refiner`, or name SAM weights in the server's option refiner_weights"
         )
-    if settings.phase == "ppn":
-        system = replace(system, ppn=system.ppn or settings.system.ppn)
     refine = replace(settings.refine, sam_init=str(path), corrections=str(work.root))
+    if settings.phase == "ppn":
+        return _with_points(settings, system, path)
     system = replace(system, gate=system.gate.reopened())  # a refiner that was turned down can learn
     return replace(settings, system=system, init=str(path), refine=refine)
+
+
+def _with_points(settings: TrainConfig, system: SystemConfig, path: Path) -> TrainConfig:
+    """A training of the point proposal network: the system's own where it has one. All else is the system's."""
+    if system.refiner.roi:
+        raise InputError("the model that is served encodes crops (refiner.roi): no points can be proposed to it")
+    ppn = system.ppn or settings.system.ppn
+    assert ppn is not None
+    points = replace(settings.points, inside=min(settings.points.inside, ppn.points))
+    return replace(settings, system=replace(system, ppn=ppn), init=str(path), points=points)
 
 
 def _whole(start: Start, folder: TrainingFolder) -> Path:

@@ -51,7 +51,9 @@ def state_digest(state: Mapping[str, torch.Tensor]) -> str:
     for name, value in sorted(state.items()):
         if name.rpartition(".")[2] in ("lora_a", "lora_b"):
             continue
-        plain = value.detach().cpu().float().contiguous() if value.is_floating_point() else value.detach().cpu()
+        plain = value.detach().cpu()
+        if value.is_floating_point():
+            plain = plain.float().contiguous() + 0.0  # so that -0 is 0
         digest.update(f"{name} {tuple(plain.shape)}".encode())
         digest.update(np.ascontiguousarray(plain.numpy()).data)
     return digest.hexdigest()[:16]
@@ -85,7 +87,10 @@ def read_adapter(path: str | Path) -> Adapter:
         config, facts = from_dict(LoraConfig, json.loads(about["lora"])), json.loads(about.get("facts", "{}"))
     except (SafetensorError, OSError, ValueError, KeyError, ConfigError) as error:
         raise InputError(f"{path.name} cannot be read as an adapter: {error}") from error
-    broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
+    ranks = {v.shape[0] for n, v in state.items() if n.endswith("lora_a") and v.ndim}
+    if not state or ranks != {config.rank} or not isinstance(facts, dict):
+        raise InputError(f"{path.name}: its tensors are not of rank {config.rank}, as it says")
+    broken = [name for name, value in state.items() if not value.is_floating_point() or not torch.isfinite(value).all()]
     if broken:
         raise InputError(f"{path.name}: {broken[0]} holds numbers that are not finite")
     return Adapter(state, config, about.get("base", ""), facts)

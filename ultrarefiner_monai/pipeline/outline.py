@@ -179,20 +179,29 @@ def predict(
     )
 
 
-def proposed_points(predictor: Predictor, image: np.ndarray, regions: Sequence[Region] = ()) -> Clicks:
-    """The points that the point proposal network finds in one frame, as clicks in the image frame; region by region, as
-    ``predict``. Raises InputError as ``Predictor.points``."""
-    if not regions:
-        return predictor.points(image)
-    found = [
-        (predictor.points(crop), columns.start, rows.start)
-        for crop, (rows, columns) in zip(crops(image, regions), regions)
-    ]
+@dataclass(frozen=True)
+class FramePoints:
+    """Points that propose themselves on one frame, as clicks in the image frame. seconds, cached: as a proposal's ``timings``."""
+
+    clicks: Clicks
+    seconds: dict[str, float]
+    cached: float
+
+
+def frame_points(predictor: Predictor, image: np.ndarray, regions: Sequence[Region] = ()) -> FramePoints:
+    """What the point proposal network finds in one frame; region by region, as ``predict``. Raises InputError as
+    ``Predictor.points``."""
+    corners = [(columns.start, rows.start) for rows, columns in regions] or [(0, 0)]
+    found = [(predictor.points(crop), corner) for crop, corner in zip(crops(image, regions), corners)]
     foreground, background = (
-        tuple((x + left, y + top) for points, left, top in found for x, y in getattr(points, name))
+        {(x + left, y + top) for (points, _), (left, top) in found for x, y in getattr(points, name)}
         for name in ("foreground_xy", "background_xy")
     )
-    return Clicks(foreground, tuple(set(background) - set(foreground)))
+    seconds: dict[str, float] = {}
+    for (_, times), _ in found:
+        seconds |= {n: seconds.get(n, 0.0) + t for n, t in times.items() if t and n not in ("total", "cached")}
+    clicks = Clicks(tuple(foreground), tuple(background - foreground))
+    return FramePoints(clicks, seconds, min(times["cached"] for (_, times), _ in found))
 
 
 def _pasted(parts: Sequence[np.ndarray], regions: Sequence[Region], shape: tuple[int, ...]) -> np.ndarray:

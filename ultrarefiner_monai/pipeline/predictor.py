@@ -136,9 +136,9 @@ class Predictor:
         state = "trained" if trained else "untrained"
         return self._finish(request, mask, final_prob, coarse, iou, None, state, clicked=True)
 
-    def points(self, image: np.ndarray) -> Clicks:
-        """The points that the point proposal network finds, as clicks in the image frame; image as for ``coarse``. They lie on
-        pixels, so that a client can send them back as they are. InputError for a system without one."""
+    def points(self, image: np.ndarray) -> tuple[Clicks, dict[str, float]]:
+        """(the points that the point proposal network finds, as clicks in the image frame; seconds of each step); image as for
+        ``coarse``. They lie on pixels, so that a client can send them back as they are. InputError for a system without one."""
         config, ppn = self.system.config, self.system.ppn
         if ppn is None or config.sam is None:
             raise InputError(
@@ -147,9 +147,9 @@ class Predictor:
         request = Request(image)
         letterbox = self._letterbox(request, config.sam.image_size)
         embedding = self._tensor(self._embedding(request, letterbox))
-        with self._light, torch.inference_mode():
+        with self._light, request.clock("decode"), torch.inference_mode():
             found = ppn(embedding, letterbox.inner_hw)
-        return as_clicks(found, letterbox)
+        return as_clicks(found, letterbox), request.times()
 
     def prepare(self, image: np.ndarray) -> None:
         """Compute and cache what depends on the image alone, where it is not cached yet; image as for ``coarse``."""

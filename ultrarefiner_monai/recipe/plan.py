@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ultrarefiner_monai.config import SystemConfig, TrainConfig
+from ultrarefiner_monai.config import GateConfig, SystemConfig, TrainConfig
 from ultrarefiner_monai.datasets.datalist import read_sets, split_sets
 from ultrarefiner_monai.models.build import build_coarse
 from ultrarefiner_monai.models.checkpoints import save_system
@@ -97,7 +97,12 @@ def step_seconds(config: TrainConfig, device: str) -> float:
         coarse, system = build_coarse(config.system.coarse), config.system
         init = "none"
         if config.phase != "phase1_coarse":
-            save_system(path, replace(system, sam=None, ppn=None), coarse)
+            if config.phase == "ppn":  # which begins with a whole system
+                assert system.sam is not None
+                whole = replace(system, ppn=None, gate=GateConfig())
+                save_system(path, whole, coarse, build_sam(system.sam))
+            else:
+                save_system(path, replace(system, sam=None, ppn=None), coarse)
             init = str(path)
         refine = replace(config.refine, sam_init="none")
         config = replace(config, init=init, refine=refine, loss=replace(config.loss, teachers=()))

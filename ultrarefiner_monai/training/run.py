@@ -114,7 +114,7 @@ def train_split(
         best = run.fit()
         if ddp.is_main():
             result = out / "best.safetensors", out / "model.safetensors"
-            if config.calibrate:
+            if config.calibrate and run.phase.calibrates:
                 finish(*result, split.select, own_device)
             else:
                 in_half_precision(*result)

@@ -9,12 +9,15 @@ import pytest
 import torch
 from test_refiner_phase import COARSE, LITE, PHASE1, VIT, phase2
 
-from ultrarefiner_monai.config import ConfigError, LoraConfig, RefineConfig, SamConfig, from_dict, load_yaml
+from ultrarefiner_monai.config import ConfigError, GateConfig, LoraConfig, RefineConfig, SamConfig, from_dict, load_yaml
 from ultrarefiner_monai.config.train import TrainConfig
+from ultrarefiner_monai.learning.adapters import add_adapter
+from ultrarefiner_monai.learning.registry import Registry
 from ultrarefiner_monai.models.adapter_file import read_adapter, with_adapter
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint
 from ultrarefiner_monai.models.lora import lora_parameters
 from ultrarefiner_monai.models.sam.network import encode
+from ultrarefiner_monai.studies.work_folder import WorkFolder
 from ultrarefiner_monai.training.phases.build import build_phase
 from ultrarefiner_monai.training.run import train
 
@@ -105,7 +108,14 @@ def test_phase_3_learns_with_adapters(folder: Path, start: Path, tmp_path: Path)
     train(config, folder, 0, tmp_path / "j", device="cpu")
     after = read_checkpoint(tmp_path / "j" / "best.safetensors")
     assert not any("lora" in key for key in after.tensors) and after.meta["lora"]["rank"] == 2
-    assert read_adapter(tmp_path / "j" / "adapter.safetensors").state
+    assert not (tmp_path / "j" / "adapter.safetensors").exists(), "the coarse network learnt too"
+
+
+def test_a_learned_gate_stands_still_beside_adapters_alone(start: Path) -> None:
+    config = phase2(start, VIT, **ALONE)
+    phase = build_phase(replace(config, system=replace(config.system, gate=GateConfig(mode="learned"))))
+    learns = {name for name, p in phase.network.named_parameters() if p.requires_grad}
+    assert learns == {name for name, _ in lora_parameters(phase.network)}
 
 
 def test_what_does_not_go_together_is_refused_by_name() -> None:
@@ -131,4 +141,12 @@ def test_the_configuration_that_comes_with_it_runs(folder: Path, start: Path, tm
     )  # fmt: skip
     train(small, folder, 0, tmp_path / "r", device="cpu")
     assert load_system(tmp_path / "r" / "model.safetensors").refiner is not None
-    assert (tmp_path / "r" / "adapter.safetensors").is_file()
+    # With the averaged weights that it asks for: what stands still has to stay as it is, to the bit.
+    assert small.ema is not None
+    registry = Registry(WorkFolder.of(tmp_path))
+    found = add_adapter(registry, tmp_path / "r" / "adapter.safetensors", "site", start)
+    before, after = read_checkpoint(start), read_checkpoint(tmp_path / "r" / "best.safetensors")
+    changed = {k for k, v in after.tensors.items() if not torch.equal(v.float(), before.tensors[k].float())}
+    assert changed and all(".attn.proj." in k or ".mlp." in k for k in changed)
+    own = embedding(tmp_path / "r" / "best.safetensors")
+    assert torch.allclose(embedding(found.path), own, atol=1e-5)

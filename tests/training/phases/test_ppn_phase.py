@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_refiner_phase import COARSE, PHASE1, VIT, phase2
 
-from ultrarefiner_monai.config import ConfigError, LoraConfig, PpnConfig, TrainConfig, from_dict, load_yaml, to_dict
+from ultrarefiner_monai.config import (
+    ConfigError,
+    GateConfig,
+    LoraConfig,
+    PpnConfig,
+    TrainConfig,
+    from_dict,
+    load_yaml,
+    to_dict,
+)
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import read_index, split_fold
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint
@@ -91,6 +100,26 @@ def test_hard_labels() -> None:
     deepest = np.zeros((33, 33), bool)
     deepest[4:29, 4:29] = True
     assert target_points(deepest, 1, 1, 0.06)[0].tolist() == [[16, 16]]  # type: ignore[index]
+
+
+@given(st.integers(0, 500), st.integers(3, 31))
+@settings(max_examples=30, deadline=None)
+def test_no_target_lies_in_the_padding(seed: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    label = np.zeros((32, 32), bool)
+    y, x = int(rng.integers(0, rows)), int(rng.integers(0, 32))
+    label[y : min(rows, y + 6), x : x + 6] = True
+    target = target_points(label, 4, 7, 0.2, (rows, 32))
+    assert target is not None and (target[0][:, 1] < rows).all() and len(target[0]) == 7
+
+
+def test_numbers_that_are_none_reach_the_loss() -> None:
+    """Where the loop finds them, and names the images."""
+    label = np.zeros((16, 16), bool)
+    label[3:8, 3:8] = True
+    points = ProposedPoints(torch.full((1, 7, 2), float("nan")), torch.zeros(1, 7))
+    place, _ = point_losses(points, [target_points(label, 4, 7, 0.06)], 16)
+    assert torch.isnan(place)
 
 
 def test_matching_is_that_of_least_cost_and_blind_to_order() -> None:
@@ -197,6 +226,17 @@ def test_later_trainings_keep_it_while_the_encoder_stands_still(folder: Path, tr
 def test_the_configuration_that_comes_with_it_runs(folder: Path, start: Path, tmp_path: Path) -> None:
     found = load_yaml(TrainConfig, CONFIGS / "ppn_compact.yaml")
     assert found.phase == "ppn" and found.system.ppn == PpnConfig() and found.refine.train == ("mask_decoder",)
+    # Of another gate than its start, averaged, and with the decoder left alone: all but the points stays, to the bit.
+    other = replace(found.system, coarse=COARSE, sam=VIT, ppn=SMALL, gate=GateConfig(mode="confidence"))
+    alone = replace(
+        found, system=other, init=str(start), epochs=1, tracking="none", data=replace(found.data, select_share=0.3),
+        refine=replace(found.refine, variants=1, train=()),
+    )  # fmt: skip
+    assert alone.ema is not None and alone.calibrate
+    train(alone, folder, 0, tmp_path / "alone", device="cpu")
+    before, after = read_checkpoint(start), read_checkpoint(tmp_path / "alone" / "model.safetensors")
+    assert all(torch.equal(v, after.tensors[k]) for k, v in before.tensors.items())
+    assert replace(after.config, ppn=None) == before.config
     small = replace(
         found, system=replace(found.system, coarse=COARSE, sam=VIT, ppn=SMALL), init=str(start), epochs=1, tracking="none",
         data=replace(found.data, select_share=0.3), refine=replace(found.refine, variants=2),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from ignite.handlers import EarlyStopping, EMAHandler
+from ignite.handlers import EarlyStopping
 from ignite.handlers.tqdm_logger import ProgressBar
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
@@ -31,6 +31,7 @@ from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.training.data.transforms import ID
 from ultrarefiner_monai.training.loop import ddp
+from ultrarefiner_monai.training.loop.average import Average
 from ultrarefiner_monai.training.loop.console import EpochTable
 from ultrarefiner_monai.training.loop.epoch_means import Means, over_sets, with_set
 from ultrarefiner_monai.training.loop.state import check_same_options, load_state, save_state
@@ -81,7 +82,7 @@ class Run:
             iteration_update=self.steps,
             decollate=False,
         )
-        self.ema = EMAHandler(self.network, momentum=config.ema, handle_buffers="update") if config.ema else None
+        self.ema = Average(self.network, momentum=config.ema) if config.ema else None
         self.evaluator = SupervisedEvaluator(
             device=self.device,
             val_data_loader=selection,

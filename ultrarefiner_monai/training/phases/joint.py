@@ -151,7 +151,10 @@ class JointPhase(RefinerPhase):
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         assert isinstance(network, JointNetwork)
         about = {**meta, "before": self.before}
-        save_refiner(path, self.system, network.coarse, network.refiner, about, self.config.refine.lora, self.ppn)
+        # The coarse network learnt too: an adapter alone would not be what was learnt.
+        save_refiner(
+            path, self.system, network.coarse, network.refiner, about, self.config.refine.lora, self.ppn, False
+        )
 
     # --- parts of a step ----------------------------------------------------------------------------------------------
 

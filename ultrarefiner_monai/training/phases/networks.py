@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from ultrarefiner_monai.models.lora import lora_parameters
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 from ultrarefiner_monai.models.sam.network import build_sam, load_into_sam, load_sam_state
+
+log = logging.getLogger(__name__)
 
 
 def start_system(config: TrainConfig) -> tuple[SystemConfig, nn.Module, Checkpoint]:
@@ -67,7 +70,10 @@ def with_points(config: TrainConfig, system: SystemConfig, stored: Checkpoint) -
     else left out."""
     refine = config.refine
     still = refine.lora is None and not {"encoder", "neck", "deep"} & set(refine.train)
-    if stored.config.ppn is None or refine.sam_init not in ("none", config.init) or not still:
+    if stored.config.ppn is None:
+        return replace(system, ppn=None), None
+    if refine.sam_init not in ("none", config.init) or not still:
+        log.warning("the point proposal network of %s reads another image encoder: it is left out", config.init)
         return replace(system, ppn=None), None
     system = replace(system, ppn=stored.config.ppn)
     ppn = build_points(system)
@@ -101,14 +107,16 @@ def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
 
 
 def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
-    """Only the named parts, adapters and the gate receive gradients. Raises InputError for neck or deep where there are none."""
+    """Only the named parts, adapters and the gate receive gradients; the gate not where adapters alone shall learn. Raises
+    InputError for neck or deep where there are none."""
     parts = refiner_parts(as_refiner(network))
     if "neck" in train and not parts["neck"]:  # as with deep, which needs neck
         raise InputError("refine.train: neck and deep are the compact preset's CNN encoder's; this sam has none")
     whole = ("encoder", "neck", "deep") if "encoder" in train else ()
     for name, parameters in parts.items():
         for parameter in parameters:
-            parameter.requires_grad_(name in train or name in ("gate", "lora") or name in whole)
+            always = name == "lora" or (name == "gate" and (bool(train) or not parts["lora"]))
+            parameter.requires_grad_(name in train or always or name in whole)
 
 
 def refiner_groups(network: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -136,15 +144,16 @@ def save_refiner(
     meta: dict[str, Any],
     lora: LoraConfig | None = None,
     ppn: nn.Module | None = None,
+    adapter: bool = True,
 ) -> None:
-    """Write the checkpoint; adapters (``lora``) are merged in it, and lie beside it in a file of their own. ppn: the point
-    proposal network that goes into it."""
+    """Write the checkpoint; adapters (``lora``) are merged in it, and lie beside it in a file of their own (adapter: whether they
+    do). ppn: the point proposal network that goes into it."""
     gate = refiner.gate if refiner.gate.state_dict() else None
     if lora is None:
         save_system(path, system, coarse, refiner.sam, meta, half=False, gate=gate, ppn=ppn)
         return
-    write_adapter(
-        path.with_name(ADAPTER), refiner.sam, lora, {"data": meta.get("data", ""), "fold": meta.get("fold", "")}
-    )
+    if adapter:
+        facts = {"data": meta.get("data", ""), "fold": meta.get("fold", "")}
+        write_adapter(path.with_name(ADAPTER), refiner.sam, lora, facts)
     about = {**meta, "lora": to_dict(lora)}
     save_system(path, system, coarse, merged_sam(refiner.sam), about, half=False, gate=gate, ppn=ppn)

@@ -27,6 +27,8 @@ class Phase(ABC):
 
     config: TrainConfig
     network: nn.Module
+    # Whether automatic results change with what is learnt, so that their post-processing is chosen anew at the run's end.
+    calibrates: bool = True
 
     @abstractmethod
     def loaders(self, split: Split, out: Path) -> Loaders:

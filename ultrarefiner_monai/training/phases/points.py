@@ -12,24 +12,30 @@ from scipy.optimize import linear_sum_assignment
 
 from ultrarefiner_monai.models.ppn import ProposedPoints
 
+# What a distance and a label count for in the matching, whatever ``PointsConfig`` gives the losses.
+_PLACE, _LABEL = 5.0, 0.5
 Target = tuple[np.ndarray, np.ndarray]  # xy (N, 2) in pixels of the label's frame, label (N,) 1 inside and 0 beside
 
 
-def target_points(label: np.ndarray, inside: int, count: int, margin: float) -> Target | None:
+def target_points(
+    label: np.ndarray, inside: int, count: int, margin: float, valid: tuple[int, int] | None = None
+) -> Target | None:
     """``count`` points for one label; None without a lesion, which has no place to learn.
 
     label: (M, M) bool. ``inside`` of them lie in the lesion, the deepest first, each far from those before it; the others
     beside its border, within ``margin`` of the side, spread around it. A lesion with fewer pixels than points is
-    given all its pixels, the deepest more than once; where a lesion leaves no room beside it, all lie inside.
+    given all its pixels, the deepest more than once; where a lesion leaves no room beside it, all lie inside. valid: (rows, columns)
+    that the image covers; none lies in the padding.
     """
     if not label.any():
         return None
-    depth = distance_transform_edt(np.pad(label, 1))[1:-1, 1:-1]
     away = distance_transform_edt(~label) if not label.all() else np.zeros(label.shape)
     ring = (away > 0) & (away <= max(margin * label.shape[0], 1.5))
+    if valid is not None:
+        ring[valid[0] :], ring[:, valid[1] :] = False, False
     if not ring.any():
         inside = count
-    inner = _spread(label, depth, inside)
+    inner = _spread(label, _depth(label), inside)
     # Beside the border the middle of the ring is best: near enough to matter, and surely outside.
     outer = _spread(ring, _depth(ring), count - inside) if count > inside else np.zeros((0, 2))
     return np.concatenate([inner, outer]), np.r_[np.ones(len(inner)), np.zeros(len(outer))]
@@ -84,5 +90,6 @@ def matched(points: ProposedPoints, item: int, target: Target, side: int) -> np.
     wanted, labels = (target[0] + 0.5) / side, target[1]
     distance = np.abs(xy[:, None] - wanted[None]).sum(axis=2)
     wrong = np.logaddexp(0, np.where(labels[None] > 0.5, -logits[:, None], logits[:, None]))
-    rows, columns = linear_sum_assignment(5 * distance + 0.5 * wrong)
+    # A number that is none is found by the loss, with the images' names; the matching has to go on till there.
+    rows, columns = linear_sum_assignment(np.nan_to_num(_PLACE * distance + _LABEL * wrong, nan=1e6, posinf=1e6))
     return columns[np.argsort(rows)]

@@ -6,6 +6,7 @@ What learns: the point proposal network, the mask decoder (``refine.train``), an
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from ultrarefiner_monai.training.phases.points import point_losses, target_point
 from ultrarefiner_monai.training.phases.refiner import RefinerPhase, embed, valid_hw
 from ultrarefiner_monai.training.phases.selection import selection_figures
 
+log = logging.getLogger(__name__)
+
 
 class PpnNetwork(nn.Module):
     """Refiner and point proposal network, trained as one."""
@@ -50,12 +53,18 @@ class PpnPhase(RefinerPhase):
                 f"ppn proposes points to a trained refiner: init must be the .safetensors of a whole system, {config.init} holds "
                 "a coarse network alone"
             )
-        self.system = replace(self.system, ppn=config.system.ppn)
+        # All but the network is init's: with refine.train: [] every other answer stays as it is, to the bit.
+        self.system = replace(stored.config if config.refine.sam_init == "none" else self.system, ppn=config.system.ppn)
+        self.refiner = Refiner(self.refiner.sam, self.system)
+        load_strictly(self.refiner.gate, stored.part("gate"), f"{config.init} (gate)")
+        self.refiner.gate.requires_grad_(False)  # of the automatic result, which has a coarse mask
+        self.calibrates = bool(config.refine.train) or config.refine.lora is not None
         points = build_points(self.system)
         if stored.config.ppn == self.system.ppn:
             load_strictly(points, stored.part("ppn"), f"{config.init} (ppn)")
+        elif stored.config.ppn is not None:
+            log.warning("init: %s has a point proposal network of another size: it begins anew", config.init)
         assert isinstance(points, PointNetwork)
-        self.refiner.gate.requires_grad_(False)  # of the automatic result, which has a coarse mask
         self.network = PpnNetwork(self.refiner, points)
         self.mask_loss = DiceFocalLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0, batch=False)
 
@@ -75,9 +84,13 @@ class PpnPhase(RefinerPhase):
         assert output.first_logits is not None
         mask = (self.mask_loss(output.refined_logits, label) + self.mask_loss(output.first_logits, label)) / 2
         iou = iou_loss(output.mask_logits, output.iou_pred, label)
-        masks = (label[:, 0] >= 0.5).cpu().numpy()
+        masks, full = (label[:, 0] >= 0.5).cpu().numpy(), both.refiner.image_size
         count = both.points.config.points
-        targets = [target_points(m, options.inside, count, options.margin) for m in masks]
+        shown = [(-(-h * side // full), -(-w * side // full)) for h, w in valid_hw(batch)]
+        targets = [
+            target_points(m, options.inside, count, options.margin, valid)
+            for m, valid in zip(masks, shown, strict=True)
+        ]
         place, kind = point_losses(points, targets, side)
         loss = options.mask_weight * mask + options.place_weight * place + options.label_weight * kind
         loss = loss + self.config.refine.iou_weight * iou
@@ -86,7 +99,7 @@ class PpnPhase(RefinerPhase):
 
     @torch.no_grad()
     def figures(self, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
-        """As it is served: points have a label each, and without one inside there is no lesion."""
+        """As it is served, but for rounding and post-processing: each point has a label, and without one inside there is no lesion."""
         both = _as_ppn(network)
         embedding = embed(both.refiner, batch)
         side = 4 * embedding.shape[-1]
@@ -112,7 +125,8 @@ class PpnPhase(RefinerPhase):
 
     def save(self, network: nn.Module, path: Path, meta: dict[str, Any]) -> None:
         both = _as_ppn(network)
-        save_refiner(path, self.system, self.coarse, both.refiner, meta, self.config.refine.lora, both.points)
+        # The points are part of what was learnt: the adapter alone would not be it.
+        save_refiner(path, self.system, self.coarse, both.refiner, meta, self.config.refine.lora, both.points, False)
 
 
 def answered(

@@ -29,6 +29,7 @@ def sent(file: BinaryIO, name: str) -> StreamingResponse:
     headers = {
         "content-length": str(stat.st_size),
         "last-modified": formatdate(stat.st_mtime, usegmt=True),
+        "etag": f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"',
         "content-disposition": f"attachment; filename*=utf-8''{quote(name)}"
         if quote(name) != name
         else f'attachment; filename="{name}"',

@@ -18,13 +18,14 @@ from ultrarefiner_monai.core.types import Clicks, InputError
 from ultrarefiner_monai.dicom.series import sha256_of_image, state_of
 from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.masks.pixels import pack_mask, unpack_mask
-from ultrarefiner_monai.pipeline.outline import NO_CLICKS, FrameOutline, outline_frame
+from ultrarefiner_monai.pipeline.outline import NO_CLICKS, FrameOutline, FramePoints, frame_points, outline_frame
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.journal_queue import JournalQueue
 from ultrarefiner_monai.studies.work_folder import WorkFolder
 
 _RESULT_BYTES = 128 << 20
 _OPEN_BYTES = 512 << 20
+_MOST_POINTS = 10_000  # frames whose proposed points are remembered, a kilobyte each
 _NO_MASK = np.zeros((0, 0), np.uint8)
 
 
@@ -69,6 +70,7 @@ class Engine:
         self._lock = threading.Lock()
         self._opened: LRUCache[str, OpenImageFile] = LRUCache(_OPEN_BYTES, lambda opened: _bytes(opened.image_file))
         self._results: LRUCache[tuple, _Kept] = LRUCache(_RESULT_BYTES, lambda kept: kept.nbytes)
+        self._points: LRUCache[tuple, FramePoints] = LRUCache(_MOST_POINTS)
         self._drops = 0  # how often all this was dropped: what was begun before is not kept
 
     def read(self, path: Path) -> ImageFile:
@@ -117,6 +119,19 @@ class Engine:
                 self._results[key] = kept
         return frame
 
+    def points(self, predictor: Predictor, opened: OpenImageFile, k: int) -> FramePoints:
+        """The points that the model proposes on frame ``k``; remembered as answers are, and took no time then."""
+        key = (predictor.system.version, opened.sha256, k)
+        with self._lock:
+            drops, kept = self._drops, self._points.get(key)
+        if kept is not None:
+            return replace(kept, seconds={}, cached=1.0)
+        found = frame_points(predictor, opened.image_file.frame(k), opened.image_file.regions_of(k))
+        with self._lock:
+            if drops == self._drops:
+                self._points[key] = found
+        return found
+
     def drop_forgotten(self) -> None:
         """When ``ultrarefiner forget`` left a note: drop what is in memory, and the note."""
         note, taken = self.work.forgotten, self.work.root / f"forgotten-{threading.get_ident()}"
@@ -135,6 +150,7 @@ class Engine:
         with self._lock:
             self._opened.clear()
             self._results.clear()
+            self._points.clear()
             self._drops += 1
         for key in keys:
             self.served.cache.forget(key)

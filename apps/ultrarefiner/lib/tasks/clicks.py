@@ -14,7 +14,7 @@ from typing import Any
 from ultrarefiner_monai.core.types import Clicks, InputError
 
 ALL_FRAMES = -1
-MOST_POINTS = 1000
+MOST_POINTS = 1000  # on a frame
 Axes = tuple[int, int, int]
 _LARGEST = 1e12
 
@@ -42,9 +42,12 @@ def requested_clicks(
     asked = frame_of(request, frames)
     found: dict[int, dict[str, list]] = {}
     for name in ("foreground", "background"):
-        for point in _list(request.get(name), name):
+        for point in _list(request.get(name), name, MOST_POINTS * frames):
             k, xy = _point(_reorder(point, axes, 1), name, asked, frames, height, width)
-            found.setdefault(k, {}).setdefault(f"{name}_xy", []).append(xy)
+            own = found.setdefault(k, {}).setdefault(f"{name}_xy", [])
+            own.append(xy)
+            if len(own) > MOST_POINTS:
+                raise InputError(f"{name} has more than {MOST_POINTS} points on frame {k}; at most so many are taken")
     boxes = _boxes(_reorder(_list(request.get("roi"), "roi"), axes, 2), asked, frames, height, width)
     return {
         k: Clicks(**{name: tuple(points) for name, points in found.get(k, {}).items()}, box_xyxy=boxes.get(k))
@@ -65,13 +68,13 @@ def as_sent(clicks: Mapping[int, Clicks], axes: Axes = (0, 1, 2)) -> dict[str, l
     return found
 
 
-def _list(value: Any, name: str) -> list:
+def _list(value: Any, name: str, most: int = MOST_POINTS) -> list:
     if value is None or value == "":
         return []
     if not isinstance(value, list):
         raise InputError(f"{name} must be a list, got {type(value).__name__} {value!r:.80}")
-    if len(value) > MOST_POINTS:
-        raise InputError(f"{name} has {len(value)} entries; at most {MOST_POINTS} are taken")
+    if len(value) > most:
+        raise InputError(f"{name} has {len(value)} entries; at most {most} are taken")
     return value
 
 

@@ -18,7 +18,7 @@ from lib.tasks.clicks import ALL_FRAMES, as_sent, frame_of, requested_clicks
 from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import LABELS, NOTICE, Clicks, InputError
 from ultrarefiner_monai.imaging.writers import encode_mask, lost_position
-from ultrarefiner_monai.pipeline.outline import FileOutline, FrameOutline, outline, proposed_points
+from ultrarefiner_monai.pipeline.outline import FileOutline, FrameOutline, FramePoints, outline, shown_frame
 from ultrarefiner_monai.pipeline.predictor import Predictor
 from ultrarefiner_monai.studies.journal import Journal
 
@@ -52,9 +52,9 @@ class LesionTask(InferTask):
 
     def info(self) -> dict[str, Any]:
         system = self.engine.served.now().system
-        network = system.ppn if self.mode == "points" else system.refiner
-        state = "off" if self.mode == "coarse" else "trained" if network is not None else "untrained"
-        return {**super().info(), "version": system.version, "refiner": state, "notice": NOTICE}
+        state = "off" if self.mode == "coarse" else "trained" if system.refiner is not None else "untrained"
+        found = {**super().info(), "version": system.version, "refiner": state, "notice": NOTICE}
+        return found if self.mode != "points" else {**found, "points": "none" if system.ppn is None else "trained"}
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """As MONAI Label calls a task: the path of a file that the caller removes, and the reply's params."""
@@ -86,12 +86,15 @@ class LesionTask(InferTask):
             raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
         read = time.perf_counter()
         predictor = self._predictor(request, opened)  # one model for all frames, whatever is chosen meanwhile
-        points = self._points(predictor, image_file, frames, clicks)
+        proposed = self._points(predictor, opened, frames, clicks)
+        points = {k: found.clicks for k, found in proposed.items()}
 
         def answer(k: int, given: Clicks) -> FrameOutline:
             return self.engine.answer(predictor, opened, k, given, self.mode == "coarse", self.mode == "points")
 
         found = outline(image_file, answer, frames, {**points, **clicks})
+        if points:  # which frame stands for all: as if they were no clicks
+            found = replace(found, shown=shown_frame(found.frames, clicks))
         computed = time.perf_counter()
         content = b""
         if as_file and extension == ".png":
@@ -105,21 +108,25 @@ class LesionTask(InferTask):
             reply["warnings"].append(lost)
         now = time.perf_counter()
         steps = {"read": read - start, "infer": computed - read, "write": now - computed, "total": now - start}
-        reply["timings"] = {name: round(seconds, 4) for name, seconds in {**found.timings(), **steps}.items()}
+        times = {**found.timings(), **steps}
+        for one in proposed.values():
+            times |= {name: times.get(name, 0.0) + seconds for name, seconds in one.seconds.items()}
+            times["cached"] = min(times["cached"], one.cached)
+        reply["timings"] = {name: round(seconds, 4) for name, seconds in times.items()}
         # The name that MONAI Label's own tasks use.
         reply["latencies"] = {"total": round(now - start, 2)}
         self._record(request, opened, found, clicks, reply)
         return Outline(content, extension, reply, found.mask)
 
     def _points(
-        self, predictor: Predictor, image_file: ImageFile, frames: list[int], clicks: dict[int, Clicks]
-    ) -> dict[int, Clicks]:
-        """frame -> the points that the model proposes there, where they are asked for: by the task, or where nobody has clicked
-        and the server begins with them."""
+        self, predictor: Predictor, opened: OpenImageFile, frames: list[int], clicks: dict[int, Clicks]
+    ) -> dict[int, FramePoints]:
+        """frame -> the points that the model proposes there, where they are asked for: by the task, or on the frames where nobody
+        has clicked and the server begins with them."""
         begins = self.mode == "interact" and self.engine.config.start_with_points and predictor.system.ppn is not None
-        if self.mode != "points" and (clicks or not begins):
+        if self.mode != "points" and not begins:
             return {}
-        return {k: proposed_points(predictor, image_file.frame(k), image_file.regions_of(k)) for k in frames}
+        return {k: self.engine.points(predictor, opened, k) for k in frames if k not in clicks}
 
     def _predictor(self, request: dict[str, Any], opened: OpenImageFile) -> Predictor:
         """A user's image keeps its model while it is worked on, in whatever form it is asked for."""
