@@ -134,6 +134,12 @@ class QuickRun:
         problems |= dict.fromkeys(
             implausible, "it is left out of quick learning: the model gets nowhere near this label, even with clicks"
         )
+        if len(implausible) >= LEAST and len(implausible) > len(samples):
+            why = (
+                f"the model gets nowhere near {len(implausible)} of {len(chosen)} labels, even with clicks: do they belong to these "
+                "images? Nothing is learnt quickly until most labels are right"
+            )
+            return self._result("", why, samples, problems)
         validating = self._chosen(stored, images, split, SELECT_FOLD)
         self.store.drop_features(stored, {s.id for s in (*chosen, *validating)})
         older = self._timed("replay", lambda: self._replay(images))
