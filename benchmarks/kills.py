@@ -170,8 +170,9 @@ class Studies:
         else:
             trained = kind == "slow promoting"
             known = self.models(trained)
-            what, length = (lambda: self.models(trained) != known), 3.0 if trained else 1.5
-        if not eventually(what, SLOW_PATIENCE if kind == "slow promoting" else PATIENCE):
+            # A quick model is served as soon as its file is there; a candidate is compared first.
+            what, length = (lambda: self.models(trained) != known), 10.0 if trained else 1.5
+        if not eventually(what, SLOW_PATIENCE if "promoting" in kind else PATIENCE):
             return False
         time.sleep(moment * length)
         return True
@@ -180,13 +181,10 @@ class Studies:
         states = [(p.parent.name, read_json(p)) for p in self.work.training.runs.glob("*/state.json")]
         return next((name for name, s in states if s.get("status") == "running" and s.get("started", 0) >= since), "")
 
-    def models(self, trained: bool = False) -> str:
-        """Changes with each candidate and each quick model that is written, and with each promotion. trained: with those of
-        trainings alone."""
-        names = sorted(p.name for p in self.work.models.glob("*.safetensors"))
-        if trained:
-            return str([name for name in names if name.startswith(("sam_refiner", "transunet", "ultrarefiner"))])
-        return f"{names} {Registry(self.work).pointer()}"
+    def models(self, trained: bool) -> list[str]:
+        """The candidates that trainings made, or the quick models."""
+        kinds = ("sam_refiner", "transunet", "ultrarefiner") if trained else ("quick",)
+        return sorted(p.name for p in self.work.models.glob("*.safetensors") if p.name.startswith(kinds))
 
     def promotions(self) -> dict[str, int]:
         """How many promotions there were, by whom."""
@@ -201,10 +199,10 @@ class Studies:
         pid = os.fork()
         if not pid:
             try:
-                promote_and_roll_back(self.work, names)
+                promote_and_roll_back(self.studies, names)
             finally:
                 os._exit(1)
-        time.sleep(0.2 + moment * 2)
+        time.sleep(0.5 + moment * 8)
         os.kill(pid, 9)
         os.waitpid(pid, 0)
         return bool(names)
@@ -258,16 +256,22 @@ def quick_to_train(folder: Path) -> Path:
     return folder
 
 
-def promote_and_roll_back(work: WorkFolder, names: list[str]) -> None:
+def promote_and_roll_back(studies: Path, names: list[str]) -> None:
     from typer.testing import CliRunner
 
     from ultrarefiner_monai.cli.command import app
+    from ultrarefiner_monai.core.types import InputError
 
     runner, chance = CliRunner(), random.Random(time.time())
     while True:
         name = chance.choice([*names, "configured"])
         command = ["promote", name] if chance.random() < 0.7 else ["rollback"]
-        runner.invoke(app, ["models", *command, "--work-dir", str(work.root)])
+        done = runner.invoke(app, ["models", *command, "--studies", str(studies)])
+        if done.exception is not None and not isinstance(
+            done.exception, InputError
+        ):  # what is served already, nothing before
+            print(f"models {' '.join(command)}: {done.output} {done.exception!r}", flush=True)
+            os._exit(1)
 
 
 def eventually(condition, seconds: float = PATIENCE) -> bool:
