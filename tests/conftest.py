@@ -58,7 +58,7 @@ def small_network(monkeypatch: pytest.MonkeyPatch) -> None:
     import launched
 
     from ultrarefiner_monai.models import checkpoints
-    from ultrarefiner_monai.training.phases import coarse, refiner
+    from ultrarefiner_monai.training.phases import coarse, networks
 
-    for module in (coarse, checkpoints, refiner):
+    for module in (coarse, checkpoints, networks):
         monkeypatch.setattr(module, "build_coarse", launched.small)

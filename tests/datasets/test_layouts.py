@@ -312,12 +312,12 @@ def test_a_second_image_of_an_id_does_not_replace_the_first(tmp_path: Path) -> N
 def test_the_command_says_what_was_left_out(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from ultrarefiner_monai.cli.data import app
+    from ultrarefiner_monai.cli.command import app
 
     write_raw("BUSI", tmp_path / "raw")
     save((1 - phantom(1).mask) * 255, tmp_path / "raw" / "benign" / "benign (2)_mask.png")
     (tmp_path / "raw" / "benign" / "benign (1).png").write_bytes(b"junk")
-    options = ["BUSI", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--skip-bad"]
+    options = ["prepare", "BUSI", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--skip-bad"]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     assert "is it inverted?: 1 (benign_0002)" in result.output

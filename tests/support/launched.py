@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ultrarefiner_monai.models import checkpoints
-from ultrarefiner_monai.training.phases import coarse, refiner
+from ultrarefiner_monai.training.phases import coarse, networks
 
 
 def small(_config: object) -> nn.Module:
@@ -21,7 +21,7 @@ def small(_config: object) -> nn.Module:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    coarse.build_coarse = checkpoints.build_coarse = refiner.build_coarse = small  # type: ignore[assignment]
+    coarse.build_coarse = checkpoints.build_coarse = networks.build_coarse = small  # type: ignore[assignment]
     if os.environ.get("BREAK_RANK") == os.environ["RANK"]:
         losses = coarse.CoarsePhase.losses
         coarse.CoarsePhase.losses = lambda s, n, b: {"loss": losses(s, n, b)["loss"] * float("nan")}  # type: ignore
