@@ -78,9 +78,7 @@ def images_of(path: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]
         number = annotation.get("image_id") if isinstance(annotation, dict) else None
         if not _is_id(number) or number not in own:
             raise InputError(f"{path}: an annotation is for image {number!r:.40}, which is not among the images")
-        if not _NORMAL.search(
-            names.get(annotation.get("category_id"), "") if _is_id(annotation.get("category_id")) else ""
-        ):
+        if not _NORMAL.search(_category(annotation, names)):
             own[number].append(annotation)
     others = sorted({n for n in names.values() if not any(c in n.lower() for c in (*_CLASSES, "lesion", "normal"))})
     if others:
@@ -92,11 +90,17 @@ def images_of(path: Path) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]
         yield image, own[number], _class_of(own[number], names)
 
 
+def _category(annotation: Mapping[str, Any], names: Mapping[Any, str]) -> str:
+    """The name of an annotation's category, "" where it has none."""
+    number = annotation.get("category_id")
+    return names.get(number, "") if _is_id(number) else ""
+
+
 def _class_of(annotations: list[dict[str, Any]], names: Mapping[Any, str]) -> str:
-    own = [names.get(a.get("category_id"), "").lower() if _is_id(a.get("category_id")) else "" for a in annotations]
-    said = {c for name in own for c in _CLASSES if re.search(rf"(?<!non[-_ ])(?<!non)\b{c}", name)}
     if not annotations:
         return "normal"
+    own = [_category(annotation, names).lower() for annotation in annotations]
+    said = {c for name in own for c in _CLASSES if re.search(rf"(?<!non[-_ ])(?<!non)\b{c}", name)}
     return "malignant" if "malignant" in said else "benign" if said else ""
 
 

@@ -22,13 +22,12 @@ from ultrarefiner_monai.models.checkpoints import build_points, load_strictly, r
 from ultrarefiner_monai.models.ppn import PointNetwork, ProposedPoints, soft_tokens
 from ultrarefiner_monai.models.prompts.moments import ValidHW
 from ultrarefiner_monai.models.refiner import Refiner
-from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.training.phases.losses import iou_loss
 from ultrarefiner_monai.training.phases.networks import refiner_groups, save_refiner
 from ultrarefiner_monai.training.phases.phase import Batch
 from ultrarefiner_monai.training.phases.points import point_losses, target_points
-from ultrarefiner_monai.training.phases.refiner import RefinerPhase, embed, valid_hw
+from ultrarefiner_monai.training.phases.refiner import RefinerPhase, embed, refined_blind, valid_hw
 from ultrarefiner_monai.training.phases.selection import selection_figures
 
 log = logging.getLogger(__name__)
@@ -134,11 +133,10 @@ def answered(
 ) -> RefinerOutput:
     """The refiner's output for proposed points and no coarse mask. soft: with a gradient to the points; else as it is served,
     each point with the label that is likelier."""
-    side = refiner.image_size
-    empty = embedding.new_zeros(len(embedding), 1, side, side)
-    hard = Prompts(points_xy=points.pixels(side).detach(), point_labels=(points.logits.detach() > 0).long())
+    places = points.pixels(refiner.image_size).detach()
+    hard = Prompts(points_xy=places, point_labels=(points.logits.detach() > 0).long())
     tokens = soft_tokens(refiner.sam, points) if soft else None
-    return refine(refiner, refiner.config, embedding, empty, hard, valid_hw=valid, tokens=tokens)
+    return refined_blind(refiner, embedding, hard, valid, tokens=tokens)
 
 
 def share_inside(points: ProposedPoints, label: torch.Tensor) -> torch.Tensor:

@@ -16,10 +16,13 @@ from torch import nn
 
 from ultrarefiner_monai.config import RefineConfig, TrainConfig
 from ultrarefiner_monai.core.geometry import resize
+from ultrarefiner_monai.core.types import Prompts, RefinerOutput
 from ultrarefiner_monai.datasets.datalist import Split
 from ultrarefiner_monai.models.lora import inject
+from ultrarefiner_monai.models.prompts.moments import ValidHW
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.network import encode
+from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.training.data.features import to_embedding
 from ultrarefiner_monai.training.data.loaders import refiner_loaders
 from ultrarefiner_monai.training.data.predictions import predicted_prob
@@ -108,6 +111,20 @@ def valid_hw(batch: Batch, index: torch.Tensor | None = None) -> list[tuple[int,
     """(rows, columns) that the image covers, of all items or of some."""
     rows = batch[VALID] if index is None else batch[VALID][index.cpu()]
     return [(h, w) for h, w in rows.tolist()]  # a GPU is waited for once
+
+
+def refined_blind(
+    refiner: Refiner,
+    embedding: torch.Tensor,
+    prompts: Prompts,
+    valid: ValidHW,
+    passes: int = 2,
+    tokens: torch.Tensor | None = None,
+) -> RefinerOutput:
+    """The refiner's output for prompts alone: of the coarse network there is an empty mask. Otherwise as ``pipeline.refine``."""
+    side = refiner.image_size
+    empty = embedding.new_zeros(len(embedding), 1, side, side)
+    return refine(refiner, refiner.config, embedding, empty, prompts, valid_hw=valid, passes=passes, tokens=tokens)
 
 
 def play(

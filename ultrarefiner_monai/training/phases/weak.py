@@ -24,7 +24,6 @@ from ultrarefiner_monai.datasets.datalist import Item, Split, names_of
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 from ultrarefiner_monai.models.sam.network import normalise
-from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.training.data.loaders import plain_loader, training_loader
 from ultrarefiner_monai.training.data.refining import RefineDataset, RefineSample
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL
@@ -40,7 +39,7 @@ from ultrarefiner_monai.training.phases.contrast import (
 from ultrarefiner_monai.training.phases.losses import overlap, soft_dice_loss
 from ultrarefiner_monai.training.phases.networks import save_refiner
 from ultrarefiner_monai.training.phases.phase import Batch, Loaders
-from ultrarefiner_monai.training.phases.refiner import RefinerPhase, valid_hw
+from ultrarefiner_monai.training.phases.refiner import RefinerPhase, refined_blind, valid_hw
 
 
 class WeakNetwork(nn.Module):
@@ -171,9 +170,7 @@ class WeakPhase(RefinerPhase):
 
     def _answer(self, refiner: Refiner, embedding: torch.Tensor, prompts: Prompts, batch: Batch) -> Any:
         """The refiner's output for points alone, in one pass."""
-        side = refiner.image_size
-        empty = embedding.new_zeros(len(embedding), 1, side, side)
-        return refine(refiner, refiner.config, embedding, empty, prompts, valid_hw=valid_hw(batch), passes=1)
+        return refined_blind(refiner, embedding, prompts, valid_hw(batch), passes=1)
 
     def _contrast(
         self,
