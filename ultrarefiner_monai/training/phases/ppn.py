@@ -15,10 +15,9 @@ import torch
 from monai.losses import DiceFocalLoss
 from torch import nn
 
-from ultrarefiner_monai.config import TrainConfig
 from ultrarefiner_monai.core.geometry import resize
 from ultrarefiner_monai.core.types import InputError, Prompts, RefinerOutput
-from ultrarefiner_monai.models.checkpoints import build_points, load_strictly, read_checkpoint
+from ultrarefiner_monai.models.checkpoints import Checkpoint, build_points, load_strictly
 from ultrarefiner_monai.models.ppn import PointNetwork, ProposedPoints, soft_tokens
 from ultrarefiner_monai.models.prompts.moments import ValidHW
 from ultrarefiner_monai.models.refiner import Refiner
@@ -44,9 +43,8 @@ class PpnNetwork(nn.Module):
 class PpnPhase(RefinerPhase):
     """Phase ppn. It begins with a whole system (``init``), and with its point proposal network where that is of one size."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__(config)
-        stored = read_checkpoint(config.init)
+    def extend(self, stored: Checkpoint) -> None:
+        config = self.config
         if stored.config.sam is None and config.refine.sam_init == "none":
             raise InputError(
                 f"ppn proposes points to a trained refiner: init must be the .safetensors of a whole system, {config.init} holds "

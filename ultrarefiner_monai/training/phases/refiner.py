@@ -18,6 +18,7 @@ from ultrarefiner_monai.config import RefineConfig, TrainConfig
 from ultrarefiner_monai.core.geometry import resize
 from ultrarefiner_monai.core.types import Prompts, RefinerOutput
 from ultrarefiner_monai.datasets.datalist import Split
+from ultrarefiner_monai.models.checkpoints import Checkpoint
 from ultrarefiner_monai.models.lora import inject
 from ultrarefiner_monai.models.prompts.moments import ValidHW
 from ultrarefiner_monai.models.refiner import Refiner
@@ -58,6 +59,11 @@ class RefinerPhase(Phase):
         if config.refine.lora is not None:
             inject(self.refiner.sam.image_encoder, config.refine.lora)
         set_trainable(self.network, config.refine.train)
+        self.extend(stored)
+
+    def extend(self, stored: Checkpoint) -> None:
+        """What a phase that builds on this one adds to its networks. stored: ``init``, which is read once."""
+        return
 
     # --- what the loop asks for ---------------------------------------------------------------------------------------
 
