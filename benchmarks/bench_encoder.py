@@ -33,7 +33,7 @@ def main() -> None:
     ours.load_state_dict(theirs.state_dict())
     image = torch.rand(1, 1, 1024, 1024)
     ways = {
-        "segment_anything": lambda: theirs.image_encoder(normalise(image)),
+        "segment_anything": lambda: theirs.image_encoder(normalise(image, theirs.image_encoder)),
         "ours": lambda: encode(ours, image),
     }
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}

@@ -207,3 +207,4 @@ def test_the_networks_are_said_in_words() -> None:
     )
     assert SystemConfig().networks() == "TransUNet R50-ViT-B_16, 224 px; no refiner"
     assert SystemConfig(sam=SamConfig()).networks().endswith("; SAM ViT-B, 1024 px")
+    assert SystemConfig(sam=SamConfig("sam3", 1008)).networks().endswith("over SAM 3's vision tower, 1008 px")

@@ -20,6 +20,7 @@ from .system import (
     SafetyConfig,
     SamConfig,
     SystemConfig,
+    TowerConfig,
 )
 from .train import CoarseLossConfig, DataConfig, OptimiserConfig, TrainConfig
 from .weak import WeakConfig
@@ -48,6 +49,7 @@ __all__ = [
     "SamConfig",
     "ServeConfig",
     "SystemConfig",
+    "TowerConfig",
     "TrainConfig",
     "WeakConfig",
     "from_dict",

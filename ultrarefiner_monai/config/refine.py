@@ -101,7 +101,10 @@ class RefineConfig:
     # result, and written beside it (adapter.safetensors). With train: [] they alone learn, and the file is all that changed.
     lora: LoraConfig | None = None
     # Start of the SAM half: none, a SAM file, one of our checkpoints, or stem (the CNN stem of ``init``'s coarse network).
+    # For sam.arch sam3: SAM 3's file (sam3.pt, or model.safetensors of facebook/sam3).
     sam_init: str = "none"
+    # For sam.arch sam3, whose own decoder is another thing: a SAM file that prompt encoder and mask decoder start from.
+    decoder_init: str = "none"
     corrupted_share: float = 0.7
     # A folder ({fold} in its name stands for the fold held out), or several with commas: each time one of an image's
     # predictions is drawn. Or nested: `train all` and `cv` make them first, with nested_parts coarse networks that each

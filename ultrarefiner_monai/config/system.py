@@ -33,12 +33,37 @@ class CoarseConfig:
 
 
 @dataclass(frozen=True)
-class SamConfig:
-    """The SAM half. ``compact`` keeps SAM's prompt encoder and mask decoder over a small image encoder."""
+class TowerConfig:
+    """The sizes of SAM 3's vision tower; the defaults are the published ones, which SAM 3's weights need.
 
-    arch: Literal["vit_b", "vit_l", "vit_h", "compact"] = "vit_b"
+    window: side of an attention window in patches of 14 px; global_blocks: which blocks attend to the whole image instead.
+    channels: of the embedding. position_side: side, in patches, of the table of positions, which is tiled over the image.
+    """
+
+    width: int = 1024
+    depth: int = 32
+    heads: int = 16
+    mlp_width: int = 4736
+    window: int = 24
+    global_blocks: tuple[int, ...] = (7, 15, 23, 31)
+    channels: int = 256
+    position_side: int = 24
+
+    def __post_init__(self) -> None:
+        names = ("width", "depth", "heads", "mlp_width", "window", "position_side")
+        check_ranges(self, "sam.tower", at_least_one=names)
+        require(self.width % (4 * self.heads) == 0, "sam.tower.width must be divisible by 4 * sam.tower.heads")
+        require(self.channels >= 2 and self.channels % 2 == 0, "sam.tower.channels must be even")
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """The SAM half. ``compact`` keeps SAM's prompt encoder and mask decoder over a small image encoder, ``sam3`` over SAM 3's
+    vision tower (``models/sam/sam3.py``; 1008 px, weights of the user's own)."""
+
+    arch: Literal["vit_b", "vit_l", "vit_h", "compact", "sam3"] = "vit_b"
     image_size: int = 1024
-    # The rest is read for ``compact`` only; the vit_* sizes are SAM's own. encoder: a CNN that can start from ImageNet
+    # What follows is read for ``compact`` only; the vit_* sizes are SAM's own. encoder: a CNN that can start from ImageNet
     # weights (``models/sam/compact.py``; the shipped one), or a small ViT with windowed attention as in SAM, of the sizes
     # below; it needs far more data, or a teacher (MobileSAM, Zhang et al. 2023).
     encoder: Literal["vit", "lite0", "lite2"] = "vit"
@@ -47,13 +72,25 @@ class SamConfig:
     num_heads: int = 6
     window_size: int = 7
     global_attn_indexes: tuple[int, ...] = (2, 5)
+    # ``sam3`` only; null: the published sizes.
+    tower: TowerConfig | None = None
 
     def __post_init__(self) -> None:
-        require(self.image_size % 16 == 0 and self.image_size > 0, "sam.image_size must be a multiple of 16")
+        of = f" for sam.arch {self.arch}; 1008 is SAM 3's own" if self.arch == "sam3" else ""
+        require(
+            self.image_size % self.patch == 0 and self.image_size > 0,
+            f"sam.image_size must be a multiple of {self.patch}{of}, got {self.image_size}",
+        )
+        require(self.tower is None or self.arch == "sam3", "sam.tower is for sam.arch sam3")
         require(
             self.encoder == "vit" or self.image_size % 32 == 0,
             f"sam.image_size must be a multiple of 32 for sam.encoder {self.encoder}",
         )
+
+    @property
+    def patch(self) -> int:
+        """Pixels of the sam frame by one of the image embedding, along each axis."""
+        return 14 if self.arch == "sam3" else 16
 
 
 @dataclass(frozen=True)
@@ -256,5 +293,6 @@ class SystemConfig:
         if self.sam is None:
             return f"{said}; no refiner"
         own = f"SAM's prompt encoder and mask decoder over a small {'ViT' if self.sam.encoder == 'vit' else 'CNN'}"
-        encoders = {"vit_b": "SAM ViT-B", "vit_l": "SAM ViT-L", "vit_h": "SAM ViT-H", "compact": own}
+        three = "SAM's prompt encoder and mask decoder over SAM 3's vision tower"
+        encoders = {"vit_b": "SAM ViT-B", "vit_l": "SAM ViT-L", "vit_h": "SAM ViT-H", "compact": own, "sam3": three}
         return f"{said}; {encoders[self.sam.arch]}, {self.sam.image_size} px"

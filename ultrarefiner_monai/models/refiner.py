@@ -41,7 +41,7 @@ class _Decoded(NamedTuple):
 
 
 class Refiner(nn.Module):
-    """SAM on top of the coarse prediction. S: side of the sam frame, E = S / 16, M = 4 E. All is in the sam frame.
+    """SAM on top of the coarse prediction. S: side of the sam frame, E = S / 16 (SAM 3: S / 14), M = 4 E. All is in the sam frame.
 
     A user's points are a set: they are sorted, without duplicates, so that their order cannot change a bit.
     """

@@ -100,7 +100,9 @@ def test_encoder_equals_segment_anythings_own(sam: Sam) -> None:
 
 def test_normalise_is_segment_anythings(sam: Sam) -> None:
     image = torch.rand(1, 1, 64, 64)
-    assert torch.allclose(normalise(image), sam.preprocess(255 * image.expand(-1, 3, -1, -1)), atol=1e-5)
+    assert torch.allclose(
+        normalise(image, sam.image_encoder), sam.preprocess(255 * image.expand(-1, 3, -1, -1)), atol=1e-5
+    )
 
 
 def test_frozen_encoder_keeps_no_graph_in_train_mode(sam: Sam) -> None:

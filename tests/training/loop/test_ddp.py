@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from two_processes import torchrun
 
 from ultrarefiner_monai.config import TrainConfig, from_dict
 from ultrarefiner_monai.training.loop.state import load_state
 from ultrarefiner_monai.training.run import train
 
-SCRIPT = Path(__file__).parents[2] / "support" / "launched.py"
 CONFIG = {
     "phase": "phase1_coarse",
     "system": {"coarse": {"image_size": 32}},
@@ -29,25 +25,6 @@ CONFIG = {
     "tracking": "none",
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-def torchrun(*arguments: str, **variables: str) -> tuple[int, str]:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(SCRIPT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    process = subprocess.Popen(
-        [*launch, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=500)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-    return process.returncode, output
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ __all__ = [
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-_PATCH = 16
+_PATCH = 16  # of SAM's own encoders
 _CHANNELS = 256
 # arch -> width, depth, heads, blocks with global attention
 _VIT = {
@@ -43,11 +43,15 @@ _VIT = {
 
 def build_sam(config: SamConfig) -> Sam:
     """A SAM with random weights, in eval mode, fp32. ``compact`` takes its encoder's sizes from the config."""
-    side = config.image_size // _PATCH
-    if config.arch == "compact" and config.encoder != "vit":
+    side = config.image_size // config.patch
+    if config.arch == "sam3":
+        from ultrarefiner_monai.models.sam.sam3 import build_sam3_encoder
+
+        encoder: nn.Module = build_sam3_encoder(config)
+    elif config.arch == "compact" and config.encoder != "vit":
         from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 
-        encoder: nn.Module = LiteSamEncoder(config.encoder, config.image_size)
+        encoder = LiteSamEncoder(config.encoder, config.image_size)
     else:
         encoder = _vit(config)
     prompt_encoder = PromptEncoder(
@@ -63,7 +67,8 @@ def build_sam(config: SamConfig) -> Sam:
         iou_head_depth=3,
         iou_head_hidden_dim=256,
     )
-    return Sam(encoder, prompt_encoder, mask_decoder, list(PIXEL_MEAN), list(PIXEL_STD)).eval()
+    mean, std = pixel_statistics(encoder)
+    return Sam(encoder, prompt_encoder, mask_decoder, list(mean), list(std)).eval()
 
 
 def _vit(config: SamConfig) -> nn.Module:
@@ -100,15 +105,19 @@ def _vit(config: SamConfig) -> nn.Module:
     return encoder
 
 
-def normalise(image: torch.Tensor) -> torch.Tensor:
-    """image (B, 1, S, S) in [0, 1] -> (B, 3, S, S): three equal channels, (255 x - pixel_mean) / pixel_std."""
-    mean = image.new_tensor(PIXEL_MEAN).view(1, 3, 1, 1)
-    std = image.new_tensor(PIXEL_STD).view(1, 3, 1, 1)
+def pixel_statistics(encoder: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(pixel_mean, pixel_std) of the image that an encoder reads, in units of 255: its own, or SAM's."""
+    return getattr(encoder, "pixel_mean", PIXEL_MEAN), getattr(encoder, "pixel_std", PIXEL_STD)
+
+
+def normalise(image: torch.Tensor, encoder: nn.Module) -> torch.Tensor:
+    """image (B, 1, S, S) in [0, 1] -> (B, 3, S, S) for ``encoder``: three equal channels, (255 x - pixel_mean) / pixel_std."""
+    mean, std = (image.new_tensor(values).view(1, 3, 1, 1) for values in pixel_statistics(encoder))
     return (255 * image - mean) / std
 
 
 def encode(sam: Sam, image: torch.Tensor) -> torch.Tensor:
-    """image (B, 1, S, S) in [0, 1], sam frame -> image_embedding (B, 256, E, E), E = S / 16.
+    """image (B, 1, S, S) in [0, 1], sam frame -> image_embedding (B, 256, E, E), E = S / 16 (SAM 3: S / 14).
 
     No graph is kept when nothing in it can receive a gradient (a frozen encoder), whatever mode the network is in.
     """
@@ -117,7 +126,7 @@ def encode(sam: Sam, image: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"this SAM's encoder expects image (B, 1, {side}, {side}), got {tuple(image.shape)}")
     learns = image.requires_grad or any(p.requires_grad for p in sam.image_encoder.parameters())
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-        return sam.image_encoder(normalise(image))
+        return sam.image_encoder(normalise(image, sam.image_encoder))
 
 
 def at_least_single(x: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ def load_sam_state(path: str | Path) -> dict[str, torch.Tensor]:
     Raises InputError for anything else, with the keys that were not understood.
     """
     path = Path(path)
-    state = _tensors(_read(path), path)
+    state = read_tensors(path)
     if _LABELS in state or any(key.startswith("backbone.") for key in state):
         state = ultrasam_to_sam(state, str(path))
     elif any(key.startswith("coarse.") for key in state):
@@ -77,6 +77,8 @@ def load_into_sam(sam: nn.Module, state: Mapping[str, torch.Tensor], source: str
 
 def describe(state: Mapping[str, torch.Tensor]) -> str:
     """The architecture a state dictionary looks like, in words: ``vit_b (768 wide, 12 blocks, 1024 px)``."""
+    if any(".tower." in key for key in state):
+        return "SAM 3's vision tower"
     patch, positions = state.get("image_encoder.patch_embed.proj.weight"), state.get("image_encoder.pos_embed")
     if patch is None:
         return "no SAM image encoder"
@@ -149,6 +151,11 @@ def _decoder_key(key: str) -> str:
 
 
 # --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's tensors under its own names, on the CPU, out of its wrapper; nothing is unpickled. InputError for others."""
+    return _tensors(_read(path), path)
 
 
 class _Inert:

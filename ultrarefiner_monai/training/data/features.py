@@ -44,6 +44,7 @@ class FeatureKeeper:
         self, encoder: nn.Module, train: Sequence[str], cache_bytes: int, folder: Path | None = None, recipe: str = ""
     ) -> None:
         """recipe: names all that decides which copies of an image are made, beside what is in the keys."""
+        self.encoder = encoder
         self.frozen, self.run = frozen_part(encoder, train)
         digest = hashlib.sha256(recipe.encode())
         for name, value in (pair for module in self.frozen for pair in module.state_dict().items()):
@@ -61,5 +62,6 @@ class FeatureKeeper:
     def _compute(self, image: torch.Tensor) -> dict:
         for module in self.frozen:
             module.eval()
-        features = self.run(normalise(image.to(next(self.frozen[0].parameters()).device)))
+        image = image.to(next(self.frozen[0].parameters()).device)
+        features = self.run(normalise(image, self.encoder))
         return {f"f{k}": f[0].float().cpu().numpy() for k, f in enumerate(features)}

@@ -24,6 +24,8 @@ from ultrarefiner_monai.models.lora import lora_parameters
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 from ultrarefiner_monai.models.sam.network import build_sam, load_into_sam, load_sam_state
+from ultrarefiner_monai.models.sam.sam3 import load_tower
+from ultrarefiner_monai.training.check_data import stored_meta
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ def build_refiner(config: TrainConfig, system: SystemConfig, coarse: nn.Module, 
         if not isinstance(encoder, LiteSamEncoder) or getattr(system.coarse, "stem", None) != encoder.stem_name:
             raise InputError("refine.sam_init: stem needs a compact coarse network and a sam.encoder of the same stem")
         encoder.copy_stem(coarse)
+    elif system.sam.arch == "sam3" and (start != "none" or stored.config.sam is None):
+        _begin_with_sam3(sam, config)
     elif start != "none":
         load_into_sam(sam, load_sam_state(start), start)
     elif stored.config.sam is not None:
@@ -63,6 +67,27 @@ def build_refiner(config: TrainConfig, system: SystemConfig, coarse: nn.Module, 
     if start == "none" and stored.part("gate") and refiner.gate.state_dict():
         load_strictly(refiner.gate, stored.part("gate"), f"{config.init} (gate)")
     return refiner
+
+
+def _begin_with_sam3(sam: nn.Module, config: TrainConfig) -> None:
+    """SAM 3's weights in the vision tower, and a SAM's in prompt encoder and mask decoder (``refine.decoder_init``)."""
+    start, decoder = config.refine.sam_init, config.refine.decoder_init
+    if start == "none":
+        raise InputError(
+            "sam.arch sam3 needs SAM 3's weights, which are Meta's to give: ask for facebook/sam3 at huggingface.co and set "
+            "refine.sam_init to sam3.pt or model.safetensors"
+        )
+    if stored_meta(start) is not None:  # a checkpoint of ours
+        load_into_sam(sam, load_sam_state(start), start)
+        return
+    load_tower(sam.image_encoder, start)  # type: ignore[arg-type]
+    if decoder == "none":
+        log.warning("prompt encoder and mask decoder start from random weights: refine.decoder_init names no SAM")
+        return
+    state = load_sam_state(decoder)
+    for part in ("prompt_encoder", "mask_decoder"):
+        values = {k.removeprefix(f"{part}."): v for k, v in state.items() if k.startswith(f"{part}.")}
+        load_strictly(getattr(sam, part), values, f"refine.decoder_init: {decoder} ({part})")
 
 
 def with_points(config: TrainConfig, system: SystemConfig, stored: Checkpoint) -> tuple[SystemConfig, nn.Module | None]:

@@ -115,7 +115,7 @@ class WeakPhase(RefinerPhase):
         both, options = _as_weak(network), self.config.weak
         still_norms(both)
         both.follow(options.momentum)
-        image = normalise(batch[IMAGE].to(next(both.head.parameters()).device))
+        image = normalise(batch[IMAGE].to(next(both.head.parameters()).device), both.refiner.sam.image_encoder)
         big, small = ([self.boxes[name][k] for name in batch[ID]] for k in (0, 1))
         with torch.no_grad():
             taught, first = both.teacher(image), self._first(image)
