@@ -12,6 +12,7 @@ import nrrd
 import numpy as np
 import pytest
 import requests
+import torch
 from app_server import eventually, picture, save_tiny_system, start
 from PIL import Image
 from requests_toolbelt import MultipartDecoder
@@ -39,7 +40,8 @@ def server(tmp_path_factory):
         write_mask(studies / "labels" / "final" / f"image{n}.nrrd", mask, read_image_file(studies / f"image{n}.png"))
     write_cine(studies / "cine.nii.gz")
     weights = save_tiny_system(folder / "points.safetensors", points=True)
-    running = start(studies, weights, folder, ppn_refiner="true", start_with_points="true", **{"learning.nice": 0})
+    options = {"ppn_refiner": "true", "start_with_points": "true", "weak_encoder": "true"}
+    running = start(studies, weights, folder, **options, **{"learning.nice": 0, "learning.lora.rank": 2})
     yield running
     running.stop()
     assert "Traceback" not in running.log
@@ -72,6 +74,13 @@ def test_the_task_is_offered_and_answers_from_its_points_alone(server) -> None:
         "background": [[x, y, 0.0] for x, y in points.background_xy],
     }
     assert np.array_equal(mask, predictor.interact(frame, points, blind=True).mask) and mask.any()
+
+
+def test_a_view_that_the_model_cannot_know_changes_nothing_and_is_said(server) -> None:
+    plain, mask = ask(server.url, "ppn_refiner")
+    reply, same = ask(server.url, "ppn_refiner", view="radial")
+    assert np.array_equal(mask, same) and "view" not in reply
+    assert [w for w in reply["warnings"] if "knows no views: 'radial' changes nothing" in w] and not plain["warnings"]
 
 
 def test_points_that_come_back_as_clicks_give_the_same(server) -> None:
@@ -125,18 +134,52 @@ def test_other_tasks_are_what_they_were(server) -> None:
         assert "points" not in reply and np.array_equal(mask, expected.mask)
 
 
+def trained(server, task: str, **options: Any):
+    """(the new candidate of a training, the checkpoint that is served, the candidate's)."""
+    registry = Registry(WorkFolder.of(server.studies))
+    before = {c.name for c in registry.candidates()}
+    params = {"max_epochs": 1, "train_batch_size": 2, "device": "cpu", **options}
+    url = f"{server.url}/train/{task}?run_sync=false"
+    # 429: the one before has its candidate, and has not quite ended.
+    answer = eventually(lambda: (r := requests.post(url, json=params, timeout=60)).status_code != 429 and r, 60)
+    assert answer.status_code == 200, answer.text
+    new = eventually(lambda: [c for c in registry.candidates() if c.name not in before], 240)
+    return new[0], read_checkpoint(server.checkpoint), read_checkpoint(new[0].path)
+
+
 def test_the_network_learns_from_the_final_labels_and_nothing_else_changes(server) -> None:
     trainers = requests.get(f"{server.url}/info/", timeout=60).json()["trainers"]
-    assert "ppn" in trainers
-    options = {"max_epochs": 1, "train_batch_size": 2, "device": "cpu"}
-    answer = requests.post(f"{server.url}/train/ppn?run_sync=false", json=options, timeout=60)
-    assert answer.status_code == 200, answer.text
-    registry = Registry(WorkFolder.of(server.studies))
-    (candidate,) = eventually(registry.candidates, 180)
-    before, after = read_checkpoint(server.checkpoint), read_checkpoint(candidate.path)
+    assert "ppn" in trainers and "weak_encoder" in trainers
+    _, before, after = trained(server, "ppn")
     assert after.config.ppn == before.config.ppn
     changed = {k for k, v in before.tensors.items() if not (v.float() == after.tensors[k].float()).all()}
     assert changed and all(key.startswith("ppn.") for key in changed)
+
+
+def test_the_encoder_learns_from_boxes_around_the_labels(server) -> None:
+    """The network that proposes points read the encoder as it was: it is left out."""
+    candidate, before, after = trained(server, "weak_encoder", learning_rate=1e-3)
+    changed = {k for k, v in after.tensors.items() if not torch.equal(v.float(), before.tensors[k].float())}
+    assert changed and all(k.startswith("sam.image_encoder.") for k in changed)
+    assert not [k for k in after.tensors if k.startswith("ppn.")] and after.config.ppn is None
+    table = WorkFolder.of(server.studies).training.boxes.read_text(encoding="utf-8").splitlines()
+    assert table[0].startswith("image,big_x1") and len(table) == 5
+    assert candidate.facts["task"] == "weak_encoder"
+
+
+def test_adapters_learn_with_the_refiner_and_are_merged(server) -> None:
+    _, before, after = trained(server, "sam_refiner", learning_rate=1e-2)
+    changed = {
+        k
+        for k, v in before.tensors.items()
+        if k in after.tensors and not torch.equal(v.float(), after.tensors[k].float())
+    }
+    encoder = {k for k in changed if k.startswith("sam.image_encoder.")}
+    assert encoder and all(".attn.qkv.weight" in k or ".attn.proj.weight" in k or ".mlp.lin" in k for k in encoder)
+    assert changed - encoder and all(
+        k.startswith(("sam.mask_decoder.", "sam.prompt_encoder.")) for k in changed - encoder
+    )
+    assert after.meta["lora"]["rank"] == 2
 
 
 def test_a_model_without_such_a_network(server, tmp_path: Path) -> None:

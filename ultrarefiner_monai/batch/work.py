@@ -113,7 +113,7 @@ class Worker:
         else:
             image_file = read_image_file(job.path, limits)
         check_format(self.setup.format, image_file)
-        found = outline(image_file, partial(outline_frame, self.predictor, image_file))
+        found = outline(image_file, partial(outline_frame, self.predictor.seen_as(image_file.view), image_file))
         seg = self._seg(found.mask, image) if self.setup.format == "seg" or self.setup.store else None
         path = self._write(image.id, found.mask, image_file, seg)
         stored = ""

@@ -20,8 +20,8 @@ from .system import (
     SafetyConfig,
     SamConfig,
     SystemConfig,
-    TowerConfig,
 )
+from .tower import TowerConfig
 from .train import CoarseLossConfig, DataConfig, OptimiserConfig, TrainConfig
 from .weak import WeakConfig
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from .lora import LoraConfig
 from .reading import check_ranges, require
 
 
@@ -29,6 +30,9 @@ class LearningConfig:
     # (phase 3) from so many on.
     coarse_labels: int = 60
     joint_labels: int = 200
+    # Low-rank adapters in the image encoder learn with the refiner, and are merged into the candidate: for scanners whose images
+    # look unlike what the encoder knows. Each step then costs a pass through it. null: it stays as it is.
+    lora: LoraConfig | None = None
     # CPU threads of what learns in the background, and how far it stands back (0 to 19, as nice does).
     threads: int = 1
     nice: int = 15

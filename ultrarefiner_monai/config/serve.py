@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .learning import LearningConfig
+from .lora import LoraConfig
 from .reading import ConfigError, check_ranges, load_yaml, require
 
 
@@ -61,6 +62,8 @@ class ServeConfig:
     # from them alone (with a training of that network), and sam_refiner begins with them where nobody has clicked.
     ppn_refiner: bool = False
     start_with_points: bool = False
+    # A training of the image encoder from boxes around the final labels (phase weak_encoder).
+    weak_encoder: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # Empty: `.ultrarefiner` inside the studies folder. Needed when the studies are read-only.
     work_dir: str = ""
@@ -139,7 +142,7 @@ def serve_config(path: str | Path, conf: dict[str, str] | None = None) -> ServeC
     Raises ConfigError for a name or a value that is none, with the names that are known.
     """
     hints = typing.get_type_hints(ServeConfig)
-    for group, kind in (("pacs", PacsConfig), ("learning", LearningConfig)):
+    for group, kind in (("pacs", PacsConfig), ("learning", LearningConfig), ("learning.lora", LoraConfig)):
         del hints[group]
         hints |= {f"{group}.{name}": hint for name, hint in typing.get_type_hints(kind).items()}
     overrides: dict[str, Any] = {}

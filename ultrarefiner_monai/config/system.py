@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ultrarefiner_monai.core.views import canonical_view
+
 from .reading import check_ranges, require
+from .tower import TowerConfig
 
 
 @dataclass(frozen=True)
@@ -30,30 +33,6 @@ class CoarseConfig:
         require(self.image_size % 16 == 0 and self.image_size > 0, "coarse.image_size must be a multiple of 16")
         require(self.num_classes == 2, "coarse.num_classes must be 2 (background, lesion)")
         require(self.hidden_size % self.num_heads == 0, "coarse.hidden_size must be divisible by coarse.num_heads")
-
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """The sizes of SAM 3's vision tower; the defaults are the published ones, which SAM 3's weights need.
-
-    window: side of an attention window in patches of 14 px; global_blocks: which blocks attend to the whole image instead.
-    channels: of the embedding. position_side: side, in patches, of the table of positions, which is tiled over the image.
-    """
-
-    width: int = 1024
-    depth: int = 32
-    heads: int = 16
-    mlp_width: int = 4736
-    window: int = 24
-    global_blocks: tuple[int, ...] = (7, 15, 23, 31)
-    channels: int = 256
-    position_side: int = 24
-
-    def __post_init__(self) -> None:
-        names = ("width", "depth", "heads", "mlp_width", "window", "position_side")
-        check_ranges(self, "sam.tower", at_least_one=names)
-        require(self.width % (4 * self.heads) == 0, "sam.tower.width must be divisible by 4 * sam.tower.heads")
-        require(self.channels >= 2 and self.channels % 2 == 0, "sam.tower.channels must be even")
 
 
 @dataclass(frozen=True)
@@ -277,6 +256,9 @@ class SystemConfig:
     tta_scales: tuple[float, ...] = ()
     # Points that propose themselves; null: none.
     ppn: PpnConfig | None = None
+    # How the probe was held (radial, anti-radial, transverse, longitudinal, …): a learned vector of each is added to the image
+    # embedding (``models/views.py``). An image of no or another view has nothing added. None: off.
+    views: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.ppn is None or self.sam is not None, "ppn proposes points to a SAM: sam must say which")
@@ -285,6 +267,14 @@ class SystemConfig:
             "ppn reads the embedding of the whole image: refiner.roi must be off",
         )
         require(all(0.4 <= s < 1 for s in self.tta_scales), "tta_scales must be in [0.4, 1)")
+        for name in self.views:
+            known = canonical_view(name)
+            require(bool(name) and name == known, f"views: {name!r} is not written as it is here: {known!r}")
+        require(len(set(self.views)) == len(self.views), f"views: a name stands there twice: {self.views}")
+        require(
+            not self.views or (self.sam is not None and not self.refiner.roi),
+            "views are added to the embedding of a whole image: sam must say of which network, and refiner.roi must be off",
+        )
 
     def networks(self) -> str:
         """Which networks answer, in words, such as ``compact CNN and ViT of TransUNet's design, 224 px; …``."""

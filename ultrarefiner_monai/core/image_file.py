@@ -147,7 +147,8 @@ class ImageFile:
     picture when they are asked for.
 
     kind: png, jpeg, tiff, bmp, gif, webp, video, nifti, nrrd or dicom. spacing_mm: (row, column) distance of pixel centres, None where
-    it is not known. is_volume: more than one frame. patient: the DICOM PatientID, else empty. warnings: for the user.
+    it is not known. is_volume: more than one frame. patient: the DICOM PatientID, else empty. view: how the probe was held
+    (``core.views``), as DICOM's View Code says, else empty. warnings: for the user.
     regions: the B-mode regions of the screen where the file names them and they leave a part out (``dicom.regions``);
     empty = the whole frame. A series of several files may differ from frame to frame in both: ``frame_regions`` and
     ``frame_spacings_mm``, one entry a frame, are then filled; ask ``regions_of`` and ``spacing_of``. kept_bytes: memory
@@ -168,6 +169,7 @@ class ImageFile:
     frame_regions: tuple[tuple[Region, ...], ...] = ()
     frame_spacings_mm: tuple[Spacing, ...] = ()
     kept_bytes: int = 0
+    view: str = ""
 
     def regions_of(self, index: int) -> tuple[Region, ...]:
         """The B-mode regions of frame ``index``; empty = all of it."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.core.views import canonical_view
 
 REQUIRED = ("id", "group", "fold")
 # Folds besides "0".."4" and "test" (never used by a run): a selection part that the index itself fixes, and the name under
@@ -30,7 +31,8 @@ DataDirs = str | Path | Sequence[str | Path]
 class Item:
     """One image with its label. group: images that must stay together. fold: "0".."4", "test", or ``SELECT_FOLD``.
 
-    set: the name of the data folder it is from, as a rule a hospital's. device: the scanner, "" where it is not known.
+    set: the name of the data folder it is from, as a rule a hospital's. device: the scanner, "" where it is not known. view:
+    how the probe was held (``core.views``), "" where it is not known.
     """
 
     id: str
@@ -42,6 +44,7 @@ class Item:
     has_lesion: bool
     set: str = ""
     device: str = ""
+    view: str = ""
 
     @property
     def key(self) -> str:
@@ -96,6 +99,7 @@ def _item(data_dir: Path, row: dict[str, str]) -> Item:
         has_lesion=share > 0 if share is not None else category != "normal",
         set=data_dir.resolve().name,
         device=(row.get("device") or "").strip(),
+        view=canonical_view(row.get("view") or ""),
     )
 
 

@@ -24,6 +24,7 @@ from ultrarefiner_monai.core.image_file import (
     plausible_spacing,
 )
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.core.views import coded_view
 from ultrarefiner_monai.dicom.file import not_an_image, open_dicom
 from ultrarefiner_monai.dicom.geometry import itk_affine
 from ultrarefiner_monai.dicom.header import drop_damaged, element, fill_in, frames_said, transfer_syntax
@@ -70,8 +71,23 @@ def read_dicom(
     regions = tissue_regions(dataset, height, width, warnings)
     kept = height * width * 4 if count == 1 and decode else len(dataset.PixelData)
     return ImageFile(
-        path, "dicom", height, width, count, geometry, load, spacing, patient, warnings, regions, kept_bytes=kept
-    )
+        path, "dicom", height, width, count, geometry, load, spacing, patient, warnings, regions, kept_bytes=kept,
+        view=view_of(dataset),
+    )  # fmt: skip
+
+
+def view_of(dataset: Any) -> str:
+    """How the probe was held (``core.views``): the first entry of ViewCodeSequence (PS3.3 C.8.5.6), or of its modifiers, that
+    says so; empty without one. What is no entry, or damaged, says nothing."""
+    try:
+        for entry in dataset.get("ViewCodeSequence", None) or []:
+            for coded in (*(entry.get("ViewModifierCodeSequence", None) or []), entry):
+                code, meaning = (str(coded.get(name, None) or "") for name in ("CodeValue", "CodeMeaning"))
+                if found := coded_view(code, meaning):
+                    return found
+    except (TypeError, ValueError, AttributeError):
+        pass
+    return ""
 
 
 def _same(frame: np.ndarray) -> Callable[[int], np.ndarray]:

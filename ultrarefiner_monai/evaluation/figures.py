@@ -161,6 +161,7 @@ def _read(item: Item) -> tuple[np.ndarray, np.ndarray]:
 def _evaluate_one(
     predictor: Predictor, item: Item, image: np.ndarray, label: np.ndarray, coarse_only: bool, robot_clicks: int
 ) -> Case:
+    predictor = predictor.seen_as(item.view)
     proposal = predictor.coarse(image) if coarse_only else predictor.propose(image)
     scores = score(proposal.mask, label)
     # Without a refiner both are one mask; with one, the coarse figure comes from the same pass.

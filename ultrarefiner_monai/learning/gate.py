@@ -189,7 +189,8 @@ Result = dict[int, tuple[float, float]]
 def _play(champion: Predictor, candidate: Predictor, item: Item, limit: int) -> tuple[Result, np.ndarray]:
     """Both models' results, and the image's thumbnail."""
     image, label = read_image_file(item.image).frame(0), read_mask(item.mask)[0].astype(bool)
-    sides = [_answers(lambda clicks, p=p: p.interact(image, clicks).mask, label, limit) for p in (champion, candidate)]  # type: ignore[misc]
+    models = [p.seen_as(item.view) for p in (champion, candidate)]
+    sides = [_answers(lambda clicks, p=p: p.interact(image, clicks).mask, label, limit) for p in models]  # type: ignore[misc]
     small = thumbnail_of(image)
     return {clicks: (sides[0][clicks], sides[1][clicks]) for clicks in sides[0]}, small
 

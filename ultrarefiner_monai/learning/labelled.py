@@ -188,6 +188,7 @@ def _copy(pair: Labelled, state: str, folder: TrainingFolder, limits: Limits) ->
                 "width": str(pixels.shape[1]),
                 "height": str(pixels.shape[0]),
                 "lesion_fraction": f"{fraction:.6g}",
+                "view": image_file.view,
             }
         )
     return rows

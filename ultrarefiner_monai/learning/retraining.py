@@ -24,6 +24,7 @@ from filelock import Timeout
 from ultrarefiner_monai.config import LearningConfig, SystemConfig, TrainConfig, to_dict
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.datasets.boxes import boxes_of_folder, write_boxes
 from ultrarefiner_monai.datasets.datalist import NO_FOLD, Item, Split, read_index, split_fold
 from ultrarefiner_monai.datasets.grouping import SIDE, thumbnail_of
 from ultrarefiner_monai.imaging.readers import read_image_file
@@ -75,7 +76,11 @@ def train_on_labels(
         assert prepared is not None
         config = started_from(settings, start, folder, work)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        split, replayed = with_replay(labels_split(folder), learning, config.seed)
+        split, replayed = labels_split(folder), list[Item]()
+        if config.phase == "weak_encoder":  # which knows boxes of these labels alone
+            write_boxes(folder.boxes, boxes_of_folder(folder.data))
+        else:
+            split, replayed = with_replay(split, learning, config.seed)
         config = with_mistakes(config, split)
         run = _run_folder(task, config, folder, registry, resume, replayed)
         state = {
@@ -153,7 +158,7 @@ def _thumbnail(item: Item) -> np.ndarray:
 
 def with_mistakes(config: TrainConfig, split: Split) -> TrainConfig:
     """The refiner's simulated coarse masks as this department's model errs (``mistakes.py``); what validates says nothing."""
-    if config.phase == "phase1_coarse" or not config.refine.corrections:
+    if config.phase in ("phase1_coarse", "weak_encoder") or not config.refine.corrections:
         return config
     trained = {item.id for item in split.train}
     corrections = [c for c in read_corrections(config.refine.corrections) if c.id in trained]
@@ -188,7 +193,7 @@ def started_from(settings: TrainConfig, start: Start, folder: TrainingFolder, wo
     """``settings`` with the networks and weights of ``start``. Raises InputError where it lacks what is to be trained."""
     system = read_header(start.path)[0]
     if settings.phase == "phase1_coarse":
-        return replace(settings, system=replace(system, sam=None, ppn=None), init=str(start.path))
+        return replace(settings, system=replace(system, sam=None, ppn=None, views=()), init=str(start.path))
     path = start.path
     if start.refiner is not None:
         path = _whole(start, folder)
@@ -201,6 +206,8 @@ def started_from(settings: TrainConfig, start: Start, folder: TrainingFolder, wo
     refine = replace(settings.refine, sam_init=str(path), corrections=str(work.root))
     if settings.phase == "ppn":
         return _with_points(settings, system, path)
+    if settings.phase == "weak_encoder":
+        return replace(settings, system=replace(system, ppn=None), init=str(path))
     system = replace(system, gate=system.gate.reopened())  # a refiner that was turned down can learn
     return replace(settings, system=system, init=str(path), refine=refine)
 
@@ -223,6 +230,7 @@ def _whole(start: Start, folder: TrainingFolder) -> Path:
         for old in folder.root.glob("start-*.safetensors"):
             old.unlink()
         assert system.refiner is not None
+        # A foreign refiner knows no views.
         gate = system.refiner.gate if system.refiner.gate.state_dict() else None  # type: ignore[union-attr, operator]
         save_system(path, system.config, system.coarse, system.refiner.sam, system.meta, False, gate)  # type: ignore
     return path

@@ -1,6 +1,7 @@
 """Checkpoints: one safetensors file holds the weights and, as JSON, the configuration that decides what they compute.
 
-Keys are ``coarse.*`` and ``sam.*`` (``gate.*`` for a learned gate, ``ppn.*`` for a point proposal network). Loading is strict both ways; nothing is unpickled.
+Keys are ``coarse.*`` and ``sam.*`` (``gate.*`` for a learned gate, ``ppn.*`` for a point proposal network, ``views.*`` for view
+conditioning). Loading is strict both ways; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ def save_system(
     half: bool = True,
     gate: nn.Module | None = None,
     ppn: nn.Module | None = None,
+    views: nn.Module | None = None,
 ) -> Path:
     """Write a checkpoint beside its place and rename it there, so that ``path`` always holds a whole file.
 
     half: floating-point weights are stored as float16 (networks always compute in what they are loaded as, float32).
-    gate: the refiner's, where ``config.gate`` is a learned one. ppn: where ``config.ppn`` says that there is one.
+    gate: the refiner's, where ``config.gate`` is a learned one. ppn: where ``config.ppn`` says that there is one. views: the
+    refiner's, where ``config.views`` names some.
     """
     if (ppn is None) != (config.ppn is None):
         raise ValueError("a checkpoint with config.ppn needs the network, and one without must not have it")
@@ -72,6 +75,10 @@ def save_system(
         tensors |= {f"gate.{k}": v for k, v in gate.state_dict().items()}
     if ppn is not None:
         tensors |= {f"ppn.{k}": v for k, v in ppn.state_dict().items()}
+    if views is not None:
+        tensors |= {f"views.{k}": v for k, v in views.state_dict().items()}
+    if any(k.startswith("views.") for k in tensors) != bool(config.views):
+        raise ValueError("a checkpoint needs the vectors of its views if, and only if, config.views names some")
     if (gate is not None and bool(gate.state_dict())) != (sam is not None and config.gate.mode in LEARNED):
         raise ValueError(
             "a checkpoint needs the gate's weights if, and only if, config.gate.mode is learned or product"
@@ -188,7 +195,7 @@ def load_system(
     load_strictly(coarse, checkpoint.part("coarse"), f"{path} (coarse)")
     refiner: nn.Module | None = None
     if refiner_weights is not None:
-        config, sam = _foreign_sam(replace(config, ppn=None), Path(refiner_weights), refiner_arch)
+        config, sam = _foreign_sam(replace(config, ppn=None, views=()), Path(refiner_weights), refiner_arch)
         version = f"{version}+{_version(Path(refiner_weights))[:8]}"
         refiner = _refiner(sam, config)
     elif config.sam is not None:
@@ -198,6 +205,7 @@ def load_system(
         load_into_sam(sam, checkpoint.part("sam"), f"{path} (sam)")
         refiner = _refiner(sam, config)
         load_strictly(refiner.gate, checkpoint.part("gate"), f"{path} (gate)")
+        load_strictly(refiner.views, checkpoint.part("views"), f"{path} (views)")
     ppn = build_points(config) if config.ppn is not None else None
     if ppn is not None:
         load_strictly(ppn, checkpoint.part("ppn"), f"{path} (ppn)")
@@ -227,9 +235,9 @@ def with_options(system: System, options: dict[str, Any]) -> System:
     for name, value in options.items():
         set_option(values, name, value)
     config = from_dict(SystemConfig, values)
-    if (config.coarse, config.sam, config.ppn) != (system.config.coarse, system.config.sam, system.config.ppn):
+    if any(getattr(config, part) != getattr(system.config, part) for part in ("coarse", "sam", "ppn", "views")):
         raise ConfigError(
-            "the weights fix coarse.*, sam.* and ppn.*; only the other options can be set: " + ", ".join(options)
+            "the weights fix coarse.*, sam.*, ppn.* and views; only the other options can be set: " + ", ".join(options)
         )
     refiner = system.refiner
     if refiner is not None:
@@ -238,6 +246,7 @@ def with_options(system: System, options: dict[str, Any]) -> System:
             refiner.gate.load_state_dict(old.gate.state_dict() if config.gate.mode in LEARNED else {})  # type: ignore
         except RuntimeError as error:
             raise ConfigError(f"gate.mode {config.gate.mode}: the checkpoint holds no weights for it") from error
+        refiner.views.load_state_dict(old.views.state_dict())  # type: ignore[union-attr]
         refiner.eval().requires_grad_(False).to(next(old.parameters()).device)
     return replace(system, config=config, refiner=refiner, meta={**system.meta, "options": dict(options)})
 

@@ -17,6 +17,7 @@ from ultrarefiner_monai.models.prompts.derive import derive_mask_prompt, derive_
 from ultrarefiner_monai.models.prompts.moments import ValidHW
 from ultrarefiner_monai.models.roi import Roi, find_roi
 from ultrarefiner_monai.models.sam.network import at_least_single, decode, encode
+from ultrarefiner_monai.models.views import ViewEmbedding
 
 # Beyond what a mask prompt itself says ((2 p - 1) * 10), so that a click differs from a confident mask.
 DISC = 15.0
@@ -51,6 +52,7 @@ class Refiner(nn.Module):
         self.sam = sam
         self.config = config
         self.gate = Gate(config.gate)
+        self.views = ViewEmbedding(config.views)
 
     @property
     def image_size(self) -> int:

@@ -9,58 +9,32 @@ depends on clicks is computed anew, so the reply is a function of image, model a
 from __future__ import annotations
 
 import copy
-import threading
-from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from ultrarefiner_monai.core.cache import Arrays, EmbeddingCache, image_key, to_half
-from ultrarefiner_monai.core.geometry import Letterbox, to_prompts
+from ultrarefiner_monai.core.cache import image_key
+from ultrarefiner_monai.core.geometry import to_prompts
 from ultrarefiner_monai.core.types import Clicks, InputError, RefinerOutput
 from ultrarefiner_monai.interaction.clicks import PixelClicks, check_clicks, core_clicks, honour_clicks
 from ultrarefiner_monai.masks.postprocess import fuse_band, prob_to_mask, safety_net
 from ultrarefiner_monai.masks.uncertainty import expected_iou, flip_uncertainty, outline_band, uncertainty
 from ultrarefiner_monai.models.checkpoints import System
-from ultrarefiner_monai.pipeline.coarse import coarse_arrays, coarse_to_sam, doubt, settle
-from ultrarefiner_monai.pipeline.part_keys import part_key
+from ultrarefiner_monai.pipeline.cached_parts import RECENT_BYTES, CachedParts
 from ultrarefiner_monai.pipeline.proposal import Features, Proposal
 from ultrarefiner_monai.pipeline.proposed_points import as_clicks, nothing_coarse
 from ultrarefiner_monai.pipeline.recent_results import CoarseResult, RecentResults
 from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.pipeline.request import Request, check_image
 
-_RECENT_BYTES = 64 * 2**20
-# Which options change what is cached, as much as the weights do; the others are for what is computed anew.
-_COARSE_BY, _EMBEDDING_BY = ("coarse", "flip_tta", "tta_scales"), ("sam",)
 
-
-class Predictor:
+class Predictor(CachedParts):
     """A system ready to answer. Thread-safe: any number of threads may ask at once.
 
     One lock lets a single coarse network or encoder run at a time (two would fight for the same cores); the short
     decoder has a lock of its own, so that a click need not wait for the encoder of another image. No lock is held while
     waiting for the cache.
     """
-
-    def __init__(self, system: System, cache: EmbeddingCache | None = None, device: str | torch.device = "cpu"):
-        self.system, self.cache, self.device = system, cache, torch.device(device)
-        for network in (system.coarse, system.refiner):
-            if network is not None:
-                network.eval().to(self.device)
-        encoder = None if system.refiner is None else system.refiner.sam.image_encoder
-        # Of what makes them, not of the file's version: models that differ in the decoder alone share what is cached.
-        self._keys = {
-            "c1": part_key(system.coarse, system.config, _COARSE_BY),
-            "e0": part_key(encoder, system.config, _EMBEDDING_BY),
-        }
-        self._heavy, self._light = threading.Lock(), threading.Lock()
-        self._recent = RecentResults(_RECENT_BYTES)
-
-    @property
-    def part_keys(self) -> tuple[str, ...]:
-        """What stands in the cache's keys for the coarse network and for the image encoder, each with its options."""
-        return tuple(self._keys.values())
 
     def with_decoder(self, system: System) -> Predictor:
         """A predictor of ``system``, whose coarse network and image encoder are this one's own (the same modules, in the
@@ -72,7 +46,17 @@ class Predictor:
             self.system.refiner.sam.image_encoder,
         ):
             raise ValueError("with_decoder takes a system that shares coarse network and image encoder with this one")
-        other.system, other._recent = system, RecentResults(_RECENT_BYTES)
+        other.system, other._recent = system, RecentResults(RECENT_BYTES)
+        return other
+
+    def seen_as(self, view: str) -> Predictor:
+        """The same, for images on which the probe was held so (``core.views``). Networks, locks and caches are shared; what is cached
+        knows no view. A view that the model does not know is as none."""
+        known = view if view in self.system.config.views else ""
+        if known == self.view:
+            return self
+        other = copy.copy(self)
+        other.view = known
         return other
 
     # --- public -------------------------------------------------------------------------------------------------------
@@ -146,7 +130,7 @@ class Predictor:
             )
         request = Request(image)
         letterbox = self._letterbox(request, config.sam.image_size)
-        embedding = self._tensor(self._embedding(request, letterbox))
+        embedding = self._seen(self._embedding(request, letterbox))
         with self._light, request.clock("decode"), torch.inference_mode():
             found = ppn(embedding, letterbox.inner_hw)
         return as_clicks(found, letterbox), request.times()
@@ -159,14 +143,16 @@ class Predictor:
             self._embedding(request, self._letterbox(request, config.sam.image_size))
 
     def features(self, image: np.ndarray) -> Features:
-        """What is cached of an image, computed where it is not yet; image as for ``coarse``. Raises InputError for a system
-        without a refiner, and with ``refiner.roi``, whose embeddings belong to a crop."""
+        """What is cached of an image, computed where it is not yet, and what its view adds; image as for ``coarse``. Raises
+        InputError for a system without a refiner, and with ``refiner.roi``, whose embeddings belong to a crop."""
         config = self.system.config
         if self.system.refiner is None or config.sam is None or config.refiner.roi:
             raise InputError("this model has no refiner that reads kept embeddings of whole images")
         request = Request(image)
         coarse = self._coarse(request)
         embedding = self._embedding(request, self._letterbox(request, config.sam.image_size))
+        if self.view:
+            embedding = self._seen(embedding).half().cpu().numpy()
         return Features(embedding, coarse.arrays["coarse_prob"], request.shape, coarse.doubted)
 
     def forget(self, image: np.ndarray) -> int:
@@ -189,30 +175,6 @@ class Predictor:
             iou = expected_iou(coarse_prob, mask)
         return self._finish(request, mask, coarse_prob, coarse, iou, None, refiner)
 
-    def _coarse(self, request: Request) -> CoarseResult:
-        """The coarse result: of the images asked for last it is at hand as it is needed, else made from the cache's."""
-        forgets = 0 if self.cache is None else self.cache.forgets
-        found = None if self.cache is None else self._recent.get(request.key, forgets)
-        if found is not None:
-            return found
-        letterbox = self._letterbox(request, self.system.config.coarse.image_size)
-
-        def compute() -> Arrays:
-            with request.clock("preprocess"):
-                image = self._square(request, letterbox)
-            with self._heavy, request.clock("coarse"):
-                config = self.system.config
-                return coarse_arrays(self.system.coarse, image, letterbox, config.flip_tta, config.tta_scales)
-
-        arrays = self._kept(request, "c1", compute)
-        with request.clock("post"):
-            arrays, doubted = doubt(settle(arrays, self.system.config.post), self.system.config.post)
-            coarse = CoarseResult(arrays, self._to_image(arrays["coarse_prob"], letterbox), doubted)
-        coarse.prob.setflags(write=False)
-        if self.cache is not None:
-            self._recent.put(request.key, coarse, forgets)
-        return coarse
-
     @torch.inference_mode()
     def _refine(
         self, request: Request, coarse: CoarseResult, clicks: Clicks | None
@@ -228,7 +190,7 @@ class Predictor:
             with request.clock("preprocess"):
                 image, request.cached = self._square(request, letterbox), False
         else:
-            embedding = self._tensor(self._embedding(request, letterbox))
+            embedding = self._seen(self._embedding(request, letterbox))
         with request.clock("preprocess"):
             coarse_prob = self._in_sam_frame(request, coarse, letterbox)
             prompts = None if clicks is None else to_prompts(clicks, letterbox, self.device)
@@ -243,26 +205,6 @@ class Predictor:
         with request.clock("post"):
             return output, self._to_image(final_prob[0, 0], letterbox)
 
-    def _embedding(self, request: Request, letterbox: Letterbox) -> np.ndarray:
-        """What SAM's encoder makes of the whole image, fp16."""
-        refiner = self.system.refiner
-        assert refiner is not None
-
-        def compute() -> Arrays:
-            with request.clock("preprocess"):
-                image = self._square(request, letterbox)
-            with self._heavy, request.clock("encode"), torch.inference_mode():
-                return {"image_embedding": refiner.embed(image).float().cpu().numpy()}
-
-        return self._kept(request, "e0", compute)["image_embedding"]
-
-    def _in_sam_frame(self, request: Request, coarse: CoarseResult, letterbox: Letterbox) -> torch.Tensor:
-        if coarse.sam_prob is None:
-            coarse_box = self._letterbox(request, self.system.config.coarse.image_size)
-            prob = self._tensor(coarse.arrays["coarse_prob"])[None, None]
-            coarse.sam_prob = coarse_to_sam(prob, coarse_box, letterbox)
-        return coarse.sam_prob
-
     def _finish(
         self,
         request: Request,
@@ -276,8 +218,7 @@ class Predictor:
     ) -> Proposal:
         with request.clock("post"):
             band = outline_band(mask)
-            unsure = uncertainty(final_prob, mask, band)
-            flip = None
+            unsure, flip = uncertainty(final_prob, mask, band), None
             if "coarse_spread" in coarse.arrays and not clicked:
                 letterbox = self._letterbox(request, self.system.config.coarse.image_size)
                 flip = flip_uncertainty(self._to_image(coarse.arrays["coarse_spread"], letterbox), mask, band)
@@ -287,30 +228,6 @@ class Predictor:
         )
 
     # --- helpers ------------------------------------------------------------------------------------------------------
-
-    def _kept(self, request: Request, part: str, compute: Callable[[], Arrays]) -> Arrays:
-        def fresh() -> Arrays:
-            request.cached = False
-            return compute()
-
-        if self.cache is None:
-            return to_half(fresh())  # as the cache would: with and without it the answer is the same
-        return self.cache.get_or_compute(f"{request.key}-{self._keys[part]}-{part}", fresh)
-
-    def _letterbox(self, request: Request, size: int) -> Letterbox:
-        return Letterbox(*request.shape, size)
-
-    def _square(self, request: Request, letterbox: Letterbox) -> torch.Tensor:
-        """The image (1, 1, S, S) in a square frame, on the device."""
-        return letterbox.apply(torch.from_numpy(request.image)[None, None]).to(self.device)
-
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.tensor(array).to(self.device).float()  # torch widens fp16 twice as fast as numpy
-
-    def _to_image(self, prob: np.ndarray | torch.Tensor, letterbox: Letterbox) -> np.ndarray:
-        """(S, S) in a square frame -> (H, W) float32 in [0, 1] in the image frame."""
-        tensor = prob if isinstance(prob, torch.Tensor) else torch.from_numpy(prob.astype(np.float32))
-        return letterbox.invert(tensor.float().cpu()[None, None])[0, 0].clamp(0, 1).numpy()
 
     def _iou(self, output: RefinerOutput) -> float:
         weights = torch.softmax(output.iou_pred / self.system.config.refiner.selection_temperature, dim=-1)

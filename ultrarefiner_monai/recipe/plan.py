@@ -99,10 +99,10 @@ def step_seconds(config: TrainConfig, device: str) -> float:
         if config.phase != "phase1_coarse":
             if config.phase == "ppn":  # which begins with a whole system
                 assert system.sam is not None
-                whole = replace(system, ppn=None, gate=GateConfig())
+                whole = replace(system, ppn=None, views=(), gate=GateConfig())
                 save_system(path, whole, coarse, build_sam(system.sam))
             else:
-                save_system(path, replace(system, sam=None, ppn=None), coarse)
+                save_system(path, replace(system, sam=None, ppn=None, views=()), coarse)
             init = str(path)
         refine = replace(config.refine, sam_init="none")
         config = replace(config, init=init, refine=refine, loss=replace(config.loss, teachers=()))

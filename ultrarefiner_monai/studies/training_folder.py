@@ -2,6 +2,7 @@
 
 labels/      images/, masks/ and index.csv as `ultrarefiner prepare` makes them, of the final labels
 split.json   which image validates and which is trained on: written when an image comes first, never changed again
+boxes.csv    boxes around the labels, where weak_encoder has trained
 quick/       features of labelled images that quick learning keeps, and what it came to last
 runs/NAME/   what a run leaves; state.json says how far it came
 lock         held while a training runs; split.lock: while an image is given its place in the split
@@ -25,7 +26,7 @@ from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
 
 # image: its id in the studies. state: of image and label file when they were copied. patient: a hash, or empty.
-COLUMNS = "id image state patient class group fold width height lesion_fraction".split()
+COLUMNS = "id image state patient class group fold width height lesion_fraction view".split()
 Row = dict[str, str]
 
 
@@ -47,6 +48,11 @@ class TrainingFolder:
     def quick(self) -> Path:
         """Kept features of quick learning: ITEM.safetensors, scores/ITEM.json, and replay/ of an older data folder."""
         return self.root / "quick"
+
+    @property
+    def boxes(self) -> Path:
+        """Boxes around the labels, which the training weak_encoder learns from."""
+        return self.root / "boxes.csv"
 
     @property
     def split_file(self) -> Path:
@@ -187,6 +193,7 @@ class TrainingFolder:
         for item in own:
             for path in self.pair(item):
                 path.unlink(missing_ok=True)
+        self.boxes.unlink(missing_ok=True)  # the next training that needs it makes it anew
         with self.split_lock():
             split = self.read_split()
             if split.pop(image_id, None):

@@ -60,9 +60,13 @@ def join(
     else:
         config = replace(config, ppn=None)  # it reads one network's embedding, not a mean's
     if refiners:
+        for path, checkpoint in refiners:
+            if checkpoint.config.views != config.views:
+                raise InputError(f"{path} and {refiners[0][0]} know other views: their refiners have no mean")
+        tensors |= _mean("views", refiners) if config.views else {}
         tensors |= _mean("sam", refiners) | {k: v for k, v in first.tensors.items() if k.startswith("gate.")}
     else:
-        config = replace(config, sam=None)
+        config = replace(config, sam=None, views=())
     about: dict[str, Any] = {
         name: [c.version for _, c in part] for name, part in (("coarse", networks), ("sam", refiners))
     }

@@ -175,7 +175,7 @@ class SampleStore:
     def _read(self, pair: Labelled, state: str) -> list[Stored]:
         """The frames of one image, written without features. InputError for what cannot be read, and for files that change."""
         saved, found = pair.label.stat().st_mtime_ns, []
-        for item, patient, pixels, label in self._frames(pair, state):
+        for item, patient, _, pixels, label in self._frames(pair, state):
             stored = Stored(item, pair.image_id, state, patient, bool(label.any()), saved)
             self._write(stored, thumbnail_of(pixels))
             found.append(stored)
@@ -186,14 +186,14 @@ class SampleStore:
         pair = self._pairs.get(stored.image)
         if pair is None or pair_state(pair) != stored.state:
             return False
-        for item, _, pixels, label in self._frames(pair, stored.state):
+        for item, _, view, pixels, label in self._frames(pair, stored.state):
             if item == stored.item:
-                sample = sample_of(self.predictor, item, "", pixels, label)
+                sample = sample_of(self.predictor.seen_as(view), item, "", pixels, label)
                 self._write(stored, thumbnail_of(pixels), sample)
         return True
 
-    def _frames(self, pair: Labelled, state: str) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
-        """(item, patient, pixels (H, W) in [0, 1], label (H, W)) of each frame and region that is learnt from."""
+    def _frames(self, pair: Labelled, state: str) -> Iterator[tuple[str, str, str, np.ndarray, np.ndarray]]:
+        """(item, patient, view, pixels (H, W) in [0, 1], label (H, W)) of each frame and region that is learnt from."""
         image_file = read_image_file(pair.image, self.limits)
         mask = read_mask(pair.label, image_file, self.limits, pair.confirmed)
         if pair_state(pair) != state:
@@ -201,7 +201,13 @@ class SampleStore:
         for k in chosen_frames(mask):
             frame = image_file.frame(k)
             for item, region in training_parts(pair.image_id, image_file, k, mask[k]):
-                yield item, patient_hash(image_file), np.ascontiguousarray(frame[region]), mask[k][region]
+                yield (
+                    item,
+                    patient_hash(image_file),
+                    image_file.view,
+                    np.ascontiguousarray(frame[region]),
+                    mask[k][region],
+                )
 
     def _write(self, stored: Stored, small: np.ndarray, sample: Sample | None = None) -> None:
         about: dict[str, Any] = {k: v for k, v in vars(stored).items() if k != "has_features"}

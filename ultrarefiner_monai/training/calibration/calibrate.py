@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 RATIOS = (0.0, 0.95)
 _CACHE_BYTES = 2**30  # the refiner is tried in several ways: what depends on the image alone is computed once
 _TISSUE_SEED = 0
-Labelled = tuple[np.ndarray, np.ndarray, str, bool]  # image (H, W) in [0, 1], label (H, W) bool, set, crop of tissue
+# image (H, W) in [0, 1], label (H, W) bool, set, view, whether it is a crop of tissue
+Labelled = tuple[np.ndarray, np.ndarray, str, str, bool]
 
 
 @dataclass
@@ -63,7 +64,8 @@ def finish(best: str | Path, out: str | Path, items: Sequence[Item], device: str
     refiner = system.refiner
     sam = None if refiner is None else refiner.sam
     gate = refiner.gate if refiner is not None and refiner.gate.state_dict() else None
-    save_system(out, config, system.coarse, sam, meta, half=True, gate=gate, ppn=system.ppn)
+    views = refiner.views if refiner is not None else None
+    save_system(out, config, system.coarse, sam, meta, half=True, gate=gate, ppn=system.ppn, views=views)
     post = config.post
     log.info(
         "threshold %.2f, min_peak %.2f, peak_ratio %.2f, min_area %.4f, min_presence %.2f: %.4f",
@@ -105,9 +107,9 @@ def _configured(start: SystemConfig, grid: Grid, chosen: Chosen) -> SystemConfig
 def _images(items: Sequence[Item]) -> Iterable[Labelled]:
     """The selection images, then crops of their lesion-free tissue; one after the other, so that few are in memory."""
     for item in items:
-        yield read_image_file(item.image).frame(0), read_mask(item.mask)[0] > 0, item.set, False
+        yield read_image_file(item.image).frame(0), read_mask(item.mask)[0] > 0, item.set, item.view, False
     for _, crop, item in tissue_pairs(items, _TISSUE_SEED):
-        yield crop, np.zeros(crop.shape, dtype=bool), item.set, True
+        yield crop, np.zeros(crop.shape, dtype=bool), item.set, item.view, True
 
 
 def _try_ratios(system: System, items: Sequence[Item], cache: EmbeddingCache, device: str) -> Found:
@@ -120,13 +122,13 @@ def _try_ratios(system: System, items: Sequence[Item], cache: EmbeddingCache, de
     grids = [grid_around(post, system.config.safety, system.refiner is not None) for post in posts]
     light: list[Example] = []  # what the table has to know of an image: not its probabilities
     rows: list[list[np.ndarray]] = [[] for _ in RATIOS]
-    for image, label, name, tissue in _images(items):
+    for image, label, name, view, tissue in _images(items):
         first: Example | None = None
         for k, predictor in enumerate(predictors):
             if first is not None and np.array_equal(predictor.coarse(image).coarse_prob, first.coarse_prob):
                 rows[k].append(rows[0][-1])  # nothing faded
                 continue
-            example = _example(predictor, image, label, name, tissue)
+            example = _example(predictor.seen_as(view), image, label, name, tissue)
             rows[k].append(figures_of(example, grids[k]))
             first = first or example
         assert first is not None
@@ -163,9 +165,9 @@ def _with_self_clicks(
     labelled = np.flatnonzero(table.hidden == 0)
     clicked = 0.0
     for wanted in (True, False):
-        for k, (image, label, _, _) in enumerate(_images(items)):
+        for k, (image, label, _, view, _) in enumerate(_images(items)):
             if bool(label.any()) == wanted:
-                figures[k], edges[k] = figures_of_mask(predictor.propose(image).mask, label)
+                figures[k], edges[k] = figures_of_mask(predictor.seen_as(view).propose(image).mask, label)
         mean = table.sets.means(edges)
         clicked = float(table.sets.figure(figures)) + BOUNDARY_WEIGHT * float(mean.mean() if len(mean) else 0.0)
         harmed = table.harms(figures, edges, coarse, coarse_edges).any()

@@ -118,7 +118,7 @@ def _embed(config: TrainConfig, encoder: nn.Module, out: Path) -> Embed | None:
 
 
 def _sample(item: Item, name: str) -> RefineSample:
-    return RefineSample(name, item.image, item.mask, group=group_of(item))
+    return RefineSample(name, item.image, item.mask, group=group_of(item), view=item.view)
 
 
 def training_samples(config: TrainConfig, items: Sequence[Item]) -> list[RefineSample]:

@@ -27,7 +27,7 @@ from ultrarefiner_monai.training.data.corruptions import Corruptor
 from ultrarefiner_monai.training.data.loading import SharedEpoch, drawn
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL
 
-FEATURES, PROPOSAL, VALID = "features", "proposal", "valid_hw"
+FEATURES, PROPOSAL, VALID, VIEW = "features", "proposal", "valid_hw", "view"
 COARSE_IMAGE = "coarse_image"
 _COARSE_MASKS = 1  # names the draws of coarse masks among those of a run
 
@@ -49,7 +49,7 @@ class ProposalKind(Enum):
 class RefineSample:
     """One image: paths, or arrays (H, W) (phantoms). proposals: what coarse networks said of it, each (H, W) or (c, c) in
     the coarse frame's inner part, float in [0, 1]. kind: of these proposals. group: what it is balanced with
-    (``balanced_weights``)."""
+    (``balanced_weights``). view: how the probe was held, "" where it is not known."""
 
     id: str
     image: Path | np.ndarray
@@ -58,6 +58,7 @@ class RefineSample:
     frame: int = 0
     kind: ProposalKind = ProposalKind.PREDICTION
     group: str | None = None
+    view: str = ""
 
     def key(self) -> str:
         """Stands for the pixels: path, size and time of a file, or the array."""
@@ -101,7 +102,7 @@ class CoarseMasks:
 
 
 class RefineDataset(Dataset):
-    """RefineSamples -> dictionaries: label (1, S, S) in [0, 1] with soft edges, valid_hw (2,), id, features or image, and
+    """RefineSamples -> dictionaries: label (1, S, S) in [0, 1] with soft edges, valid_hw (2,), id, view, features or image, and
     proposal: with ``coarse_masks`` what that gives, (1, c, c), anew in each epoch; else the first proposal (1, S, S), zeros
     where there is none.
 
@@ -148,7 +149,7 @@ class RefineDataset(Dataset):
         letterbox = self._load(index)[1]
         # A mirrored or shifted copy has its padding elsewhere: all of it counts as image.
         valid = letterbox.inner_hw if variant == 0 else (self.size, self.size)
-        out: dict[str, Any] = {ID: sample.id, VALID: torch.tensor(valid)}
+        out: dict[str, Any] = {ID: sample.id, VALID: torch.tensor(valid), VIEW: sample.view}
         if self.embed is None:
             out[IMAGE], masks, small = self._make(index, variant)
         else:

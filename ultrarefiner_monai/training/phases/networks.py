@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ultrarefiner_monai.config import LoraConfig, SystemConfig, TrainConfig, to_dict
@@ -66,7 +67,19 @@ def build_refiner(config: TrainConfig, system: SystemConfig, coarse: nn.Module, 
     refiner = Refiner(sam, system)
     if start == "none" and stored.part("gate") and refiner.gate.state_dict():
         load_strictly(refiner.gate, stored.part("gate"), f"{config.init} (gate)")
+    _copy_views(refiner, stored)
     return refiner
+
+
+def _copy_views(refiner: Refiner, stored: Checkpoint) -> None:
+    """The vectors of the views that ``stored`` knows too; new ones start at zero."""
+    known = stored.part("views").get("table")
+    if known is None or refiner.views.table is None:
+        return
+    with torch.no_grad():
+        for row, name in enumerate(refiner.views.names):
+            if name in stored.config.views:
+                refiner.views.table[row] = known[stored.config.views.index(name)].float()
 
 
 def _begin_with_sam3(sam: nn.Module, config: TrainConfig) -> None:
@@ -91,10 +104,10 @@ def _begin_with_sam3(sam: nn.Module, config: TrainConfig) -> None:
 
 
 def with_points(config: TrainConfig, system: SystemConfig, stored: Checkpoint) -> tuple[SystemConfig, nn.Module | None]:
-    """The point proposal network of ``init``, as the result has it: kept while the image encoder that it reads stands still,
-    else left out."""
+    """The point proposal network of ``init``, as the result has it: kept while what it reads (the image embedding, with what
+    views add) stands still, else left out."""
     refine = config.refine
-    still = refine.lora is None and not {"encoder", "neck", "deep"} & set(refine.train)
+    still = refine.lora is None and not system.views and not {"encoder", "neck", "deep"} & set(refine.train)
     if stored.config.ppn is None:
         return replace(system, ppn=None), None
     if refine.sam_init not in ("none", config.init) or not still:
@@ -107,7 +120,7 @@ def with_points(config: TrainConfig, system: SystemConfig, stored: Checkpoint) -
 
 
 def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
-    """The parameters of each part that ``refine.train`` may name, and of adapters and gate, which always learn."""
+    """The parameters of each part that ``refine.train`` may name, and of adapters, gate and views, which always learn."""
     sam = refiner.sam
     adapters = [p for _, p in lora_parameters(sam.image_encoder)]
     encoder = list(sam.image_encoder.parameters())
@@ -128,11 +141,12 @@ def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
         "prompt_encoder": list(sam.prompt_encoder.parameters()),
         "mask_decoder": list(sam.mask_decoder.parameters()),
         "gate": list(refiner.gate.parameters()),
+        "views": list(refiner.views.parameters()),
     }
 
 
 def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
-    """Only the named parts, adapters and the gate receive gradients; the gate not where adapters alone shall learn. Raises
+    """Only the named parts, adapters, views and the gate receive gradients; these two not where adapters alone shall learn. Raises
     InputError for neck or deep where there are none."""
     parts = refiner_parts(as_refiner(network))
     if "neck" in train and not parts["neck"]:  # as with deep, which needs neck
@@ -140,7 +154,7 @@ def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
     whole = ("encoder", "neck", "deep") if "encoder" in train else ()
     for name, parameters in parts.items():
         for parameter in parameters:
-            always = name == "lora" or (name == "gate" and (bool(train) or not parts["lora"]))
+            always = name == "lora" or (name in ("gate", "views") and (bool(train) or not parts["lora"]))
             parameter.requires_grad_(name in train or always or name in whole)
 
 
@@ -173,12 +187,12 @@ def save_refiner(
 ) -> None:
     """Write the checkpoint; adapters (``lora``) are merged in it, and lie beside it in a file of their own (adapter: whether they
     do). ppn: the point proposal network that goes into it."""
-    gate = refiner.gate if refiner.gate.state_dict() else None
+    parts = {"gate": refiner.gate if refiner.gate.state_dict() else None, "ppn": ppn, "views": refiner.views}
     if lora is None:
-        save_system(path, system, coarse, refiner.sam, meta, half=False, gate=gate, ppn=ppn)
+        save_system(path, system, coarse, refiner.sam, meta, half=False, **parts)
         return
     if adapter:
         facts = {"data": meta.get("data", ""), "fold": meta.get("fold", "")}
         write_adapter(path.with_name(ADAPTER), refiner.sam, lora, facts)
     about = {**meta, "lora": to_dict(lora)}
-    save_system(path, system, coarse, merged_sam(refiner.sam), about, half=False, gate=gate, ppn=ppn)
+    save_system(path, system, coarse, merged_sam(refiner.sam), about, half=False, **parts)

@@ -54,6 +54,8 @@ class PpnPhase(RefinerPhase):
         self.system = replace(stored.config if config.refine.sam_init == "none" else self.system, ppn=config.system.ppn)
         self.refiner = Refiner(self.refiner.sam, self.system)
         load_strictly(self.refiner.gate, stored.part("gate"), f"{config.init} (gate)")
+        load_strictly(self.refiner.views, stored.part("views"), f"{config.init} (views)")
+        self.refiner.views.requires_grad_(bool(config.refine.train))
         self.refiner.gate.requires_grad_(False)  # of the automatic result, which has a coarse mask
         self.calibrates = bool(config.refine.train) or config.refine.lora is not None
         points = build_points(self.system)

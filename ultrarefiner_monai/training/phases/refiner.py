@@ -27,7 +27,7 @@ from ultrarefiner_monai.pipeline.refine import refine
 from ultrarefiner_monai.training.data.features import to_embedding
 from ultrarefiner_monai.training.data.loaders import refiner_loaders
 from ultrarefiner_monai.training.data.predictions import predicted_prob
-from ultrarefiner_monai.training.data.refining import FEATURES, PROPOSAL, VALID
+from ultrarefiner_monai.training.data.refining import FEATURES, PROPOSAL, VALID, VIEW
 from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.training.phases.clicked import dice_after, loss_with_clicks, missed
 from ultrarefiner_monai.training.phases.losses import RefinerLoss, change_penalty, iou_loss, overlap
@@ -100,11 +100,13 @@ class RefinerPhase(Phase):
 
 
 def embed(refiner: Refiner, batch: Batch) -> torch.Tensor:
-    """The image embedding of a batch, from kept features or from the image."""
+    """The image embedding of a batch, from kept features or from the image; with what its views add."""
     device = next(refiner.parameters()).device
     if FEATURES in batch:
-        return to_embedding(refiner.sam.image_encoder, [f.to(device).float() for f in batch[FEATURES]]).float()
-    return encode(refiner.sam, batch[IMAGE].to(device)).float()
+        found = to_embedding(refiner.sam.image_encoder, [f.to(device).float() for f in batch[FEATURES]]).float()
+    else:
+        found = encode(refiner.sam, batch[IMAGE].to(device)).float()
+    return refiner.views(found, batch[VIEW])
 
 
 def in_sam_frame(batch: Batch, device: torch.device) -> torch.Tensor:

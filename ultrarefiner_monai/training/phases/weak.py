@@ -25,7 +25,7 @@ from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 from ultrarefiner_monai.models.sam.network import normalise
 from ultrarefiner_monai.training.data.loaders import plain_loader, training_loader
-from ultrarefiner_monai.training.data.refining import RefineDataset, RefineSample
+from ultrarefiner_monai.training.data.refining import VIEW, RefineDataset, RefineSample
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL
 from ultrarefiner_monai.training.loop.steps import TrainingError
 from ultrarefiner_monai.training.phases.contrast import (
@@ -84,7 +84,7 @@ class WeakPhase(RefinerPhase):
         parts = []
         for items in (split.train, split.select):
             named = [(n, i) for n, i in zip(names_of(items), items, strict=True) if n in self.boxes]
-            parts.append(([RefineSample(n, i.image, i.mask) for n, i in named], [i.set for _, i in named]))
+            parts.append(([RefineSample(n, i.image, i.mask, view=i.view) for n, i in named], [i.set for _, i in named]))
         if not parts[0][0] or not parts[1][0]:
             raise InputError(
                 f"{self.config.weak.boxes} has boxes for {len(parts[0][0])} training and {len(parts[1][0])} selection images; at "
@@ -170,7 +170,8 @@ class WeakPhase(RefinerPhase):
 
     def _answer(self, refiner: Refiner, embedding: torch.Tensor, prompts: Prompts, batch: Batch) -> Any:
         """The refiner's output for points alone, in one pass."""
-        return refined_blind(refiner, embedding, prompts, valid_hw(batch), passes=1)
+        seen = refiner.views(embedding, batch[VIEW])
+        return refined_blind(refiner, seen, prompts, valid_hw(batch), passes=1)
 
     def _contrast(
         self,

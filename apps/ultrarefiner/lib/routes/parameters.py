@@ -59,6 +59,7 @@ INFER: dict[str, Kind] = {
     "background": POINTS,
     "roi": POINTS,
     "frame": FRAME,
+    "view": TEXT,
     "label": TEXT,
     "client_id": TEXT,
     "session_id": TEXT,

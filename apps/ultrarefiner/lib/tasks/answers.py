@@ -107,7 +107,7 @@ class Engine:
         blind: bool = False,
     ) -> FrameOutline:
         """Frame ``k``'s result by ``predictor``, as ``outline_frame`` makes it; remembered, it has no timings."""
-        key = (predictor.system.version, opened.sha256, k, clicks, coarse_only, blind)
+        key = (predictor.system.version, predictor.view, opened.sha256, k, clicks, coarse_only, blind)
         with self._lock:
             drops, kept = self._drops, self._results.get(key)
         if kept is not None:
@@ -121,7 +121,7 @@ class Engine:
 
     def points(self, predictor: Predictor, opened: OpenImageFile, k: int) -> FramePoints:
         """The points that the model proposes on frame ``k``; remembered as answers are, and took no time then."""
-        key = (predictor.system.version, opened.sha256, k)
+        key = (predictor.system.version, predictor.view, opened.sha256, k)
         with self._lock:
             drops, kept = self._drops, self._points.get(key)
         if kept is not None:

@@ -17,6 +17,7 @@ from lib.tasks.answers import Engine, OpenImageFile
 from lib.tasks.clicks import ALL_FRAMES, as_sent, frame_of, requested_clicks
 from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import LABELS, NOTICE, Clicks, InputError
+from ultrarefiner_monai.core.views import canonical_view
 from ultrarefiner_monai.imaging.writers import encode_mask, lost_position
 from ultrarefiner_monai.pipeline.outline import FileOutline, FrameOutline, FramePoints, outline, shown_frame
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -54,6 +55,7 @@ class LesionTask(InferTask):
         system = self.engine.served.now().system
         state = "off" if self.mode == "coarse" else "trained" if system.refiner is not None else "untrained"
         found = {**super().info(), "version": system.version, "refiner": state, "notice": NOTICE}
+        found |= {"views": list(system.config.views)} if system.config.views and self.mode != "coarse" else {}
         return found if self.mode != "points" else {**found, "points": "none" if system.ppn is None else "trained"}
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -67,7 +69,7 @@ class LesionTask(InferTask):
 
     def outline(self, request: dict[str, Any], as_file: bool = True) -> Outline:
         """request: ``image`` (path), ``image_id``, and what the client sent (``frame``, ``foreground``, ``background``,
-        ``roi``, ``result_extension``, ``client_id``). as_file: False leaves ``content`` empty, for whoever goes on with the
+        ``roi``, ``result_extension``, ``client_id``, ``view``). as_file: False leaves ``content`` empty, for whoever goes on with the
         mask. Raises InputError for what cannot be used.
         """
         start = time.perf_counter()
@@ -86,6 +88,8 @@ class LesionTask(InferTask):
             raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
         read = time.perf_counter()
         predictor = self._predictor(request, opened)  # one model for all frames, whatever is chosen meanwhile
+        view = view_of(request, predictor.system.config.views) or image_file.view
+        predictor = predictor.seen_as(view)
         proposed = self._points(predictor, opened, frames, clicks)
         points = {k: found.clicks for k, found in proposed.items()}
 
@@ -102,6 +106,11 @@ class LesionTask(InferTask):
         elif as_file:
             content = encode_mask(extension, found.mask, image_file)
         reply = self._reply(image_file, found)
+        reply |= {"view": predictor.view} if predictor.system.config.views else {}
+        if request.get("view") and not predictor.view:
+            reply["warnings"].append(
+                f"the model that is served knows no views: {request['view']!r:.60} changes nothing"
+            )
         if points:
             reply["points"] = as_sent(points, image_file.geometry.axes)
         if lost := lost_position(extension, image_file):
@@ -201,6 +210,15 @@ def _extension(request: dict[str, Any]) -> str:
         return value.lower()
     name = str(request["image"]).lower()
     return ".nii.gz" if name.endswith((".nii", ".nii.gz")) else ".nrrd"
+
+
+def view_of(request: dict[str, Any], known: tuple[str, ...]) -> str:
+    """How the probe was held, as the request says; empty where it does not. InputError for a view that the model does not know,
+    where it knows any."""
+    view = canonical_view(str(request.get("view") or ""))
+    if view and known and view not in known:
+        raise InputError(f"view must be one of {', '.join(known)}, got {request['view']!r:.60}")
+    return view
 
 
 def _figures(frame: FrameOutline) -> dict[str, Any]:

@@ -229,7 +229,7 @@ class Scorer:
         for number, k in enumerate(frames):
             if number:
                 yield
-            parts.append(score_frame(asked, image_file.frame(k), image_file.regions_of(k)))
+            parts.append(score_frame(asked.seen_as(image_file.view), image_file.frame(k), image_file.regions_of(k)))
         kept = False
         if _state(path) == state:
             kept = pool.put(

@@ -25,7 +25,7 @@ from monailabel.utils.async_tasks.utils import tasks
 from lib.store.datastore import StudiesFolder
 from lib.tasks.background import FAILED, NOT_DONE, RUNNING, SHORT_OF_MEMORY, WAITING
 from lib.tasks.served import Served, device_of
-from ultrarefiner_monai.config import ConfigError, ServeConfig, TrainConfig, load_yaml
+from ultrarefiner_monai.config import ConfigError, ServeConfig, TrainConfig, load_yaml, to_dict
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.threads import stand_back
 from ultrarefiner_monai.core.types import NOTICE, InputError
@@ -42,6 +42,8 @@ FINAL = DefaultLabelTag.FINAL.value
 PATIENCE_SECONDS = 20
 # What MONAI Label and its clients send besides.
 _OTHERS = ("model", "name", "client_id", "gpus", "multi_gpu", "local_rank", "local", "run_id", "pretrained")
+# The trainings in which adapters learn, where ``learning.lora`` asks for them; the refiner of both is retrained.
+WITH_ADAPTERS = ("sam_refiner", "ultrarefiner")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 
@@ -56,6 +58,10 @@ class LesionTraining(TrainTask):
         # Phases with a refiner ask for one in the configuration; the real networks are those of the served model.
         text = settings.read_text(encoding="utf-8")
         self._networks: dict[str, Any] = {} if "phase1_coarse" in text else {"system.sam": {}}
+        if "phase: weak_encoder" in text:
+            self._networks["weak.boxes"] = str(work.training.boxes)
+        if config.learning.lora is not None and name in WITH_ADAPTERS:
+            self._networks |= {"refine.lora": to_dict(config.learning.lora), "refine.cache": "off"}
         plain = load_yaml(TrainConfig, settings, self._networks)
         self._config = {
             "max_epochs": plain.epochs,
@@ -182,6 +188,8 @@ def make_trainers(app_dir: Path, served: Served, config: ServeConfig, work: Work
     }
     if config.ppn_refiner:
         texts["ppn"] = "Trains the network that proposes points on the final labels; all else stays as it is."
+    if config.weak_encoder:
+        texts["weak_encoder"] = "Trains the image encoder from boxes around the final labels, without their outlines."
     return {
         name: LesionTraining(name, app_dir / "train" / f"{name}.yaml", served, config, work, text)
         for name, text in texts.items()
