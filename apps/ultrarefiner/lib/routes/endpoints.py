@@ -17,6 +17,7 @@ from monailabel.endpoints.user.auth import User
 
 from lib.app import App
 from lib.routes import views
+from lib.routes.dicomweb import DicomWebRoutes
 from lib.routes.errors import error_handlers
 from lib.routes.infer import InferRoutes
 from lib.routes.metrics import Metrics
@@ -44,6 +45,7 @@ def _routes(app: App) -> list[Route]:
         *TaskRoutes(app).routes(),
         *StoreRoutes(app).routes(),
         *StatusRoutes(app).routes(),
+        *([] if app.pacs else DicomWebRoutes(app).routes()),
         *_refusals(app.studies),
     ]
 
@@ -60,7 +62,7 @@ def _refusals(studies: str) -> list[Route]:
     docs = _refuse(404, "that page needs scripts of other servers: /openapi.json has all it says")
     no_pathology = _refuse(404, "there are no pathology models here")
     no_scoring = _refuse(404, "there are no scoring methods")
-    no_store = _refuse(404, "the studies are a folder, not a DICOMweb store")
+    no_store = _refuse(404, "the studies are a folder: they can be read over DICOMweb, not stored into")
     is_folder = not studies.startswith(("http://", "https://"))
     return [
         *((method, "/docs", docs) for method in ("GET", "HEAD")),
@@ -73,7 +75,7 @@ def _refusals(studies: str) -> list[Route]:
         ("PUT", "/model/{model}", _refuse(403, "models are chosen with `ultrarefiner models promote`, not uploaded")),
         ("DELETE", "/model/{model}", _refuse(403, "models are chosen with `ultrarefiner models promote`, not removed")),
         ("POST", "/reload", _refuse(403, "restart the server instead")),
-        *((method, "/proxy/dicom/{path:path}", no_store) for method in ("GET", "POST") if is_folder),
+        *([("POST", "/proxy/dicom/{path:path}", no_store)] if is_folder else []),
     ]
 
 

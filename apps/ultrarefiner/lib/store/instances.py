@@ -1,0 +1,135 @@
+"""The images of a studies folder by the UIDs under which DICOMweb knows them.
+
+DICOM files keep theirs; all other images get a study, a series and an instance of their own, whose UIDs stay the same as long as the
+studies folder is the same. Nothing is decoded for a list.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachetools import LRUCache
+from monailabel.interfaces.exception import ImageNotFoundException
+
+from lib.store.datastore import StudiesFolder
+from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.dicom.file import has_mark, open_dicom
+from ultrarefiner_monai.dicom.header import element
+from ultrarefiner_monai.dicomweb.wrapped import MULTI_FRAME, SINGLE_FRAME, derived_uid, uids_of
+
+logger = logging.getLogger(__name__)
+
+_MOST_ROWS = 20_000
+_TAGS = [
+    "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "PatientName", "PatientID", "PatientBirthDate",
+    "PatientSex", "StudyDate", "StudyTime", "StudyDescription", "SeriesDescription", "AccessionNumber", "Modality",
+    "Rows", "Columns", "NumberOfFrames", "InstanceNumber", "SeriesNumber",
+]  # fmt: skip
+_MOVING = (".gif", ".webp", ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image as DICOMweb lists it. values: keyword -> text. own: whether the UIDs are the DICOM file's."""
+
+    image_id: str
+    study: str
+    series: str
+    instance: str
+    values: Mapping[str, str]
+    own: bool
+
+    def matches(self, asked: Mapping[str, str]) -> bool:
+        """asked: keyword -> what a query says: exact, with * and ?, a list with commas (UIDs), or a range of dates."""
+        return all(_fits(self.values.get(name, ""), wanted, name) for name, wanted in asked.items())
+
+
+class Instances:
+    """The rows of a folder, made from its index and, of DICOM files, from their headers; thread-safe."""
+
+    def __init__(self, store: StudiesFolder):
+        self.store = store
+        self._headers: LRUCache[tuple, dict[str, str]] = LRUCache(_MOST_ROWS)
+        self._lock = threading.Lock()
+
+    def rows(self) -> list[Row]:
+        """One row an image, by id; without those that went away meanwhile."""
+        found: list[Row] = []
+        taken: set[str] = set()
+        for image_id in sorted(self.store.list_images()):
+            try:
+                row = self._row(image_id, taken)
+            except (OSError, InputError, ImageNotFoundException) as error:
+                logger.debug("%s is not listed: %s", image_id, error)
+                continue
+            taken.add(row.instance)
+            found.append(row)
+        return found
+
+    def find(self, study: str, series: str = "", instance: str = "") -> list[Row]:
+        """The rows of a study, of one of its series, or one image."""
+        wanted = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": instance}
+        asked = {k: v for k, v in wanted.items() if v}
+        return [row for row in self.rows() if row.matches(asked)]
+
+    def _row(self, image_id: str, taken: set[str]) -> Row:
+        path = self.store.image_path(image_id)
+        stat = path.stat()
+        owner, state = self.store.presence.text, f"{stat.st_size:x}-{stat.st_mtime_ns:x}"
+        values = self._header(path, (str(path), stat.st_size, stat.st_mtime_ns))
+        own = bool(values)
+        if own:
+            study, series, instance = (values[k] for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"))
+            if instance in taken:  # another picture under the same UID: some exports do that
+                instance, own = derived_uid(owner, image_id, "instance", state), False
+        else:
+            study, series, instance = uids_of(owner, image_id, state)
+            values = {
+                "PatientName": image_id[:64], "PatientID": image_id[:64], "StudyDescription": path.name[:64], "Modality": "US",
+                "SOPClassUID": MULTI_FRAME if path.suffix.lower() in _MOVING else SINGLE_FRAME,
+                "SeriesNumber": "1", "InstanceNumber": "1",
+            }  # fmt: skip
+        uids = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": instance}
+        return Row(image_id, study, series, instance, {**values, **uids}, own)
+
+    def _header(self, path: Path, state: tuple) -> dict[str, str]:
+        """What the header of a DICOM file says; empty for other files, and for one whose UIDs are none."""
+        if not (path.suffix.lower() in (".dcm", ".dicom") or has_mark(path)):
+            return {}
+        with self._lock:
+            found = self._headers.get(state)
+        if found is None:
+            header = open_dicom(path, header_only=True, tags=_TAGS)
+            found = {name: str(element(header, name, "") or "") for name in _TAGS}
+            uids = [found[name] for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+            if not all(re.fullmatch(r"[0-9.]{1,64}", uid) for uid in uids):
+                found = {}
+            with self._lock:
+                self._headers[state] = found
+        return found
+
+
+def grouped(rows: list[Row], level: str) -> Iterator[tuple[Row, list[Row]]]:
+    """(its first row, all its rows) of each study or series, in the order of ``rows``."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.study,) if level == "studies" else (row.study, row.series), []).append(row)
+    for own in groups.values():
+        yield own[0], own
+
+
+def _fits(value: str, wanted: str, name: str) -> bool:
+    if name.endswith("UID"):
+        return value in re.split(r"[,\\]", wanted)
+    if name.endswith("Date") and "-" in wanted:
+        low, _, high = wanted.partition("-")
+        return (not low or value >= low) and (not high or value <= high) and bool(value)
+    if any(c in wanted for c in "*?"):
+        return fnmatch.fnmatchcase(value.lower(), wanted.lower().replace("[", "[[]"))
+    return value.lower() == wanted.lower()
