@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_each_view_has_its_answer(server) -> None:
 
 
 def test_a_view_that_it_does_not_know_is_refused(server) -> None:
-    answer = requests.post(
-        f"{server.url}/infer/ultrarefiner?image=plain", data={"params": '{"view": "oblique"}'}, timeout=60
-    )
-    assert answer.status_code == 400 and "view must be one of radial, anti-radial, got 'oblique'" in answer.text
+    for view in ("oblique", "( )"):
+        url, params = f"{server.url}/infer/ultrarefiner?image=plain", json.dumps({"view": view})
+        answer = requests.post(url, data={"params": params}, timeout=60)
+        assert answer.status_code == 400 and f"view must be one of radial, anti-radial, got '{view}'" in answer.text

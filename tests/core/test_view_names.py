@@ -14,7 +14,8 @@ from ultrarefiner_monai.core.views import canonical_view, coded_view
     [
         ("Radial", "radial"), ("RAD", "radial"), ("Anti Radial", "anti-radial"), ("antiradial view", "anti-radial"),
         ("ARAD", "anti-radial"), ("Trans.", "transverse"), ("sagittal plane", "longitudinal"), ("long", "longitudinal"),
-        ("Oblique  45°", "oblique-45"), ("", ""), (" ", ""),
+        ("Oblique  45°", "oblique-45"),
+        ("Radial view scan", "radial"), ("", ""), (" ", ""),
     ],
 )  # fmt: skip
 def test_spellings(text: str, name: str) -> None:
@@ -28,5 +29,11 @@ def test_a_name_is_its_own_name(text: str) -> None:
 
 
 def test_a_code_that_is_known_decides() -> None:
-    assert coded_view("62824007", "Querschnitt") == "transverse"
-    assert coded_view("XYZ", "Antiradial") == "anti-radial" and coded_view("", "") == ""
+    assert coded_view([("62824007", "Querschnitt")]) == "transverse"
+    assert coded_view([("XYZ", "Antiradial")]) == "anti-radial" and coded_view([("", "")]) == "" == coded_view([])
+
+
+def test_a_known_view_comes_before_other_words() -> None:
+    assert coded_view([("7771000", "Left"), ("62824007", "Transverse")]) == "transverse"
+    assert coded_view([("1", "Upper outer quadrant"), ("2", "Radial")]) == "radial"
+    assert coded_view([("1", "Oblique"), ("2", "Left")]) == "oblique"

@@ -85,6 +85,23 @@ def test_a_checkpoint_keeps_them_and_options_do_not_change_them(tmp_path: Path) 
         load_system(tmp_path / "lost.safetensors")
 
 
+def test_what_is_kept_of_a_view_goes_with_its_vectors(tmp_path: Path) -> None:
+    """Quick learning's kept features hold them; the vectors of the pool of images do not."""
+    from ultrarefiner_monai.learning.quick.store import SampleStore
+    from ultrarefiner_monai.learning.sampling.scores import _vector
+
+    image = np.random.default_rng(0).random((60, 80)).astype(np.float32)
+    keys, vectors = set(), []
+    for k, scale in enumerate((1.0, 5.0)):
+        (tmp_path / str(k)).mkdir()
+        predictor = Predictor(load_system(with_views(tmp_path / str(k), scale)))
+        keys.add(SampleStore(tmp_path / str(k), predictor).key)
+        vectors += [_vector(predictor, image), _vector(predictor.seen_as("radial"), image)]
+    assert len(keys) == 2 and all(np.array_equal(vectors[0], v) for v in vectors)
+    plain = Predictor(load_system(save_tiny_system(tmp_path / "p.safetensors")))
+    assert SampleStore(tmp_path, plain).key.count("-") == 2, "without views as before"
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

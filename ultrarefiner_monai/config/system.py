@@ -71,6 +71,11 @@ class SamConfig:
         """Pixels of the sam frame by one of the image embedding, along each axis."""
         return 14 if self.arch == "sam3" else 16
 
+    @property
+    def mask_size(self) -> int:
+        """M, the side of the mask decoder's masks."""
+        return 4 * (self.image_size // self.patch)
+
 
 @dataclass(frozen=True)
 class PromptConfig:

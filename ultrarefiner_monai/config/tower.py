@@ -28,4 +28,8 @@ class TowerConfig:
         names = ("width", "depth", "heads", "mlp_width", "window", "position_side")
         check_ranges(self, "sam.tower", at_least_one=names)
         require(self.width % (4 * self.heads) == 0, "sam.tower.width must be divisible by 4 * sam.tower.heads")
+        inside = all(0 <= k < self.depth for k in self.global_blocks)
+        require(
+            inside, f"sam.tower.global_blocks must be below sam.tower.depth ({self.depth}), got {self.global_blocks}"
+        )
         require(self.channels >= 2 and self.channels % 2 == 0, "sam.tower.channels must be even")

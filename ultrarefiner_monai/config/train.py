@@ -159,6 +159,15 @@ class TrainConfig:
             self.phase != "weak_encoder" or self.refine.lora is None,
             "refine.lora: phase weak_encoder trains the image encoder itself; weak.last_blocks says how much of it",
         )
+        sam = self.system.sam
+        require(
+            self.refine.decoder_init == "none" or (sam is not None and sam.arch == "sam3"),
+            "refine.decoder_init is for sam.arch sam3; refine.sam_init brings the whole of another SAM",
+        )
+        require(
+            sam is None or sam.tower is None or sam.tower.channels == 256 or self.refine.cache == "off",
+            "refine.cache must be off with a sam.tower of other channels than 256: the projection of its embedding learns",
+        )
         if self.phase == "ppn":
             require(self.system.ppn is not None, "phase ppn trains a point proposal network: system.ppn must say which")
             require(

@@ -77,17 +77,16 @@ def read_dicom(
 
 
 def view_of(dataset: Any) -> str:
-    """How the probe was held (``core.views``): the first entry of ViewCodeSequence (PS3.3 C.8.5.6), or of its modifiers, that
-    says so; empty without one. What is no entry, or damaged, says nothing."""
+    """How the probe was held (``core.views.coded_view``), as ViewCodeSequence (PS3.3 C.8.5.6) and its modifiers say; empty without
+    them. What is damaged says nothing."""
+    said: list[tuple[str, str]] = []
     try:
         for entry in dataset.get("ViewCodeSequence", None) or []:
             for coded in (*(entry.get("ViewModifierCodeSequence", None) or []), entry):
-                code, meaning = (str(coded.get(name, None) or "") for name in ("CodeValue", "CodeMeaning"))
-                if found := coded_view(code, meaning):
-                    return found
-    except (TypeError, ValueError, AttributeError):
+                said.append((str(coded.get("CodeValue", None) or ""), str(coded.get("CodeMeaning", None) or "")))
+    except Exception:  # pydicom decodes when it is asked, and has many errors
         pass
-    return ""
+    return coded_view(said)
 
 
 def _same(frame: np.ndarray) -> Callable[[int], np.ndarray]:

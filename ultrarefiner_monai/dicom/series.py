@@ -126,6 +126,7 @@ def _joined(folder: Path, parts: list[ImageFile], counts: list[int]) -> ImageFil
         load=load,
         warnings=warnings,
         kept_bytes=sum(part.kept_bytes for part in parts),
+        view=first.view if {part.view for part in parts} == {first.view} else "",
     )
     if len(set(spacings)) > 1:
         warnings.append("the pictures of the series differ in pixel size: each frame is measured with its own")

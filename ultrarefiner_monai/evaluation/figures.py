@@ -184,7 +184,7 @@ def tissue_figures(predictor: Predictor, items: Sequence[Item], coarse_only: boo
     crops: count, false_alarms, false_alarm_rate; of several sets also ``by_set``."""
     alarms: dict[str, list[bool]] = {name: [] for name in sets_of(items)}
     for _, crop, item in tissue_pairs(items, seed=0):
-        proposal = predictor.coarse(crop) if coarse_only else predictor.propose(crop)
+        proposal = predictor.coarse(crop) if coarse_only else predictor.seen_as(item.view).propose(crop)
         alarms[item.set].append(float(np.mean(proposal.mask > 0)) > NORMAL_LIMIT)
     figures = _alarm_figures([alarm for own in alarms.values() for alarm in own])
     return figures if len(alarms) < 2 else {**figures, "by_set": {k: _alarm_figures(v) for k, v in alarms.items()}}

@@ -220,7 +220,7 @@ def build_points(config: SystemConfig) -> nn.Module:
     from ultrarefiner_monai.models.ppn import PointNetwork
 
     assert config.ppn is not None and config.sam is not None
-    return PointNetwork(config.ppn, config.sam.image_size // config.sam.patch)
+    return PointNetwork(config.ppn, config.sam.image_size // config.sam.patch, config.sam.patch)
 
 
 def with_options(system: System, options: dict[str, Any]) -> System:

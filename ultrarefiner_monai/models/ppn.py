@@ -19,7 +19,6 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.models.prompts.moments import ValidHW
 
 _CHANNELS, _GROUPS = 256, 8
-_CELL = 16  # pixels of the sam frame under one place of the embedding
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,11 @@ class ProposedPoints:
 class PointNetwork(nn.Module):
     """image_embedding (B, 256, E, E) -> ProposedPoints; about 1 M parameters with the defaults."""
 
-    def __init__(self, config: PpnConfig, grid: int) -> None:
-        """grid: E. Raises InputError where more points are asked for than the grid has places."""
+    def __init__(self, config: PpnConfig, grid: int, cell: int = 16) -> None:
+        """grid: E. cell: pixels of the sam frame under one place of the embedding, along each axis. Raises InputError where more
+        points are asked for than the grid has places."""
         super().__init__()
+        self.cell = cell
         if config.points > grid * grid:
             raise InputError(
                 f"ppn.points: {config.points} points are asked for, and the image embedding has {grid} x {grid} places"
@@ -64,7 +65,9 @@ class PointNetwork(nn.Module):
         features = self.blocks(self.enter(image_embedding))
         b, _, height, width = features.shape
         maps = self.maps(features).float()
-        limits = _limits(valid_hw, b, height, width, maps)  # (B, 2), columns and rows of the grid, may be fractions
+        limits = _limits(
+            valid_hw, b, height, width, maps, self.cell
+        )  # (B, 2), columns and rows of the grid, may be fractions
         centres = [torch.arange(n, device=maps.device, dtype=maps.dtype) for n in (width, height)]
         outside = (centres[0][None, None, :] >= limits[:, None, :1]) | (
             centres[1][None, :, None] >= limits[:, 1:, None]
@@ -100,11 +103,11 @@ class _Block(nn.Module):
         return F.gelu(x + self.body(x))
 
 
-def _limits(valid_hw: ValidHW, batch: int, height: int, width: int, like: torch.Tensor) -> torch.Tensor:
-    """(B, 2): columns and rows of the grid that the image covers."""
+def _limits(valid_hw: ValidHW, batch: int, height: int, width: int, like: torch.Tensor, cell: int) -> torch.Tensor:
+    """(B, 2): columns and rows of the grid, of ``cell`` pixels each, that the image covers."""
     if valid_hw is None:
         return like.new_tensor([width, height]).expand(batch, 2)
-    return torch.as_tensor(valid_hw).reshape(-1, 2).flip(1).to(like).expand(batch, 2) / _CELL
+    return torch.as_tensor(valid_hw).reshape(-1, 2).flip(1).to(like).expand(batch, 2) / cell
 
 
 def soft_tokens(sam: Sam, points: ProposedPoints) -> torch.Tensor:

@@ -97,7 +97,9 @@ def step_seconds(config: TrainConfig, device: str) -> float:
         coarse, system = build_coarse(config.system.coarse), config.system
         init = "none"
         if config.phase != "phase1_coarse":
-            if config.phase == "ppn":  # which begins with a whole system
+            if config.phase == "ppn" or (
+                system.sam is not None and system.sam.arch == "sam3"
+            ):  # which begin with a SAM
                 assert system.sam is not None
                 whole = replace(system, ppn=None, views=(), gate=GateConfig())
                 save_system(path, whole, coarse, build_sam(system.sam))

@@ -58,12 +58,13 @@ class Correction:
 @dataclass(frozen=True)
 class Labelled:
     """An image of the studies folder with its final label. confirmed: who saved it meant that it marks nearly all of a
-    frame (``read_mask``)."""
+    frame (``read_mask``). view: how the probe was held, where something else than the file says so."""
 
     image_id: str
     image: Path
     label: Path
     confirmed: bool = False
+    view: str = ""
 
 
 def item_id(image_id: str, frame: int, region: int | None = None) -> str:

@@ -82,7 +82,8 @@ class TrainingFolder:
         """The rows of index.csv; none when there is no index, or one that cannot be read."""
         try:
             with (self.data / "index.csv").open(newline="", encoding="utf-8") as file:
-                return [r for r in csv.DictReader(file) if None not in r.values() and set(COLUMNS) <= r.keys()]
+                rows = [{"view": "", **row} for row in csv.DictReader(file)]  # a version before had no views
+                return [r for r in rows if None not in r.values() and set(COLUMNS) <= r.keys()]
         except (OSError, ValueError):
             return []
 

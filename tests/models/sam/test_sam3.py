@@ -191,3 +191,48 @@ def test_impossible_sizes_are_refused(values: dict[str, Any], words: str) -> Non
 def test_meta_names_cover_the_whole_tower() -> None:
     state = tower(build_sam(SMALL)).state_dict()
     assert tower_state(meta_layout(state), "x").keys() == state.keys()
+
+
+def test_proposed_points_reach_every_corner() -> None:
+    from ultrarefiner_monai.config import PpnConfig
+    from ultrarefiner_monai.models.checkpoints import build_points
+
+    config = SystemConfig(sam=SMALL, ppn=PpnConfig(points=2, width=16, blocks=1))
+    points = build_points(config)
+    embedding = torch.rand(1, 256, 8, 8)
+    assert torch.allclose(points(embedding, [(112, 112)]).xy, points(embedding).xy), "the whole frame is image"
+    assert points(embedding, [(56, 112)]).xy[..., 1].max() <= 0.5
+
+
+def test_quick_learning_s_labels_have_the_decoder_s_size() -> None:
+    from ultrarefiner_monai.learning.quick.samples import small_label
+
+    assert SMALL.mask_size == 32 and SamConfig("compact", 512).mask_size == 128
+    assert small_label(torch.ones(50, 70).numpy(), SMALL.image_size, SMALL.mask_size).shape == (32, 32)
+
+
+def test_all_of_the_image_counts_where_boxes_teach() -> None:
+    from ultrarefiner_monai.training.phases.weak import covered, learning
+
+    like = torch.zeros(1, 1, 32, 32)
+    assert covered([(112, 112)], like, 112).all() and covered([(56, 112)], like, 112)[0, 0].sum() == 16 * 32
+    assert torch.equal(
+        covered([(30, 64)], torch.zeros(1, 1, 16, 16), 64), covered([(30, 64)], torch.zeros(1, 1, 16, 16), 64)
+    )
+    encoder = build_sam(SMALL).image_encoder.requires_grad_(False)
+    learning(encoder, 1)
+    taught = {n for n, p in encoder.named_parameters() if p.requires_grad}
+    assert taught and all(".layers.1." in n or ".neck." in n for n in taught)
+    with pytest.raises(InputError, match="has 2 blocks"):
+        learning(encoder, 3)
+
+
+def test_a_projection_always_learns() -> None:
+    from ultrarefiner_monai.models.refiner import Refiner
+    from ultrarefiner_monai.training.phases.networks import set_trainable
+
+    narrow = SamConfig(arch="sam3", image_size=112, tower=TowerConfig(**{**to_dict(TINY), "channels": 24}))
+    refiner = Refiner(build_sam(narrow), SystemConfig(sam=narrow))
+    set_trainable(refiner, ("mask_decoder",))
+    learns = {n for n, p in refiner.sam.image_encoder.named_parameters() if p.requires_grad}
+    assert learns == {"project.weight", "project.bias"}

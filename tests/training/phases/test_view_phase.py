@@ -80,6 +80,22 @@ def test_another_run_goes_on_with_those_that_it_knows(folder: Path, trained: Pat
     )
 
 
+def test_another_refiner_does_not_get_the_vectors_of_this_one(folder: Path, first: Path, trained: Path) -> None:
+    start = trained / "best.safetensors"
+    from ultrarefiner_monai.models.checkpoints import load_system
+    from ultrarefiner_monai.models.sam.network import save_sam
+    from ultrarefiner_monai.training.phases.build import build_phase
+
+    refiner = load_system(start).refiner
+    assert refiner is not None
+    foreign = first.parent / "foreign.pth"
+    save_sam(refiner.sam, foreign)  # type: ignore[arg-type]
+    own = build_phase(with_views(first, sam_init=str(start))).network.views.table  # type: ignore[union-attr]
+    assert torch.equal(own, table(start)), "those of the checkpoint that the refiner is from"
+    other = build_phase(with_views(start, sam_init=str(foreign))).network.views.table  # type: ignore[union-attr]
+    assert not other.any()
+
+
 def test_figures_are_those_of_the_view(folder: Path, trained: Path, tmp_path: Path, monkeypatch) -> None:
     asked: set[str] = set()
     real = Predictor.seen_as

@@ -232,7 +232,7 @@ class QuickRun:
             return []
         items = [item for item in read_index(self.job.options.replay) if item.fold != "test"]
         items = sorted(items, key=lambda i: hashlib.sha256(i.id.encode()).digest())
-        labelled = [Labelled(i.id, i.image, i.mask) for i in items[:MOST_REPLAYED]]
+        labelled = [Labelled(i.id, i.image, i.mask, view=i.view) for i in items[:MOST_REPLAYED]]
         until = self._until(0.2)
         stored, _ = self.replays.update(labelled, until)
         ours = [small for image in images for small in image.thumbnails]

@@ -20,8 +20,6 @@ from ultrarefiner_monai.training.data.refining import VALID
 from ultrarefiner_monai.training.data.transforms import LABEL
 from ultrarefiner_monai.training.phases.phase import Batch
 
-_SHRINK = 4  # the decoder's masks are a quarter of the sam frame
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -58,14 +56,14 @@ def sample_of(predictor: Predictor, name: str, group: str, image: np.ndarray, la
     config = predictor.system.config
     features = predictor.features(image)
     assert config.sam is not None
-    return Sample(name, group, features, small_label(label, config.sam.image_size))
+    return Sample(name, group, features, small_label(label, config.sam.image_size, config.sam.mask_size))
 
 
-def small_label(label: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) -> (M, M) uint8, by way of the sam frame (``size``), as phase 2 makes it."""
+def small_label(label: np.ndarray, size: int, mask_size: int) -> np.ndarray:
+    """(H, W) -> (M, M) uint8, M = ``mask_size``, by way of the sam frame (``size``), as phase 2 makes it."""
     mask = torch.from_numpy((label > 0).astype(np.float32))[None, None]
     square = (Letterbox(label.shape[0], label.shape[1], size).apply(mask).clamp(0, 1) * 255).round() / 255
-    small = resize(square, size // _SHRINK, size // _SHRINK)
+    small = resize(square, mask_size, mask_size)
     return np.asarray((small[0, 0].clamp(0, 1) * 255).round().to(torch.uint8).numpy())
 
 

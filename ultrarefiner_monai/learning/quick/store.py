@@ -60,7 +60,8 @@ class SampleStore:
         self.folder, self.predictor, self.limits = folder, predictor, limits or Limits()
         # Features of another coarse network or encoder are made anew, and so are those that are settled otherwise.
         post = json.dumps(to_dict(predictor.system.config.post), sort_keys=True)
-        self.key = "-".join((*predictor.part_keys, hashlib.sha256(post.encode()).hexdigest()[:8]))
+        parts = (*predictor.part_keys, hashlib.sha256(post.encode()).hexdigest()[:8], *_of_views(predictor))
+        self.key = "-".join(parts)
         self._pairs: dict[str, Labelled] = {}
         self.waiting = 0  # images whose label was not read yet, for want of time
 
@@ -204,7 +205,7 @@ class SampleStore:
                 yield (
                     item,
                     patient_hash(image_file),
-                    image_file.view,
+                    pair.view or image_file.view,
                     np.ascontiguousarray(frame[region]),
                     mask[k][region],
                 )
@@ -227,3 +228,10 @@ def _saved(pair: Labelled) -> float:
         return pair.label.stat().st_mtime
     except OSError:
         return 0.0
+
+
+def _of_views(predictor: Predictor) -> list[str]:
+    """A digest of the views' vectors, which kept features hold; nothing without views."""
+    refiner = predictor.system.refiner
+    table = None if refiner is None else refiner.views.table  # type: ignore[union-attr]
+    return [] if table is None else [hashlib.sha256(table.detach().cpu().numpy().tobytes()).hexdigest()[:8]]  # type: ignore[operator]

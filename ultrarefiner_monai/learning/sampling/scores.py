@@ -72,7 +72,7 @@ def _score(predictor: Predictor, crop: np.ndarray) -> Scores:
 def _vector(predictor: Predictor, crop: np.ndarray) -> np.ndarray:
     """(C,) float32: the image embedding's mean over the image, without the padding; the thumbnail where there is none."""
     try:
-        features = predictor.features(crop)
+        features = predictor.seen_as("").features(crop)  # by the image alone: a view's vector would set it apart
     except InputError:  # no refiner, or one that encodes crops
         return thumbnail_of(crop)
     sam = predictor.system.config.sam

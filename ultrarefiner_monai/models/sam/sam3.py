@@ -20,14 +20,13 @@ from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.models.sam.state import read_tensors
 from ultrarefiner_monai.models.strict import misfits, some
 
-PATCH = 14
+PATCH = SamConfig(arch="sam3", image_size=1008).patch
 _CHANNELS = 256
 _STRIDE = 2  # of the pyramid's levels (strides 3.5, 7, 14, 28), the one at the stride of the patches
 _ROOTS = (
     "detector_model.vision_encoder.",
     "vision_encoder.",
     "detector.backbone.",
-    "sam3_model.backbone.",
     "backbone.",
 )
 # Names in Meta's file -> names in transformers' tower.

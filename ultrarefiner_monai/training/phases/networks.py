@@ -25,7 +25,7 @@ from ultrarefiner_monai.models.lora import lora_parameters
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 from ultrarefiner_monai.models.sam.network import build_sam, load_into_sam, load_sam_state
-from ultrarefiner_monai.models.sam.sam3 import load_tower
+from ultrarefiner_monai.models.sam.sam3 import Sam3Encoder, load_tower
 from ultrarefiner_monai.training.check_data import stored_meta
 
 log = logging.getLogger(__name__)
@@ -67,13 +67,18 @@ def build_refiner(config: TrainConfig, system: SystemConfig, coarse: nn.Module, 
     refiner = Refiner(sam, system)
     if start == "none" and stored.part("gate") and refiner.gate.state_dict():
         load_strictly(refiner.gate, stored.part("gate"), f"{config.init} (gate)")
-    _copy_views(refiner, stored)
+    if start in ("none", config.init):
+        _copy_views(refiner, stored)
+    elif refiner.views.names and stored_meta(start) is not None:
+        _copy_views(refiner, read_checkpoint(start))
     return refiner
 
 
 def _copy_views(refiner: Refiner, stored: Checkpoint) -> None:
     """The vectors of the views that ``stored`` knows too; new ones start at zero."""
     known = stored.part("views").get("table")
+    if lost := [name for name in stored.config.views if name not in refiner.views.names]:
+        log.warning("system.views does not name %s, which the start weights know: they are lost", ", ".join(lost))
     if known is None or refiner.views.table is None:
         return
     with torch.no_grad():
@@ -110,8 +115,10 @@ def with_points(config: TrainConfig, system: SystemConfig, stored: Checkpoint) -
     still = refine.lora is None and not system.views and not {"encoder", "neck", "deep"} & set(refine.train)
     if stored.config.ppn is None:
         return replace(system, ppn=None), None
+    if config.phase == "ppn":  # which keeps it, and says what it does not keep
+        return replace(system, ppn=None), None
     if refine.sam_init not in ("none", config.init) or not still:
-        log.warning("the point proposal network of %s reads another image encoder: it is left out", config.init)
+        log.warning("the point proposal network of %s would read another embedding: it is left out", config.init)
         return replace(system, ppn=None), None
     system = replace(system, ppn=stored.config.ppn)
     ppn = build_points(system)
@@ -121,7 +128,7 @@ def with_points(config: TrainConfig, system: SystemConfig, stored: Checkpoint) -
 
 def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
     """The parameters of each part that ``refine.train`` may name, and of adapters, gate and views, which always learn."""
-    sam = refiner.sam
+    sam, encoder_module = refiner.sam, refiner.sam.image_encoder
     adapters = [p for _, p in lora_parameters(sam.image_encoder)]
     encoder = list(sam.image_encoder.parameters())
     neck: list[nn.Parameter] = []
@@ -132,6 +139,8 @@ def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
         deep = list(sam.image_encoder.deep_modules.parameters())
         encoder = [p for module in sam.image_encoder.shallow_modules for p in module.parameters()]
     apart = {id(p) for p in adapters}
+    if isinstance(encoder_module, Sam3Encoder):
+        apart |= {id(p) for p in encoder_module.project.parameters()}
     encoder, deep, neck = ([p for p in part if id(p) not in apart] for part in (encoder, deep, neck))
     return {
         "encoder": encoder,
@@ -142,6 +151,7 @@ def refiner_parts(refiner: Refiner) -> dict[str, list[nn.Parameter]]:
         "mask_decoder": list(sam.mask_decoder.parameters()),
         "gate": list(refiner.gate.parameters()),
         "views": list(refiner.views.parameters()),
+        "project": list(encoder_module.project.parameters()) if isinstance(encoder_module, Sam3Encoder) else [],
     }
 
 
@@ -154,7 +164,7 @@ def set_trainable(network: nn.Module, train: tuple[str, ...]) -> None:
     whole = ("encoder", "neck", "deep") if "encoder" in train else ()
     for name, parameters in parts.items():
         for parameter in parameters:
-            always = name == "lora" or (name in ("gate", "views") and (bool(train) or not parts["lora"]))
+            always = name in ("lora", "project") or (name in ("gate", "views") and (bool(train) or not parts["lora"]))
             parameter.requires_grad_(name in train or always or name in whole)
 
 

@@ -52,6 +52,10 @@ class PpnPhase(RefinerPhase):
             )
         # All but the network is init's: with refine.train: [] every other answer stays as it is, to the bit.
         self.system = replace(stored.config if config.refine.sam_init == "none" else self.system, ppn=config.system.ppn)
+        if config.system.views and config.system.views != self.system.views:
+            log.warning(
+                "the views are those of %s (%s): ppn adds none", config.init, ", ".join(self.system.views) or "none"
+            )
         self.refiner = Refiner(self.refiner.sam, self.system)
         load_strictly(self.refiner.gate, stored.part("gate"), f"{config.init} (gate)")
         load_strictly(self.refiner.views, stored.part("views"), f"{config.init} (views)")

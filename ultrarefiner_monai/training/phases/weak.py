@@ -24,6 +24,7 @@ from ultrarefiner_monai.datasets.datalist import Item, Split, names_of
 from ultrarefiner_monai.models.refiner import Refiner
 from ultrarefiner_monai.models.sam.compact import LiteSamEncoder
 from ultrarefiner_monai.models.sam.network import normalise
+from ultrarefiner_monai.models.sam.sam3 import Sam3Encoder
 from ultrarefiner_monai.training.data.loaders import plain_loader, training_loader
 from ultrarefiner_monai.training.data.refining import VIEW, RefineDataset, RefineSample
 from ultrarefiner_monai.training.data.transforms import ID, IMAGE, LABEL
@@ -121,7 +122,7 @@ class WeakPhase(RefinerPhase):
             taught, first = both.teacher(image), self._first(image)
             prompts = self._prompts(big, small, image)
             pseudo = self._answer(both.refiner, taught, prompts, batch).refined_logits
-        valid = covered(valid_hw(batch), pseudo)
+        valid = covered(valid_hw(batch), pseudo, both.refiner.image_size)
         sure = entropy(pseudo, valid) <= options.most_entropy
         embedding = both.refiner.sam.image_encoder(image)
         places = self._contrast(both, embedding, taught, pseudo, sure, (big, small), valid)
@@ -257,6 +258,9 @@ def learning(encoder: nn.Module, last_blocks: int | None) -> None:
             list(encoder.stem.blocks),
             [encoder.fine, encoder.middle, encoder.join, encoder.mixers, encoder.norm],
         )
+    elif isinstance(encoder, Sam3Encoder):
+        tower = encoder.backbone.tower
+        blocks, after = list(tower.backbone.layers), [tower.neck, encoder.project]  # type: ignore
     else:
         blocks, after = list(encoder.blocks), [encoder.neck]  # type: ignore[arg-type]
     if last_blocks > len(blocks):
@@ -272,10 +276,10 @@ def still_norms(network: nn.Module) -> None:
             module.eval()
 
 
-def covered(sizes: list[tuple[int, int]], like: torch.Tensor) -> torch.Tensor:
-    """(B, 1, M, M) bool: where there is image, of sizes in the sam frame (four times as large)."""
-    rows = torch.arange(like.shape[-2], device=like.device)[None, :, None] * 4
-    columns = torch.arange(like.shape[-1], device=like.device)[None, None, :] * 4
+def covered(sizes: list[tuple[int, int]], like: torch.Tensor, side: int) -> torch.Tensor:
+    """(B, 1, M, M) bool: where there is image, of sizes in the sam frame, whose side is ``side``."""
+    places = torch.arange(like.shape[-1], device=like.device) * (side / like.shape[-1])
+    rows, columns = places[None, :, None], places[None, None, :]
     limits = torch.tensor(sizes, device=like.device)
     return ((rows < limits[:, :1, None]) & (columns < limits[:, 1:, None]))[:, None]
 

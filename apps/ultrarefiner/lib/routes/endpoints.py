@@ -26,6 +26,7 @@ from lib.routes.routing import Route, put_first, user_role
 from lib.routes.status import StatusRoutes
 from lib.routes.store import StoreRoutes
 from lib.routes.tasks import TaskRoutes
+from lib.routes.viewer import ViewerRoutes
 from ultrarefiner_monai.core.messages import hide, public_values
 
 
@@ -38,14 +39,17 @@ def install(server: FastAPI, app: App) -> None:
 
 
 def _routes(app: App) -> list[Route]:
+    dicomweb = None if app.pacs else DicomWebRoutes(app)
+    store = StoreRoutes(app)
     return [
         ("GET", "/", _front(app)),
+        *ViewerRoutes(app, None if dicomweb is None else dicomweb.instances, store.next_sample).routes(),
         *views.routes(app),
         *InferRoutes(app).routes(),
         *TaskRoutes(app).routes(),
-        *StoreRoutes(app).routes(),
+        *store.routes(),
         *StatusRoutes(app).routes(),
-        *([] if app.pacs else DicomWebRoutes(app).routes()),
+        *([] if dicomweb is None else dicomweb.routes()),
         *_refusals(app.studies),
     ]
 

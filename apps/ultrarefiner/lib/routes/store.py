@@ -110,7 +110,7 @@ class StoreRoutes:
         app = self.app
         # Fetched before its turn: who waits for a slow PACS keeps nobody else from saving.
         await anyio.to_thread.run_sync(app.datastore().image_path, image)
-        work = partial(_save_label, app, image, params, tag or FINAL, label, user)
+        work = partial(save_uploaded_label, app, image, params, tag or FINAL, label, user)
         return await anyio.to_thread.run_sync(work, limiter=app.savers)
 
     async def put_image_info(self, image: str, info: str = Form("{}"), user: User = annotator_role) -> None:
@@ -239,7 +239,8 @@ class StoreRoutes:
         return await anyio.to_thread.run_sync(work)
 
 
-def _save_label(app: App, image: str, params: str, tag: str, label: UploadFile, user: User) -> dict[str, Any]:
+def save_uploaded_label(app: App, image: str, params: str, tag: str, label: UploadFile, user: User) -> dict[str, Any]:
+    """What ``StoreRoutes.save_label`` does, in a thread."""
     info, store = _label_info(app, params, "params", user), app.datastore()
     confirmed = info.pop("confirm", False)
     if not isinstance(confirmed, bool):

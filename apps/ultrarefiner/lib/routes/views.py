@@ -29,6 +29,11 @@ from lib.routes.routing import Route, admin_role, user_role
 from ultrarefiner_monai.core.messages import public, public_values
 
 VIEWER = Path(endpoints.__file__).resolve().parent / "static" / "ohif"
+# What the viewer's pages may load: this server's files alone. OHIF compiles its decoders, and asks for fonts of elsewhere.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; worker-src 'self' blob:; base-uri 'self'"
+)
 _MOST_LINES = 10_000
 _LOG_BYTES = 1 << 20
 _GPU_SECONDS = 10
@@ -147,6 +152,6 @@ async def viewer(path: str, user: User = user_role) -> Response:
         shown = file if inside else VIEWER / "index.html"
         if not shown.is_file():
             raise HTTPException(404, "OHIF is not installed here")
-        return FileResponse(shown, media_type=get_mime_type(str(shown)))
+        return FileResponse(shown, media_type=get_mime_type(str(shown)), headers={"Content-Security-Policy": POLICY})
 
     return await anyio.to_thread.run_sync(work)

@@ -107,7 +107,7 @@ class LesionTask(InferTask):
             content = encode_mask(extension, found.mask, image_file)
         reply = self._reply(image_file, found)
         reply |= {"view": predictor.view} if predictor.system.config.views else {}
-        if request.get("view") and not predictor.view:
+        if request.get("view") and not predictor.system.config.views:
             reply["warnings"].append(
                 f"the model that is served knows no views: {request['view']!r:.60} changes nothing"
             )
@@ -216,7 +216,7 @@ def view_of(request: dict[str, Any], known: tuple[str, ...]) -> str:
     """How the probe was held, as the request says; empty where it does not. InputError for a view that the model does not know,
     where it knows any."""
     view = canonical_view(str(request.get("view") or ""))
-    if view and known and view not in known:
+    if request.get("view") and known and view not in known:
         raise InputError(f"view must be one of {', '.join(known)}, got {request['view']!r:.60}")
     return view
 

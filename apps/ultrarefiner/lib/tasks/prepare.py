@@ -181,7 +181,7 @@ class Preparer:
         self.engine.journal.ask(lambda journal: journal.note_prepared(job.image_id, opened.sha256, keys))
         for part in parts:
             predictor.prepare(part)
-        self.engine.answer(predictor, opened, k)
+        self.engine.answer(predictor.seen_as(opened.image_file.view), opened, k)
         job.frame_bytes = sum(self.engine.served.cache.held(key) for key in keys)
         with self._lock:
             job.filled += job.frame_bytes

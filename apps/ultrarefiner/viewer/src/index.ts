@@ -1,0 +1,95 @@
+// The mode "UltraRefiner" and its extension, handed to OHIF as objects by its configuration: OHIF itself is not changed.
+
+import { Desk } from "./panel";
+import { Server } from "./server";
+import { Surface } from "./surface";
+import { createTools } from "./tools";
+
+declare const window: any;
+const ID = "ultrarefiner";
+
+let desk: Desk | null = null;
+let leave: (() => void)[] = [];
+
+function client(): string {
+  const kept = sessionStorage.getItem(ID);
+  const name = kept ?? `viewer-${Math.random().toString(36).slice(2, 10)}`;
+  sessionStorage.setItem(ID, name);
+  return name;
+}
+
+// A React element made by hand: React itself is inside OHIF's bundle.
+function element(node: HTMLElement): unknown {
+  const ref = (parent: HTMLElement | null) => parent?.replaceChildren(node);
+  const props = { style: { height: "100%" } };
+  return { $$typeof: Symbol.for("react.element"), type: "div", key: null, ref, props, _owner: null, _store: {} };
+}
+
+function open(study: string): void {
+  window.location.assign(`${window.location.pathname}?StudyInstanceUIDs=${encodeURIComponent(study)}`);
+}
+
+const extension = {
+  id: ID,
+  preRegistration({ servicesManager }: any): void {
+    desk = new Desk(new Surface(servicesManager.services), new Server(client()), open);
+  },
+  getPanelModule: () => [
+    { name: "panel", iconName: "tab-segmentation", iconLabel: "UltraRefiner", label: "UltraRefiner", component: () => element(desk!.node) },
+  ],
+};
+
+const mode = {
+  id: ID,
+  routeName: ID,
+  displayName: "UltraRefiner",
+  isValidMode: ({ modalities }: { modalities: string }) => ({
+    valid: modalities.split("\\").includes("US"),
+    description: "UltraRefiner outlines lesions on ultrasound",
+  }),
+  routes: [
+    {
+      path: ID,
+      layoutTemplate: () => ({
+        id: "@ohif/extension-default.layoutTemplateModule.viewerLayout",
+        props: {
+          leftPanels: ["@ohif/extension-default.panelModule.seriesList"],
+          leftPanelClosed: true,
+          rightPanels: [`${ID}.panelModule.panel`],
+          viewports: [
+            {
+              namespace: "@ohif/extension-cornerstone.viewportModule.cornerstone",
+              displaySetsToDisplay: ["@ohif/extension-default.sopClassHandlerModule.stack"],
+            },
+          ],
+        },
+      }),
+    },
+  ],
+  extensions: { "@ohif/extension-default": "^3.0.0", "@ohif/extension-cornerstone": "^3.0.0" },
+  hangingProtocol: "default",
+  sopClassHandlers: ["@ohif/extension-default.sopClassHandlerModule.stack"],
+  onModeEnter({ servicesManager, extensionManager }: any): void {
+    createTools(servicesManager, extensionManager);
+    const { displaySetService, viewportGridService, cornerstoneViewportService } = servicesManager.services;
+    const events = cornerstoneViewportService.EVENTS;
+    let shown = "";
+    const begin = () => {
+      const { viewports, activeViewportId } = viewportGridService.getState();
+      const uid = viewports.get(activeViewportId)?.displaySetInstanceUIDs?.[0];
+      const set = uid && displaySetService.getDisplaySetByUID(uid);
+      if (!set || uid === shown || !cornerstoneViewportService.getCornerstoneViewport(activeViewportId)?.getImageIds?.().length) return;
+      shown = uid;
+      void desk!.begin(set.StudyInstanceUID, set.SeriesInstanceUID);
+    };
+    const ways = [cornerstoneViewportService.subscribe(events.VIEWPORT_DATA_CHANGED, () => setTimeout(begin, 50))];
+    leave = ways.map((way) => () => way.unsubscribe());
+  },
+  onModeExit(): void {
+    leave.forEach((end) => end());
+    leave = [];
+  },
+};
+
+window.config.extensions.push(extension);
+window.config.modes.push(mode);

@@ -1,0 +1,119 @@
+// The picture: where the pointer is in pixels of the frame, the labelmap over it, markers of the clicks.
+
+import type { Click } from "./history";
+import type { Box } from "./masks";
+
+declare const window: any;
+const SEGMENT = 1;
+
+export class Surface {
+  private segmentationId = "";
+  private images: any[] = []; // the labelmap's, one a frame
+  private readonly marks = document.createElement("div");
+  onShown: () => void = () => {};
+
+  constructor(private readonly services: any) {
+    this.marks.className = "ultrarefiner-marks";
+    this.marks.style.cssText = "position:absolute;inset:0;pointer-events:none;overflow:hidden;z-index:5";
+  }
+
+  get viewportId(): string {
+    return this.services.viewportGridService.getState().activeViewportId;
+  }
+
+  get viewport(): any {
+    return this.services.cornerstoneViewportService.getCornerstoneViewport(this.viewportId);
+  }
+
+  get element(): HTMLElement | null {
+    return this.viewport?.element ?? null;
+  }
+
+  get frame(): number {
+    return this.viewport?.getCurrentImageIdIndex?.() ?? 0;
+  }
+
+  async go(frame: number): Promise<void> {
+    await this.viewport.setImageIdIndex(frame);
+  }
+
+  // A labelmap over the frames that are shown; empty at first.
+  async begin(): Promise<void> {
+    const { imageLoader } = window.cornerstone;
+    const { segmentation, Enums } = window.cornerstoneTools;
+    const ids: string[] = this.viewport.getImageIds();
+    this.end();
+    this.images = await imageLoader.createAndCacheDerivedLabelmapImages(ids);
+    this.segmentationId = `lesion-${Date.now()}`;
+    const type = Enums.SegmentationRepresentations.Labelmap;
+    segmentation.addSegmentations([
+      {
+        segmentationId: this.segmentationId,
+        representation: { type, data: { imageIds: this.images.map((i) => i.imageId) } },
+        config: { label: "lesion", segments: { [SEGMENT]: { segmentIndex: SEGMENT, label: "lesion", active: true } } },
+      },
+    ]);
+    await segmentation.addLabelmapRepresentationToViewport(this.viewportId, [{ segmentationId: this.segmentationId, type }]);
+    segmentation.activeSegmentation.setActiveSegmentation(this.viewportId, this.segmentationId);
+    segmentation.segmentIndex.setActiveSegmentIndex(this.segmentationId, SEGMENT);
+    this.element!.append(this.marks);
+    this.element!.addEventListener(window.cornerstone.Enums.Events.IMAGE_RENDERED, () => this.onShown());
+  }
+
+  end(): void {
+    this.marks.remove();
+    if (!this.segmentationId) return;
+    window.cornerstoneTools.segmentation.removeSegmentation(this.segmentationId);
+    this.segmentationId = "";
+    this.images = [];
+  }
+
+  mask(frame: number): Uint8Array {
+    return Uint8Array.from(this.images[frame].voxelManager.getScalarData(), (v: number) => (v ? 1 : 0));
+  }
+
+  setMask(frame: number, mask: ArrayLike<number>): void {
+    const manager = this.images[frame].voxelManager;
+    const data = manager.getScalarData();
+    for (let i = 0; i < data.length; i++) data[i] = mask[i] ? SEGMENT : 0;
+    manager.setScalarData(data);
+    window.cornerstoneTools.segmentation.triggerSegmentationEvents.triggerSegmentationDataModified(this.segmentationId);
+  }
+
+  // Pixels of the frame under the pointer, centres at whole numbers; null outside the image.
+  pixelAt(event: PointerEvent): [number, number] | null {
+    const bounds = this.element!.getBoundingClientRect();
+    const world = this.viewport.canvasToWorld([event.clientX - bounds.left, event.clientY - bounds.top]);
+    const { imageData, dimensions } = this.viewport.getImageData();
+    const [x, y] = imageData.worldToIndex(world);
+    const inside = x >= -0.5 && y >= -0.5 && x <= dimensions[0] - 0.5 && y <= dimensions[1] - 0.5;
+    return inside ? [x, y] : null;
+  }
+
+  private toCanvas(x: number, y: number): [number, number] {
+    return this.viewport.worldToCanvas(this.viewport.getImageData().imageData.indexToWorld([x, y, 0]));
+  }
+
+  // Clicks and a box that is being drawn, over the picture.
+  draw(clicks: Click[], box: Box | null): void {
+    this.marks.replaceChildren();
+    if (!this.viewport?.getImageData?.()) return;
+    for (const click of clicks) {
+      const [x, y] = this.toCanvas(click.x, click.y);
+      const mark = document.createElement("div");
+      mark.textContent = click.positive ? "+" : "\u2212";
+      mark.style.cssText =
+        `position:absolute;left:${x - 9}px;top:${y - 9}px;width:18px;height:18px;border-radius:9px;font:bold 15px/17px sans-serif;` +
+        `text-align:center;color:#000;border:1px solid #000;background:${click.positive ? "#4ade80" : "#f87171"}`;
+      this.marks.append(mark);
+    }
+    if (!box) return;
+    const [left, top] = this.toCanvas(box[0], box[1]);
+    const [right, bottom] = this.toCanvas(box[2], box[3]);
+    const mark = document.createElement("div");
+    mark.style.cssText =
+      `position:absolute;left:${Math.min(left, right)}px;top:${Math.min(top, bottom)}px;width:${Math.abs(right - left)}px;` +
+      `height:${Math.abs(bottom - top)}px;border:2px dashed #facc15`;
+    this.marks.append(mark);
+  }
+}
