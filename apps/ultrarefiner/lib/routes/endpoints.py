@@ -27,6 +27,7 @@ from lib.routes.status import StatusRoutes
 from lib.routes.store import StoreRoutes
 from lib.routes.tasks import TaskRoutes
 from lib.routes.viewer import ViewerRoutes
+from lib.routes.worklist import WorklistRoutes
 from ultrarefiner_monai.core.messages import hide, public_values
 
 
@@ -40,10 +41,12 @@ def install(server: FastAPI, app: App) -> None:
 
 def _routes(app: App) -> list[Route]:
     dicomweb = None if app.pacs else DicomWebRoutes(app)
+    instances = None if dicomweb is None else dicomweb.instances
     store = StoreRoutes(app)
     return [
         ("GET", "/", _front(app)),
-        *ViewerRoutes(app, None if dicomweb is None else dicomweb.instances, store.next_sample).routes(),
+        *ViewerRoutes(app, instances, store.next_sample).routes(),
+        *WorklistRoutes(app, instances).routes(),
         *views.routes(app),
         *InferRoutes(app).routes(),
         *TaskRoutes(app).routes(),

@@ -44,6 +44,7 @@ def front_page(info: dict[str, Any], address: str) -> str:
 {counts.get("completed", 0)} with a final label.</p>
 {notes}
 <p><a href="/ultrarefiner/status"><strong>What it learns</strong></a>: labels, clicks, models, trainings.</p>
+<p><a href="/ultrarefiner/worklist"><strong>Worklist</strong></a>: open an image in this browser, outline, correct, accept.</p>
 <h2>Connect 3D Slicer</h2>
 <ol>
 <li>In 3D Slicer install the extension <em>MONAILabel</em> (Extensions Manager), restart,

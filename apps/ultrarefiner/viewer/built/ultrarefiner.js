@@ -265,8 +265,7 @@
         return this.tell("state", "This is the last frame");
       const box = boxOf(this.surface.mask(frame), facts.width);
       await this.surface.go(frame + 1);
-      if (box)
-        await this.refine(frame + 1, box, []);
+      await this.ask(box ? "sam_refiner" : "ultrarefiner", frame + 1, box, []);
     }
     async accept() {
       const facts = this.facts;

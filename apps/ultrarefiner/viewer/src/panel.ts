@@ -169,9 +169,10 @@ export class Desk {
     const facts = this.facts;
     const frame = this.surface.frame;
     if (!facts || frame + 1 >= facts.frames) return this.tell("state", "This is the last frame");
+    // A box stands for the outline of the frame before: the server takes clicks and boxes.
     const box = boxOf(this.surface.mask(frame), facts.width);
     await this.surface.go(frame + 1);
-    if (box) await this.refine(frame + 1, box, []);
+    await this.ask(box ? "sam_refiner" : "ultrarefiner", frame + 1, box, []);
   }
 
   async accept(): Promise<void> {
