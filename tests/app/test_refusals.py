@@ -422,7 +422,7 @@ def test_weights_and_logs_are_not_for_clients(server):
     refused(requests.put(f"{server.url}/model/ultrarefiner", files={"file": ("m.pt", b"x")}))
     refused(requests.delete(f"{server.url}/model/ultrarefiner"))
     refused(requests.post(f"{server.url}/reload"))
-    refused(requests.get(f"{server.url}/proxy/dicom/studies"), "folder")
+    refused(requests.post(f"{server.url}/proxy/dicom/studies", data=b"x"), "folder")
 
 
 def test_other_origins_are_not_allowed(server):

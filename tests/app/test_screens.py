@@ -29,7 +29,11 @@ REGIONS = [(0, 8, 55, 71, "tissue"), (60, 8, 115, 39, "spectrum"), (60, 44, 115,
 class Bright:
     """Takes what is brighter than .5 for lesion."""
 
-    system = SimpleNamespace(version="bright", refiner=None)
+    system = SimpleNamespace(version="bright", refiner=None, config=SimpleNamespace(views=()))
+    view = ""
+
+    def seen_as(self, view: str) -> Bright:
+        return self
 
     def propose(self, image: np.ndarray) -> Proposal:
         mask = (image > 0.5).astype(np.uint8)

@@ -120,6 +120,11 @@ class TestServer:
         assert words in ask(server, method, path, 400, json=sent)["detail"]
         assert not list((server.studies / "labels" / "final").glob("plain.*"))
 
+    def test_a_second_user_on_an_image_is_told(self, server) -> None:
+        place = dict(zip(("study", "series"), row_of(server, "plain")))
+        first, second = ({**place, "client_id": name} for name in ("anna", "ben"))
+        assert [ask(server, "GET", "image", params=p)["others"] for p in (first, second, first)] == [False, True, False]
+
     def test_what_is_not_there(self, server) -> None:
         ask(server, "GET", "image", 404, params={"study": "1.2", "series": "1.3"})
         ask(server, "POST", "outline", 404, json={"image": "nothing"})
@@ -181,6 +186,23 @@ def test_a_radiologist_works_in_the_browser(server, chromium) -> None:  # noqa: 
     clicked = shown()
     own = predictor.interact(image_file.frame(0), Clicks(((float(click[0]), float(click[1])),)))
     assert np.array_equal(clicked.reshape(shape) > 0, own.mask > 0)
+    # A click on a click takes it away; dragged, it is moved.
+    with page.expect_response(lambda r: r.url.endswith("/outline") and r.ok, timeout=PATIENCE) as asked:
+        page.mouse.move(*middle)
+        page.mouse.down()
+        page.mouse.move(middle[0] + 60, middle[1], steps=5)
+        page.mouse.up()
+    (moved,) = asked.value.request.post_data_json["foreground"]
+    assert moved[0] > click[0] + 5 and moved[1] == click[1]
+    wait("Proposed")
+    with page.expect_response(lambda r: r.url.endswith("/outline") and r.ok, timeout=PATIENCE) as asked:
+        page.mouse.click(middle[0] + 60, middle[1])
+    assert asked.value.request.post_data_json["foreground"] == []
+    wait("Proposed")
+    assert np.array_equal(shown(), before), "without clicks it is the automatic outline"
+    for _ in range(2):
+        page.keyboard.press("z")
+    assert np.array_equal(shown(), clicked)
     # The eraser and the brush, and back; then back to before the click, and forth again.
     states = [clicked]
     for key in ("e", "p"):

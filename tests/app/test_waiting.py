@@ -19,7 +19,7 @@ from starlette.datastructures import UploadFile
 from test_growth import SERIES, Desk
 
 from lib.routes.infer import InferRoutes
-from lib.routes.store import _save_label
+from lib.routes.store import save_uploaded_label
 from lib.tasks.infers import Outline
 from lib.tasks.leases import Leases
 from ultrarefiner_monai.imaging.readers import read_image_file
@@ -83,6 +83,6 @@ def test_nobody_waits_for_the_store_while_others_cannot_save(tmp_path: Path, mon
     parts = {"sampler": SimpleNamespace(leases=Leases(10)), "learner": SimpleNamespace(saved=lambda image: None)}
     app = make_app(_datastore=store, engine=engine, work=desk.work, journal=JournalQueue(desk.work.journal), **parts)
     upload = UploadFile(io.BytesIO(label.read_bytes()), filename="label.nii.gz")
-    _save_label(app, SERIES, "{}", "final", upload, User(username="x"))
+    save_uploaded_label(app, SERIES, "{}", "final", upload, User(username="x"))
     [kept] = app.journal.ask(lambda journal: journal.corrections(SERIES))
     assert kept.image_hash == "s" and kept.mask.sum() == 15

@@ -72,9 +72,13 @@ class ViewerRoutes:
         text = await anyio.to_thread.run_sync(work)
         return Response(text, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
-    async def image(self, study: str, series: str, client_id: str = "", user: User = user_role) -> dict[str, Any]:
-        """The image that a series of the viewer is, and what the user should know before the work begins."""
-        name = client_id or name_of(user)
+    async def image(
+        self, study: str, series: str, request: Request, client_id: str = "", user: User = user_role
+    ) -> dict[str, Any]:
+        """The image that a series of the viewer is, and what the user should know before the work begins. It is leased to who
+        opens it, as a next sample is (``others``: somebody else holds it)."""
+        address = request.client.host if request.client is not None else ""
+        holder = f"{client_id or name_of(user)} {address}"  # as for a next sample
 
         def work() -> dict[str, Any]:
             store, image_id = self.app.datastore(), self._image_of(study, series)
@@ -87,7 +91,7 @@ class ViewerRoutes:
                 "spacing_mm": image_file.spacing_mm,
                 "warnings": image_file.warnings,
                 "labelled": bool(store.get_label_uri(image_id, FINAL)),
-                "others": image_id in self.app.sampler.leases.of_others(name),
+                "others": not self.app.sampler.leases.take(image_id, holder),
             }
 
         return await anyio.to_thread.run_sync(work)
@@ -111,8 +115,12 @@ class ViewerRoutes:
                 ends = zip(geometry.to_ijk(frame, x0, y0), geometry.to_ijk(frame, x1, y1))
                 request["roi"] = [value for pair in ends for value in pair]
             found = self.app.outline(str(asked.get("model", "sam_refiner")), path, image_id, request, as_file=False)
+            reply = found.reply
+            if "points" in reply:
+                points = {k: [list(geometry.to_frame_xy(p)[1:]) for p in v] for k, v in reply["points"].items()}
+                reply = {**reply, "points": points}
             shown = {int(row["frame"]) for row in found.reply.get("frames", ())} or {int(found.reply["frame"])}
-            return {"reply": found.reply, "masks": {str(k): _packed(found.mask[k]) for k in sorted(shown)}}
+            return {"reply": reply, "masks": {str(k): _packed(found.mask[k]) for k in sorted(shown)}}
 
         return await anyio.to_thread.run_sync(work, limiter=self.app.limiter)
 

@@ -127,6 +127,10 @@
     ["n", "next image", (d) => d.next()],
     ["?", "show these keys", (d) => d.help()]
   ];
+  function proposed(points) {
+    const as = (positive) => ([x, y]) => ({ x, y, positive });
+    return [...points.foreground.map(as(true)), ...points.background.map(as(false))];
+  }
   var Desk = class {
     constructor(surface, server, open2) {
       this.surface = surface;
@@ -195,8 +199,9 @@
       this.show();
     }
     // --- what the user does -------------------------------------------------------------------------------------------
+    // Without clicks this is the automatic outline; or, where the server begins with points that propose themselves, theirs.
     outline() {
-      return this.ask("ultrarefiner", this.surface.frame, null, []);
+      return this.ask("sam_refiner", this.surface.frame, null, []);
     }
     refine(frame, box, clicks) {
       return this.ask("sam_refiner", frame, box, clicks);
@@ -219,7 +224,9 @@
             return;
           this.history.note(frame, before);
           this.put(frame, found.masks[String(frame)]);
-          this.changed = model !== "ultrarefiner" || this.changed;
+          if (found.reply.points && !clicks.length)
+            this.clicks.set(frame, proposed(found.reply.points));
+          this.changed = this.changed || clicks.length > 0 || box !== null;
           this.answered(found);
         } catch (error) {
           this.clicks.set(frame, before.clicks);
@@ -265,7 +272,7 @@
         return this.tell("state", "This is the last frame");
       const box = boxOf(this.surface.mask(frame), facts.width);
       await this.surface.go(frame + 1);
-      await this.ask(box ? "sam_refiner" : "ultrarefiner", frame + 1, box, []);
+      await this.ask("sam_refiner", frame + 1, box, []);
     }
     async accept() {
       const facts = this.facts;
@@ -327,6 +334,7 @@ Save it all the same?`))
         return;
       element2.dataset.ultrarefiner = "1";
       let start = null;
+      let held = null;
       element2.addEventListener("pointerdown", (event) => {
         if (event.button !== 0 || !this.facts)
           return;
@@ -336,7 +344,10 @@ Save it all the same?`))
         const pixel = this.surface.pixelAt(event);
         if (!pixel || this.tool === "window" || this.stroke)
           return;
-        if (this.tool === "box")
+        const click = this.surface.clickAt(event, this.clicks.get(frame) ?? []);
+        if (click)
+          held = { click, moved: false };
+        else if (this.tool === "box")
           start = pixel;
         else {
           const [x, y] = pixel.map(Math.round);
@@ -344,13 +355,32 @@ Save it all the same?`))
         }
       });
       window.addEventListener("pointermove", (event) => {
-        const pixel = start && this.surface.pixelAt(event);
-        if (!start || !pixel)
+        const pixel = (start || held) && this.surface.pixelAt(event);
+        if (!pixel)
+          return;
+        if (held) {
+          const [x, y] = pixel.map(Math.round);
+          held.moved = held.moved || Math.hypot(x - held.click.x, y - held.click.y) > 2;
+          const others = (this.clicks.get(this.surface.frame) ?? []).filter((c) => c !== held.click);
+          this.surface.draw(held.moved ? [...others, { ...held.click, x, y }] : [...others, held.click], null);
+        }
+        if (!start)
           return;
         this.box = [Math.min(start[0], pixel[0]), Math.min(start[1], pixel[1]), Math.max(start[0], pixel[0]), Math.max(start[1], pixel[1])];
         this.show();
       });
-      window.addEventListener("pointerup", () => {
+      window.addEventListener("pointerup", (event) => {
+        if (held) {
+          const { click, moved } = held;
+          held = null;
+          const frame = this.surface.frame;
+          const rest = (this.clicks.get(frame) ?? []).filter((c) => c !== click);
+          const pixel = moved ? this.surface.pixelAt(event) : null;
+          if (pixel)
+            rest.push({ ...click, x: Math.round(pixel[0]), y: Math.round(pixel[1]) });
+          this.refine(frame, null, rest);
+          return;
+        }
         const box = this.box;
         [start, this.box] = [null, null];
         if (box)
@@ -574,6 +604,13 @@ Save it all the same?`))
     }
     toCanvas(x, y) {
       return this.viewport.worldToCanvas(this.viewport.getImageData().imageData.indexToWorld([x, y, 0]));
+    }
+    // The click under the pointer, null where there is none.
+    clickAt(event, clicks) {
+      const bounds = this.element.getBoundingClientRect();
+      const [x, y] = [event.clientX - bounds.left, event.clientY - bounds.top];
+      const far = (c) => Math.hypot(this.toCanvas(c.x, c.y)[0] - x, this.toCanvas(c.x, c.y)[1] - y);
+      return clicks.find((c) => far(c) <= 9) ?? null;
     }
     // Clicks and a box that is being drawn, over the picture.
     draw(clicks, box) {

@@ -25,6 +25,12 @@ const KEYS: [string, string, (desk: Desk) => void][] = [
   ["?", "show these keys", (d) => d.help()],
 ];
 
+// Points that propose themselves, as clicks.
+function proposed(points: NonNullable<Reply["points"]>): Click[] {
+  const as = (positive: boolean) => ([x, y]: number[]) => ({ x, y, positive });
+  return [...points.foreground.map(as(true)), ...points.background.map(as(false))];
+}
+
 export class Desk {
   private facts: ImageFacts | null = null;
   private history = new History();
@@ -99,8 +105,9 @@ export class Desk {
 
   // --- what the user does -------------------------------------------------------------------------------------------
 
+  // Without clicks this is the automatic outline; or, where the server begins with points that propose themselves, theirs.
   outline(): Promise<void> {
-    return this.ask("ultrarefiner", this.surface.frame, null, []);
+    return this.ask("sam_refiner", this.surface.frame, null, []);
   }
 
   private refine(frame: number, box: Box | null, clicks: Click[]): Promise<void> {
@@ -123,7 +130,8 @@ export class Desk {
         if (this.facts !== facts) return;
         this.history.note(frame, before);
         this.put(frame, found.masks[String(frame)]);
-        this.changed = model !== "ultrarefiner" || this.changed;
+        if (found.reply.points && !clicks.length) this.clicks.set(frame, proposed(found.reply.points));
+        this.changed = this.changed || clicks.length > 0 || box !== null;
         this.answered(found);
       } catch (error) {
         this.clicks.set(frame, before.clicks);
@@ -172,7 +180,7 @@ export class Desk {
     // A box stands for the outline of the frame before: the server takes clicks and boxes.
     const box = boxOf(this.surface.mask(frame), facts.width);
     await this.surface.go(frame + 1);
-    await this.ask(box ? "sam_refiner" : "ultrarefiner", frame + 1, box, []);
+    await this.ask("sam_refiner", frame + 1, box, []);
   }
 
   async accept(): Promise<void> {
@@ -230,25 +238,46 @@ export class Desk {
     if (element.dataset.ultrarefiner) return;
     element.dataset.ultrarefiner = "1";
     let start: [number, number] | null = null;
+    let held: { click: Click; moved: boolean } | null = null; // a click that the pointer has taken hold of
     element.addEventListener("pointerdown", (event) => {
       if (event.button !== 0 || !this.facts) return;
       const frame = this.surface.frame;
       if (this.tool === "brush" || this.tool === "eraser") this.stroke = this.state(frame);
       const pixel = this.surface.pixelAt(event);
       if (!pixel || this.tool === "window" || this.stroke) return;
-      if (this.tool === "box") start = pixel;
+      const click = this.surface.clickAt(event, this.clicks.get(frame) ?? []);
+      if (click) held = { click, moved: false };
+      else if (this.tool === "box") start = pixel;
       else {
         const [x, y] = pixel.map(Math.round);
         this.refine(frame, null, [...(this.clicks.get(frame) ?? []), { x, y, positive: this.tool === "positive" }]);
       }
     });
     window.addEventListener("pointermove", (event) => {
-      const pixel = start && this.surface.pixelAt(event);
-      if (!start || !pixel) return;
+      const pixel = (start || held) && this.surface.pixelAt(event);
+      if (!pixel) return;
+      if (held) {
+        const [x, y] = pixel.map(Math.round);
+        held.moved = held.moved || Math.hypot(x - held.click.x, y - held.click.y) > 2;
+        const others = (this.clicks.get(this.surface.frame) ?? []).filter((c) => c !== held!.click);
+        this.surface.draw(held.moved ? [...others, { ...held.click, x, y }] : [...others, held.click], null);
+      }
+      if (!start) return;
       this.box = [Math.min(start[0], pixel[0]), Math.min(start[1], pixel[1]), Math.max(start[0], pixel[0]), Math.max(start[1], pixel[1])];
       this.show();
     });
-    window.addEventListener("pointerup", () => {
+    window.addEventListener("pointerup", (event) => {
+      if (held) {
+        // Moved to another place, or taken away where it was only clicked on.
+        const { click, moved } = held;
+        held = null;
+        const frame = this.surface.frame;
+        const rest = (this.clicks.get(frame) ?? []).filter((c) => c !== click);
+        const pixel = moved ? this.surface.pixelAt(event) : null;
+        if (pixel) rest.push({ ...click, x: Math.round(pixel[0]), y: Math.round(pixel[1]) });
+        this.refine(frame, null, rest);
+        return;
+      }
       const box = this.box;
       [start, this.box] = [null, null];
       if (box) this.refine(this.surface.frame, box, this.clicks.get(this.surface.frame) ?? []);

@@ -94,6 +94,14 @@ export class Surface {
     return this.viewport.worldToCanvas(this.viewport.getImageData().imageData.indexToWorld([x, y, 0]));
   }
 
+  // The click under the pointer, null where there is none.
+  clickAt(event: PointerEvent, clicks: Click[]): Click | null {
+    const bounds = this.element!.getBoundingClientRect();
+    const [x, y] = [event.clientX - bounds.left, event.clientY - bounds.top];
+    const far = (c: Click) => Math.hypot(this.toCanvas(c.x, c.y)[0] - x, this.toCanvas(c.x, c.y)[1] - y);
+    return clicks.find((c) => far(c) <= 9) ?? null;
+  }
+
   // Clicks and a box that is being drawn, over the picture.
   draw(clicks: Click[], box: Box | null): void {
     this.marks.replaceChildren();
