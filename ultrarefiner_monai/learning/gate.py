@@ -25,7 +25,7 @@ from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.readers import read_image_file
 from ultrarefiner_monai.interaction.robot import Click, as_clicks, next_click
 from ultrarefiner_monai.learning.gate_power import FAILURE, Pair, combined, power
-from ultrarefiner_monai.learning.label_split import SplitImage, views_of
+from ultrarefiner_monai.learning.label_split import SplitImage, likenesses
 from ultrarefiner_monai.masks.metrics import NORMAL_LIMIT, paired_bootstrap
 from ultrarefiner_monai.masks.overlap import dice_of
 from ultrarefiner_monai.pipeline.predictor import Predictor
@@ -157,12 +157,12 @@ def too_few(labels: int, patients: int, needed: int) -> str:
 
 
 def _labels(items: Sequence[Item], thumbnails: Sequence[np.ndarray]) -> int:
-    """How many labels with a lesion there are; a hundred copies of one image are one, two views of one patient two."""
+    """How many labels with a lesion there are; a hundred copies of one image are one, two pictures of one patient that differ two."""
     frames: dict[str, list[np.ndarray]] = {}
     for item, small in zip(items, thumbnails, strict=True):
         if item.has_lesion:
             frames.setdefault(item.id.rpartition("@")[0] or item.id, []).append(small)
-    return len(set(views_of([SplitImage(name, "", np.stack(own), True) for name, own in frames.items()]).values()))
+    return len(set(likenesses([SplitImage(name, "", np.stack(own), True) for name, own in frames.items()]).values()))
 
 
 def clicked_on(items: Sequence[Item], most: int = MOST_CLICKED) -> set[str]:

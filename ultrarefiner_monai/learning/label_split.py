@@ -142,9 +142,9 @@ def alike_pairs(images: Sequence[SplitImage]) -> np.ndarray:
     return near_duplicate_pairs(np.concatenate(frames), np.repeat(np.arange(len(images)), [len(f) for f in frames]))
 
 
-def views_of(images: Sequence[SplitImage]) -> dict[str, str]:
+def likenesses(images: Sequence[SplitImage]) -> dict[str, str]:
     """Image -> one name for all that are near-duplicates, whoever's they are: they count once where labels are counted. Two
-    views of one patient are two."""
+    pictures of one patient that differ are two."""
     bare = [replace(image, patient="") for image in images]
     groups = groups_of(bare, alike_pairs(bare))
     return {image.image: bare[k].image for image, k in zip(bare, groups, strict=True)}

@@ -44,8 +44,8 @@ def test_copies_of_one_image_are_replayed_once() -> None:
     """Two patients, one of them with a hundred near-duplicates and another view: three images can tell anything."""
     system = champion()
     first, second, third = samples(system, 3)
-    copies = [replace(first, id=f"copy {k}", group="a", view="copy 0") for k in range(100)]
-    learnt = [*copies, replace(second, group="a", view="b"), replace(third, group="c")]
+    copies = [replace(first, id=f"copy {k}", group="a", likeness="copy 0") for k in range(100)]
+    learnt = [*copies, replace(second, group="a", likeness="b"), replace(third, group="c")]
     verdict = left_out_replays(system, learnt, [], OPTIONS, lambda s: score(system.refiner, s), steps=1)  # type: ignore[arg-type]
     assert verdict.lesions == 3
     assert [s.id for s in distinct(reversed(learnt))] == ["i2", "i1", "copy 99"]

@@ -21,7 +21,7 @@ from ultrarefiner_monai.core.cache import ReadingCache
 from ultrarefiner_monai.core.image_file import Limits
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import SELECT_FOLD, read_index
-from ultrarefiner_monai.learning.label_split import TRAIN_PART, Split, SplitImage, placed, unlike, views_of
+from ultrarefiner_monai.learning.label_split import TRAIN_PART, Split, SplitImage, likenesses, placed, unlike
 from ultrarefiner_monai.learning.quick.overlay import overlaid, refiner_of, towards, write_quick
 from ultrarefiner_monai.learning.quick.replays import (
     FLOOR,
@@ -203,11 +203,11 @@ class QuickRun:
             own = sorted(own, key=lambda s: (s.saved, s.item))[-MOST_SAMPLES:]
         else:
             own = sorted(own, key=lambda s: hashlib.sha256(s.item.encode()).digest())
-        views = views_of([known[name] for name in dict.fromkeys(s.image for s in own)])
+        alike = likenesses([known[name] for name in dict.fromkeys(s.image for s in own)])
         if part != TRAIN_PART:
-            own = list({views[s.image]: s for s in reversed(own)}.values())[:MOST_VALIDATING]
+            own = list({alike[s.image]: s for s in reversed(own)}.values())[:MOST_VALIDATING]
         until = self._until(_READING)
-        loaded = [self.store.load(s, split[s.image]["group"], views[s.image], until) for s in reversed(own)]
+        loaded = [self.store.load(s, split[s.image]["group"], alike[s.image], until) for s in reversed(own)]
         return [s for s in reversed(loaded) if s is not None]
 
     def _learnt(self, stored: Sequence[Stored]) -> set[str]:

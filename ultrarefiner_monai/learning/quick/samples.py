@@ -25,7 +25,7 @@ from ultrarefiner_monai.training.phases.phase import Batch
 class Sample:
     """One labelled frame. id: names it. group: patient or near-duplicates, which are never on both sides of a comparison.
 
-    label: (M, M) uint8, 0 to 255, soft at the edges, in the decoder's frame. view: shared by near-duplicates and by the frames
+    label: (M, M) uint8, 0 to 255, soft at the edges, in the decoder's frame. likeness: shared by near-duplicates and by the frames
     of one cine, which count once; empty: like no other.
     """
 
@@ -33,7 +33,7 @@ class Sample:
     group: str
     features: Features
     label: np.ndarray
-    view: str = ""
+    likeness: str = ""
 
     @property
     def lesion(self) -> bool:
@@ -41,10 +41,10 @@ class Sample:
 
 
 def distinct(samples: Iterable[Sample]) -> list[Sample]:
-    """The first one of each view: a hundred copies of one image say as much as one."""
+    """The first one of each likeness: a hundred copies of one image say as much as one."""
     found: dict[str, Sample] = {}
     for sample in samples:
-        found.setdefault(sample.view or sample.id, sample)
+        found.setdefault(sample.likeness or sample.id, sample)
     return list(found.values())
 
 

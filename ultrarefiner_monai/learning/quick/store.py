@@ -119,21 +119,21 @@ class SampleStore:
         except (OSError, SafetensorError):
             return None
 
-    def load(self, stored: Stored, group: str, view: str = "", until: float | None = None) -> Sample | None:
+    def load(self, stored: Stored, group: str, likeness: str = "", until: float | None = None) -> Sample | None:
         """One sample; its features are computed where they are not there. None when it was forgotten or changed meanwhile, for
         a file that is damaged, and where something is to be computed after ``until`` (time.monotonic)."""
-        found = self._loaded(stored, group, view)
+        found = self._loaded(stored, group, likeness)
         if found is not None or not self._path(stored.item).exists():
             return found
         if until is not None and time.monotonic() > until:
             return None
         try:
-            return self._loaded(stored, group, view) if self._fill(stored) else None
+            return self._loaded(stored, group, likeness) if self._fill(stored) else None
         except (InputError, FileNotFoundError) as error:
             log.warning("%s is left out of quick learning: %s", stored.image, error)
             return None
 
-    def _loaded(self, stored: Stored, group: str, view: str) -> Sample | None:
+    def _loaded(self, stored: Stored, group: str, likeness: str) -> Sample | None:
         """None where there are no features of these networks."""
         try:
             with safe_open(str(self._path(stored.item)), framework="np") as file:
@@ -145,7 +145,7 @@ class SampleStore:
             return None
         shape = (int(about["shape"][0]), int(about["shape"][1]))
         features = Features(arrays["image_embedding"], arrays["coarse_prob"], shape, bool(about["doubted"]))
-        return Sample(stored.item, group, features, arrays["label"], view)
+        return Sample(stored.item, group, features, arrays["label"], likeness)
 
     def drop_features(self, stored: Iterable[Stored], keep: Collection[str], most: int = 50) -> None:
         """Of items that are not among ``keep`` only what places them stays; ``most`` of them at once."""
