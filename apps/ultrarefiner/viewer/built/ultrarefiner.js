@@ -40,6 +40,50 @@
   var History = _History;
   History.most = 100;
 
+  // src/look.ts
+  function build(node, keys) {
+    const says = {};
+    const style = document.createElement("style");
+    style.textContent = ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}.ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:6px 10px;margin:3px;cursor:pointer}.ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}.ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dd{margin:0}.ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
+    const say = (name, element2) => says[name] = element2;
+    const heading = say("image", document.createElement("h2"));
+    heading.style.cssText = "font-weight:600;overflow-wrap:anywhere";
+    const state = say("state", document.createElement("p"));
+    state.setAttribute("role", "status");
+    const buttons = document.createElement("div");
+    for (const [key, words, act] of keys) {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = words.charAt(0).toUpperCase() + words.slice(1);
+      button.title = `Key ${key}`;
+      button.dataset.key = key;
+      const tool = { f: "positive", b: "negative", x: "box", p: "brush", e: "eraser", w: "window" }[key];
+      if (tool)
+        button.dataset.tool = tool;
+      if (key === "a")
+        button.className = "accept";
+      button.addEventListener("click", () => act());
+      buttons.append(button);
+    }
+    const facts = document.createElement("dl");
+    for (const [name, words] of [["size", "Size"], ["presence", "Lesion at all"], ["uncertainty", "Unsure"], ["rule", "Safety rule"], ["version", "Model"]]) {
+      const term = document.createElement("dt");
+      term.textContent = words;
+      facts.append(term, say(name, document.createElement("dd")));
+    }
+    const list = say("keys", document.createElement("ul"));
+    list.hidden = true;
+    for (const [key, words] of keys) {
+      const item = document.createElement("li");
+      item.textContent = `${key}: ${words}`;
+      list.append(item);
+    }
+    const notice = document.createElement("p");
+    notice.textContent = "Research use only. Not a medical device.";
+    node.append(style, heading, state, buttons, facts, say("warnings", document.createElement("ul")), list, notice);
+    return says;
+  }
+
   // src/masks.ts
   function unpack(text, count) {
     const bits = atob(text);
@@ -146,10 +190,9 @@
       this.stroke = null;
       this.radius = 8;
       this.node = document.createElement("section");
-      this.says = {};
       this.node.setAttribute("aria-label", "UltraRefiner");
       this.node.className = "ultrarefiner";
-      this.build();
+      this.says = build(this.node, KEYS.map(([key, words, act]) => [key, words, () => act(this)]));
       this.surface.onShown = () => this.show();
       window.addEventListener("keydown", (e) => this.key(e));
       window.addEventListener("beforeunload", (e) => {
@@ -438,46 +481,6 @@ Save it all the same?`))
           return item;
         })
       );
-    }
-    build() {
-      const style = document.createElement("style");
-      style.textContent = ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}.ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:6px 10px;margin:3px;cursor:pointer}.ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}.ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dd{margin:0}.ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
-      const say = (name, element2) => this.says[name] = element2;
-      const heading = say("image", document.createElement("h2"));
-      heading.style.cssText = "font-weight:600;overflow-wrap:anywhere";
-      const state = say("state", document.createElement("p"));
-      state.setAttribute("role", "status");
-      const buttons = document.createElement("div");
-      for (const [key, words, act] of KEYS) {
-        const button = document.createElement("button");
-        button.type = "button";
-        button.textContent = words.charAt(0).toUpperCase() + words.slice(1);
-        button.title = `Key ${key}`;
-        button.dataset.key = key;
-        const tool = { f: "positive", b: "negative", x: "box", p: "brush", e: "eraser", w: "window" }[key];
-        if (tool)
-          button.dataset.tool = tool;
-        if (key === "a")
-          button.className = "accept";
-        button.addEventListener("click", () => act(this));
-        buttons.append(button);
-      }
-      const facts = document.createElement("dl");
-      for (const [name, words] of [["size", "Size"], ["presence", "Lesion at all"], ["uncertainty", "Unsure"], ["rule", "Safety rule"], ["version", "Model"]]) {
-        const term = document.createElement("dt");
-        term.textContent = words;
-        facts.append(term, say(name, document.createElement("dd")));
-      }
-      const keys = say("keys", document.createElement("ul"));
-      keys.hidden = true;
-      for (const [key, words] of KEYS) {
-        const item = document.createElement("li");
-        item.textContent = `${key}: ${words}`;
-        keys.append(item);
-      }
-      const notice = document.createElement("p");
-      notice.textContent = "Research use only. Not a medical device.";
-      this.node.append(style, heading, state, buttons, facts, say("warnings", document.createElement("ul")), keys, notice);
     }
   };
 

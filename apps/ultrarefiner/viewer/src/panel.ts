@@ -3,6 +3,7 @@
 // Plain DOM: OHIF's React is not reachable from outside its bundle. OHIF gives the panel a node and leaves it alone.
 
 import { Click, FrameState, History } from "./history";
+import { build } from "./look";
 import { Box, boxOf, isEmpty, pack, unpack } from "./masks";
 import type { ImageFacts, Outlined, Reply, Server } from "./server";
 import type { Surface } from "./surface";
@@ -42,7 +43,7 @@ export class Desk {
   private stroke: FrameState | null = null;
   private radius = 8;
   readonly node = document.createElement("section");
-  private readonly says: Record<string, HTMLElement> = {};
+  private readonly says: Record<string, HTMLElement>;
 
   constructor(
     private readonly surface: Surface,
@@ -51,7 +52,7 @@ export class Desk {
   ) {
     this.node.setAttribute("aria-label", "UltraRefiner");
     this.node.className = "ultrarefiner";
-    this.build();
+    this.says = build(this.node, KEYS.map(([key, words, act]) => [key, words, () => act(this)]));
     this.surface.onShown = () => this.show();
     window.addEventListener("keydown", (e) => this.key(e));
     window.addEventListener("beforeunload", (e) => {
@@ -338,49 +339,5 @@ export class Desk {
         return item;
       }),
     );
-  }
-
-  private build(): void {
-    const style = document.createElement("style");
-    style.textContent =
-      ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}" +
-      ".ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:6px 10px;margin:3px;cursor:pointer}" +
-      ".ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}" +
-      ".ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dd{margin:0}" +
-      ".ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
-    const say = (name: string, element: HTMLElement) => (this.says[name] = element);
-    const heading = say("image", document.createElement("h2"));
-    heading.style.cssText = "font-weight:600;overflow-wrap:anywhere";
-    const state = say("state", document.createElement("p"));
-    state.setAttribute("role", "status");
-    const buttons = document.createElement("div");
-    for (const [key, words, act] of KEYS) {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = words.charAt(0).toUpperCase() + words.slice(1);
-      button.title = `Key ${key}`;
-      button.dataset.key = key;
-      const tool = { f: "positive", b: "negative", x: "box", p: "brush", e: "eraser", w: "window" }[key];
-      if (tool) button.dataset.tool = tool;
-      if (key === "a") button.className = "accept";
-      button.addEventListener("click", () => act(this));
-      buttons.append(button);
-    }
-    const facts = document.createElement("dl");
-    for (const [name, words] of [["size", "Size"], ["presence", "Lesion at all"], ["uncertainty", "Unsure"], ["rule", "Safety rule"], ["version", "Model"]]) {
-      const term = document.createElement("dt");
-      term.textContent = words;
-      facts.append(term, say(name, document.createElement("dd")));
-    }
-    const keys = say("keys", document.createElement("ul"));
-    keys.hidden = true;
-    for (const [key, words] of KEYS) {
-      const item = document.createElement("li");
-      item.textContent = `${key}: ${words}`;
-      keys.append(item);
-    }
-    const notice = document.createElement("p");
-    notice.textContent = "Research use only. Not a medical device.";
-    this.node.append(style, heading, state, buttons, facts, say("warnings", document.createElement("ul")), keys, notice);
   }
 }
