@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.datasets.phantoms import Phantom, make_phantom
+from ultrarefiner_monai.dicom.file import MULTI_FRAME, SINGLE_FRAME
 from ultrarefiner_monai.imaging.readers import read_image_file, write_mask
 from ultrarefiner_monai.imaging.writers import write_bytes
 
@@ -37,7 +38,6 @@ Box = tuple[int, int, int, int, str]
 # RegionSpatialFormat and RegionDataType
 _REGION_KINDS = {"tissue": (1, 1), "colour": (1, 2), "spectrum": (3, 3), "m-mode": (2, 1)}
 _ROOT_UID = "1.2.826.0.1.3680043.8.498."  # pydicom's, for UIDs made of hashes
-_SINGLE_FRAME, _MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1"
 
 
 def write_samples(folder: str | Path, seed: int = 0) -> list[Path]:
@@ -119,7 +119,7 @@ def dicom_bytes(
     from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, generate_uid
 
     count, height, width = frames.shape
-    sop_class = _MULTI_FRAME if count > 1 else _SINGLE_FRAME
+    sop_class = MULTI_FRAME if count > 1 else SINGLE_FRAME
     uids = [generate_uid(_ROOT_UID, entropy_srcs=[f"phantom-{seed}-{number}-{part}"]) for part in range(3)]
     if instance != 1:
         uids[0] = generate_uid(_ROOT_UID, entropy_srcs=[f"phantom-{seed}-{number}-0-{instance}"])

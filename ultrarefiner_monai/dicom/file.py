@@ -20,6 +20,7 @@ _HEADER_BYTES = 1 << 20  # of a deflated file, for its header alone
 _PIECES, _PIECE = 4, 16 << 10
 _DESCRIPTION = ("Rows", "Columns", "NumberOfFrames", "BitsAllocated", "PhotometricInterpretation")
 _STORAGE = "1.2.840.10008.5.1.4.1.1"
+SINGLE_FRAME, MULTI_FRAME = f"{_STORAGE}.6.1", f"{_STORAGE}.3.1"  # SOP classes of ultrasound images
 # The beginnings of SOP class UIDs; what follows them are variants of the same.
 _OTHER_CLASSES = {
     "1.2.840.10008.1.3.10": "a DICOMDIR, the index of a disc",

@@ -19,6 +19,7 @@ import numpy as np
 
 from ultrarefiner_monai import __version__
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.dicom.file import SINGLE_FRAME
 from ultrarefiner_monai.dicom.source import Source, SourceFrame, read_source
 
 MANUFACTURER, MODEL_NAME = "ultrarefiner_monai", "UltraRefiner"
@@ -30,7 +31,7 @@ _TYPES = {"lesion": ("52988006", "Lesion"), "mass": ("4147007", "Mass")}
 _BREAST = ("76752008", "Breast")
 _ARTIFICIAL_INTELLIGENCE = ("123109", "Artificial Intelligence")
 # Ultrasound Image Storage: highdicom copies the patient's and the study's attributes of what it knows only.
-_KNOWN_CLASS = "1.2.840.10008.5.1.4.1.1.6.1"
+_KNOWN_CLASS = SINGLE_FRAME
 _REQUIRED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
 _COPIED = (
     *_REQUIRED,

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from ultrarefiner_monai.core.image_file import ImageFile
-from ultrarefiner_monai.dicom.file import open_dicom
+from ultrarefiner_monai.dicom.file import MULTI_FRAME, SINGLE_FRAME, open_dicom
 from ultrarefiner_monai.dicom.header import element
 from ultrarefiner_monai.imaging.colour import colour_frame
 
-SINGLE_FRAME, MULTI_FRAME = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1"
 EXPLICIT = "1.2.840.10008.1.2.1"
 _NATIVE = ("1.2.840.10008.1.2", EXPLICIT)
 # What viewers in a browser decode: JPEG baseline and lossless, JPEG-LS, JPEG 2000, RLE, High-Throughput JPEG 2000.
@@ -142,11 +141,9 @@ def wrapped(image_file: ImageFile, image_id: str, uids: tuple[str, str, str], he
 
 
 def _pixels(image_file: ImageFile, colour: bool, index: int) -> bytes:
-    grey = np.rint(image_file.frame(index) * 255).astype(np.uint8)
-    if not colour:
-        return grey.tobytes()
-    found = colour_frame(image_file, index)
-    return (np.repeat(grey[..., None], 3, axis=2) if found is None else found).tobytes()
+    shown = rendered(image_file, index) if colour else _grey(image_file, index)
+    grey_too = colour and shown.ndim == 2  # a frame without colours among others
+    return (np.repeat(shown[..., None], 3, axis=2) if grey_too else shown).tobytes()
 
 
 def _regions(image_file: ImageFile) -> list[Any]:
@@ -199,7 +196,11 @@ def as_file(instance: Instance) -> bytes:
 def rendered(image_file: ImageFile, index: int) -> np.ndarray:
     """Frame ``index`` as it is shown: (H, W) uint8, or (H, W, 3) where the picture has colours."""
     colours = colour_frame(image_file, index)
-    return np.rint(image_file.frame(index) * 255).astype(np.uint8) if colours is None else colours
+    return _grey(image_file, index) if colours is None else colours
+
+
+def _grey(image_file: ImageFile, index: int) -> np.ndarray:
+    return np.rint(image_file.frame(index) * 255).astype(np.uint8)
 
 
 def _drop_large(dataset: Any, item: Any) -> None:

@@ -35,8 +35,15 @@ def colour_frame(image_file: ImageFile, index: int = 0) -> np.ndarray | None:
 def _coloured(image: Any, image_file: ImageFile) -> np.ndarray | None:
     if image.mode not in _COLOUR_MODES or image.size != (image_file.width, image_file.height):
         return None
-    pixels = np.asarray(image.convert("RGBA"))
-    alpha = pixels[..., 3:].astype(np.uint16)
-    rgb = ((pixels[..., :3] * alpha + 127) // 255).astype(np.uint8)
+    rgb = on_black(np.asarray(image.convert("RGBA")))
     grey = (rgb[..., 0] == rgb[..., 1]).all() and (rgb[..., 1] == rgb[..., 2]).all()
     return None if grey else rgb
+
+
+def on_black(colours: np.ndarray) -> np.ndarray:
+    """(H, W, 4) uint8 -> (H, W, 3) uint8: what is transparent lies on black."""
+    alpha = colours[..., 3:]
+    if (alpha == 255).all():
+        return colours[..., :3]
+    mixed: np.ndarray = (colours[..., :3].astype(np.uint16) * alpha + 127) // 255
+    return mixed.astype(np.uint8)

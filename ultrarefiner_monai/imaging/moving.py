@@ -17,6 +17,7 @@ from cachetools import LRUCache
 
 from ultrarefiner_monai.core.image_file import ImageFile, Limits, flat_geometry, luminance, to_unit
 from ultrarefiner_monai.core.types import InputError
+from ultrarefiner_monai.imaging.colour import on_black
 
 # The extensions, in lower case, and what ``ImageFile.kind`` says. Animated PNG is left to the pictures: viewers show its first.
 MOVING = {
@@ -135,19 +136,10 @@ class Animation:
                     return
                 if colours.shape[:2] != size[::-1]:
                     return
-                yield _on_black(colours)
+                yield luminance(on_black(colours))
                 index += 1
 
     def finish(self, count: int) -> None:
         """Add warnings that only decoding could show."""
         if self._damage:
             self.warnings.append(self._damage)
-
-
-def _on_black(colours: np.ndarray) -> np.ndarray:
-    """(H, W, 4) uint8 -> (H, W) uint8."""
-    alpha = colours[..., 3:]
-    if (alpha == 255).all():
-        return luminance(colours[..., :3])
-    mixed = (colours[..., :3].astype(np.uint16) * alpha + 127) // 255
-    return luminance(mixed.astype(np.uint8))

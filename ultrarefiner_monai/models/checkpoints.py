@@ -68,15 +68,9 @@ def save_system(
         raise ValueError("a checkpoint with config.ppn needs the network, and one without must not have it")
     if (sam is None) != (config.sam is None):
         raise ValueError("a checkpoint with config.sam needs the SAM, and one without must not have it")
-    tensors = {f"coarse.{k}": v for k, v in coarse.state_dict().items()}
-    if sam is not None:
-        tensors |= {f"sam.{k}": v for k, v in sam.state_dict().items()}
-    if gate is not None:
-        tensors |= {f"gate.{k}": v for k, v in gate.state_dict().items()}
-    if ppn is not None:
-        tensors |= {f"ppn.{k}": v for k, v in ppn.state_dict().items()}
-    if views is not None:
-        tensors |= {f"views.{k}": v for k, v in views.state_dict().items()}
+    parts = {"coarse": coarse, "sam": sam, "gate": gate, "ppn": ppn, "views": views}
+    there = ((name, part) for name, part in parts.items() if part is not None)
+    tensors = {f"{name}.{k}": v for name, part in there for k, v in part.state_dict().items()}
     if any(k.startswith("views.") for k in tensors) != bool(config.views):
         raise ValueError("a checkpoint needs the vectors of its views if, and only if, config.views names some")
     if (gate is not None and bool(gate.state_dict())) != (sam is not None and config.gate.mode in LEARNED):

@@ -117,8 +117,8 @@ class ViewerRoutes:
             found = self.app.outline(str(asked.get("model", "sam_refiner")), path, image_id, request, as_file=False)
             reply = found.reply
             if "points" in reply:
-                points = {k: [list(geometry.to_frame_xy(p)[1:]) for p in v] for k, v in reply["points"].items()}
-                reply = {**reply, "points": points}
+                shown_at = {k: [list(geometry.to_frame_xy(p)[1:]) for p in v] for k, v in reply["points"].items()}
+                reply = {**reply, "points": shown_at}
             shown = {int(row["frame"]) for row in found.reply.get("frames", ())} or {int(found.reply["frame"])}
             return {"reply": reply, "masks": {str(k): _packed(found.mask[k]) for k in sorted(shown)}}
 

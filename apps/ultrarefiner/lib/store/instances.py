@@ -11,6 +11,7 @@ import logging
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.store.datastore import StudiesFolder
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.dicom.file import has_mark, open_dicom
+from ultrarefiner_monai.dicom.file import MULTI_FRAME, SINGLE_FRAME, has_mark, open_dicom
 from ultrarefiner_monai.dicom.header import element
-from ultrarefiner_monai.dicomweb.wrapped import MULTI_FRAME, SINGLE_FRAME, derived_uid, uids_of
+from ultrarefiner_monai.dicomweb.wrapped import derived_uid, uids_of
+from ultrarefiner_monai.studies.client_frames import is_moving
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,6 @@ _TAGS = [
     "PatientSex", "StudyDate", "StudyTime", "StudyDescription", "SeriesDescription", "AccessionNumber", "Modality",
     "Rows", "Columns", "NumberOfFrames", "InstanceNumber", "SeriesNumber",
 ]  # fmt: skip
-_MOVING = (".gif", ".webp", ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Instances:
     def __init__(self, store: StudiesFolder):
         self.store = store
         self._headers: LRUCache[tuple, dict[str, str]] = LRUCache(_MOST_ROWS)
+        self._images: dict[str, str] = {}  # instance -> image id, as they were listed last
         self._lock = threading.Lock()
 
     def rows(self) -> list[Row]:
@@ -70,12 +72,22 @@ class Instances:
                 continue
             taken.add(row.instance)
             found.append(row)
+        with self._lock:
+            self._images = {row.instance: row.image_id for row in found}
         return found
 
     def find(self, study: str, series: str = "", instance: str = "") -> list[Row]:
         """The rows of a study, of one of its series, or one image."""
         wanted = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": instance}
         asked = {k: v for k, v in wanted.items() if v}
+        # A frame or a thumbnail: its own file tells whether the image is still the one that was listed under this UID.
+        with self._lock:
+            image_id = self._images.get(instance)
+        if image_id is not None:
+            with suppress(OSError, InputError, ImageNotFoundException):
+                row = self._row(image_id, set())
+                if row.matches(asked):
+                    return [row]
         return [row for row in self.rows() if row.matches(asked)]
 
     def _row(self, image_id: str, taken: set[str]) -> Row:
@@ -92,7 +104,7 @@ class Instances:
             study, series, instance = uids_of(owner, image_id, state)
             values = {
                 "PatientName": image_id[:64], "PatientID": image_id[:64], "StudyDescription": path.name[:64], "Modality": "US",
-                "SOPClassUID": MULTI_FRAME if path.suffix.lower() in _MOVING else SINGLE_FRAME,
+                "SOPClassUID": MULTI_FRAME if is_moving(path) else SINGLE_FRAME,
                 "SeriesNumber": "1", "InstanceNumber": "1",
             }  # fmt: skip
         uids = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": instance}
@@ -100,19 +112,21 @@ class Instances:
 
     def _header(self, path: Path, state: tuple) -> dict[str, str]:
         """What the header of a DICOM file says; empty for other files, and for one whose UIDs are none."""
-        if not (path.suffix.lower() in (".dcm", ".dicom") or has_mark(path)):
-            return {}
         with self._lock:
             found = self._headers.get(state)
         if found is None:
-            header = open_dicom(path, header_only=True, tags=_TAGS)
-            found = {name: str(element(header, name, "") or "") for name in _TAGS}
-            uids = [found[name] for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
-            if not all(re.fullmatch(r"[0-9.]{1,64}", uid) for uid in uids):
-                found = {}
+            is_dicom = path.suffix.lower() in (".dcm", ".dicom") or has_mark(path)
+            found = _read_header(path) if is_dicom else {}
             with self._lock:
                 self._headers[state] = found
         return found
+
+
+def _read_header(path: Path) -> dict[str, str]:
+    header = open_dicom(path, header_only=True, tags=_TAGS)
+    found = {name: str(element(header, name, "") or "") for name in _TAGS}
+    uids = [found[name] for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+    return found if all(re.fullmatch(r"[0-9.]{1,64}", uid) for uid in uids) else {}
 
 
 def grouped(rows: list[Row], level: str) -> Iterator[tuple[Row, list[Row]]]:

@@ -88,7 +88,7 @@ class LesionTask(InferTask):
             raise InputError("a .png holds one frame: ask for frame=k, or for .nrrd or .nii.gz")
         read = time.perf_counter()
         predictor = self._predictor(request, opened)  # one model for all frames, whatever is chosen meanwhile
-        view = view_of(request, predictor.system.config.views) or image_file.view
+        view = requested_view(request, predictor.system.config.views) or image_file.view
         predictor = predictor.seen_as(view)
         proposed = self._points(predictor, opened, frames, clicks)
         points = {k: found.clicks for k, found in proposed.items()}
@@ -212,7 +212,7 @@ def _extension(request: dict[str, Any]) -> str:
     return ".nii.gz" if name.endswith((".nii", ".nii.gz")) else ".nrrd"
 
 
-def view_of(request: dict[str, Any], known: tuple[str, ...]) -> str:
+def requested_view(request: dict[str, Any], known: tuple[str, ...]) -> str:
     """How the probe was held, as the request says; empty where it does not. InputError for a view that the model does not know,
     where it knows any."""
     view = canonical_view(str(request.get("view") or ""))

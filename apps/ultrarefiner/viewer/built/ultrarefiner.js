@@ -244,13 +244,10 @@
     // --- what the user does -------------------------------------------------------------------------------------------
     // Without clicks this is the automatic outline; or, where the server begins with points that propose themselves, theirs.
     outline() {
-      return this.ask("sam_refiner", this.surface.frame, null, []);
-    }
-    refine(frame, box, clicks) {
-      return this.ask("sam_refiner", frame, box, clicks);
+      return this.ask(this.surface.frame, null, []);
     }
     // Answers come in the order of the questions; a step is noted when its answer is there.
-    ask(model, frame, box, clicks) {
+    ask(frame, box, clicks) {
       const facts = this.facts;
       if (!facts)
         return this.busy;
@@ -262,7 +259,7 @@
       const prompts = { foreground: points(true), background: points(false), ...box ? { box } : {} };
       this.busy = this.busy.then(async () => {
         try {
-          const found = await this.server.outline(facts.id, model, frame, prompts);
+          const found = await this.server.outline(facts.id, frame, prompts);
           if (this.facts !== facts)
             return;
           this.history.note(frame, before);
@@ -315,7 +312,7 @@
         return this.tell("state", "This is the last frame");
       const box = boxOf(this.surface.mask(frame), facts.width);
       await this.surface.go(frame + 1);
-      await this.ask("sam_refiner", frame + 1, box, []);
+      await this.ask(frame + 1, box, []);
     }
     async accept() {
       const facts = this.facts;
@@ -394,7 +391,7 @@ Save it all the same?`))
           start = pixel;
         else {
           const [x, y] = pixel.map(Math.round);
-          this.refine(frame, null, [...this.clicks.get(frame) ?? [], { x, y, positive: this.tool === "positive" }]);
+          this.ask(frame, null, [...this.clicks.get(frame) ?? [], { x, y, positive: this.tool === "positive" }]);
         }
       });
       window.addEventListener("pointermove", (event) => {
@@ -421,13 +418,13 @@ Save it all the same?`))
           const pixel = moved ? this.surface.pixelAt(event) : null;
           if (pixel)
             rest.push({ ...click, x: Math.round(pixel[0]), y: Math.round(pixel[1]) });
-          this.refine(frame, null, rest);
+          this.ask(frame, null, rest);
           return;
         }
         const box = this.box;
         [start, this.box] = [null, null];
         if (box)
-          this.refine(this.surface.frame, box, this.clicks.get(this.surface.frame) ?? []);
+          this.ask(this.surface.frame, box, this.clicks.get(this.surface.frame) ?? []);
         else if (this.stroke)
           setTimeout(() => this.painted(), 0);
       });
@@ -511,9 +508,8 @@ Save it all the same?`))
       const query = new URLSearchParams({ study, series, client_id: this.client });
       return ask("GET", `/ultrarefiner/viewer/image?${query}`);
     }
-    outline(image, model, frame, prompts) {
-      const asked = frame === "all" ? {} : { frame };
-      return ask("POST", "/ultrarefiner/viewer/outline", { image, model, ...asked, ...prompts, client_id: this.client });
+    outline(image, frame, prompts) {
+      return ask("POST", "/ultrarefiner/viewer/outline", { image, frame, ...prompts, client_id: this.client });
     }
     label(image) {
       return ask("GET", `/ultrarefiner/viewer/label?${new URLSearchParams({ image })}`);

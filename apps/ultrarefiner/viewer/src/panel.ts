@@ -108,15 +108,11 @@ export class Desk {
 
   // Without clicks this is the automatic outline; or, where the server begins with points that propose themselves, theirs.
   outline(): Promise<void> {
-    return this.ask("sam_refiner", this.surface.frame, null, []);
-  }
-
-  private refine(frame: number, box: Box | null, clicks: Click[]): Promise<void> {
-    return this.ask("sam_refiner", frame, box, clicks);
+    return this.ask(this.surface.frame, null, []);
   }
 
   // Answers come in the order of the questions; a step is noted when its answer is there.
-  private ask(model: string, frame: number, box: Box | null, clicks: Click[]): Promise<void> {
+  private ask(frame: number, box: Box | null, clicks: Click[]): Promise<void> {
     const facts = this.facts;
     if (!facts) return this.busy;
     const before = this.state(frame);
@@ -127,7 +123,7 @@ export class Desk {
     const prompts = { foreground: points(true), background: points(false), ...(box ? { box } : {}) };
     this.busy = this.busy.then(async () => {
       try {
-        const found = await this.server.outline(facts.id, model, frame, prompts);
+        const found = await this.server.outline(facts.id, frame, prompts);
         if (this.facts !== facts) return;
         this.history.note(frame, before);
         this.put(frame, found.masks[String(frame)]);
@@ -181,7 +177,7 @@ export class Desk {
     // A box stands for the outline of the frame before: the server takes clicks and boxes.
     const box = boxOf(this.surface.mask(frame), facts.width);
     await this.surface.go(frame + 1);
-    await this.ask("sam_refiner", frame + 1, box, []);
+    await this.ask(frame + 1, box, []);
   }
 
   async accept(): Promise<void> {
@@ -251,7 +247,7 @@ export class Desk {
       else if (this.tool === "box") start = pixel;
       else {
         const [x, y] = pixel.map(Math.round);
-        this.refine(frame, null, [...(this.clicks.get(frame) ?? []), { x, y, positive: this.tool === "positive" }]);
+        this.ask(frame, null, [...(this.clicks.get(frame) ?? []), { x, y, positive: this.tool === "positive" }]);
       }
     });
     window.addEventListener("pointermove", (event) => {
@@ -276,12 +272,12 @@ export class Desk {
         const rest = (this.clicks.get(frame) ?? []).filter((c) => c !== click);
         const pixel = moved ? this.surface.pixelAt(event) : null;
         if (pixel) rest.push({ ...click, x: Math.round(pixel[0]), y: Math.round(pixel[1]) });
-        this.refine(frame, null, rest);
+        this.ask(frame, null, rest);
         return;
       }
       const box = this.box;
       [start, this.box] = [null, null];
-      if (box) this.refine(this.surface.frame, box, this.clicks.get(this.surface.frame) ?? []);
+      if (box) this.ask(this.surface.frame, box, this.clicks.get(this.surface.frame) ?? []);
       // OHIF's brush ends with the same event: what it painted is there after it.
       else if (this.stroke) setTimeout(() => this.painted(), 0);
     });

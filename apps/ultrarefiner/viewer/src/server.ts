@@ -64,9 +64,8 @@ export class Server {
     return ask("GET", `/ultrarefiner/viewer/image?${query}`);
   }
 
-  outline(image: string, model: string, frame: number | "all", prompts: Prompts): Promise<Outlined> {
-    const asked = frame === "all" ? {} : { frame };
-    return ask("POST", "/ultrarefiner/viewer/outline", { image, model, ...asked, ...prompts, client_id: this.client });
+  outline(image: string, frame: number, prompts: Prompts): Promise<Outlined> {
+    return ask("POST", "/ultrarefiner/viewer/outline", { image, frame, ...prompts, client_id: this.client });
   }
 
   label(image: string): Promise<{ masks: Record<string, string> | null }> {
