@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +15,7 @@ import requests
 from app_server import APP, eventually, picture, save_tiny_system, start
 from browser import chromium  # noqa: F401 (a fixture)
 from PIL import Image
+from viewer_page import PATIENCE, ViewerPage
 
 from ultrarefiner_monai.core.types import Clicks
 from ultrarefiner_monai.datasets.samples import dicom_bytes
@@ -25,7 +25,6 @@ from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
 
 VIEWER = APP / "viewer"
-PATIENCE = 60_000  # milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -142,94 +141,51 @@ class TestServer:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_radiologist_works_in_the_browser(server, chromium) -> None:  # noqa: F811
-    page = chromium.new_page(viewport={"width": 1280, "height": 800})
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("dialog", lambda dialog: dialog.accept())
-    answered: list[str] = []
-    page.on("response", lambda response: answered.append(response.url))
-    page.goto(f"{server.url}/ultrarefiner/worklist?search=plain")
-    page.get_by_role("link", name="plain").click()
-    status = page.locator(".ultrarefiner [role=status]")
-
-    def wait(*words: str) -> None:
-        page.wait_for_function(
-            "words => words.includes(document.querySelector('.ultrarefiner [role=status]')?.textContent)",
-            arg=list(words), timeout=PATIENCE,
-        )  # fmt: skip
-
-    def shown(frame: int = 0) -> np.ndarray:
-        """The mask that is on the screen, as the viewer holds it."""
-        text = page.evaluate(
-            """frame => { const ct = window.cornerstoneTools, c = window.cornerstone;
-            const s = ct.segmentation.state.getSegmentations().at(-1);
-            const id = s.representationData.Labelmap.imageIds[frame];
-            return JSON.stringify(Array.from(c.cache.getImage(id).voxelManager.getScalarData())) }""",
-            frame,
-        )
-        return np.array(json.loads(text), np.uint8)
-
-    wait("Proposed")
+    page = ViewerPage(chromium, server.url)
+    page.open_from_worklist("plain")
+    shown, mouse = page.shown, page.page.mouse
     image_file = read_image_file(server.studies / "plain.png")
     shape = (image_file.height, image_file.width)
     predictor = Predictor(load_system(server.checkpoint))
     assert np.array_equal(shown().reshape(shape) > 0, predictor.propose(image_file.frame(0)).mask > 0)
-    box = page.locator(".cornerstone-viewport-element").first.bounding_box()
-    assert box is not None
-    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     before = shown()
-    with page.expect_response(lambda r: r.url.endswith("/outline") and r.ok, timeout=PATIENCE) as asked:
-        page.mouse.click(*middle)
-    (click,) = asked.value.request.post_data_json["foreground"]
-    assert abs(click[0] - shape[1] / 2) < 3 and abs(click[1] - shape[0] / 2) < 3, "the middle of the picture"
-    wait("Proposed")
+    assert page.click(65, 48)["foreground"] == [[65, 48, 0]]
     clicked = shown()
-    own = predictor.interact(image_file.frame(0), Clicks(((float(click[0]), float(click[1])),)))
+    own = predictor.interact(image_file.frame(0), Clicks(((65.0, 48.0),)))
     assert np.array_equal(clicked.reshape(shape) > 0, own.mask > 0)
     # A click on a click takes it away; dragged, it is moved.
-    with page.expect_response(lambda r: r.url.endswith("/outline") and r.ok, timeout=PATIENCE) as asked:
-        page.mouse.move(*middle)
-        page.mouse.down()
-        page.mouse.move(middle[0] + 60, middle[1], steps=5)
-        page.mouse.up()
-    (moved,) = asked.value.request.post_data_json["foreground"]
-    assert moved[0] > click[0] + 5 and moved[1] == click[1]
-    wait("Proposed")
-    with page.expect_response(lambda r: r.url.endswith("/outline") and r.ok, timeout=PATIENCE) as asked:
-        page.mouse.click(middle[0] + 60, middle[1])
-    assert asked.value.request.post_data_json["foreground"] == []
-    wait("Proposed")
+    ((x, y, _),) = page.asked(lambda: page.drag((65, 48), (80, 48)))["foreground"]
+    assert abs(x - 80) <= 1 and y == 48
+    assert page.click(x, y)["foreground"] == []
     assert np.array_equal(shown(), before), "without clicks it is the automatic outline"
     for _ in range(2):
-        page.keyboard.press("z")
+        page.press("z")
     assert np.array_equal(shown(), clicked)
     # The eraser and the brush, and back; then back to before the click, and forth again.
     states = [clicked]
-    for key in ("e", "p"):
-        page.keyboard.press(key)
-        page.mouse.move(middle[0] + 100, middle[1] - 100)
-        page.mouse.down()
-        page.mouse.move(middle[0] + (180 if key == "e" else 130), middle[1] - 60, steps=6)
-        page.mouse.up()
-        page.wait_for_timeout(500)
+    for key, end in (("e", (110, 38)), ("p", (98, 38))):
+        page.press(key)
+        page.drag((90, 25), end)
+        page.page.wait_for_timeout(500)
         states.append(shown())
     erased, painted = states[1:]
     assert (erased > 0).sum() < (painted > 0).sum() < (clicked > 0).sum()
     for key, mask in (("z", erased), ("z", clicked), ("z", before), ("y", clicked), ("y", erased), ("y", painted)):
-        page.keyboard.press(key)
+        page.press(key)
         assert np.array_equal(shown(), mask), key
-    page.keyboard.press("a")
-    wait("Saved")
+    mouse.move(0, 0)
+    page.accept()
     final = eventually(lambda: list((server.studies / "labels" / "final").glob("plain.*")))
     assert final and np.array_equal(label_of(server, "plain")[0] > 0, painted.reshape(shape) > 0), "to the pixel"
-    page.reload()
-    wait("Final label")
+    page.page.reload()
+    page.wait("Final label")
     assert np.array_equal(shown() > 0, painted > 0)
-    page.keyboard.press("n")
-    page.wait_for_function("old => location.search !== old", arg=page.evaluate("location.search"), timeout=PATIENCE)
-    wait("Proposed", "Final label")
-    assert status.text_content() and not errors
-    assert all(url.startswith((server.url, "blob:", "data:")) for url in answered), "nothing is loaded from elsewhere"
+    here = page.page.evaluate("location.search")
+    page.press("n")
+    page.page.wait_for_function("old => location.search !== old", arg=here, timeout=PATIENCE)
+    page.wait("Proposed", "Final label")
+    page.page.get_by_role("link", name="What it learns").click()
+    page.page.wait_for_url("**/ultrarefiner/status")
     page.close()
 
 
@@ -237,26 +193,14 @@ def test_a_radiologist_works_in_the_browser(server, chromium) -> None:  # noqa: 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_cine_goes_on_frame_by_frame(server, chromium) -> None:  # noqa: F811
-    study, _ = row_of(server, "PHANTOM-02")
-    page = chromium.new_page(viewport={"width": 1280, "height": 800})
-    page.on("dialog", lambda dialog: dialog.accept())
-    page.goto(f"{server.url}/ohif/ultrarefiner?StudyInstanceUIDs={study}")
-    words = "document.querySelector('.ultrarefiner [role=status]')?.textContent"
-    page.wait_for_function(f"{words} === 'Proposed'", timeout=PATIENCE)
-    box = page.locator(".cornerstone-viewport-element").first.bounding_box()
-    assert box is not None
-    with page.expect_response(lambda r: r.url.endswith("/outline") and r.ok, timeout=PATIENCE):
-        page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_function(f"{words} === 'Proposed'", timeout=PATIENCE)
+    page = ViewerPage(chromium, server.url)
+    page.open_study(row_of(server, "PHANTOM-02")[0])
+    page.click(65, 48)
     for frame in (1, 2):
-        with page.expect_response(lambda r: r.url.endswith("/outline") and r.ok, timeout=PATIENCE) as asked:
-            page.keyboard.press("t")
-        assert asked.value.request.post_data_json["frame"] == frame
-        page.wait_for_function(f"{words} === 'Proposed'", timeout=PATIENCE)
-    page.keyboard.press("t")
-    page.wait_for_function(f"{words} === 'This is the last frame'", timeout=PATIENCE)
-    page.keyboard.press("a")
-    page.wait_for_function(f"{words} === 'Saved'", timeout=PATIENCE)
+        assert page.asked(lambda: page.press("t"))["frame"] == frame
+    page.press("t")
+    page.wait("This is the last frame")
+    page.accept()
     assert [frame.any() for frame in label_of(server, "cine")] == [True] * 3
     page.close()
 

@@ -24,7 +24,7 @@ from ultrarefiner_monai.dicom.file import open_dicom
 from ultrarefiner_monai.dicomweb.connection import Connection, PacsError
 from ultrarefiner_monai.dicomweb.credentials import Credentials
 from ultrarefiner_monai.dicomweb.multipart import MultipartError, boundary_of, related, write_parts
-from ultrarefiner_monai.dicomweb.records import InstanceInfo, SeriesInfo, check_uid, number, text, values
+from ultrarefiner_monai.dicomweb.records import InstanceInfo, SeriesInfo, check_uid, number, person, text, values
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,16 @@ class Pacs(Connection):
                 continue
             found[info.uid] = info
         return list(found.values())
+
+    def studies(self, filter: Mapping[str, str] | None = None) -> dict[str, dict[str, str]]:
+        """StudyInstanceUID -> what the store says of the study (PatientName, PatientID, StudyDescription), for a list that is shown
+        and not kept."""
+        fields = ("PatientName", "PatientID", "StudyDescription")
+        found = {}
+        for row in self._search("studies", filter or {}, fields, "0020000D"):
+            told = (person(row, "00100010"), text(row, "00100020"), text(row, "00081030"))
+            found[text(row, "0020000D")] = dict(zip(fields, told))
+        return found
 
     def instances(self, study_uid: str, series_uid: str) -> list[InstanceInfo]:
         """The instances of a series; empty when the store has none (any more)."""

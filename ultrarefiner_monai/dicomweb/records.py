@@ -85,6 +85,13 @@ def text(item: Any, tag: str) -> str:
     return first.strip() if isinstance(first, str) else ""
 
 
+def person(item: Any, tag: str) -> str:
+    """The attribute's first name, as it is written in letters; "" where it is none."""
+    first = next(iter(values(item, tag)), None)
+    name = first.get("Alphabetic") if isinstance(first, dict) else None
+    return name.strip() if isinstance(name, str) else ""
+
+
 def number(item: Any, tag: str) -> int:
     """The attribute's first value as a whole number, 0 where it is none."""
     try:

@@ -43,10 +43,11 @@ def _routes(app: App) -> list[Route]:
     dicomweb = None if app.pacs else DicomWebRoutes(app)
     instances = None if dicomweb is None else dicomweb.instances
     store = StoreRoutes(app)
+    viewer = ViewerRoutes(app, instances, store.next_sample)
     return [
         ("GET", "/", _front(app)),
-        *ViewerRoutes(app, instances, store.next_sample).routes(),
-        *WorklistRoutes(app, instances).routes(),
+        *viewer.routes(),
+        *WorklistRoutes(app, instances, store.next_sample, viewer.study_of).routes(),
         *views.routes(app),
         *InferRoutes(app).routes(),
         *TaskRoutes(app).routes(),

@@ -30,6 +30,7 @@ _OPERATIONS = ("wado", "qido", "stow")
 # Nothing that means something to whoever reads the address next: no %, which would be decoded once more, no "..".
 _PART = re.compile(r"(?!\.+$)[A-Za-z0-9_.,:~-]+")
 _FIRST_FRAME = re.compile(r".*/series/([0-9.]+)/instances/([0-9.]+)/frames/1/?")
+_PICTURES = ("/rendered", "/thumbnail")
 _STOW = re.compile(r"studies(/[0-9.]+)?")
 _REQUEST_HEADERS = ("accept", "accept-encoding", "content-type", "if-none-match", "range")
 _RESPONSE_HEADERS = ("content-type", "content-encoding", "content-length", "content-range", "etag", "warning")
@@ -68,6 +69,8 @@ def install(server: FastAPI, app: App) -> None:
     async def _proxy(request: Request, path: str) -> Response:
         path = way_to(request.method, path)
         headers = {name: request.headers[name] for name in _REQUEST_HEADERS if name in request.headers}
+        if path.endswith(_PICTURES) and "," in headers.get("accept", ""):
+            headers["accept"] = "image/jpeg"  # Orthanc refuses a list such as browsers send for an <img>
         headers.setdefault("accept-encoding", "identity")  # or requests asks for what the viewer cannot unpack
         body = await request.body() if request.method == "POST" else None
         answer = await anyio.to_thread.run_sync(

@@ -18,17 +18,19 @@ from fastapi import HTTPException, Request, UploadFile
 from fastapi.responses import Response
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.app import App
-from lib.routes.parameters import FRAME, POINTS, TEXT, Kind, checked
+from lib.routes.parameters import FLAG, FRAME, POINTS, TEXT, Kind, checked
 from lib.routes.routing import JsonBody, Route, annotator_role, name_of, user_role
 from lib.routes.store import save_uploaded_label
 from lib.routes.views import VIEWER as OHIF
 from lib.store.instances import Instances
+from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.file import open_dicom
-from ultrarefiner_monai.dicom.series import dicom_files
+from ultrarefiner_monai.dicom.series import dicom_files, sort_instances
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.writers import encode_mask
 from ultrarefiner_monai.masks.label_values import is_confirmed
@@ -40,9 +42,9 @@ _MASKS = Kind(
     lambda v: isinstance(v, dict) and all(isinstance(m, str) for m in v.values()), "frame -> packed bits, base64"
 )
 _OUTLINE = {"image": _ID, "model": TEXT, "frame": FRAME, "foreground": POINTS, "background": POINTS, "box": POINTS,
-            "view": TEXT, "client_id": TEXT}  # fmt: skip
+            "view": TEXT, "client_id": TEXT, "hint": FLAG}  # fmt: skip
 _SAVE = {"image": _ID, "masks": _MASKS, "params": Kind(lambda v: isinstance(v, dict), "an object"), "client_id": TEXT,
-         "confirm": Kind(lambda v: isinstance(v, bool), "true or false")}  # fmt: skip
+         "confirm": FLAG}  # fmt: skip
 
 
 class ViewerRoutes:
@@ -73,18 +75,21 @@ class ViewerRoutes:
         return Response(text, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
     async def image(
-        self, study: str, series: str, request: Request, client_id: str = "", user: User = user_role
+        self, study: str, series: str, request: Request, instance: str = "", client_id: str = "", user: User = user_role
     ) -> dict[str, Any]:
-        """The image that a series of the viewer is, and what the user should know before the work begins. It is leased to who
-        opens it, as a next sample is (``others``: somebody else holds it)."""
+        """The image that a series of the viewer is, or the one that ``instance`` belongs to; and what the user should know before the
+        work begins. ``instances``: the DICOM objects that its frames come from, in order. The image is leased to who opens it, as a
+        next sample is (``others``: somebody else holds it)."""
         address = request.client.host if request.client is not None else ""
         holder = f"{client_id or name_of(user)} {address}"  # as for a next sample
 
         def work() -> dict[str, Any]:
-            store, image_id = self.app.datastore(), self._image_of(study, series)
+            store = self.app.datastore()
+            image_id, instances = self._image_of(study, series, instance)
             image_file = self.app.engine.open(store.image_path(image_id)).image_file
             return {
                 "id": image_id,
+                "instances": instances,
                 "frames": image_file.n_frames,
                 "height": image_file.height,
                 "width": image_file.width,
@@ -98,14 +103,14 @@ class ViewerRoutes:
 
     async def outline(self, body: JsonBody = None, user: User = user_role) -> dict[str, Any]:
         """An outline for the viewer: ``foreground`` and ``background`` [[x, y, frame], ...] and ``box`` [x0, y0, x1, y1] on
-        ``frame``, in pixels of the frame. The reply's ``masks``: frame -> bits of (height, width), row by row, base64."""
+        ``frame``, in pixels of the frame. ``hint``: what a click would give, which is not recorded. The reply's ``masks``: frame -> bits of (height, width), row by row, base64."""
         asked = checked(body, _OUTLINE, "an outline")
 
         def work() -> dict[str, Any]:
             image_id = _named(asked)
             path = self.app.datastore().image_path(image_id)
             geometry = self.app.engine.open(path).image_file.geometry
-            request = {k: v for k, v in asked.items() if k in ("frame", "view", "client_id")}
+            request = {k: v for k, v in asked.items() if k in ("frame", "view", "client_id", "hint")}
             for name in ("foreground", "background"):
                 points = [_point(p, name) for p in asked.get(name, ())]
                 request[name] = [list(geometry.to_ijk(int(k), x, y)) for x, y, k in points]
@@ -165,26 +170,48 @@ class ViewerRoutes:
         )
         if "id" not in found:
             return found
-        study = await anyio.to_thread.run_sync(self._study_of, found["id"])
+        study = await anyio.to_thread.run_sync(self.study_of, found["id"])
         return {"id": found["id"], "study": study}
 
-    def _study_of(self, image_id: str) -> str:
+    def study_of(self, image_id: str) -> str:
+        """The StudyInstanceUID under which the viewer opens an image."""
         if self.instances is not None:
             return next(row.study for row in self.instances.rows() if row.image_id == image_id)
         path = self.app.datastore().image_path(image_id)
-        header = open_dicom(path if path.is_file() else dicom_files(path)[0], header_only=True)
-        return str(header.StudyInstanceUID)
+        return str(open_dicom(_files(path)[0], header_only=True).StudyInstanceUID)
 
-    def _image_of(self, study: str, series: str) -> str:
+    def _image_of(self, study: str, series: str, instance: str) -> tuple[str, list[str]]:
+        """(id of the image, the instances that its frames come from)."""
         if self.instances is not None:
-            rows = self.instances.find(study, series)
+            rows = self.instances.find(study, series, instance)
             if len(rows) == 1:
-                return rows[0].image_id
+                return rows[0].image_id, [rows[0].instance]
             if rows:
-                raise HTTPException(404, f"the series holds {len(rows)} images; this mode shows one at a time")
-        elif series in self.app.datastore().list_images():
-            return series
+                raise HTTPException(404, f"the series holds {len(rows)} images: say which instance")
+            raise HTTPException(404, "this series is no image of the studies")
+        # In a PACS a series is an image; or, where its pictures differ in size, each of its instances is.
+        store = self.app.datastore()
+        assert isinstance(store, PacsStudies)
+        unreadable: InputError | None = None
+        for ask_again in (False, True):
+            if ask_again:  # it may have come since the list was made
+                store.fresh()
+            for image_id in (series, instance):
+                try:
+                    path = store.image_path(image_id)
+                    return image_id, [str(open_dicom(f, header_only=True).SOPInstanceUID) for f in _files(path)]
+                except ImageNotFoundException:
+                    continue
+                except InputError as error:
+                    unreadable = error
+            if unreadable is not None:
+                raise unreadable
         raise HTTPException(404, "this series is no image of the studies")
+
+
+def _files(path: Path) -> list[Path]:
+    """The DICOM files of an image, in the order of its frames."""
+    return sort_instances(dicom_files(path)) if path.is_dir() else [path]
 
 
 def _named(sent: Mapping[str, Any]) -> str:

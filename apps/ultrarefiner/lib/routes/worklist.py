@@ -1,21 +1,27 @@
-"""The page at `/ultrarefiner/worklist`: the images of a studies folder, what is known of each, and the way into the viewer. HTML
-without scripts, nothing from elsewhere; made from the index, without opening a file but DICOM headers.
+"""The page at `/ultrarefiner/worklist`: the images of the studies, what is known of each, and the way into the viewer. HTML without
+scripts, nothing from elsewhere; made from the index, without opening a file but DICOM headers. Of a PACS, the names of patients are
+asked for when the page is, and not kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from html import escape
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import anyio
+from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
+from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.app import App
-from lib.routes.routing import Route, user_role
+from lib.routes.routing import Route, name_of, user_role
 from lib.store.instances import Instances, Row
+from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.core.types import NOTICE
 
 FINAL, PROPOSED, NEW = "final", "proposed", "new"
@@ -38,28 +44,49 @@ img { width: 100%; height: 9rem; object-fit: contain; background: #000; border-r
 
 
 class WorklistRoutes:
-    """instances: the folder's images by UID; None where the studies are a PACS, whose list is the viewer's own."""
+    """instances: the folder's images by UID; None where the studies are a PACS."""
 
-    def __init__(self, app: App, instances: Instances | None):
-        self.app, self.instances = app, instances
+    def __init__(
+        self, app: App, instances: Instances | None, sample: Callable[..., Any], study_of: Callable[[str], str]
+    ):
+        """sample: the route of the next sample; study_of: the study of an image."""
+        self.app, self.instances, self.sample, self.study_of = app, instances, sample, study_of
 
     def routes(self) -> list[Route]:
-        return [("GET", "/ultrarefiner/worklist", self.worklist)]
+        return [("GET", "/ultrarefiner/worklist", self.worklist), ("POST", "/ultrarefiner/worklist/next", self.next)]
 
     async def worklist(self, state: str = "", search: str = "", page: int = 1, user: User = user_role) -> Response:
-        """The images of the studies as a page; of a PACS, the viewer's own list."""
-        if self.instances is None:
-            return RedirectResponse("../ohif/", 307)
+        """The images of the studies as a page."""
 
         def work() -> str:
-            assert self.instances is not None
+            rows, problem = (self.instances.rows(), "") if self.instances is not None else self._rows_of_pacs()
             states = self._states()
-            rows = [r for r in self.instances.rows() if search.lower() in _words(r).lower()]
-            found = [(r, states.get(r.image_id, NEW)) for r in rows]
+            found = [(r, states.get(r.image_id, NEW)) for r in rows if search.lower() in _words(r).lower()]
             counts = {name: sum(s == name for _, s in found) for name in STATES}
-            return page_of([(r, s) for r, s in found if state in ("", s)], counts, state, search, page)
+            shown = [(r, s) for r, s in found if state in ("", s)]
+            return page_of(shown, counts, state, search, page, problem)
 
         return HTMLResponse(await anyio.to_thread.run_sync(work), headers=_HEADERS)
+
+    async def next(self, request: Request, user: User = user_role) -> Response:
+        """The way to the image that teaches most, in the viewer; back to the list where none is left."""
+        found = await self.sample("recommended", request, {"client_id": name_of(user)}, user)
+        if "id" not in found:
+            return RedirectResponse("../worklist", 303)
+        study = await anyio.to_thread.run_sync(self.study_of, found["id"])
+        return RedirectResponse(f"../{VIEWER}{quote(study)}", 303)
+
+    def _rows_of_pacs(self) -> tuple[list[Row], str]:
+        """The images as the PACS listed them last, and why the names are missing, where they are."""
+        store = self.app.datastore()
+        assert isinstance(store, PacsStudies)
+        store.fresh()
+        names, problem = store.names()
+        rows = []
+        for image_id in sorted(store.list_images()):
+            with suppress(ImageNotFoundException):
+                rows.append(_row_of_pacs(image_id, store.get_image_info(image_id), names))
+        return sorted(rows, key=lambda row: row.values["StudyDate"], reverse=True), problem
 
     def _states(self) -> dict[str, str]:
         """image id -> final or proposed; all others are new."""
@@ -69,8 +96,19 @@ class WorklistRoutes:
         return found | dict.fromkeys(self.app.datastore().get_labeled_images(tag), FINAL)
 
 
-def page_of(rows: Sequence[tuple[Row, str]], counts: dict[str, int], state: str, search: str, page: int) -> str:
-    """HTML of one page. rows: those that are asked for, with their states; counts: of all states."""
+def _row_of_pacs(image_id: str, info: Mapping[str, Any], names: Mapping[str, Mapping[str, str]]) -> Row:
+    study, series = str(info["StudyInstanceUID"]), str(info["SeriesInstanceUID"])
+    values = {k: str(info.get(k) or "") for k in ("StudyDate", "SeriesDescription", "Modality")}
+    return Row(
+        image_id, study, series, image_id if image_id != series else "", {**values, **names.get(study, {})}, True
+    )
+
+
+def page_of(
+    rows: Sequence[tuple[Row, str]], counts: dict[str, int], state: str, search: str, page: int, problem: str = ""
+) -> str:
+    """HTML of one page. rows: those that are asked for, with their states; counts: of all states; problem: what the reader should
+    know of the list."""
     pages = max(1, -(-len(rows) // PAGE))
     page = min(max(1, page), pages)
     options = "".join(
@@ -89,6 +127,8 @@ def page_of(rows: Sequence[tuple[Row, str]], counts: dict[str, int], state: str,
 <p><a href="../">Start page</a> · <a href="status">What it learns</a></p>
 <h1>Worklist</h1>
 <p class="soft">{escape(NOTICE)}</p>
+{f'<p role="alert">{escape(problem)}</p>' if problem else ""}
+<form method="post" action="worklist/next"><button>Next sample</button> <span class="soft">opens the image that teaches most</span></form>
 <form method="get"><label>Show <select name="state">{options}</select></label>
 <label>Search <input name="search" value="{escape(search)}"/></label><button>Show</button></form>
 {turn}<ul>{items}</ul>{turn or ""}
@@ -97,15 +137,24 @@ def page_of(rows: Sequence[tuple[Row, str]], counts: dict[str, int], state: str,
 
 
 def _item(row: Row, state: str) -> str:
-    place = f"../proxy/dicom/studies/{row.study}/series/{row.series}/instances/{row.instance}/thumbnail"
+    place = f"../proxy/dicom/studies/{row.study}/series/{row.series}"
+    place += f"/instances/{row.instance}/rendered?viewport=200,200" if row.instance else "/rendered?viewport=200,200"
     name = escape(row.values.get("PatientName", "").replace("^", " ").strip() or row.image_id)
+    told = " ".join(row.values.get(k, "") for k in ("StudyDate", "SeriesDescription"))
+    shown = row.image_id if row.image_id not in (row.series, row.instance) else row.values.get("PatientID", "")
     return (
-        f'<li><a href="{VIEWER}{quote(row.study)}"><img loading="lazy" src="{place}" alt=""/>{name}</a>'
-        f'<br/><span class="soft">{escape(row.values.get("StudyDate", ""))} {escape(row.image_id)} · <strong>{state}</strong></span></li>'
+        f'<li><a href="{VIEWER}{quote(row.study)}"><img loading="lazy" src="{escape(place)}" alt=""/>{name}</a>'
+        f'<br/><span class="soft">{escape(told)} {escape(shown)} · <strong>{state}</strong></span></li>'
     )
 
 
 def _words(row: Row) -> str:
     return " ".join(
-        (row.image_id, *(row.values.get(k, "") for k in ("PatientName", "PatientID", "StudyDate", "StudyDescription")))
+        (
+            row.image_id,
+            *(
+                row.values.get(k, "")
+                for k in ("PatientName", "PatientID", "StudyDate", "StudyDescription", "SeriesDescription")
+            ),
+        )
     )

@@ -11,7 +11,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from lib.store.datastore import StudiesFolder
 from ultrarefiner_monai.config import PacsConfig
 from ultrarefiner_monai.core.image_file import Limits
+from ultrarefiner_monai.core.messages import public
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.pictures import split_message
 from ultrarefiner_monai.dicomweb.client import Pacs, PacsError
@@ -39,6 +40,7 @@ PATIENCE_SECONDS = 10
 # A list that takes longer is only looked for every poll_seconds and, so that the store can do something else, ten times
 # as long as it took.
 _SLOW_SECONDS = 5.0
+_NAMES_SECONDS = 60.0
 # While the store is away: the pause until it is tried again, doubled up to poll_seconds.
 _FIRST_PAUSE_SECONDS = 2.0
 
@@ -64,6 +66,8 @@ class PacsStudies(StudiesFolder):
         self._published: dict[str, MirrorImage] | None = None
         self._wake, self._state, self._begun = threading.Event(), threading.Condition(), 0.0
         self._took = 0.0
+        self._naming = threading.Lock()
+        self._named: tuple[float, Mapping[str, Mapping[str, str]], str] | None = None
         self._thread: threading.Thread | None = None
         self._orders = FrameOrders()
         super().__init__(str(work.mirror), work, extensions, readable, False, home=work.root, journal=journal)
@@ -132,6 +136,17 @@ class PacsStudies(StudiesFolder):
             objects[image_id] = ImageLabelModel(image=DataModel(info={**info, **known}, ext=""))
         self._published = images
         return objects
+
+    def names(self) -> tuple[Mapping[str, Mapping[str, str]], str]:
+        """(StudyInstanceUID -> what the store says of the study, why that is nothing). Kept in memory alone, for a minute."""
+        with self._naming:
+            if self._named is None or time.monotonic() - self._named[0] > _NAMES_SECONDS:
+                try:
+                    found, problem = self.pacs.studies(), ""
+                except PacsError as error:
+                    found, problem = {}, f"The names of the patients are missing: {public(str(error))}"
+                self._named = (time.monotonic(), found, problem)
+            return self._named[1], self._named[2]
 
     def contact(self) -> dict[str, Any]:
         """For /info/: whether the store answers."""

@@ -69,8 +69,8 @@ class LesionTask(InferTask):
 
     def outline(self, request: dict[str, Any], as_file: bool = True) -> Outline:
         """request: ``image`` (path), ``image_id``, and what the client sent (``frame``, ``foreground``, ``background``,
-        ``roi``, ``result_extension``, ``client_id``, ``view``). as_file: False leaves ``content`` empty, for whoever goes on with the
-        mask. Raises InputError for what cannot be used.
+        ``roi``, ``result_extension``, ``client_id``, ``view``; ``hint``: nobody asked for it yet, so no record is
+        kept). as_file: False leaves ``content`` empty, for whoever goes on with the mask. Raises InputError for what cannot be used.
         """
         start = time.perf_counter()
         self.engine.drop_forgotten()
@@ -124,7 +124,8 @@ class LesionTask(InferTask):
         reply["timings"] = {name: round(seconds, 4) for name, seconds in times.items()}
         # The name that MONAI Label's own tasks use.
         reply["latencies"] = {"total": round(now - start, 2)}
-        self._record(request, opened, found, clicks, reply)
+        if not request.get("hint"):
+            self._record(request, opened, found, clicks, reply)
         return Outline(content, extension, reply, found.mask)
 
     def _points(

@@ -40,49 +40,128 @@
   var History = _History;
   History.most = 100;
 
+  // src/hints.ts
+  var Hints = class {
+    // edgeAt: the edge of what a click there would give (height x width).
+    constructor(surface, edgeAt) {
+      this.surface = surface;
+      this.edgeAt = edgeAt;
+      this.on = false;
+      this.at = null;
+      this.asking = false;
+    }
+    // The pointer is there; null: where a click is not meant.
+    look(point) {
+      this.at = this.on ? point : null;
+      if (!this.at)
+        this.surface.hint(null);
+      else if (!this.asking)
+        void this.ask();
+    }
+    async ask() {
+      this.asking = true;
+      try {
+        for (let point = this.at; point; point = this.at === point ? null : this.at) {
+          const frame = this.surface.frame;
+          const edge2 = await this.edgeAt(point);
+          if (this.at && this.surface.frame === frame)
+            this.surface.hint(edge2);
+        }
+      } catch {
+        this.surface.hint(null);
+      } finally {
+        this.asking = false;
+      }
+    }
+  };
+
   // src/look.ts
-  function build(node, keys) {
-    const says = {};
-    const style = document.createElement("style");
-    style.textContent = ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}.ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:6px 10px;margin:3px;cursor:pointer}.ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}.ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dd{margin:0}.ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
-    const say = (name, element2) => says[name] = element2;
-    const heading = say("image", document.createElement("h2"));
-    heading.style.cssText = "font-weight:600;overflow-wrap:anywhere";
-    const state = say("state", document.createElement("p"));
-    state.setAttribute("role", "status");
-    const buttons = document.createElement("div");
-    for (const [key, words, act] of keys) {
-      const button = document.createElement("button");
+  var STYLE = ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}.ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:6px 10px;margin:3px;cursor:pointer}.ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}.ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dd{margin:0}.ultrarefiner a{color:#9cd3f5;text-decoration:underline}.ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
+  var TOOLS = { f: "positive", b: "negative", x: "box", l: "lasso", p: "brush", e: "eraser", w: "window" };
+  var FIGURES = [
+    ["size", "Size"],
+    ["presence", "Lesion at all"],
+    ["uncertainty", "Unsure"],
+    ["rule", "Safety rule"],
+    ["version", "Model"]
+  ];
+  function make(name, text = "") {
+    const element2 = document.createElement(name);
+    element2.textContent = text;
+    return element2;
+  }
+  var Look = class {
+    // links: what else is one click away, [address, words].
+    constructor(keys, links) {
+      this.node = make("section");
+      this.parts = {};
+      this.buttons = /* @__PURE__ */ new Map();
+      this.node.setAttribute("aria-label", "UltraRefiner");
+      this.node.className = "ultrarefiner";
+      const heading = this.part("image", make("h2"));
+      heading.style.cssText = "font-weight:600;overflow-wrap:anywhere";
+      const state = this.part("state", make("p"));
+      state.setAttribute("role", "status");
+      const buttons = make("div");
+      buttons.append(...keys.map((key) => this.button(key)));
+      const facts = make("dl");
+      for (const [name, words] of FIGURES)
+        facts.append(make("dt", words), this.part(name, make("dd")));
+      const list = this.part("keys", make("ul"));
+      list.hidden = true;
+      this.list("keys", keys.map(([key, words]) => `${key}: ${words}`));
+      const ways = make("p");
+      for (const [address, words] of links) {
+        const link = make("a", words);
+        link.href = address;
+        ways.append(link, " ");
+      }
+      const notice = make("p", "Research use only. Not a medical device.");
+      this.node.append(make("style", STYLE), ways, heading, state, buttons, facts, this.part("warnings", make("ul")), list, notice);
+      this.parts.warnings.hidden = true;
+    }
+    part(name, element2) {
+      return this.parts[name] = element2;
+    }
+    button([key, words, act]) {
+      const button = make("button", words.charAt(0).toUpperCase() + words.slice(1));
       button.type = "button";
-      button.textContent = words.charAt(0).toUpperCase() + words.slice(1);
       button.title = `Key ${key}`;
-      button.dataset.key = key;
-      const tool = { f: "positive", b: "negative", x: "box", p: "brush", e: "eraser", w: "window" }[key];
-      if (tool)
-        button.dataset.tool = tool;
+      button.setAttribute("aria-keyshortcuts", key);
       if (key === "a")
         button.className = "accept";
       button.addEventListener("click", () => act());
-      buttons.append(button);
+      this.buttons.set(key, button);
+      return button;
     }
-    const facts = document.createElement("dl");
-    for (const [name, words] of [["size", "Size"], ["presence", "Lesion at all"], ["uncertainty", "Unsure"], ["rule", "Safety rule"], ["version", "Model"]]) {
-      const term = document.createElement("dt");
-      term.textContent = words;
-      facts.append(term, say(name, document.createElement("dd")));
+    press(key, on) {
+      this.buttons.get(key).setAttribute("aria-pressed", String(on));
     }
-    const list = say("keys", document.createElement("ul"));
-    list.hidden = true;
-    for (const [key, words] of keys) {
-      const item = document.createElement("li");
-      item.textContent = `${key}: ${words}`;
-      list.append(item);
+    choose(tool) {
+      for (const [key, own] of Object.entries(TOOLS))
+        this.press(key, own === tool);
     }
-    const notice = document.createElement("p");
-    notice.textContent = "Research use only. Not a medical device.";
-    node.append(style, heading, state, buttons, facts, say("warnings", document.createElement("ul")), list, notice);
-    return says;
-  }
+    say(name, text) {
+      this.parts[name].textContent = text;
+    }
+    list(name, texts) {
+      this.parts[name].replaceChildren(...texts.map((text) => make("li", text)));
+      if (name === "warnings")
+        this.parts[name].hidden = !texts.length;
+    }
+    toggle(name) {
+      this.parts[name].hidden = !this.parts[name].hidden;
+    }
+    // What the server says of an outline.
+    figures(r) {
+      const share = (value) => value === null || value === void 0 ? "–" : `${Math.round(100 * value)} %`;
+      this.say("size", r.area ? `${r.long_axis.toFixed(1)} × ${r.short_axis.toFixed(1)} ${r.unit}` : "nothing marked");
+      this.say("presence", share(r.presence));
+      this.say("uncertainty", share(r.uncertainty));
+      this.say("rule", r.safety_rule || "none");
+      this.say("version", r.version);
+    }
+  };
 
   // src/masks.ts
   function unpack(text, count) {
@@ -118,6 +197,172 @@
       [x0, y0, x1, y1] = [Math.min(x0, x), Math.min(y0, y), Math.max(x1, x), Math.max(y1, y)];
     }
     return x1 < 0 ? null : [x0, y0, x1, y1];
+  }
+
+  // src/pointer.ts
+  var SCRIBBLE = 14;
+  var whole = ([x, y]) => [Math.round(x), Math.round(y)];
+  var Pointer = class {
+    constructor(surface, work) {
+      this.surface = surface;
+      this.work = work;
+      this.way = null;
+    }
+    listen(element2) {
+      if (element2.dataset.ultrarefiner)
+        return;
+      element2.dataset.ultrarefiner = "1";
+      element2.addEventListener("pointerdown", (event) => this.down(event));
+      element2.addEventListener("pointerleave", () => this.work.hint(null));
+      window.addEventListener("pointermove", (event) => this.moved(event));
+      window.addEventListener("pointerup", (event) => this.up(event));
+      window.addEventListener("pointercancel", () => this.dropped());
+    }
+    down(event) {
+      if (event.button !== 0 || !this.work.ready)
+        return;
+      const { tool } = this.work;
+      this.work.hint(null);
+      if (tool === "brush" || tool === "eraser") {
+        this.way = { kind: "stroke" };
+        return this.work.strokeBegins();
+      }
+      const point = this.surface.pixelAt(event);
+      if (!point || tool === "window")
+        return;
+      const last = [event.clientX, event.clientY];
+      const click = tool === "lasso" ? null : this.surface.clickAt(event, this.work.clicksHere());
+      if (click)
+        this.way = { kind: "held", click, moved: false };
+      else if (tool === "box")
+        this.way = { kind: "box", start: point, box: null };
+      else {
+        this.way = { kind: "line", line: [point], length: 0, last, lasso: tool === "lasso" };
+        if (tool !== "lasso")
+          this.work.click(whole(point));
+      }
+    }
+    moved(event) {
+      const { way } = this;
+      const point = this.surface.pixelAt(event);
+      if (!way)
+        return this.hover(event, point);
+      if (!point)
+        return;
+      if (way.kind === "held") {
+        const [x, y] = whole(point);
+        way.moved = way.moved || Math.hypot(x - way.click.x, y - way.click.y) > 2;
+        const others = this.work.clicksHere().filter((c) => c !== way.click);
+        this.surface.draw([...others, way.moved ? { ...way.click, x, y } : way.click], null);
+      } else if (way.kind === "box") {
+        const [[x0, y0], [x1, y1]] = [way.start, point];
+        way.box = [Math.min(x0, x1), Math.min(y0, y1), Math.max(x0, x1), Math.max(y0, y1)];
+        this.surface.draw(this.work.clicksHere(), way.box);
+      } else if (way.kind === "line") {
+        way.length += Math.hypot(event.clientX - way.last[0], event.clientY - way.last[1]);
+        way.last = [event.clientX, event.clientY];
+        way.line.push(point);
+        this.surface.draw(this.work.clicksHere(), null, way.line);
+      }
+    }
+    hover(event, point) {
+      const here = this.surface.element?.contains(event.target) ?? false;
+      this.work.hint(here && this.work.ready && event.buttons === 0 && point ? whole(point) : null);
+    }
+    up(event) {
+      const { way } = this;
+      this.way = null;
+      if (!way)
+        return;
+      if (way.kind === "stroke")
+        setTimeout(() => this.work.strokeEnds(), 0);
+      else if (way.kind === "held") {
+        const to = way.moved ? this.surface.pixelAt(event) : null;
+        this.work.move(way.click, to && whole(to));
+      } else if (way.kind === "box") {
+        if (way.box)
+          this.work.boxed(way.box);
+      } else if (way.length >= SCRIBBLE) {
+        if (way.lasso)
+          this.work.lasso(way.line);
+        else
+          this.work.scribble(way.line);
+      }
+      if (way.kind === "line")
+        this.surface.draw(this.work.clicksHere(), null);
+    }
+    dropped() {
+      if (this.way?.kind === "stroke")
+        this.work.strokeEnds();
+      this.way = null;
+      if (this.work.ready)
+        this.surface.draw(this.work.clicksHere(), null);
+    }
+  };
+
+  // src/saving.ts
+  function marked(frames, maskOf) {
+    const masks = {};
+    for (let k = 0; k < frames; k++) {
+      const mask = maskOf(k);
+      if (!isEmpty(mask))
+        masks[k] = pack(mask);
+    }
+    return masks;
+  }
+  async function saveLabel(server, image, masks) {
+    try {
+      return await server.save(image, masks, false);
+    } catch (error) {
+      const words = String(error.message);
+      if (!words.includes("confirm") || !window.confirm(`${words}
+
+Save it all the same?`))
+        throw error;
+      return server.save(image, masks, true);
+    }
+  }
+
+  // src/shapes.ts
+  function along(line, count) {
+    const steps = line.slice(1).map((p, i) => Math.hypot(p[0] - line[i][0], p[1] - line[i][1]));
+    const whole2 = steps.reduce((sum, step) => sum + step, 0);
+    const found = [];
+    let passed = 0;
+    for (let i = 0; i < steps.length; i++) {
+      while (found.length < count && passed + steps[i] >= whole2 * (found.length + 1) / count - 1e-9) {
+        const t = steps[i] ? (whole2 * (found.length + 1) / count - passed) / steps[i] : 0;
+        found.push([line[i][0] + t * (line[i + 1][0] - line[i][0]), line[i][1] + t * (line[i + 1][1] - line[i][1])]);
+      }
+      passed += steps[i];
+    }
+    return found;
+  }
+  function inside(line, width, height) {
+    const mask = new Uint8Array(width * height);
+    for (let y = 0; y < height; y++) {
+      const crossings = [];
+      for (let i = 0; i < line.length; i++) {
+        const [a, b] = [line[i], line[(i + 1) % line.length]];
+        if (a[1] <= y !== b[1] <= y)
+          crossings.push(a[0] + (y - a[1]) / (b[1] - a[1]) * (b[0] - a[0]));
+      }
+      crossings.sort((a, b) => a - b);
+      for (let i = 0; i + 1 < crossings.length; i += 2)
+        for (let x = Math.max(0, Math.ceil(crossings[i])); x <= Math.min(width - 1, crossings[i + 1]); x++)
+          mask[y * width + x] = 1;
+    }
+    return mask;
+  }
+  function edge(mask, width) {
+    const found = new Uint8Array(mask.length);
+    for (let i = 0; i < mask.length; i++) {
+      const x = i % width;
+      const within = x > 0 && x < width - 1 && mask[i - 1] && mask[i + 1] && mask[i - width] && mask[i + width];
+      if (mask[i] && !within)
+        found[i] = 1;
+    }
+    return found;
   }
 
   // src/tools.ts
@@ -159,9 +404,11 @@
     ["o", "outline this frame", (d) => d.outline()],
     ["f", "click: this is lesion", (d) => d.use("positive")],
     ["b", "click: this is not", (d) => d.use("negative")],
+    ["h", "hints while the pointer moves", (d) => d.toggleHints()],
     ["x", "draw a box around the lesion", (d) => d.use("box")],
     ["p", "brush", (d) => d.use("brush")],
     ["e", "eraser", (d) => d.use("eraser")],
+    ["l", "lasso: what it encloses is lesion", (d) => d.use("lasso")],
     ["w", "brightness and contrast", (d) => d.use("window")],
     ["z", "undo", (d) => d.undo()],
     ["y", "redo", (d) => d.redo()],
@@ -171,6 +418,7 @@
     ["n", "next image", (d) => d.next()],
     ["?", "show these keys", (d) => d.help()]
   ];
+  var MOST_OF_A_SCRIBBLE = 4;
   function proposed(points) {
     const as = (positive) => ([x, y]) => ({ x, y, positive });
     return [...points.foreground.map(as(true)), ...points.background.map(as(false))];
@@ -184,21 +432,29 @@
       this.history = new History();
       this.clicks = /* @__PURE__ */ new Map();
       this.tool = "positive";
-      this.box = null;
       this.changed = false;
+      this.place = ["", ""];
+      // study and series
       this.busy = Promise.resolve();
       this.stroke = null;
+      this.drawing = { noted: false };
       this.radius = 8;
-      this.node = document.createElement("section");
-      this.node.setAttribute("aria-label", "UltraRefiner");
-      this.node.className = "ultrarefiner";
-      this.says = build(this.node, KEYS.map(([key, words, act]) => [key, words, () => act(this)]));
-      this.surface.onShown = () => this.show();
+      const links = [["worklist", "Worklist"], ["status", "What it learns"]];
+      this.look = new Look(
+        KEYS.map(([key, words, act]) => [key, words, () => act(this)]),
+        links.map(([page, words]) => [server.page(page), words])
+      );
+      this.pointer = new Pointer(surface, this);
+      this.hints = new Hints(surface, (point) => this.edgeAt(point));
+      this.surface.onShown = () => this.shown();
       window.addEventListener("keydown", (e) => this.key(e));
       window.addEventListener("beforeunload", (e) => {
         if (this.changed)
           e.preventDefault();
       });
+    }
+    get node() {
+      return this.look.node;
     }
     // --- the image ----------------------------------------------------------------------------------------------------
     async begin(study, series) {
@@ -208,10 +464,11 @@
       this.changed = false;
       this.facts = null;
       try {
-        const facts = await this.server.image(study, series);
-        await this.surface.begin();
+        const facts = await this.server.image(study, series, this.surface.instance);
+        await this.surface.begin(facts.instances);
+        this.place = [study, series];
         this.facts = facts;
-        this.listen();
+        this.pointer.listen(this.surface.element);
         this.use(this.tool);
         this.tell("image", facts.id);
         this.warn([...facts.others ? ["Another user works on this image."] : [], ...facts.warnings]);
@@ -241,13 +498,27 @@
       this.changed = true;
       this.show();
     }
+    // The wheel may have turned to a picture of the series that is another image.
+    shown() {
+      if (!this.facts || this.surface.frame >= 0)
+        return this.show();
+      if (this.leaves())
+        void this.begin(...this.place);
+      else
+        void this.surface.go(0);
+    }
+    // Whether what is shown may be left: nothing changed, or the user says so.
+    leaves() {
+      return !this.changed || window.confirm("What you changed is not saved. Go on without it?");
+    }
     // --- what the user does -------------------------------------------------------------------------------------------
     // Without clicks this is the automatic outline; or, where the server begins with points that propose themselves, theirs.
     outline() {
       return this.ask(this.surface.frame, null, []);
     }
-    // Answers come in the order of the questions; a step is noted when its answer is there.
-    ask(frame, box, clicks) {
+    // Answers come in the order of the questions; a step is noted when its answer is there. Questions of one step (a scribble asks
+    // twice) share it, so that one undo takes it back.
+    ask(frame, box, clicks, step = { noted: false }) {
       const facts = this.facts;
       if (!facts)
         return this.busy;
@@ -255,14 +526,14 @@
       this.clicks.set(frame, clicks);
       this.show();
       this.tell("state", "Outlining …");
-      const points = (positive) => clicks.filter((c) => c.positive === positive).map((c) => [c.x, c.y, frame]);
-      const prompts = { foreground: points(true), background: points(false), ...box ? { box } : {} };
       this.busy = this.busy.then(async () => {
         try {
-          const found = await this.server.outline(facts.id, frame, prompts);
+          const found = await this.server.outline(facts.id, frame, this.prompts(frame, box, clicks));
           if (this.facts !== facts)
             return;
-          this.history.note(frame, before);
+          if (!step.noted)
+            this.history.note(frame, before);
+          step.noted = true;
           this.put(frame, found.masks[String(frame)]);
           if (found.reply.points && !clicks.length)
             this.clicks.set(frame, proposed(found.reply.points));
@@ -276,11 +547,73 @@
       });
       return this.busy;
     }
+    prompts(frame, box, clicks) {
+      const points = (positive) => clicks.filter((c) => c.positive === positive).map((c) => [c.x, c.y, frame]);
+      return { foreground: points(true), background: points(false), ...box ? { box } : {} };
+    }
+    get ready() {
+      return this.facts !== null;
+    }
+    clicksHere() {
+      return this.clicks.get(this.surface.frame) ?? [];
+    }
+    as([x, y]) {
+      return { x: Math.round(x), y: Math.round(y), positive: this.tool === "positive" };
+    }
+    click(point) {
+      this.drawing = { noted: false };
+      this.ask(this.surface.frame, null, [...this.clicksHere(), this.as(point)], this.drawing);
+    }
+    // The click where the line begins is asked about already.
+    scribble(line) {
+      const more = along(line, MOST_OF_A_SCRIBBLE).map((point) => this.as(point));
+      this.ask(this.surface.frame, null, [...this.clicksHere(), ...more], this.drawing);
+    }
+    move(click, to) {
+      const rest = this.clicksHere().filter((c) => c !== click);
+      this.ask(this.surface.frame, null, to ? [...rest, { ...click, x: to[0], y: to[1] }] : rest);
+    }
+    boxed(box) {
+      this.ask(this.surface.frame, box, this.clicksHere());
+    }
+    lasso(line) {
+      const frame = this.surface.frame;
+      const { width, height } = this.facts;
+      this.strokeBegins();
+      const added = inside(line, width, height);
+      this.surface.setMask(frame, this.surface.mask(frame).map((v, i) => v | added[i]));
+      this.strokeEnds();
+    }
+    strokeBegins() {
+      this.stroke = this.state(this.surface.frame);
+    }
+    strokeEnds() {
+      if (!this.stroke)
+        return;
+      this.history.note(this.surface.frame, this.stroke);
+      this.stroke = null;
+      this.changed = true;
+      this.tell("state", "Changed");
+    }
+    hint(point) {
+      this.hints.look(this.tool === "positive" || this.tool === "negative" ? point : null);
+    }
+    toggleHints() {
+      this.hints.on = !this.hints.on;
+      this.look.press("h", this.hints.on);
+      this.hint(null);
+    }
+    async edgeAt(point) {
+      await this.busy;
+      const { id, width, height } = this.facts;
+      const frame = this.surface.frame;
+      const found = await this.server.outline(id, frame, this.prompts(frame, null, [...this.clicksHere(), this.as(point)]), true);
+      return edge(unpack(found.masks[String(frame)], width * height), width);
+    }
     use(tool) {
       this.tool = tool;
       choose(tool, this.radius);
-      for (const button of Array.from(this.node.querySelectorAll("[data-tool]")))
-        button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
+      this.look.choose(tool);
     }
     undo() {
       this.step((frame, now) => this.history.undo(frame, now), "Nothing to undo on this frame");
@@ -319,19 +652,12 @@
       if (!facts)
         return;
       await this.busy;
-      const masks = {};
-      for (let k = 0; k < facts.frames; k++) {
-        const mask = this.surface.mask(k);
-        if (!isEmpty(mask))
-          masks[k] = pack(mask);
-      }
+      const masks = marked(facts.frames, (k) => this.surface.mask(k));
       if (!Object.keys(masks).length && !window.confirm("Nothing is marked. Save that there is no lesion?"))
         return;
       this.tell("state", "Saving …");
       try {
-        const saved = await this.save(facts.id, masks);
-        if (!saved)
-          return this.tell("state", "Not saved");
+        const saved = await saveLabel(this.server, facts.id, masks);
         this.changed = false;
         this.tell("state", "Saved");
         this.warn(saved.warnings ?? []);
@@ -339,20 +665,8 @@
         this.failed(error);
       }
     }
-    async save(image, masks) {
-      try {
-        return await this.server.save(image, masks, false);
-      } catch (error) {
-        const words = String(error.message);
-        if (!words.includes("confirm") || !window.confirm(`${words}
-
-Save it all the same?`))
-          throw error;
-        return this.server.save(image, masks, true);
-      }
-    }
     async next() {
-      if (this.changed && !window.confirm("What you changed is not saved. Go on without it?"))
+      if (!this.leaves())
         return;
       try {
         const found = await this.server.next();
@@ -365,78 +679,9 @@ Save it all the same?`))
       }
     }
     help() {
-      this.says.keys.hidden = !this.says.keys.hidden;
+      this.look.toggle("keys");
     }
-    // --- pointer and keys ---------------------------------------------------------------------------------------------
-    listen() {
-      const element2 = this.surface.element;
-      if (element2.dataset.ultrarefiner)
-        return;
-      element2.dataset.ultrarefiner = "1";
-      let start = null;
-      let held = null;
-      element2.addEventListener("pointerdown", (event) => {
-        if (event.button !== 0 || !this.facts)
-          return;
-        const frame = this.surface.frame;
-        if (this.tool === "brush" || this.tool === "eraser")
-          this.stroke = this.state(frame);
-        const pixel = this.surface.pixelAt(event);
-        if (!pixel || this.tool === "window" || this.stroke)
-          return;
-        const click = this.surface.clickAt(event, this.clicks.get(frame) ?? []);
-        if (click)
-          held = { click, moved: false };
-        else if (this.tool === "box")
-          start = pixel;
-        else {
-          const [x, y] = pixel.map(Math.round);
-          this.ask(frame, null, [...this.clicks.get(frame) ?? [], { x, y, positive: this.tool === "positive" }]);
-        }
-      });
-      window.addEventListener("pointermove", (event) => {
-        const pixel = (start || held) && this.surface.pixelAt(event);
-        if (!pixel)
-          return;
-        if (held) {
-          const [x, y] = pixel.map(Math.round);
-          held.moved = held.moved || Math.hypot(x - held.click.x, y - held.click.y) > 2;
-          const others = (this.clicks.get(this.surface.frame) ?? []).filter((c) => c !== held.click);
-          this.surface.draw(held.moved ? [...others, { ...held.click, x, y }] : [...others, held.click], null);
-        }
-        if (!start)
-          return;
-        this.box = [Math.min(start[0], pixel[0]), Math.min(start[1], pixel[1]), Math.max(start[0], pixel[0]), Math.max(start[1], pixel[1])];
-        this.show();
-      });
-      window.addEventListener("pointerup", (event) => {
-        if (held) {
-          const { click, moved } = held;
-          held = null;
-          const frame = this.surface.frame;
-          const rest = (this.clicks.get(frame) ?? []).filter((c) => c !== click);
-          const pixel = moved ? this.surface.pixelAt(event) : null;
-          if (pixel)
-            rest.push({ ...click, x: Math.round(pixel[0]), y: Math.round(pixel[1]) });
-          this.ask(frame, null, rest);
-          return;
-        }
-        const box = this.box;
-        [start, this.box] = [null, null];
-        if (box)
-          this.ask(this.surface.frame, box, this.clicks.get(this.surface.frame) ?? []);
-        else if (this.stroke)
-          setTimeout(() => this.painted(), 0);
-      });
-    }
-    painted() {
-      if (!this.stroke)
-        return;
-      this.history.note(this.surface.frame, this.stroke);
-      this.stroke = null;
-      this.changed = true;
-      this.tell("state", "Changed");
-    }
+    // --- keys ----------------------------------------------------------------------------------------------------------
     key(event) {
       const target = event.target;
       if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|TEXTAREA|SELECT/.test(target.tagName))
@@ -451,33 +696,21 @@ Save it all the same?`))
     // --- what is shown ------------------------------------------------------------------------------------------------
     show() {
       if (this.facts)
-        this.surface.draw(this.clicks.get(this.surface.frame) ?? [], this.box);
+        this.surface.draw(this.clicksHere(), null);
     }
     answered(found) {
-      const r = found.reply;
-      const share = (value) => value === null || value === void 0 ? "–" : `${Math.round(100 * value)} %`;
-      this.tell("size", r.area ? `${r.long_axis.toFixed(1)} × ${r.short_axis.toFixed(1)} ${r.unit}` : "nothing marked");
-      this.tell("presence", share(r.presence));
-      this.tell("uncertainty", share(r.uncertainty));
-      this.tell("rule", r.safety_rule || "none");
-      this.tell("version", r.version);
+      this.look.figures(found.reply);
       this.tell("state", "Proposed");
-      this.warn(r.warnings ?? []);
+      this.warn(found.reply.warnings ?? []);
     }
     failed(error) {
       this.tell("state", `Not done: ${error.message ?? error}`);
     }
     tell(name, text) {
-      this.says[name].textContent = text;
+      this.look.say(name, text);
     }
     warn(texts) {
-      this.says.warnings.replaceChildren(
-        ...texts.map((text) => {
-          const item = document.createElement("li");
-          item.textContent = text;
-          return item;
-        })
-      );
+      this.look.list("warnings", texts);
     }
   };
 
@@ -504,12 +737,18 @@ Save it all the same?`))
     constructor(client2) {
       this.client = client2;
     }
-    image(study, series) {
-      const query = new URLSearchParams({ study, series, client_id: this.client });
+    // The address of one of the app's own pages.
+    page(name) {
+      return `${root}/ultrarefiner/${name}`;
+    }
+    // instance: the DICOM object that is shown; a series may hold several images.
+    image(study, series, instance) {
+      const query = new URLSearchParams({ study, series, instance, client_id: this.client });
       return ask("GET", `/ultrarefiner/viewer/image?${query}`);
     }
-    outline(image, frame, prompts) {
-      return ask("POST", "/ultrarefiner/viewer/outline", { image, frame, ...prompts, client_id: this.client });
+    // hint: what a click would give, asked while the pointer moves; the server keeps no record of it.
+    outline(image, frame, prompts, hint = false) {
+      return ask("POST", "/ultrarefiner/viewer/outline", { image, frame, ...prompts, hint, client_id: this.client });
     }
     label(image) {
       return ask("GET", `/ultrarefiner/viewer/label?${new URLSearchParams({ image })}`);
@@ -530,11 +769,18 @@ Save it all the same?`))
       this.segmentationId = "";
       this.images = [];
       // the labelmap's, one a frame
+      this.places = [];
+      // where in the series each frame is
+      this.listened = null;
       this.marks = document.createElement("div");
+      this.hinted = document.createElement("canvas");
       this.onShown = () => {
       };
       this.marks.className = "ultrarefiner-marks";
       this.marks.style.cssText = "position:absolute;inset:0;pointer-events:none;overflow:hidden;z-index:5";
+      this.hinted.className = "ultrarefiner-hint";
+      this.hinted.style.cssText = "position:absolute;left:0;top:0;transform-origin:0 0;image-rendering:pixelated;max-width:none";
+      this.hinted.hidden = true;
     }
     get viewportId() {
       return this.services.viewportGridService.getState().activeViewportId;
@@ -545,18 +791,29 @@ Save it all the same?`))
     get element() {
       return this.viewport?.element ?? null;
     }
+    // The frame of the image that is on the screen; -1: the series goes on with another image there.
     get frame() {
-      return this.viewport?.getCurrentImageIdIndex?.() ?? 0;
+      return this.places.indexOf(this.viewport?.getCurrentImageIdIndex?.() ?? 0);
+    }
+    // The DICOM object on the screen.
+    get instance() {
+      return this.instanceOf(this.viewport?.getCurrentImageId?.());
+    }
+    instanceOf(imageId) {
+      return imageId && window.cornerstone.metaData.get("instance", imageId)?.SOPInstanceUID || "";
     }
     async go(frame) {
-      await this.viewport.setImageIdIndex(frame);
+      await this.viewport.setImageIdIndex(this.places[frame]);
     }
-    // A labelmap over the frames that are shown; empty at first.
-    async begin() {
+    // A labelmap over the frames that come from these DICOM objects, in this order; empty at first.
+    async begin(instances) {
       const { imageLoader } = window.cornerstone;
       const { segmentation, Enums } = window.cornerstoneTools;
-      const ids = this.viewport.getImageIds();
+      const shown = this.viewport.getImageIds();
+      const of = shown.map((id) => this.instanceOf(id));
       this.end();
+      this.places = instances.flatMap((own) => of.flatMap((instance, k) => instance === own ? [k] : []));
+      const ids = this.places.map((k) => shown[k]);
       this.images = await imageLoader.createAndCacheDerivedLabelmapImages(ids);
       this.segmentationId = `lesion-${Date.now()}`;
       const type = Enums.SegmentationRepresentations.Labelmap;
@@ -571,6 +828,9 @@ Save it all the same?`))
       segmentation.activeSegmentation.setActiveSegmentation(this.viewportId, this.segmentationId);
       segmentation.segmentIndex.setActiveSegmentIndex(this.segmentationId, SEGMENT);
       this.element.append(this.marks);
+      if (this.listened === this.element)
+        return;
+      this.listened = this.element;
       this.element.addEventListener(window.cornerstone.Enums.Events.IMAGE_RENDERED, () => this.onShown());
     }
     end() {
@@ -579,7 +839,7 @@ Save it all the same?`))
         return;
       window.cornerstoneTools.segmentation.removeSegmentation(this.segmentationId);
       this.segmentationId = "";
-      this.images = [];
+      [this.images, this.places] = [[], []];
     }
     mask(frame) {
       return Uint8Array.from(this.images[frame].voxelManager.getScalarData(), (v) => v ? 1 : 0);
@@ -598,8 +858,8 @@ Save it all the same?`))
       const world = this.viewport.canvasToWorld([event.clientX - bounds.left, event.clientY - bounds.top]);
       const { imageData, dimensions } = this.viewport.getImageData();
       const [x, y] = imageData.worldToIndex(world);
-      const inside = x >= -0.5 && y >= -0.5 && x <= dimensions[0] - 0.5 && y <= dimensions[1] - 0.5;
-      return inside ? [x, y] : null;
+      const inside2 = x >= -0.5 && y >= -0.5 && x <= dimensions[0] - 0.5 && y <= dimensions[1] - 0.5;
+      return inside2 ? [x, y] : null;
     }
     toCanvas(x, y) {
       return this.viewport.worldToCanvas(this.viewport.getImageData().imageData.indexToWorld([x, y, 0]));
@@ -611,25 +871,62 @@ Save it all the same?`))
       const far = (c) => Math.hypot(this.toCanvas(c.x, c.y)[0] - x, this.toCanvas(c.x, c.y)[1] - y);
       return clicks.find((c) => far(c) <= 9) ?? null;
     }
-    // Clicks and a box that is being drawn, over the picture.
-    draw(clicks, box) {
-      this.marks.replaceChildren();
-      if (!this.viewport?.getImageData?.())
+    // The edge of what a click would give (height x width), null: none.
+    hint(edge2) {
+      this.hinted.hidden = edge2 === null;
+      if (edge2 === null)
         return;
+      const [width, height] = this.viewport.getImageData().dimensions;
+      [this.hinted.width, this.hinted.height] = [width, height];
+      const context = this.hinted.getContext("2d");
+      const pixels = context.createImageData(width, height);
+      for (let i = 0; i < edge2.length; i++)
+        if (edge2[i])
+          pixels.data.set([250, 204, 21, 255], 4 * i);
+      context.putImageData(pixels, 0, 0);
+      this.placeHint();
+    }
+    placeHint() {
+      const { width, height } = this.hinted;
+      const [[left, top], [right, bottom]] = [this.toCanvas(-0.5, -0.5), this.toCanvas(width - 0.5, height - 0.5)];
+      const turn = `translate(${left}px,${top}px) scale(${(right - left) / width},${(bottom - top) / height})`;
+      this.hinted.style.transform = turn;
+    }
+    // Clicks, a box or a line that is being drawn, over the picture.
+    draw(clicks, box, line = []) {
+      if (!this.viewport?.getImageData?.())
+        return this.marks.replaceChildren();
+      this.marks.replaceChildren(this.hinted);
+      if (!this.hinted.hidden)
+        this.placeHint();
+      if (line.length > 1)
+        this.marks.append(this.lineMark(line));
       for (const click of clicks) {
         const [x, y] = this.toCanvas(click.x, click.y);
-        const mark2 = document.createElement("div");
-        mark2.textContent = click.positive ? "+" : "−";
-        mark2.style.cssText = `position:absolute;left:${x - 9}px;top:${y - 9}px;width:18px;height:18px;border-radius:9px;font:bold 15px/17px sans-serif;text-align:center;color:#000;border:1px solid #000;background:${click.positive ? "#4ade80" : "#f87171"}`;
-        this.marks.append(mark2);
+        const mark = document.createElement("div");
+        mark.textContent = click.positive ? "+" : "−";
+        mark.style.cssText = `position:absolute;left:${x - 9}px;top:${y - 9}px;width:18px;height:18px;border-radius:9px;font:bold 15px/17px sans-serif;text-align:center;color:#000;border:1px solid #000;background:${click.positive ? "#4ade80" : "#f87171"}`;
+        this.marks.append(mark);
       }
-      if (!box)
-        return;
+      if (box)
+        this.marks.append(this.boxMark(box));
+    }
+    lineMark(line) {
+      const space = "http://www.w3.org/2000/svg";
+      const drawing = document.createElementNS(space, "svg");
+      drawing.style.cssText = "position:absolute;inset:0;width:100%;height:100%";
+      const path = document.createElementNS(space, "polyline");
+      path.setAttribute("points", line.map(([x, y]) => this.toCanvas(x, y).join(",")).join(" "));
+      path.setAttribute("style", "fill:none;stroke:#facc15;stroke-width:2");
+      drawing.append(path);
+      return drawing;
+    }
+    boxMark(box) {
       const [left, top] = this.toCanvas(box[0], box[1]);
       const [right, bottom] = this.toCanvas(box[2], box[3]);
       const mark = document.createElement("div");
       mark.style.cssText = `position:absolute;left:${Math.min(left, right)}px;top:${Math.min(top, bottom)}px;width:${Math.abs(right - left)}px;height:${Math.abs(bottom - top)}px;border:2px dashed #facc15`;
-      this.marks.append(mark);
+      return mark;
     }
   };
 
@@ -712,6 +1009,7 @@ Save it all the same?`))
       leave = [];
     }
   };
+  window.config.investigationalUseDialog = { option: "never" };
   window.config.extensions.push(extension);
   window.config.modes.push(mode);
 })();

@@ -91,5 +91,7 @@ const mode = {
   },
 };
 
+// OHIF's bar lies over the panel's lower end; the panel says all the time what the bar says once.
+window.config.investigationalUseDialog = { option: "never" };
 window.config.extensions.push(extension);
 window.config.modes.push(mode);

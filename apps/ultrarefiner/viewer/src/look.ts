@@ -1,49 +1,106 @@
-// What the panel is made of: buttons, figures, keys. It says into the elements that it gives back, by their names.
+// What the panel looks like: buttons, figures, keys.
+
+import type { Reply } from "./server";
+import type { Tool } from "./tools";
 
 export type Key = [string, string, () => void]; // the key, what it does in words, what it does
 
-export function build(node: HTMLElement, keys: Key[]): Record<string, HTMLElement> {
-  const says: Record<string, HTMLElement> = {};
-  const style = document.createElement("style");
-  style.textContent =
-    ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}" +
-    ".ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:6px 10px;margin:3px;cursor:pointer}" +
-    ".ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}" +
-    ".ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dd{margin:0}" +
-    ".ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
-  const say = (name: string, element: HTMLElement) => (says[name] = element);
-  const heading = say("image", document.createElement("h2"));
-  heading.style.cssText = "font-weight:600;overflow-wrap:anywhere";
-  const state = say("state", document.createElement("p"));
-  state.setAttribute("role", "status");
-  const buttons = document.createElement("div");
-  for (const [key, words, act] of keys) {
-    const button = document.createElement("button");
+const STYLE =
+  ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}" +
+  ".ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:6px 10px;margin:3px;cursor:pointer}" +
+  ".ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}" +
+  ".ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dd{margin:0}" +
+  ".ultrarefiner a{color:#9cd3f5;text-decoration:underline}" +
+  ".ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
+const TOOLS: Record<string, Tool> = { f: "positive", b: "negative", x: "box", l: "lasso", p: "brush", e: "eraser", w: "window" };
+const FIGURES: [string, string][] = [
+  ["size", "Size"],
+  ["presence", "Lesion at all"],
+  ["uncertainty", "Unsure"],
+  ["rule", "Safety rule"],
+  ["version", "Model"],
+];
+
+function make<K extends keyof HTMLElementTagNameMap>(name: K, text = ""): HTMLElementTagNameMap[K] {
+  const element = document.createElement(name);
+  element.textContent = text;
+  return element;
+}
+
+export class Look {
+  readonly node = make("section");
+  private readonly parts: Record<string, HTMLElement> = {};
+  private readonly buttons = new Map<string, HTMLButtonElement>();
+
+  // links: what else is one click away, [address, words].
+  constructor(keys: Key[], links: [string, string][]) {
+    this.node.setAttribute("aria-label", "UltraRefiner");
+    this.node.className = "ultrarefiner";
+    const heading = this.part("image", make("h2"));
+    heading.style.cssText = "font-weight:600;overflow-wrap:anywhere";
+    const state = this.part("state", make("p"));
+    state.setAttribute("role", "status");
+    const buttons = make("div");
+    buttons.append(...keys.map((key) => this.button(key)));
+    const facts = make("dl");
+    for (const [name, words] of FIGURES) facts.append(make("dt", words), this.part(name, make("dd")));
+    const list = this.part("keys", make("ul"));
+    list.hidden = true;
+    this.list("keys", keys.map(([key, words]) => `${key}: ${words}`));
+    const ways = make("p");
+    for (const [address, words] of links) {
+      const link = make("a", words);
+      link.href = address;
+      ways.append(link, " ");
+    }
+    const notice = make("p", "Research use only. Not a medical device.");
+    this.node.append(make("style", STYLE), ways, heading, state, buttons, facts, this.part("warnings", make("ul")), list, notice);
+    this.parts.warnings.hidden = true;
+  }
+
+  private part(name: string, element: HTMLElement): HTMLElement {
+    return (this.parts[name] = element);
+  }
+
+  private button([key, words, act]: Key): HTMLButtonElement {
+    const button = make("button", words.charAt(0).toUpperCase() + words.slice(1));
     button.type = "button";
-    button.textContent = words.charAt(0).toUpperCase() + words.slice(1);
     button.title = `Key ${key}`;
-    button.dataset.key = key;
-    const tool = { f: "positive", b: "negative", x: "box", p: "brush", e: "eraser", w: "window" }[key];
-    if (tool) button.dataset.tool = tool;
+    button.setAttribute("aria-keyshortcuts", key);
     if (key === "a") button.className = "accept";
     button.addEventListener("click", () => act());
-    buttons.append(button);
+    this.buttons.set(key, button);
+    return button;
   }
-  const facts = document.createElement("dl");
-  for (const [name, words] of [["size", "Size"], ["presence", "Lesion at all"], ["uncertainty", "Unsure"], ["rule", "Safety rule"], ["version", "Model"]]) {
-    const term = document.createElement("dt");
-    term.textContent = words;
-    facts.append(term, say(name, document.createElement("dd")));
+
+  press(key: string, on: boolean): void {
+    this.buttons.get(key)!.setAttribute("aria-pressed", String(on));
   }
-  const list = say("keys", document.createElement("ul"));
-  list.hidden = true;
-  for (const [key, words] of keys) {
-    const item = document.createElement("li");
-    item.textContent = `${key}: ${words}`;
-    list.append(item);
+
+  choose(tool: Tool): void {
+    for (const [key, own] of Object.entries(TOOLS)) this.press(key, own === tool);
   }
-  const notice = document.createElement("p");
-  notice.textContent = "Research use only. Not a medical device.";
-  node.append(style, heading, state, buttons, facts, say("warnings", document.createElement("ul")), list, notice);
-  return says;
+
+  say(name: string, text: string): void {
+    this.parts[name].textContent = text;
+  }
+
+  list(name: string, texts: string[]): void {
+    this.parts[name].replaceChildren(...texts.map((text) => make("li", text)));
+    if (name === "warnings") this.parts[name].hidden = !texts.length;
+  }
+
+  toggle(name: string): void {
+    this.parts[name].hidden = !this.parts[name].hidden;
+  }
+
+  // What the server says of an outline.
+  figures(r: Reply): void {
+    const share = (value: number | null) => (value === null || value === undefined ? "–" : `${Math.round(100 * value)} %`);
+    this.say("size", r.area ? `${r.long_axis.toFixed(1)} × ${r.short_axis.toFixed(1)} ${r.unit}` : "nothing marked");
+    this.say("presence", share(r.presence));
+    this.say("uncertainty", share(r.uncertainty));
+    this.say("rule", r.safety_rule || "none");
+    this.say("version", r.version);
+  }
 }

@@ -3,9 +3,13 @@
 // Plain DOM: OHIF's React is not reachable from outside its bundle. OHIF gives the panel a node and leaves it alone.
 
 import { Click, FrameState, History } from "./history";
-import { build } from "./look";
-import { Box, boxOf, isEmpty, pack, unpack } from "./masks";
-import type { ImageFacts, Outlined, Reply, Server } from "./server";
+import { Hints } from "./hints";
+import { Look } from "./look";
+import { Box, boxOf, unpack } from "./masks";
+import { Pointer, Work } from "./pointer";
+import { marked, saveLabel } from "./saving";
+import type { ImageFacts, Outlined, Prompts, Reply, Server } from "./server";
+import { Point, along, edge, inside } from "./shapes";
 import type { Surface } from "./surface";
 import { Tool, choose } from "./tools";
 
@@ -13,9 +17,11 @@ const KEYS: [string, string, (desk: Desk) => void][] = [
   ["o", "outline this frame", (d) => d.outline()],
   ["f", "click: this is lesion", (d) => d.use("positive")],
   ["b", "click: this is not", (d) => d.use("negative")],
+  ["h", "hints while the pointer moves", (d) => d.toggleHints()],
   ["x", "draw a box around the lesion", (d) => d.use("box")],
   ["p", "brush", (d) => d.use("brush")],
   ["e", "eraser", (d) => d.use("eraser")],
+  ["l", "lasso: what it encloses is lesion", (d) => d.use("lasso")],
   ["w", "brightness and contrast", (d) => d.use("window")],
   ["z", "undo", (d) => d.undo()],
   ["y", "redo", (d) => d.redo()],
@@ -26,38 +32,54 @@ const KEYS: [string, string, (desk: Desk) => void][] = [
   ["?", "show these keys", (d) => d.help()],
 ];
 
+const MOST_OF_A_SCRIBBLE = 4; // clicks that a scribble adds to its first one
+
 // Points that propose themselves, as clicks.
 function proposed(points: NonNullable<Reply["points"]>): Click[] {
   const as = (positive: boolean) => ([x, y]: number[]) => ({ x, y, positive });
   return [...points.foreground.map(as(true)), ...points.background.map(as(false))];
 }
 
-export class Desk {
+interface Step {
+  noted: boolean;
+}
+
+export class Desk implements Work {
   private facts: ImageFacts | null = null;
   private history = new History();
   private clicks = new Map<number, Click[]>();
-  private tool: Tool = "positive";
-  private box: Box | null = null;
+  tool: Tool = "positive";
   private changed = false;
+  private place: [string, string] = ["", ""]; // study and series
   private busy = Promise.resolve();
   private stroke: FrameState | null = null;
+  private drawing: Step = { noted: false };
   private radius = 8;
-  readonly node = document.createElement("section");
-  private readonly says: Record<string, HTMLElement>;
+  private readonly hints: Hints;
+  private readonly pointer: Pointer;
+  private readonly look: Look;
 
   constructor(
     private readonly surface: Surface,
     private readonly server: Server,
     private readonly open: (study: string) => void,
   ) {
-    this.node.setAttribute("aria-label", "UltraRefiner");
-    this.node.className = "ultrarefiner";
-    this.says = build(this.node, KEYS.map(([key, words, act]) => [key, words, () => act(this)]));
-    this.surface.onShown = () => this.show();
+    const links: [string, string][] = [["worklist", "Worklist"], ["status", "What it learns"]];
+    this.look = new Look(
+      KEYS.map(([key, words, act]) => [key, words, () => act(this)]),
+      links.map(([page, words]) => [server.page(page), words]),
+    );
+    this.pointer = new Pointer(surface, this);
+    this.hints = new Hints(surface, (point) => this.edgeAt(point));
+    this.surface.onShown = () => this.shown();
     window.addEventListener("keydown", (e) => this.key(e));
     window.addEventListener("beforeunload", (e) => {
       if (this.changed) e.preventDefault();
     });
+  }
+
+  get node(): HTMLElement {
+    return this.look.node;
   }
 
   // --- the image ----------------------------------------------------------------------------------------------------
@@ -69,10 +91,11 @@ export class Desk {
     this.changed = false;
     this.facts = null;
     try {
-      const facts = await this.server.image(study, series);
-      await this.surface.begin();
+      const facts = await this.server.image(study, series, this.surface.instance);
+      await this.surface.begin(facts.instances);
+      this.place = [study, series];
       this.facts = facts;
-      this.listen();
+      this.pointer.listen(this.surface.element!);
       this.use(this.tool);
       this.tell("image", facts.id);
       this.warn([...(facts.others ? ["Another user works on this image."] : []), ...facts.warnings]);
@@ -104,6 +127,18 @@ export class Desk {
     this.show();
   }
 
+  // The wheel may have turned to a picture of the series that is another image.
+  private shown(): void {
+    if (!this.facts || this.surface.frame >= 0) return this.show();
+    if (this.leaves()) void this.begin(...this.place);
+    else void this.surface.go(0);
+  }
+
+  // Whether what is shown may be left: nothing changed, or the user says so.
+  private leaves(): boolean {
+    return !this.changed || window.confirm("What you changed is not saved. Go on without it?");
+  }
+
   // --- what the user does -------------------------------------------------------------------------------------------
 
   // Without clicks this is the automatic outline; or, where the server begins with points that propose themselves, theirs.
@@ -111,21 +146,21 @@ export class Desk {
     return this.ask(this.surface.frame, null, []);
   }
 
-  // Answers come in the order of the questions; a step is noted when its answer is there.
-  private ask(frame: number, box: Box | null, clicks: Click[]): Promise<void> {
+  // Answers come in the order of the questions; a step is noted when its answer is there. Questions of one step (a scribble asks
+  // twice) share it, so that one undo takes it back.
+  private ask(frame: number, box: Box | null, clicks: Click[], step: Step = { noted: false }): Promise<void> {
     const facts = this.facts;
     if (!facts) return this.busy;
     const before = this.state(frame);
     this.clicks.set(frame, clicks);
     this.show();
     this.tell("state", "Outlining …");
-    const points = (positive: boolean) => clicks.filter((c) => c.positive === positive).map((c) => [c.x, c.y, frame]);
-    const prompts = { foreground: points(true), background: points(false), ...(box ? { box } : {}) };
     this.busy = this.busy.then(async () => {
       try {
-        const found = await this.server.outline(facts.id, frame, prompts);
+        const found = await this.server.outline(facts.id, frame, this.prompts(frame, box, clicks));
         if (this.facts !== facts) return;
-        this.history.note(frame, before);
+        if (!step.noted) this.history.note(frame, before);
+        step.noted = true;
         this.put(frame, found.masks[String(frame)]);
         if (found.reply.points && !clicks.length) this.clicks.set(frame, proposed(found.reply.points));
         this.changed = this.changed || clicks.length > 0 || box !== null;
@@ -139,11 +174,86 @@ export class Desk {
     return this.busy;
   }
 
+  private prompts(frame: number, box: Box | null, clicks: Click[]): Prompts {
+    const points = (positive: boolean) => clicks.filter((c) => c.positive === positive).map((c) => [c.x, c.y, frame]);
+    return { foreground: points(true), background: points(false), ...(box ? { box } : {}) };
+  }
+
+  get ready(): boolean {
+    return this.facts !== null;
+  }
+
+  clicksHere(): Click[] {
+    return this.clicks.get(this.surface.frame) ?? [];
+  }
+
+  private as([x, y]: Point): Click {
+    return { x: Math.round(x), y: Math.round(y), positive: this.tool === "positive" };
+  }
+
+  click(point: Point): void {
+    this.drawing = { noted: false };
+    this.ask(this.surface.frame, null, [...this.clicksHere(), this.as(point)], this.drawing);
+  }
+
+  // The click where the line begins is asked about already.
+  scribble(line: Point[]): void {
+    const more = along(line, MOST_OF_A_SCRIBBLE).map((point) => this.as(point));
+    this.ask(this.surface.frame, null, [...this.clicksHere(), ...more], this.drawing);
+  }
+
+  move(click: Click, to: Point | null): void {
+    const rest = this.clicksHere().filter((c) => c !== click);
+    this.ask(this.surface.frame, null, to ? [...rest, { ...click, x: to[0], y: to[1] }] : rest);
+  }
+
+  boxed(box: Box): void {
+    this.ask(this.surface.frame, box, this.clicksHere());
+  }
+
+  lasso(line: Point[]): void {
+    const frame = this.surface.frame;
+    const { width, height } = this.facts!;
+    this.strokeBegins();
+    const added = inside(line, width, height);
+    this.surface.setMask(frame, this.surface.mask(frame).map((v, i) => v | added[i]));
+    this.strokeEnds();
+  }
+
+  strokeBegins(): void {
+    this.stroke = this.state(this.surface.frame);
+  }
+
+  strokeEnds(): void {
+    if (!this.stroke) return;
+    this.history.note(this.surface.frame, this.stroke);
+    this.stroke = null;
+    this.changed = true;
+    this.tell("state", "Changed");
+  }
+
+  hint(point: Point | null): void {
+    this.hints.look(this.tool === "positive" || this.tool === "negative" ? point : null);
+  }
+
+  toggleHints(): void {
+    this.hints.on = !this.hints.on;
+    this.look.press("h", this.hints.on);
+    this.hint(null);
+  }
+
+  private async edgeAt(point: Point): Promise<Uint8Array> {
+    await this.busy; // a click goes first
+    const { id, width, height } = this.facts!;
+    const frame = this.surface.frame;
+    const found = await this.server.outline(id, frame, this.prompts(frame, null, [...this.clicksHere(), this.as(point)]), true);
+    return edge(unpack(found.masks[String(frame)], width * height), width);
+  }
+
   use(tool: Tool): void {
     this.tool = tool;
     choose(tool, this.radius);
-    for (const button of Array.from(this.node.querySelectorAll<HTMLElement>("[data-tool]")))
-      button.setAttribute("aria-pressed", String(button.dataset.tool === tool));
+    this.look.choose(tool);
   }
 
   undo(): void {
@@ -184,16 +294,11 @@ export class Desk {
     const facts = this.facts;
     if (!facts) return;
     await this.busy;
-    const masks: Record<string, string> = {};
-    for (let k = 0; k < facts.frames; k++) {
-      const mask = this.surface.mask(k);
-      if (!isEmpty(mask)) masks[k] = pack(mask);
-    }
+    const masks = marked(facts.frames, (k) => this.surface.mask(k));
     if (!Object.keys(masks).length && !window.confirm("Nothing is marked. Save that there is no lesion?")) return;
     this.tell("state", "Saving …");
     try {
-      const saved = await this.save(facts.id, masks);
-      if (!saved) return this.tell("state", "Not saved");
+      const saved = await saveLabel(this.server, facts.id, masks);
       this.changed = false;
       this.tell("state", "Saved");
       this.warn(saved.warnings ?? []);
@@ -202,18 +307,8 @@ export class Desk {
     }
   }
 
-  private async save(image: string, masks: Record<string, string>): Promise<{ warnings?: string[] } | null> {
-    try {
-      return await this.server.save(image, masks, false);
-    } catch (error) {
-      const words = String((error as Error).message);
-      if (!words.includes("confirm") || !window.confirm(`${words}\n\nSave it all the same?`)) throw error;
-      return this.server.save(image, masks, true);
-    }
-  }
-
   async next(): Promise<void> {
-    if (this.changed && !window.confirm("What you changed is not saved. Go on without it?")) return;
+    if (!this.leaves()) return;
     try {
       const found = await this.server.next();
       if (!found.study) return this.tell("state", found.message ?? "There is no other image");
@@ -225,71 +320,10 @@ export class Desk {
   }
 
   help(): void {
-    this.says.keys.hidden = !this.says.keys.hidden;
+    this.look.toggle("keys");
   }
 
-  // --- pointer and keys ---------------------------------------------------------------------------------------------
-
-  private listen(): void {
-    const element = this.surface.element!;
-    if (element.dataset.ultrarefiner) return;
-    element.dataset.ultrarefiner = "1";
-    let start: [number, number] | null = null;
-    let held: { click: Click; moved: boolean } | null = null; // a click that the pointer has taken hold of
-    element.addEventListener("pointerdown", (event) => {
-      if (event.button !== 0 || !this.facts) return;
-      const frame = this.surface.frame;
-      if (this.tool === "brush" || this.tool === "eraser") this.stroke = this.state(frame);
-      const pixel = this.surface.pixelAt(event);
-      if (!pixel || this.tool === "window" || this.stroke) return;
-      const click = this.surface.clickAt(event, this.clicks.get(frame) ?? []);
-      if (click) held = { click, moved: false };
-      else if (this.tool === "box") start = pixel;
-      else {
-        const [x, y] = pixel.map(Math.round);
-        this.ask(frame, null, [...(this.clicks.get(frame) ?? []), { x, y, positive: this.tool === "positive" }]);
-      }
-    });
-    window.addEventListener("pointermove", (event) => {
-      const pixel = (start || held) && this.surface.pixelAt(event);
-      if (!pixel) return;
-      if (held) {
-        const [x, y] = pixel.map(Math.round);
-        held.moved = held.moved || Math.hypot(x - held.click.x, y - held.click.y) > 2;
-        const others = (this.clicks.get(this.surface.frame) ?? []).filter((c) => c !== held!.click);
-        this.surface.draw(held.moved ? [...others, { ...held.click, x, y }] : [...others, held.click], null);
-      }
-      if (!start) return;
-      this.box = [Math.min(start[0], pixel[0]), Math.min(start[1], pixel[1]), Math.max(start[0], pixel[0]), Math.max(start[1], pixel[1])];
-      this.show();
-    });
-    window.addEventListener("pointerup", (event) => {
-      if (held) {
-        // Moved to another place, or taken away where it was only clicked on.
-        const { click, moved } = held;
-        held = null;
-        const frame = this.surface.frame;
-        const rest = (this.clicks.get(frame) ?? []).filter((c) => c !== click);
-        const pixel = moved ? this.surface.pixelAt(event) : null;
-        if (pixel) rest.push({ ...click, x: Math.round(pixel[0]), y: Math.round(pixel[1]) });
-        this.ask(frame, null, rest);
-        return;
-      }
-      const box = this.box;
-      [start, this.box] = [null, null];
-      if (box) this.ask(this.surface.frame, box, this.clicks.get(this.surface.frame) ?? []);
-      // OHIF's brush ends with the same event: what it painted is there after it.
-      else if (this.stroke) setTimeout(() => this.painted(), 0);
-    });
-  }
-
-  private painted(): void {
-    if (!this.stroke) return;
-    this.history.note(this.surface.frame, this.stroke);
-    this.stroke = null;
-    this.changed = true;
-    this.tell("state", "Changed");
-  }
+  // --- keys ----------------------------------------------------------------------------------------------------------
 
   private key(event: KeyboardEvent): void {
     const target = event.target as HTMLElement;
@@ -304,19 +338,13 @@ export class Desk {
   // --- what is shown ------------------------------------------------------------------------------------------------
 
   show(): void {
-    if (this.facts) this.surface.draw(this.clicks.get(this.surface.frame) ?? [], this.box);
+    if (this.facts) this.surface.draw(this.clicksHere(), null);
   }
 
   private answered(found: Outlined): void {
-    const r: Reply = found.reply;
-    const share = (value: number | null) => (value === null || value === undefined ? "–" : `${Math.round(100 * value)} %`);
-    this.tell("size", r.area ? `${r.long_axis.toFixed(1)} × ${r.short_axis.toFixed(1)} ${r.unit}` : "nothing marked");
-    this.tell("presence", share(r.presence));
-    this.tell("uncertainty", share(r.uncertainty));
-    this.tell("rule", r.safety_rule || "none");
-    this.tell("version", r.version);
+    this.look.figures(found.reply);
     this.tell("state", "Proposed");
-    this.warn(r.warnings ?? []);
+    this.warn(found.reply.warnings ?? []);
   }
 
   private failed(error: unknown): void {
@@ -324,16 +352,10 @@ export class Desk {
   }
 
   private tell(name: string, text: string): void {
-    this.says[name].textContent = text;
+    this.look.say(name, text);
   }
 
   private warn(texts: string[]): void {
-    this.says.warnings.replaceChildren(
-      ...texts.map((text) => {
-        const item = document.createElement("li");
-        item.textContent = text;
-        return item;
-      }),
-    );
+    this.look.list("warnings", texts);
   }
 }

@@ -4,6 +4,7 @@ import type { Box } from "./masks";
 
 export interface ImageFacts {
   id: string;
+  instances: string[]; // the DICOM objects of its frames, in order
   frames: number;
   height: number;
   width: number;
@@ -59,13 +60,20 @@ async function ask(method: string, path: string, body?: unknown): Promise<any> {
 export class Server {
   constructor(readonly client: string) {}
 
-  image(study: string, series: string): Promise<ImageFacts> {
-    const query = new URLSearchParams({ study, series, client_id: this.client });
+  // The address of one of the app's own pages.
+  page(name: string): string {
+    return `${root}/ultrarefiner/${name}`;
+  }
+
+  // instance: the DICOM object that is shown; a series may hold several images.
+  image(study: string, series: string, instance: string): Promise<ImageFacts> {
+    const query = new URLSearchParams({ study, series, instance, client_id: this.client });
     return ask("GET", `/ultrarefiner/viewer/image?${query}`);
   }
 
-  outline(image: string, frame: number, prompts: Prompts): Promise<Outlined> {
-    return ask("POST", "/ultrarefiner/viewer/outline", { image, frame, ...prompts, client_id: this.client });
+  // hint: what a click would give, asked while the pointer moves; the server keeps no record of it.
+  outline(image: string, frame: number, prompts: Prompts, hint = false): Promise<Outlined> {
+    return ask("POST", "/ultrarefiner/viewer/outline", { image, frame, ...prompts, hint, client_id: this.client });
   }
 
   label(image: string): Promise<{ masks: Record<string, string> | null }> {

@@ -2,6 +2,7 @@
 
 import type { Click } from "./history";
 import type { Box } from "./masks";
+import type { Point } from "./shapes";
 
 declare const window: any;
 const SEGMENT = 1;
@@ -9,12 +10,18 @@ const SEGMENT = 1;
 export class Surface {
   private segmentationId = "";
   private images: any[] = []; // the labelmap's, one a frame
+  private places: number[] = []; // where in the series each frame is
+  private listened: HTMLElement | null = null;
   private readonly marks = document.createElement("div");
+  private readonly hinted = document.createElement("canvas");
   onShown: () => void = () => {};
 
   constructor(private readonly services: any) {
     this.marks.className = "ultrarefiner-marks";
     this.marks.style.cssText = "position:absolute;inset:0;pointer-events:none;overflow:hidden;z-index:5";
+    this.hinted.className = "ultrarefiner-hint";
+    this.hinted.style.cssText = "position:absolute;left:0;top:0;transform-origin:0 0;image-rendering:pixelated;max-width:none";
+    this.hinted.hidden = true;
   }
 
   get viewportId(): string {
@@ -29,20 +36,33 @@ export class Surface {
     return this.viewport?.element ?? null;
   }
 
+  // The frame of the image that is on the screen; -1: the series goes on with another image there.
   get frame(): number {
-    return this.viewport?.getCurrentImageIdIndex?.() ?? 0;
+    return this.places.indexOf(this.viewport?.getCurrentImageIdIndex?.() ?? 0);
+  }
+
+  // The DICOM object on the screen.
+  get instance(): string {
+    return this.instanceOf(this.viewport?.getCurrentImageId?.());
+  }
+
+  private instanceOf(imageId: string | undefined): string {
+    return (imageId && window.cornerstone.metaData.get("instance", imageId)?.SOPInstanceUID) || "";
   }
 
   async go(frame: number): Promise<void> {
-    await this.viewport.setImageIdIndex(frame);
+    await this.viewport.setImageIdIndex(this.places[frame]);
   }
 
-  // A labelmap over the frames that are shown; empty at first.
-  async begin(): Promise<void> {
+  // A labelmap over the frames that come from these DICOM objects, in this order; empty at first.
+  async begin(instances: string[]): Promise<void> {
     const { imageLoader } = window.cornerstone;
     const { segmentation, Enums } = window.cornerstoneTools;
-    const ids: string[] = this.viewport.getImageIds();
+    const shown: string[] = this.viewport.getImageIds();
+    const of = shown.map((id) => this.instanceOf(id));
     this.end();
+    this.places = instances.flatMap((own) => of.flatMap((instance, k) => (instance === own ? [k] : [])));
+    const ids = this.places.map((k) => shown[k]);
     this.images = await imageLoader.createAndCacheDerivedLabelmapImages(ids);
     this.segmentationId = `lesion-${Date.now()}`;
     const type = Enums.SegmentationRepresentations.Labelmap;
@@ -57,6 +77,8 @@ export class Surface {
     segmentation.activeSegmentation.setActiveSegmentation(this.viewportId, this.segmentationId);
     segmentation.segmentIndex.setActiveSegmentIndex(this.segmentationId, SEGMENT);
     this.element!.append(this.marks);
+    if (this.listened === this.element) return;
+    this.listened = this.element;
     this.element!.addEventListener(window.cornerstone.Enums.Events.IMAGE_RENDERED, () => this.onShown());
   }
 
@@ -65,7 +87,7 @@ export class Surface {
     if (!this.segmentationId) return;
     window.cornerstoneTools.segmentation.removeSegmentation(this.segmentationId);
     this.segmentationId = "";
-    this.images = [];
+    [this.images, this.places] = [[], []];
   }
 
   mask(frame: number): Uint8Array {
@@ -102,10 +124,32 @@ export class Surface {
     return clicks.find((c) => far(c) <= 9) ?? null;
   }
 
-  // Clicks and a box that is being drawn, over the picture.
-  draw(clicks: Click[], box: Box | null): void {
-    this.marks.replaceChildren();
-    if (!this.viewport?.getImageData?.()) return;
+  // The edge of what a click would give (height x width), null: none.
+  hint(edge: Uint8Array | null): void {
+    this.hinted.hidden = edge === null;
+    if (edge === null) return;
+    const [width, height] = this.viewport.getImageData().dimensions;
+    [this.hinted.width, this.hinted.height] = [width, height];
+    const context = this.hinted.getContext("2d")!;
+    const pixels = context.createImageData(width, height);
+    for (let i = 0; i < edge.length; i++) if (edge[i]) pixels.data.set([250, 204, 21, 255], 4 * i);
+    context.putImageData(pixels, 0, 0);
+    this.placeHint();
+  }
+
+  private placeHint(): void {
+    const { width, height } = this.hinted;
+    const [[left, top], [right, bottom]] = [this.toCanvas(-0.5, -0.5), this.toCanvas(width - 0.5, height - 0.5)];
+    const turn = `translate(${left}px,${top}px) scale(${(right - left) / width},${(bottom - top) / height})`;
+    this.hinted.style.transform = turn;
+  }
+
+  // Clicks, a box or a line that is being drawn, over the picture.
+  draw(clicks: Click[], box: Box | null, line: Point[] = []): void {
+    if (!this.viewport?.getImageData?.()) return this.marks.replaceChildren();
+    this.marks.replaceChildren(this.hinted);
+    if (!this.hinted.hidden) this.placeHint();
+    if (line.length > 1) this.marks.append(this.lineMark(line));
     for (const click of clicks) {
       const [x, y] = this.toCanvas(click.x, click.y);
       const mark = document.createElement("div");
@@ -115,13 +159,27 @@ export class Surface {
         `text-align:center;color:#000;border:1px solid #000;background:${click.positive ? "#4ade80" : "#f87171"}`;
       this.marks.append(mark);
     }
-    if (!box) return;
+    if (box) this.marks.append(this.boxMark(box));
+  }
+
+  private lineMark(line: Point[]): SVGElement {
+    const space = "http://www.w3.org/2000/svg";
+    const drawing = document.createElementNS(space, "svg");
+    drawing.style.cssText = "position:absolute;inset:0;width:100%;height:100%";
+    const path = document.createElementNS(space, "polyline");
+    path.setAttribute("points", line.map(([x, y]) => this.toCanvas(x, y).join(",")).join(" "));
+    path.setAttribute("style", "fill:none;stroke:#facc15;stroke-width:2");
+    drawing.append(path);
+    return drawing;
+  }
+
+  private boxMark(box: Box): HTMLElement {
     const [left, top] = this.toCanvas(box[0], box[1]);
     const [right, bottom] = this.toCanvas(box[2], box[3]);
     const mark = document.createElement("div");
     mark.style.cssText =
       `position:absolute;left:${Math.min(left, right)}px;top:${Math.min(top, bottom)}px;width:${Math.abs(right - left)}px;` +
       `height:${Math.abs(bottom - top)}px;border:2px dashed #facc15`;
-    this.marks.append(mark);
+    return mark;
   }
 }

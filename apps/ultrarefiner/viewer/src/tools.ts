@@ -2,7 +2,7 @@
 
 declare const window: any;
 
-export type Tool = "positive" | "negative" | "box" | "brush" | "eraser" | "window";
+export type Tool = "positive" | "negative" | "box" | "lasso" | "brush" | "eraser" | "window";
 export const GROUP = "default";
 const BRUSHES: Record<string, string> = { brush: "UltraRefinerBrush", eraser: "UltraRefinerEraser" };
 
