@@ -2,8 +2,8 @@
 # make test    what CI runs: lint, types, every test          make quick   the same without slow and server tests
 # make clean   remove what the tools left behind              make distclean   the environment as well
 #
-# Variables: STUDIES (folder or DICOMweb address; spaces are fine), HOST, PORT, PYTHON (a Python 3.10-3.12),
-#            ARGS (more options for monailabel start_server, such as ARGS="--conf refiner_weights ultrasam").
+# Variables: STUDIES (folder or DICOMweb address; spaces are fine), HOST, PORT, PYTHON (a Python 3.10-3.14), TORCH=cpu (no CUDA
+#            libraries: 5 GB less), ARGS (more options for monailabel start_server, such as ARGS="--conf refiner_weights ultrasam").
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -15,14 +15,17 @@ STUDIES ?=
 HOST ?= 127.0.0.1
 PORT ?= 8000
 PYTHON ?=
+TORCH ?=
 ARGS ?=
 export STUDIES HOST PORT PYTHON
 
 VENV := .venv
 BIN := $(VENV)/bin
 comma := ,
-# The CUDA extension of sam2 (a dependency of monailabel that is not used here) is not worth a compiler.
-export SAM2_BUILD_CUDA := 0
+# Installed without what it asks for: setup.cfg says why, and names what it needs.
+MONAILABEL := monailabel==0.8.5
+# Where PyTorch without CUDA lies.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: help serve test quick lint clean distclean
 
@@ -31,16 +34,21 @@ help:
 
 # --- environment: one stamp per extra, made again when setup.cfg changes ------------------------------------------------
 
-$(VENV)/.python:
-	@if [ -n "$$PYTHON" ]; then candidates=("$$PYTHON"); else candidates=(python3.11 python3.12 python3.10 python3); fi
-	fits='import sys, venv, ensurepip; raise SystemExit(not (3, 10) <= sys.version_info[:2] < (3, 13))'
+# The number: an environment of before is not brought up to date, but made anew (pydicom 3, numpy 2; and much less in it).
+$(VENV)/.python-2:
+	@if [ -e $(VENV)/.python ]; then
+	  echo "$(VENV) is of an older version, with other packages: it is removed and made anew"
+	  rm -rf $(VENV)
+	fi
+	if [ -n "$$PYTHON" ]; then candidates=("$$PYTHON"); else candidates=(python3.11 python3.12 python3.13 python3.14 python3.10 python3); fi
+	fits='import sys, venv, ensurepip; raise SystemExit(not (3, 10) <= sys.version_info[:2] < (3, 15))'
 	chosen=""
 	for candidate in "$${candidates[@]}"; do
 	  if "$$candidate" -c "$$fits" >/dev/null 2>&1; then chosen="$$candidate"; break; fi
 	done
 	if [ -z "$$chosen" ]; then
 	  echo "No suitable Python among: $${candidates[*]}" >&2
-	  echo "Needed: Python 3.10, 3.11 or 3.12 with its venv module (on Debian: apt-get install python3 python3-venv)." >&2
+	  echo "Needed: Python 3.10 to 3.14 with its venv module (on Debian: apt-get install python3 python3-venv)." >&2
 	  echo "To name one: make serve PYTHON=/path/to/python3.11" >&2
 	  exit 1
 	fi
@@ -52,10 +60,15 @@ $(VENV)/.python:
 define install
 	@mkdir -p .work
 	log=.work/install.log
-	echo "Installing .[$(1)] into $(VENV): the first time some minutes and about 9 GB of disk. All output: $$log"
+	echo "Installing .[$(1)] into $(VENV): the first time some minutes and 7 GB of disk (TORCH=cpu: 2). All output: $$log"
 	pip=($(BIN)/python -m pip install --disable-pip-version-check --progress-bar off)
 	set -m  # a process group of its own, so that Ctrl-C can end pip with its children
-	{ "$${pip[@]}" --upgrade "pip>=24" "setuptools>=77" wheel && "$${pip[@]}" --editable ".[$(1)]"; } > $$log 2>&1 &
+	torch=(true)
+	if [ "$(TORCH)" = cpu ]; then torch=("$${pip[@]}" "torch<2.16" "torchvision<0.30" --index-url "$(TORCH_CPU_INDEX)"); fi
+	{
+	  "$${pip[@]}" --upgrade "pip>=24" "setuptools>=77" wheel && "$${torch[@]}" && "$${pip[@]}" --editable ".[$(1)]" &&
+	    "$${pip[@]}" --no-deps "$(MONAILABEL)"
+	} > $$log 2>&1 &
 	job=$$!
 	set +m
 	trap 'kill -- -$$job 2>/dev/null || true' INT TERM
@@ -66,18 +79,19 @@ define install
 	if [ -t 1 ]; then printf '\r\033[K'; fi
 	wait $$job || { tail -n 25 $$log >&2; echo "The installation failed; all of its output: $$log" >&2; exit 1; }
 	echo "Installed after $$SECONDS s"
-	# monailabel's own start script breaks paths with spaces and needs an activated environment: put a sound one there.
+	# monailabel's own start script breaks paths with spaces and needs an activated environment: put a sound one there. It also
+	# serves sample-data where no studies are named.
 	printf '%s\n' '#!/bin/sh' 'bin="$$(cd "$$(dirname "$$0")" && pwd)"' 'PATH="$$bin:$$PATH"; export PATH' \
-	  'exec "$$bin/python" -m monailabel.main "$$@"' > $(BIN)/monailabel
+	  'exec "$$bin/python" -m ultrarefiner_monai.cli.stock "$$@"' > $(BIN)/monailabel
 	chmod +x $(BIN)/monailabel
 endef
 
-$(VENV)/.serve: setup.cfg | $(VENV)/.python
+$(VENV)/.serve: setup.cfg setup.py | $(VENV)/.python-2
 	$(call install,train$(comma)video)
 	touch $@
 
 # The test extra holds all that serving needs, so it satisfies both stamps.
-$(VENV)/.test: setup.cfg pyproject.toml | $(VENV)/.python
+$(VENV)/.test: setup.cfg setup.py pyproject.toml | $(VENV)/.python-2
 	$(call install,test)
 	touch $@ $(VENV)/.serve
 

@@ -121,6 +121,9 @@ class UltraRefinerApp(MONAILabelApp):
             self.studies, self.work, self.config.extensions, self.engine.read, reload, journal=self.journal
         )
 
+    def _download_dcmqi_tools(self) -> None:
+        """MONAI Label's base class fetches programs at its start; SEGs are written without them, and nothing is fetched here."""
+
     def init_infers(self) -> dict[str, Any]:
         return make_tasks(self.engine)
 

@@ -127,7 +127,7 @@ def test_the_whole_object_is_a_dicom_file_that_is_read_alike(server, client, tmp
     names = {"grey": "grey.png", "colour": "colour.png", "volume": "volume.nii.gz", "PHANTOM-01": "frame.dcm"}
     before = read_image_file(server.studies / names.get(patient, "below/cine.dcm"))
     (tmp_path / "a.dcm").write_bytes(b"")
-    client.retrieve_instance(*uids(client, patient)).save_as(tmp_path / "a.dcm", write_like_original=False)
+    client.retrieve_instance(*uids(client, patient)).save_as(tmp_path / "a.dcm", enforce_file_format=True)
     after = read_image_file(tmp_path / "a.dcm")
     assert after.shape == before.shape and after.spacing_mm == (before.spacing_mm and pytest.approx(before.spacing_mm))
     for k in range(before.n_frames):

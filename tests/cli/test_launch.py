@@ -15,8 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from ultrarefiner_monai.cli import launch
-from ultrarefiner_monai.cli.launch import LaunchError
+from ultrarefiner_monai.cli import launch, server_log
+from ultrarefiner_monai.cli.launch import LaunchError, Place
+
+ROOT = Path(launch.__file__).resolve().parents[2]
+
+
+def place_of(root: Path) -> Place:
+    return Place(root / "apps" / "ultrarefiner", root / "sample-data", root / ".work")
 
 
 def checkout(root: Path, main: str = "") -> Path:
@@ -30,10 +36,10 @@ def checkout(root: Path, main: str = "") -> Path:
 def test_sample_data_is_copied_once_and_never_overwritten(tmp_path: Path) -> None:
     root = checkout(tmp_path / "a checkout")
     (root / ".work").mkdir()
-    studies = Path(launch.choose_studies("", root))
+    studies = Path(launch.choose_studies("", place_of(root)))
     assert studies == root / ".work" / "studies" and (studies / "one.png").read_bytes() == b"1"
     (studies / "one.png").write_bytes(b"mine")
-    assert launch.choose_studies("", root) == str(studies)
+    assert launch.choose_studies("", place_of(root)) == str(studies)
     assert (studies / "one.png").read_bytes() == b"mine"
     assert (root / "sample-data" / "one.png").read_bytes() == b"1"
 
@@ -41,12 +47,12 @@ def test_sample_data_is_copied_once_and_never_overwritten(tmp_path: Path) -> Non
 def test_studies_given_become_absolute_and_keep_their_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my studies").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert launch.choose_studies("my studies") == str(tmp_path / "my studies")
-    assert launch.choose_studies("http://pacs:8042/dicom-web") == "http://pacs:8042/dicom-web"
+    assert launch.choose_studies("my studies", place_of(tmp_path)) == str(tmp_path / "my studies")
+    assert launch.choose_studies("http://pacs:8042/dicom-web", place_of(tmp_path)) == "http://pacs:8042/dicom-web"
     with pytest.raises(LaunchError, match="no user or password"):
-        launch.choose_studies("http://me:secret@pacs/dicom-web")
+        launch.choose_studies("http://me:secret@pacs/dicom-web", place_of(tmp_path))
     with pytest.raises(LaunchError, match="no folder"):
-        launch.choose_studies("my studie")
+        launch.choose_studies("my studie", place_of(tmp_path))
 
 
 def test_a_busy_port_is_said_in_words() -> None:
@@ -72,6 +78,10 @@ def test_a_busy_port_is_said_in_words() -> None:
 )
 def test_the_address_shown_can_be_opened(host: str, url: str) -> None:
     assert launch.server_url(host, 80) == url
+
+
+def test_with_a_certificate_it_is_https() -> None:
+    assert launch.server_url("0.0.0.0", 80, tls=True) == "https://127.0.0.1:80"
 
 
 def test_ready_is_said_when_the_server_answers_even_behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,9 +126,9 @@ def launched(tmp_path: Path, port: int, *more: str) -> tuple[Path, subprocess.Po
     (tmp_path / "stand-in" / "monailabel").mkdir(parents=True)
     (tmp_path / "stand-in" / "monailabel" / "__init__.py").write_text("")
     (tmp_path / "stand-in" / "monailabel" / "main.py").write_text(STAND_IN)
-    code = "import sys; from pathlib import Path; from ultrarefiner_monai.cli.launch import run; "
-    code += f"sys.exit(run('', '127.0.0.1', {port}, {list(more)}, Path({str(root)!r})))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "stand-in"), str(launch.ROOT)])}
+    code = "import sys; from pathlib import *; from ultrarefiner_monai.cli.launch import Place, run; "
+    code += f"sys.exit(run('', '127.0.0.1', {port}, {list(more)}, {place_of(root)!r}))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path / "stand-in"), str(ROOT)])}
     command = [sys.executable, "-c", code]
     return root, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
@@ -169,26 +179,28 @@ def test_a_work_folder_that_cannot_be_made_is_said_in_words(tmp_path: Path) -> N
     root = checkout(tmp_path / "a checkout")
     (root / ".work").write_text("in the way")
     with pytest.raises(LaunchError, match=r"cannot write .*\.work: File exists"):
-        launch.run("", "127.0.0.1", free_port(), [], root)
+        launch.run("", "127.0.0.1", free_port(), [], place_of(root))
 
 
 def test_the_servers_output_is_read_to_its_end_whatever_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "work").mkdir()
-    log = launch.ServerLog(tmp_path / "work" / "serve.log")
+    log = server_log.ServerLog(tmp_path / "work" / "serve.log")
     shutil.rmtree(tmp_path / "work")
     (tmp_path / "work").write_text("the disk is gone")  # the next file cannot be opened
-    log.follow(io.StringIO("x" * launch.LOG_BYTES + "\nsecond\nthird\nlast words\n"))
+    log.follow(io.StringIO("x" * server_log.LOG_BYTES + "\nsecond\nthird\nlast words\n"))
     assert log.last[-1] == "last words"
     assert capsys.readouterr().err.count("cannot be written") == 1
 
 
 def test_a_closed_console_does_not_stop_the_log(tmp_path: Path) -> None:
-    code = "import io, sys; from pathlib import Path; from ultrarefiner_monai.cli import launch; sys.stdout.close(); "
-    code += f"log = launch.ServerLog(Path({str(tmp_path / 'serve.log')!r})); "
-    code += "log.follow(io.StringIO(f'{launch.TOKEN_BEGINS} {launch.TOKEN_ENDS}\\nlast words\\n'))"
-    environment = {**os.environ, "PYTHONPATH": str(launch.ROOT)}
+    code = (
+        "import io, sys; from pathlib import Path; from ultrarefiner_monai.cli import server_log; sys.stdout.close(); "
+    )
+    code += f"log = server_log.ServerLog(Path({str(tmp_path / 'serve.log')!r})); "
+    code += "log.follow(io.StringIO(f'{server_log.TOKEN_BEGINS} {server_log.TOKEN_ENDS}\\nlast words\\n'))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "serve.log").read_text() == "last words\n"
@@ -201,22 +213,22 @@ def test_the_log_is_its_owners_and_goes_on_after_half_a_message_with_the_token(
     path.write_text("an older one\n")
     path.chmod(0o644)
     many = "".join(f"line {n}\n" for n in range(40))
-    launch.ServerLog(path).follow(io.StringIO(f"{launch.TOKEN_BEGINS}\n\n    s3cret\n{many}"))
+    server_log.ServerLog(path).follow(io.StringIO(f"{server_log.TOKEN_BEGINS}\n\n    s3cret\n{many}"))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert "s3cret" in capsys.readouterr().out and "s3cret" not in path.read_text()
     assert "line 7\n" in path.read_text() and path.read_text().endswith("line 39\n")
 
 
 def test_the_message_with_the_token_is_known_to_the_launcher() -> None:
-    text = (launch.ROOT / "apps" / "ultrarefiner" / "lib" / "routes" / "doors.py").read_text()
+    text = (ROOT / "apps" / "ultrarefiner" / "lib" / "routes" / "doors.py").read_text()
     message = text.split('_ASKS_FOR_TOKEN = """')[1].split('"""')[0].strip()
-    assert message.startswith(launch.TOKEN_BEGINS) and message.endswith(launch.TOKEN_ENDS)
+    assert message.startswith(server_log.TOKEN_BEGINS) and message.endswith(server_log.TOKEN_ENDS)
 
 
 STAND_IN = f"""
 import http.server, pathlib, sys
 print("\\x1b[32mchatter\\x1b[0m", file=sys.stderr)
-print("{launch.TOKEN_BEGINS} Others ...\\n\\n    s3cret\\n\\n{launch.TOKEN_ENDS}")
+print("{server_log.TOKEN_BEGINS} Others ...\\n\\n    s3cret\\n\\n{server_log.TOKEN_ENDS}")
 pathlib.Path("arguments.txt").write_text("\\n".join(sys.argv))
 if "--fail" in sys.argv:
     print(*[f"line {{n}} of 40" for n in range(1, 41)], "no such option", sep="\\n")
@@ -237,10 +249,11 @@ def free_port() -> int:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_refuses_an_unsuitable_python(tmp_path: Path) -> None:
-    (tmp_path / "Makefile").write_text((launch.ROOT / "Makefile").read_text())
-    (tmp_path / "setup.cfg").write_text("")
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    for name in ("setup.cfg", "setup.py"):
+        (tmp_path / name).write_text("")
     done = subprocess.run(
         ["make", "serve", "PYTHON=/no such/python"], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode != 0 and "3.10, 3.11 or 3.12" in done.stderr
+    assert done.returncode != 0 and "3.10 to 3.14" in done.stderr
     assert not (tmp_path / ".venv").exists()

@@ -143,7 +143,7 @@ class Shelf:
         self._check()
         self.fetched.append(sop_uid)
         path = folder / f"{sop_uid}.dcm"
-        next(ds for ds in self.held if ds.SOPInstanceUID == sop_uid).save_as(path, write_like_original=False)
+        next(ds for ds in self.held if ds.SOPInstanceUID == sop_uid).save_as(path, enforce_file_format=True)
         return path
 
 

@@ -25,7 +25,7 @@ def values(group: Any) -> dict[str, tuple[float, str]]:
 def read(sr: Any, path: Path) -> Any:
     import highdicom
 
-    sr.save_as(path, write_like_original=False)
+    sr.save_as(path, enforce_file_format=True)
     return highdicom.sr.srread(path)
 
 

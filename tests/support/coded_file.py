@@ -51,9 +51,10 @@ def dicom(uid: str, photometric: str, pixels: np.ndarray, streams: list[bytes] |
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.6.1"
     meta.MediaStorageSOPInstanceUID = "1.2.826.0.1.3680043.8.498.1"
     meta.TransferSyntaxUID = uid
-    ds: Any = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    ds.is_little_endian = uid != NATIVE["Explicit VR Big Endian"]
-    ds.is_implicit_VR = uid == NATIVE["Implicit VR Little Endian"]
+    is_little = uid != NATIVE["Explicit VR Big Endian"]
+    ds: Any = FileDataset(
+        "", {}, file_meta=meta, preamble=b"\0" * 128, is_implicit_VR=False, is_little_endian=is_little
+    )
     ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     ds.Modality, ds.PatientID, ds.Rows, ds.Columns = "US", "CARD", HEIGHT, WIDTH
     grey = photometric.startswith(("MONO", "PALETTE"))
@@ -63,13 +64,13 @@ def dicom(uid: str, photometric: str, pixels: np.ndarray, streams: list[bytes] |
     bits = 8 * pixels.dtype.itemsize
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = bits, bits, bits - 1, 0
     for keyword, value in values.items():
-        if keyword.endswith("TableData") and not ds.is_little_endian and values[keyword[:-4] + "Descriptor"][2] == 16:
+        if keyword.endswith("TableData") and not is_little and values[keyword[:-4] + "Descriptor"][2] == 16:
             value = np.frombuffer(value, "<u2").astype(">u2").tobytes()
         setattr(ds, keyword, value)
         if ds[keyword].VR == "US or SS":
             ds[keyword].VR = "US"
     if streams is None:
-        stored = pixels if ds.is_little_endian else pixels.astype(pixels.dtype.newbyteorder(">"))
+        stored = pixels if is_little else pixels.astype(pixels.dtype.newbyteorder(">"))
         ds.PixelData = stored.tobytes() + b"\0" * (pixels.nbytes % 2)
     else:
         ds.PixelData = encapsulate(streams)
@@ -77,10 +78,10 @@ def dicom(uid: str, photometric: str, pixels: np.ndarray, streams: list[bytes] |
     ds["PixelData"].is_undefined_length = streams is not None
     out = DicomBytesIO()
     if uid in NATIVE.values():
-        ds.save_as(out, write_like_original=False)
+        ds.save_as(out, enforce_file_format=True)
         return out.getvalue()
     out.is_little_endian, out.is_implicit_VR = True, False
-    out.write(ds.preamble + b"DICM")  # by hand: pydicom 2 writes no syntax that it does not know
+    out.write(ds.preamble + b"DICM")  # by hand: pydicom writes no syntax that it does not know
     write_file_meta_info(out, meta, enforce_standard=True)
     write_dataset(out, ds)
     return out.getvalue()

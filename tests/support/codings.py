@@ -89,14 +89,26 @@ def _native() -> Iterator[Coded]:
         yield made("PALETTE COLOR", indices, shown, "16-bit table, 3 frames", NumberOfFrames=3, **tables(16))
 
 
+def rle_stream(frame: np.ndarray) -> bytes:
+    """(H, W) or (H, W, 3) as RLE Lossless."""
+    from pydicom.pixels import get_encoder
+    from pydicom.uid import RLELossless
+
+    bits, samples = 8 * frame.dtype.itemsize, 1 if frame.ndim == 2 else frame.shape[2]
+    facts = {"rows": frame.shape[0], "columns": frame.shape[1], "samples_per_pixel": samples, "number_of_frames": 1}
+    facts |= {"bits_allocated": bits, "bits_stored": bits, "pixel_representation": 0, "planar_configuration": 0}
+    colours = "MONOCHROME2" if samples == 1 else "RGB"
+    encoder = get_encoder(RLELossless)
+    return encoder.encode(frame, encoding_plugin="pydicom", photometric_interpretation=colours, **facts)
+
+
 def _rle() -> Iterator[Coded]:
-    from pydicom.pixel_data_handlers.rle_handler import rle_encode_frame
 
     rgb, (name, uid) = card(), RLE
     grey = luminance(rgb)
 
     def made(photometric: str, frames: list[np.ndarray], expected: np.ndarray, note: str = "", **values: Any) -> Coded:
-        streams = [rle_encode_frame(frame) for frame in frames]
+        streams = [rle_stream(frame) for frame in frames]
         return Coded(name, photometric, note, dicom(uid, photometric, frames[0], streams, **values), expected)
 
     yield made("MONOCHROME2", [grey], grey[None])

@@ -82,7 +82,7 @@ def viewers_seg(
     from ultrarefiner_monai.dicom.seg import make_seg
 
     ds: Any = pydicom.Dataset(make_seg(mask, files, made=made, author="Roe^Jane"))  # type: ignore[arg-type]
-    ds.file_meta, ds.is_little_endian, ds.is_implicit_VR = make_meta(ds), True, False
+    ds.file_meta = make_meta(ds)
     ds.Manufacturer, ds.ManufacturerModelName = "A viewer's maker", "Viewer"
     segment = ds.SegmentSequence[0]
     segment.SegmentLabel = "Segment 1"

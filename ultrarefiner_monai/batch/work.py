@@ -135,7 +135,7 @@ class Worker:
         path = mask_path(self.setup, image_id)
         if self.setup.format == "seg":
             with replacing(path) as file:
-                seg.save_as(file, write_like_original=False)
+                seg.save_as(file, enforce_file_format=True)
         elif self.setup.format == "png" and image_file.is_volume:
             path = path.with_name(image_id)
             _write_pngs(path, mask, image_file)

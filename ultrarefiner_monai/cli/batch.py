@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ultrarefiner_monai.cli.options import Device, shipped
+from ultrarefiner_monai.cli.options import Device, pair, shipped
 
 app = typer.Typer()
 _SHOWN_FAILURES = 20
@@ -43,7 +43,7 @@ def batch(
     from ultrarefiner_monai.config import serve_config
 
     path = shipped() if model == "compact" else Path(model)
-    conf = dict(_pair(text) for text in option or [])
+    conf = dict(pair(text) for text in option or [])
     config = serve_config(shipped().parents[1] / "config.yaml", conf)  # one way to the PACS, for server and batch
     jobs, setup = plan_batch(studies, out, path, mask_format, processes, store, filters or (), config, device)
     try:
@@ -55,15 +55,6 @@ def batch(
     _report(summary)
     if summary.failed or summary.left:
         raise typer.Exit(1)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    from ultrarefiner_monai.config import ConfigError
-
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise ConfigError(f"--conf expects NAME=VALUE, got {text!r}")
-    return name, value
 
 
 @contextmanager

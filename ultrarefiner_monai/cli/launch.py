@@ -1,4 +1,4 @@
-"""``make serve``: from a checkout to a running MONAI Label server, saying what to open. Imports nothing heavy.
+"""``make serve`` and ``ultrarefiner serve``: from an installation to a running MONAI Label server, saying what to open. Imports nothing heavy.
 
 The console stays quiet: what starts, the token where one is needed, READY with what to open, and the last lines of the
 server's output if it fails. All of that output goes to a log file (``ServerLog``).
@@ -10,42 +10,66 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
+import hashlib
+import importlib.util
 import os
-import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections import deque
-from collections.abc import Iterator
-from io import TextIOWrapper
-from logging.handlers import RotatingFileHandler
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO, cast
 
-ROOT = Path(__file__).resolve().parents[2]
+from ultrarefiner_monai.cli.server_log import LaunchError, ServerLog, written
+from ultrarefiner_monai.core import places
+
 READY_TIMEOUT_S = 600
 GRACE_S = 15
 LOOPBACK = ("127.", "localhost", "::1")
-# The first and last words of the message with the token (``lib/routes/doors.py``): for the console, never for the log.
-TOKEN_BEGINS, TOKEN_ENDS = "This machine can use the server at once.", "(docs/it/security.md)."
-MOST_TOKEN_LINES = 10  # should the last words not come, the log goes on after so many lines
-LOG_BYTES, LOG_FILES, LAST_LINES = 10 << 20, 5, 15
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class LaunchError(Exception):
-    """The server cannot be started; the message says why and what to do."""
+@dataclass(frozen=True)
+class Place:
+    """What is served and where: the app's folder, sample-data, and the home of studies and logs when no folder is given."""
+
+    app: Path
+    samples: Path
+    home: Path
+
+    @classmethod
+    def here(cls) -> Place:
+        """That of this checkout, or of the installed package; LaunchError where there is no app."""
+        try:
+            return cls(places.app_folder(), places.sample_data(), places.home())
+        except ValueError as error:  # InputError
+            raise LaunchError(str(error)) from error
+
+    def runnable(self) -> Path:
+        """The app's folder to serve from: MONAI Label writes its log there, so that of an installed package is copied into home once."""
+        if not (self.app / "main.py").is_file():
+            raise LaunchError(f"{self.app} holds no app: install the package from the repository or from its wheel")
+        if self.home.parent in self.app.parents:
+            return self.app
+        files = sorted(p for p in self.app.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+        facts = [(str(p.relative_to(self.app)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        folder = self.home / f"app-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+        if not folder.is_dir():
+            part = folder.with_suffix(".part")
+            with written(folder):
+                shutil.rmtree(part, ignore_errors=True)
+                shutil.copytree(self.app, part, ignore=shutil.ignore_patterns("__pycache__"))
+                os.replace(part, folder)
+        return folder
 
 
-def choose_studies(given: str, root: Path = ROOT) -> str:
-    """The absolute studies folder or DICOMweb address. None given: a copy of sample-data in .work, made only once."""
+def choose_studies(given: str, place: Place) -> str:
+    """The absolute studies folder or DICOMweb address. None given: a copy of sample-data in the home folder, made only once."""
     if given.startswith(("http://", "https://")):
         if "@" in given.split("/")[2]:
             raise LaunchError(
@@ -58,27 +82,17 @@ def choose_studies(given: str, root: Path = ROOT) -> str:
         if not folder.is_dir():
             raise LaunchError(f"STUDIES: there is no folder {str(folder)!r}")
         return str(folder)
-    copy, source = root / ".work" / "studies", root / "sample-data"
+    copy, source = place.home / "studies", place.samples
     if not copy.exists():
         if not source.is_dir():
             raise LaunchError(f"there are no sample studies in {source}: give a folder, make serve STUDIES=/path")
         part = copy.with_name("studies.part")
-        with _written(copy):
+        with written(copy):
             shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(source, part, ignore=shutil.ignore_patterns("README.md"))
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, part, ignore=shutil.ignore_patterns("README.md", "__pycache__", "*.py"))
             os.replace(part, copy)
     return str(copy)
-
-
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """LaunchError where ``path`` cannot be made."""
-    try:
-        yield
-    except OSError as error:
-        raise LaunchError(
-            f"cannot write {path}: {error.strerror or error}. Move away what lies there, or make its folder writable"
-        ) from error
 
 
 def check_port(host: str, port: int) -> None:
@@ -96,74 +110,17 @@ def check_port(host: str, port: int) -> None:
             ) from error
 
 
-class ServerLog:
-    """What the server writes to stdout and stderr, line by line into a file that is bounded.
-
-    path: the newest 10 MB, for its owner only; older ones lie beside it as path.1 to path.5. last: the last lines,
-    without colours. Raises LaunchError where the file cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.last = path, deque[str](maxlen=LAST_LINES)
-        self._token_lines = 0  # how many may still belong to the message with the token
-        with _written(path):
-            self._file = _OwnersFile(path, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8")
-        self._file.setFormatter(logging.Formatter("%(message)s"))
-
-    def follow(self, stream: TextIO) -> None:
-        """Write until the server closes ``stream``; the message with the token goes to the console in place of the file.
-
-        Reads on whatever fails: a server whose output nobody takes stands still once the pipe is full.
-        """
-        with contextlib.closing(self._file):
-            for line in stream:
-                with contextlib.suppress(OSError, ValueError):  # ValueError: the console was closed
-                    self._take(_COLOURS.sub("", line.rstrip("\n")))
-
-    def _take(self, text: str) -> None:
-        if self._is_about_token(text):
-            print(text, flush=True)
-            return
-        self.last.append(text)
-        self._file.emit(logging.makeLogRecord({"msg": text}))
-
-    def _is_about_token(self, text: str) -> bool:
-        if text.startswith(TOKEN_BEGINS):
-            self._token_lines = MOST_TOKEN_LINES
-        about = self._token_lines > 0
-        self._token_lines = 0 if text.endswith(TOKEN_ENDS) else max(self._token_lines - 1, 0)
-        return about
-
-
-class _OwnersFile(RotatingFileHandler):
-    """Its mode is 0600: names of images stand in it. A failure is said once, not with each line."""
-
-    _failed = False
-
-    def _open(self) -> TextIOWrapper:
-        def owners(path: str, flags: int) -> int:
-            return os.open(path, flags, 0o600)
-
-        file = cast(TextIOWrapper, open(self.baseFilename, self.mode, encoding=self.encoding, opener=owners))
-        with contextlib.suppress(OSError):  # one that was there before
-            os.chmod(self.baseFilename, 0o600)
-        return file
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if not self._failed:
-            self._failed = True
-            print(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}. The server goes on.", file=sys.stderr)
-
-
-def server_url(host: str, port: int) -> str:
+def server_url(host: str, port: int, tls: bool = False) -> str:
     """The address to open on this machine."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    return f"http{'s' if tls else ''}://{f'[{shown}]' if ':' in shown else shown}:{port}"
 
 
 def wait_until_ready(url: str, running: threading.Event) -> bool:
     """True when the server answers; False when ``running`` was cleared or time is up. Never through a proxy."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    # Its certificate names the department's machine, not the loopback address that is asked here; nothing secret is sent.
+    trusting = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), trusting)
     end = time.monotonic() + READY_TIMEOUT_S
     while running.is_set() and time.monotonic() < end:
         try:
@@ -181,7 +138,7 @@ def _announce(url: str, running: threading.Event, begun: float, port_of_all: int
     if wait_until_ready(url, running):
         seconds = time.monotonic() - begun
         elsewhere = (
-            f"  From other machines: http://ADDRESS-OF-THIS-MACHINE:{port_of_all}; where a token stands above, it is the\n"
+            f"  From other machines: {url.split(':')[0]}://ADDRESS-OF-THIS-MACHINE:{port_of_all}; where a token stands above, it is the\n"
             "  password, with your name as the user (docs/it/security.md).\n"
         )
         print(
@@ -194,15 +151,20 @@ def _announce(url: str, running: threading.Event, begun: float, port_of_all: int
         )
 
 
-def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) -> int:
+def run(studies: str, host: str, port: int, more: list[str], place: Place | None = None) -> int:
     """Start the server and stay until it ends. Returns its exit code; 0 when it was stopped by Ctrl-C or SIGTERM."""
-    app, work = root / "apps" / "ultrarefiner", root / ".work"
-    if not (app / "main.py").is_file():
-        raise LaunchError(f"{app} holds no app: this starts the server from a checkout of the repository")
+    place = place or Place.here()
+    if importlib.util.find_spec("monailabel") is None:
+        raise LaunchError(
+            "MONAI Label is missing; it is installed without what it asks for (setup.cfg says why): "
+            "pip install --no-deps monailabel==0.8.5"
+        )
+    work = place.home
     check_port(host, port)
-    with _written(work):
-        work.mkdir(exist_ok=True)
-    studies, url = choose_studies(studies, root), server_url(host, port)
+    with written(work):
+        work.mkdir(parents=True, exist_ok=True)
+    app, studies = place.runnable(), choose_studies(studies, place)
+    url = server_url(host, port, tls=any(option.split("=")[0] == "--ssl_certfile" for option in more))
     output = ServerLog(work / f"serve-{port}.log")
     if not host.startswith(LOOPBACK):
         print(
@@ -213,15 +175,14 @@ def run(studies: str, host: str, port: int, more: list[str], root: Path = ROOT) 
     print(f"Starting {url} for {studies} (research use only, not a medical device) ...", flush=True)
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", studies]
     command += ["--host", host, "--port", str(port), *more]
-    # Tools that packages bring (itkimage2segimage) lie beside this Python. From .work: a stray .env is not read.
-    environment = {**os.environ, "PATH": str(Path(sys.executable).parent) + os.pathsep + os.environ.get("PATH", "")}
+    environment = dict(os.environ)
     begun, running, stopped = time.monotonic(), threading.Event(), False
     running.set()
     environment["PYTHONUNBUFFERED"] = "1"  # or its output would reach the log in lumps
     print(f"The server's output goes to {output.path}", flush=True)
     server = subprocess.Popen(
         command,
-        cwd=work,
+        cwd=work,  # a stray .env elsewhere is not read
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -116,11 +116,11 @@ def models_adapt(
 ) -> None:
     """Merge an adapter into the model that it was trained over, as one more model. `promote` then serves it; so a server keeps
     several, for its sites or scanners."""
+    from ultrarefiner_monai.core.places import app_folder
     from ultrarefiner_monai.learning.adapters import add_adapter
     from ultrarefiner_monai.models.weights.pretrained import shipped_or_resolved
 
-    app_weights = Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner" / "model"
-    base = shipped_or_resolved(app_weights, weights) if weights else None
+    base = shipped_or_resolved(app_folder() / "model", weights) if weights else None
     found = add_adapter(_registry(studies, work_dir), adapter, name, base)
     typer.echo(
         f"{found.name}, version {found.version}, over {found.facts['start']}: `ultrarefiner models promote {found.name}` serves it"

@@ -21,6 +21,16 @@ Fold = Annotated[str, typer.Option(help="The fold that is held out and reported:
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: a GPU if there is one.")]
 
 
+def pair(text: str) -> tuple[str, str]:
+    """(name, value) of an option of the server, NAME=VALUE."""
+    from ultrarefiner_monai.config import ConfigError
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--conf expects NAME=VALUE, got {text!r}")
+    return name, value
+
+
 def overrides(options: list[str]) -> dict[str, Any]:
     from ultrarefiner_monai.config import ConfigError
 
@@ -54,10 +64,11 @@ def build_predictor(model: str, refiner: str | None, device: str | None) -> Any:
 
 
 def shipped() -> Path:
-    """The compact weights in the app's folder; InputError where the package was installed without the repository."""
+    """The compact weights in the app's folder; InputError where they are not there."""
+    from ultrarefiner_monai.core.places import app_folder
     from ultrarefiner_monai.core.types import InputError
 
-    path = Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner" / "model" / "compact.safetensors"
+    path = app_folder() / "model" / "compact.safetensors"
     if not path.is_file():
         raise InputError(f"the shipped weights are not at {path}: give --model the path of a checkpoint")
     return path

@@ -1,4 +1,4 @@
-"""Commands for the studies of a server: forget an image, send a label to the PACS."""
+"""Commands for a server and its studies: serve them, forget an image, send a label to the PACS."""
 
 from __future__ import annotations
 
@@ -8,6 +8,40 @@ from typing import Annotated
 import typer
 
 app = typer.Typer()
+
+
+@app.command()
+def serve(
+    studies: Annotated[str, typer.Argument(help="A folder, or a PACS's DICOMweb address; else sample-data.")] = "",
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0: the whole network, with a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--conf", metavar="NAME=VALUE", help="An option of the server: weights=FILE, pacs.user=NAME."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate (PEM): the server speaks https.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
+) -> None:
+    """Serve studies to 3D Slicer and browsers, and say what to open. Stops with Ctrl-C."""
+    from ultrarefiner_monai.cli.launch import run
+    from ultrarefiner_monai.cli.options import pair
+    from ultrarefiner_monai.cli.server_log import LaunchError
+    from ultrarefiner_monai.core.types import InputError
+
+    if (tls_cert is None) != (tls_key is None):
+        raise InputError("TLS needs both --tls-cert and --tls-key")
+    more = [part for text in option or [] for part in ("--conf", *pair(text))]
+    for name, path in (("--ssl_certfile", tls_cert), ("--ssl_keyfile", tls_key)):
+        if path is not None and not path.is_file():
+            raise InputError(f"there is no file {path}")
+        more += [] if path is None else [name, str(path.absolute())]
+    try:
+        code = run(studies, host, port, more)
+    except LaunchError as error:
+        raise InputError(f"cannot start: {error}") from error
+    raise typer.Exit(code)
 
 
 @app.command()

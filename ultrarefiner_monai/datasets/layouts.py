@@ -220,13 +220,14 @@ def _write_pair(raw: Raw, dataset: str, out: Path, keep_blank: bool, summary: Su
         raise InputError(raw.problem)
     warnings: list[str] = []
     pixels = read_image(raw.image, warnings)
-    mask, category = np.zeros(pixels.shape[:2], bool), raw.category
-    if any(said not in (None, is_) for said, is_ in zip(raw.said_size, mask.shape, strict=True)):
+    height, width = (int(n) for n in pixels.shape[:2])
+    mask, category = np.zeros((height, width), bool), raw.category
+    if any(said not in (None, is_) for said, is_ in zip(raw.said_size, (height, width), strict=True)):
         told = f"{raw.said_size[1]} x {raw.said_size[0]}"
-        raise InputError(f"{raw.image} is {mask.shape[1]} x {mask.shape[0]} pixels; its annotations are for {told}")
+        raise InputError(f"{raw.image} is {width} x {height} pixels; its annotations are for {told}")
     if raw.instances:
         try:
-            mask = mask_of(list(raw.instances), *mask.shape)
+            mask = mask_of(list(raw.instances), height, width)
         except InputError as error:
             raise InputError(f"{raw.image}: {error}") from error
     elif not raw.masks and category != "normal" and not keep_blank:
@@ -250,8 +251,8 @@ def _write_pair(raw: Raw, dataset: str, out: Path, keep_blank: bool, summary: Su
         "dataset": dataset,
         "class": category,
         "patient": raw.patient and f"{dataset}:{raw.patient}",
-        "width": mask.shape[1],
-        "height": mask.shape[0],
+        "width": width,
+        "height": height,
         "n_masks": len(raw.masks) or len(raw.instances),
         "lesion_fraction": f"{mask.mean():.5f}" if not mask.any() or mask.mean() > 5e-6 else f"{mask.mean():.3g}",
         "spacing_mm": "",

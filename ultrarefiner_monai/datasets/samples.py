@@ -127,7 +127,6 @@ def dicom_bytes(
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = sop_class, uids[0]
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds: Any = FileDataset("", {}, file_meta=_file_meta(meta), preamble=b"\0" * 128)
-    ds.is_little_endian, ds.is_implicit_VR = True, False
     ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID, ds.StudyInstanceUID = sop_class, *uids
     ds.PatientName, ds.PatientID = f"PHANTOM^{number:02d}", f"PHANTOM-{number:02d}"
     ds.PatientBirthDate, ds.PatientSex, ds.StudyDate, ds.StudyTime = "", "O", "20000101", "000000"
@@ -154,7 +153,7 @@ def dicom_bytes(
         ds.LossyImageCompression, ds.LossyImageCompressionMethod = "01", "ISO_10918_1"
         ds.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     out = DicomBytesIO()
-    ds.save_as(out, write_like_original=False)
+    ds.save_as(out, enforce_file_format=True)
     return out.getvalue()
 
 

@@ -119,7 +119,8 @@ def _read_around(path: Path, meta: Any, header_only: bool) -> Any | None:
                     read_undefined_length_value(file, little, SequenceDelimiterTag)
     except Exception:
         return None
-    dataset.file_meta, dataset.is_little_endian, dataset.is_implicit_VR = meta, little, implicit
+    dataset.file_meta = meta
+    dataset.set_original_encoding(implicit, little)
     return dataset
 
 
@@ -146,7 +147,8 @@ def _inflated(path: Path, meta: Any, header_only: bool) -> Any:
         why = f"inflates to more than {_INFLATED_BYTES >> 20} MB" if unpacker.unconsumed_tail else "is truncated"
         raise InputError(f"{path.name} is deflated and {why}: export it uncompressed, or with JPEG, JPEG 2000 or RLE")
     dataset = read_dataset(io.BytesIO(content), False, True, stop_when=_at_pixels if header_only else None)
-    dataset.file_meta, dataset.is_little_endian, dataset.is_implicit_VR = meta, True, False
+    dataset.file_meta = meta
+    dataset.set_original_encoding(False, True)
     return dataset
 
 

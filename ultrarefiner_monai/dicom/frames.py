@@ -6,6 +6,7 @@ in the pixels than in the header give a warning; fewer are refused.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -29,8 +30,6 @@ def native_frames(name: str, dataset: Any, count: int, warnings: list[str]) -> l
     if len(data) < size * count:
         raise InputError(f"{name} is truncated: {size * count} bytes of pixels announced, {len(data)} there")
     _say_more(dataset, count, len(data) * 8 // bits, warnings)
-    if count == 1:
-        return [data]
     parts = [data[k * size : (k + 1) * size] for k in range(count)]
     return [part + b"\0" * (len(part) % 2) for part in parts]
 
@@ -62,13 +61,10 @@ def _say_more(dataset: Any, count: int, there: int, warnings: list[str]) -> None
 
 def _fragments(data: bytes) -> tuple[list[int], list[bytes]]:
     """(offset table, fragments) of an encapsulated value."""
-    from pydicom.encaps import generate_pixel_data_fragment, get_frame_offsets
-    from pydicom.filebase import DicomBytesIO
+    from pydicom.encaps import generate_fragments, parse_basic_offsets
 
-    file = DicomBytesIO(data)
-    file.is_little_endian = True
-    has_table, offsets = get_frame_offsets(file)
-    return offsets if has_table else [], list(generate_pixel_data_fragment(file))
+    file = io.BytesIO(data)
+    return parse_basic_offsets(file), list(generate_fragments(file))
 
 
 def _by_offsets(table: Sequence[int], fragments: Sequence[bytes]) -> list[list[bytes]]:

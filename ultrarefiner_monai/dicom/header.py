@@ -200,10 +200,10 @@ def transfer_syntax(name: str, dataset: Any, warnings: list[str]) -> str:
         found = _syntax_of_stream(bytes(dataset.PixelData))
         if found is None:
             raise InputError(f"{name} does not say how its pixels are coded (TransferSyntaxUID), nor do they show it")
-    elif dataset.is_implicit_VR:
+    elif dataset.original_encoding[0]:
         found = str(ImplicitVRLittleEndian)
     else:
-        found = str(ExplicitVRLittleEndian if dataset.is_little_endian else ExplicitVRBigEndian)
+        found = str(ExplicitVRBigEndian if dataset.original_encoding[1] is False else ExplicitVRLittleEndian)
     uid = UID(found)
     warnings.append(f"the file does not say how its pixels are coded (TransferSyntaxUID): taken for {uid.name}")
     dataset.file_meta.TransferSyntaxUID = uid

@@ -69,7 +69,7 @@ def frame_loader(
     else:
         parts = native_frames(name, dataset, count, warnings)
     # Not the dataset itself: it holds all pixels once more.
-    coding, kind = (dataset.is_little_endian, dataset.is_implicit_VR), dataset["PixelData"].VR
+    coding, kind = dataset.original_encoding, dataset["PixelData"].VR
 
     def decode(index: int) -> Decoded:
         from pydicom import Dataset
@@ -78,15 +78,16 @@ def frame_loader(
         for element in header.values():
             one.add(copy(element))  # what decodes rewrites them
         one.file_meta = meta
-        one.is_little_endian, one.is_implicit_VR = coding
+        one.set_original_encoding(*coding)
         one.PixelData = parts[index]
         one["PixelData"].VR = kind
         one["PixelData"].is_undefined_length = compressed
         try:
             return _decoded(one, size)
         except Exception as error:  # every decoder has its own errors
+            words = " ".join(str(error).split())  # of several decoders: several lines
             raise InputError(
-                f"{name}: frame {index} cannot be decoded ({syntax.name}; {type(error).__name__}: {error})"
+                f"{name}: frame {index} cannot be decoded ({syntax.name}; {type(error).__name__}: {words})"
             ) from error
 
     return grey_loader(dataset, count, decode, warnings, scale or Scale(), _SAMPLES[compressed])
@@ -136,6 +137,8 @@ def _jpeg_grey(image: Any, photometric: str) -> np.ndarray:
 
 
 def _decoded(one: Any, size: tuple[int, int]) -> Decoded:
+    from pydicom.pixels import get_decoder
+
     if one.file_meta.TransferSyntaxUID.startswith("1.2.840.10008.1.2.4."):  # JPEG and its kin
         check_stream(one.PixelData, *size)
     named = str(one.PhotometricInterpretation)
@@ -145,8 +148,11 @@ def _decoded(one: Any, size: tuple[int, int]) -> Decoded:
     else:
         if named == "YBR_PARTIAL_422":  # stored alike; pydicom knows the other name only
             one.PhotometricInterpretation = "YBR_FULL_422"
-        pixels = one.pixel_array
-        photometric = str(one.PhotometricInterpretation)  # decoders set it to RGB where they have converted
+        # raw: colours stay as they are stored; what a decoder has turned to RGB all the same, it says. Bits beyond those that the
+        # header announces are kept: it is often wrong, and ``grey_loader`` looks.
+        decoder = get_decoder(one.file_meta.TransferSyntaxUID)
+        pixels, facts = decoder.as_array(one, raw=True, correct_unused_bits=False)
+        photometric = str(facts["photometric_interpretation"])
     if pixels.shape[:2] != size:
         raise ValueError(f"the stream is {pixels.shape[1]} x {pixels.shape[0]}, the header says {size[1]} x {size[0]}")
     if photometric == "PALETTE COLOR":
@@ -170,10 +176,10 @@ def _plain_decoder(syntax: str, dataset: Any) -> Callable[[bytes], np.ndarray] |
 
 
 def _palette_grey(one: Any, pixels: np.ndarray) -> np.ndarray:
-    from pydicom.pixel_data_handlers.util import apply_color_lut
+    from pydicom.pixels import apply_color_lut
 
     names = [f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue")]
-    if not one.is_little_endian and "GreenPaletteColorLookupTableData" in one:
+    if one.original_encoding[1] is False and "GreenPaletteColorLookupTableData" in one:
         if int(one.GreenPaletteColorLookupTableDescriptor[2]) == 16:  # pydicom takes the tables for little endian
             for name in names:
                 setattr(one, name, np.frombuffer(one[name].value, ">u2").astype("<u2").tobytes())

@@ -90,6 +90,7 @@ def make_seg(
         omit_empty_frames=False,
         series_description=f"{MODEL_NAME} {'proposal' if made == 'AUTOMATIC' else 'label'}",
     )
+    _forwards(seg)
     _reference(seg, shown, donors)
     stamp(seg, time or datetime.now())
     return hd.seg.Segmentation.from_dataset(seg, copy=False)
@@ -227,6 +228,19 @@ def _ratio(header: Any) -> float:
     samples = int(header.get("SamplesPerPixel", 1)) * int(header.get("NumberOfFrames", None) or 1)
     bits = int(header.Rows) * int(header.Columns) * samples * int(header.get("BitsAllocated", 8))
     return round(max(1.0, bits / 8 / max(1, Path(header.filename).stat().st_size)), 2)
+
+
+def _forwards(seg: Any) -> None:
+    """highdicom (from 0.24 on) puts the frames against the slices' normal: a cine would begin with its last frame."""
+    from pydicom.pixels import pack_bits
+
+    groups = list(seg.PerFrameFunctionalGroupsSequence)
+    indices = [list(group.FrameContentSequence[0].DimensionIndexValues) for group in groups]
+    for group, index in zip(groups[::-1], indices):
+        group.FrameContentSequence[0].DimensionIndexValues = index
+    pixels = seg.pixel_array.reshape(len(groups), int(seg.Rows), int(seg.Columns))
+    seg.PerFrameFunctionalGroupsSequence = groups[::-1]
+    seg.PixelData = pack_bits(np.ascontiguousarray(pixels[::-1]))
 
 
 def _reference(seg: Any, shown: list[SourceFrame], donors: list[Any]) -> None:

@@ -168,7 +168,7 @@ def table_of(dataset: Any) -> Table | None:
         if len(descriptor) != 3 or data is None:
             continue
         count, first, bits = (int(n) for n in descriptor)
-        order = "<" if dataset.is_little_endian else ">"
+        order = ">" if dataset.original_encoding[1] is False else "<"
         entries = np.frombuffer(data, f"{order}u2") if isinstance(data, bytes) else np.array(data, ndmin=1)
         entries = entries[: count or 1 << 16].astype(np.float32)
         if len(entries) > 1 and entries.max() > 0:

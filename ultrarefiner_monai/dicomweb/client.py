@@ -220,7 +220,7 @@ class Pacs(Connection):
         bodies = []
         for dataset in datasets:
             buffer = io.BytesIO()
-            dataset.save_as(buffer, write_like_original=False)
+            dataset.save_as(buffer, enforce_file_format=True)
             bodies.append(buffer.getvalue())
         body, kind = related(bodies, "application/dicom")
 

@@ -93,9 +93,9 @@ def _native(dataset: Any, count: int) -> Callable[[int], bytes] | None:
 
 
 def _packed(dataset: Any, count: int) -> Callable[[int], bytes] | None:
-    from pydicom.encaps import generate_pixel_data_frame
+    from pydicom.encaps import generate_frames
 
-    parts = list(generate_pixel_data_frame(dataset.PixelData, count))
+    parts = list(generate_frames(dataset.PixelData, number_of_frames=count))
     return None if len(parts) < count else lambda k: parts[k]
 
 
@@ -179,7 +179,6 @@ def as_file(instance: Instance) -> bytes:
     meta.MediaStorageSOPInstanceUID = instance.dataset.SOPInstanceUID
     meta.TransferSyntaxUID = instance.transfer_syntax
     ds: Any = FileDataset("", deepcopy(instance.dataset), file_meta=meta, preamble=b"\0" * 128)
-    ds.is_little_endian, ds.is_implicit_VR = True, False
     parts = [instance.frame(k) for k in range(instance.frames)]
     if instance.transfer_syntax == EXPLICIT:
         pixels = b"".join(parts)
@@ -189,7 +188,7 @@ def as_file(instance: Instance) -> bytes:
         ds.PixelData = encapsulate(parts)
         ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
     buffer = io.BytesIO()
-    ds.save_as(buffer, write_like_original=False)
+    ds.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 

@@ -57,7 +57,7 @@ class Outbox:
             uid = check_uid(str(dataset.SOPInstanceUID), "SOPInstanceUID")
             with self._lock:  # the time orders them: no two at once
                 with replacing(self.folder / f"{time.time_ns():020d}-{uid}.dcm") as file:
-                    dataset.save_as(file, write_like_original=False)
+                    dataset.save_as(file, enforce_file_format=True)
                 self._ours.add(uid)
                 with self._ledger.open("a") as ledger:  # after the file: what is not kept was not sent
                     ledger.write(f"{uid}\n")

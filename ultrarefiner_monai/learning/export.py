@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ultrarefiner_monai.core.places import app_folder
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.learning.pointer import CONFIGURED
 from ultrarefiner_monai.learning.quick.overlay import read_quick
@@ -47,4 +48,4 @@ def export(registry: Registry, out: Path, weights: str = "") -> str:
 
 
 def _configured(weights: str) -> Path:
-    return shipped_or_resolved(Path(__file__).resolve().parents[2] / "apps" / "ultrarefiner" / "model", weights)
+    return shipped_or_resolved(app_folder() / "model", weights)

@@ -152,7 +152,7 @@ def _bridges(extra: np.ndarray, label: np.ndarray, radius: float) -> np.ndarray:
     rim = max(2.0, _RIM * radius)
     neck = (away > rim) & (away <= rim + 1.5)
     numbers, count = ndimage.label(extra & (away > rim), EIGHT)
-    widths = np.bincount(numbers[neck], minlength=count + 1) / max(1, np.count_nonzero(neck))
+    widths = np.bincount(numbers[neck], minlength=count + 1) / max(1, int(np.count_nonzero(neck)))
     reach = ndimage.maximum(away, numbers, np.arange(count + 1)) if count else np.zeros(1)
     is_bridge = (widths > 0) & (widths <= _NECK) & (np.asarray(reach) >= _REACH * radius)
     is_bridge[0] = False

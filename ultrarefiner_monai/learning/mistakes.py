@@ -43,7 +43,7 @@ class Mistake:
 
 def mistake_of(name: str, outline: np.ndarray, label: np.ndarray, weight: float = 1.0) -> Mistake:
     """outline, label: (H, W), non-zero inside."""
-    area = np.count_nonzero(label)
+    area = int(np.count_nonzero(label))
     diameter = 2 * math.sqrt(area / math.pi) / min(label.shape)
     return Mistake(name, kinds_of(outline, label), dice_of(outline, label), area > 0, diameter, weight)
 

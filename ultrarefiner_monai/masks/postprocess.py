@@ -137,7 +137,7 @@ def safety_net(
         raise ValueError(f"safety_net needs masks of one shape, got {coarse_mask.shape} and {refined_mask.shape}")
     if not config.enabled:
         return refined_mask, None
-    coarse_area, refined_area = np.count_nonzero(coarse_mask), np.count_nonzero(refined_mask)
+    coarse_area, refined_area = (int(np.count_nonzero(m)) for m in (coarse_mask, refined_mask))
     if coarse_area == 0 and refined_area == 0:
         return refined_mask, None
     rule = _rule(coarse_mask, refined_mask, coarse_area, refined_area, config)

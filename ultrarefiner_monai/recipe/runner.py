@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,6 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: steps are not locked there
+    fcntl = None  # type: ignore[assignment]
 
 from ultrarefiner_monai.core.files import replacing
 from ultrarefiner_monai.core.types import InputError
@@ -117,6 +121,8 @@ def _lock_of(job: Job) -> IO[str]:
     which nobody holds it; a lock of ``filelock`` cannot be handed on.
     """
     file = (job.out / f".{job.part or 'step'}.lock").open("w")
+    if fcntl is None:
+        return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -50,7 +50,7 @@ def combined(parts: Sequence[Scores]) -> Scores:
     presences = [part.presence for part in parts if part.presence is not None]
     found = [part for part in parts if part.found] or list(parts)
     return Scores(
-        np.mean([part.vector for part in parts], axis=0, dtype=np.float32),
+        np.asarray(np.mean([part.vector for part in parts], axis=0, dtype=np.float32)),
         max(part.disagreement for part in found),
         max(part.boundary_entropy for part in found),
         any(part.found for part in parts),

@@ -145,7 +145,7 @@ class Table:
         """(posts, shares, 2) bool."""
         figures, edges = self.shown
         coarse, coarse_edges = (x[:, -1:, :1] for x in (figures, edges))  # the last share is 0
-        return ~self.harms(figures, edges, coarse, coarse_edges).any(axis=(-1, -2))
+        return np.asarray(~self.harms(figures, edges, coarse, coarse_edges).any(axis=(-1, -2)))
 
     def _best(
         self, harmless: np.ndarray, bars: Sequence[float], also: np.ndarray | None = None, least: float = -np.inf

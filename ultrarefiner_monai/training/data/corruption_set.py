@@ -154,7 +154,7 @@ def _shard(out: Path, number: int) -> Path:
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
     with replacing(path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def _run(jobs: list[tuple], workers: int) -> Iterator[None]:

@@ -82,7 +82,7 @@ def _touches(boxes: np.ndarray, lesions: np.ndarray) -> np.ndarray:
     """(n, 4), (m, 4) -> (n,): whether a box has a pixel in common with any of the others."""
     b, o = boxes[:, None], lesions[None]
     apart = (b[..., 2] <= o[..., 0]) | (b[..., 0] >= o[..., 2]) | (b[..., 3] <= o[..., 1]) | (b[..., 1] >= o[..., 3])
-    return ~apart.all(axis=1)
+    return np.asarray(~apart.all(axis=1))
 
 
 def _crop_of(item: Item, seed: int, k: int) -> np.ndarray | None:

@@ -96,7 +96,7 @@ def _dicom_seg(model: str, path: Path, outline: Outline) -> bytes:
     files = sort_instances(dicom_files(path)) if path.is_dir() else [path]
     seg = make_seg(outline.mask, files, model, str(outline.reply["version"]))
     buffer = io.BytesIO()
-    seg.save_as(buffer, write_like_original=False)
+    seg.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 

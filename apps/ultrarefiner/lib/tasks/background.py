@@ -26,6 +26,7 @@ from typing import Any
 from monailabel.utils.async_tasks.utils import background_executors, background_processes, background_tasks
 
 from ultrarefiner_monai.core.messages import public_values
+from ultrarefiner_monai.core.processes import KILLED, kill_with_children
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Background:
             running = list(self._processes.values())
             self._processes.clear()
         for process in running:
-            _kill(process)
+            kill_with_children(process)
         if stopped:
             logger.info("%d %s task(s) are stopped", len(stopped), self.method)
         return stopped[0] if stopped else None
@@ -107,7 +108,7 @@ class Background:
         reader = threading.Thread(target=self._read, args=(process, task["details"]), daemon=True)
         reader.start()
         code = process.wait()
-        _kill(process)  # what it left
+        kill_with_children(process)  # what it left
         reader.join(10)
         logger.info("%s task ended with code %d", self.method, code)
         with self._lock:
@@ -162,7 +163,7 @@ NOT_DONE = "was not trained: "  # in the last line of a child that failed, befor
 
 def _reason(code: int, lines: list[str]) -> str:
     """Why a child ended, from its exit code and its last lines."""
-    if code == -signal.SIGKILL:  # what the system does where memory is short
+    if code == KILLED:  # what the system does where memory is short
         return SHORT_OF_MEMORY
     said = next((line.split(NOT_DONE, 1)[1] for line in reversed(lines) if NOT_DONE in line), "")
     if said:
@@ -172,12 +173,6 @@ def _reason(code: int, lines: list[str]) -> str:
             return f"its process ended by {signal.Signals(-code).name}"
     last = lines[-1] if lines else ""
     return f"its process ended with code {code}" + (f": {last:.300}" if last else "")
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    """The process and all of its group, at once."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _now() -> str:

@@ -41,7 +41,8 @@ def main() -> None:
     end_with(int(sys.argv.pop(1)))
     own = os.getpid()
     # Workers that load data end with this process in the same way.
-    os.register_at_fork(after_in_child=lambda: end_with(own))
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: end_with(own))
     runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 

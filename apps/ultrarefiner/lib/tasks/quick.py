@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from lib.tasks.background import CHILD, SHORT_OF_MEMORY
 from lib.tasks.served import Served, device_of
 from ultrarefiner_monai.config import ServeConfig, to_dict
 from ultrarefiner_monai.core.messages import public
+from ultrarefiner_monai.core.processes import KILLED, kill_with_children
 from ultrarefiner_monai.learning.quick.worker import ANSWER
 from ultrarefiner_monai.studies.training_folder import read_json
 from ultrarefiner_monai.studies.work_folder import WorkFolder
@@ -93,7 +93,7 @@ class QuickWorker:
             process = self._process
             self._lock.notify_all()
         if process is not None:
-            _kill(process)
+            kill_with_children(process)
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class QuickWorker:
 
         def end_late() -> None:
             late.set()
-            _kill(process)
+            kill_with_children(process)
 
         watch = threading.Timer(self._late, end_late)
         watch.daemon = True
@@ -210,7 +210,7 @@ class QuickWorker:
         if self._closed:
             return
         if not found or "error" in found:
-            ended = SHORT_OF_MEMORY if code == -signal.SIGKILL else f"its process ended with code {code}"
+            ended = SHORT_OF_MEMORY if code == KILLED else f"its process ended with code {code}"
             self._error = public(str(found.get("error") or ended))
             self._counts["failed"] += 1
             logger.warning("quick learning came to nothing after %.1f s: %s", seconds, self._error)
@@ -229,15 +229,10 @@ class QuickWorker:
         self.served.now()  # follows the pointer in a thread: the next request finds it loaded
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
 def _end(process: subprocess.Popen[str] | None) -> None:
     """End a process, if there is one, and let go of it."""
     if process is not None:
-        _kill(process)
+        kill_with_children(process)
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
