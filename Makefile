@@ -1,6 +1,7 @@
 # make serve   set everything up and serve apps/ultrarefiner (a copy of sample-data, or STUDIES=...) on 127.0.0.1
 # make test    what CI runs: lint, types, every test          make quick   the same without slow and server tests
-# make clean   remove what the tools left behind              make distclean   the environment as well
+# make clean   remove what the tools left behind              make distclean   the environments as well
+# make slicer-check   3D Slicer's own code (1 GB, an environment of its own) reads what the server sends, and writes to it
 #
 # Variables: STUDIES (folder or DICOMweb address; spaces are fine), HOST, PORT, PYTHON (a Python 3.10-3.14), TORCH=cpu (no CUDA
 #            libraries: 5 GB less), ARGS (more options for monailabel start_server, such as ARGS="--conf refiner_weights ultrasam").
@@ -21,16 +22,17 @@ export STUDIES HOST PORT PYTHON
 
 VENV := .venv
 BIN := $(VENV)/bin
+SLICER := .venv-slicer
 comma := ,
 # Installed without what it asks for: setup.cfg says why, and names what it needs.
 MONAILABEL := monailabel==0.8.5
 # Where PyTorch without CUDA lies.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help serve test quick lint clean distclean
+.PHONY: help serve test quick slicer-check lint clean distclean
 
 help:
-	@sed -n '1,6s/^# \{0,1\}//p' Makefile
+	@sed -n '1,8s/^# \{0,1\}//p' Makefile
 
 # --- environment: one stamp per extra, made again when setup.cfg changes ------------------------------------------------
 
@@ -115,10 +117,21 @@ test: lint
 quick: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not server"
 
+# 3D Slicer's own code, without its windows: it brings VTK and ITK of its own.
+$(SLICER)/.ready: | $(VENV)/.test
+	@echo "Installing 3D Slicer's code into $(SLICER): about 1 GB"
+	$(BIN)/python -m venv $(SLICER)
+	$(SLICER)/bin/python -m pip install --disable-pip-version-check --quiet "slicer-core>=5.13,<6"
+	touch $@
+
+slicer-check: $(SLICER)/.ready
+	@export ULTRAREFINER_SLICER_PYTHON="$$PWD/$(SLICER)/bin/python"
+	$(BIN)/python -m pytest tests/app/test_slicer_judge.py
+
 clean:
 	rm -rf build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)*' -prune -exec rm -rf {} +
 
 # .work holds studies, proposals and labels: it is never removed by a make target.
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(SLICER)

@@ -15,7 +15,6 @@ from lib.tasks.progress import Summary
 from ultrarefiner_monai.core.types import NOTICE
 from ultrarefiner_monai.learning.progress import RECENT, WINDOW, Curve, Progress
 
-REFRESH_SECONDS = 60
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1c2733; --soft: #5a6875; --rule: #dbe1e7;
 --line: #0b62a4; --mark: #8a5a00; --good: #1d6f42; --bad: #a3301f; --rail: #e4e9ee; --notice: #fff3d6; }
@@ -105,10 +104,10 @@ def status_page(facts: Facts) -> str:
         )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"/><meta name="viewport" content="width=device-width, initial-scale=1"/>
-<meta http-equiv="refresh" content="{REFRESH_SECONDS}"/><title>{escape(facts.name)}: status</title>
+<title>{escape(facts.name)}: status</title>
 <style>{_STYLE}</style></head><body>
 <h1>{escape(facts.name)}: what it learns</h1>
-<p class="soft">{clock(facts.now, seconds=True)}, renewed each minute. {escape(NOTICE)} <a href="../">Start page</a></p>
+<p class="soft">{clock(facts.now, seconds=True)} (<a href="status">as it is now</a>). {escape(NOTICE)} <a href="../">Start page</a> · <a href="worklist">Worklist</a></p>
 {notes}
 {_tiles(facts)}
 <div class="cards charts">{_charts(facts)}</div>
