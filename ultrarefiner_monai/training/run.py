@@ -190,7 +190,8 @@ def _build(config: TrainConfig, split: Split, out: Path, device: str, meta: dict
 def _facts(split: Split, out: Path, device: str, meta: dict[str, str]) -> dict[str, str]:
     several = len(sets_of([i for part in vars(split).values() for i in part])) > 1
     counts = {name: _counted(part, several) for name, part in vars(split).items()}
-    return {**meta, **counts, "device": device, "results": str(out)}
+    together = f" and {ddp.count() - 1} more, one for each of {ddp.count()} processes" if ddp.count() > 1 else ""
+    return {**meta, **counts, "device": device + together, "results": str(out)}
 
 
 def _counted(items: Sequence[Item], several: bool) -> str:
