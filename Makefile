@@ -38,11 +38,7 @@ help:
 
 # The number: an environment of before is not brought up to date, but made anew (pydicom 3, numpy 2; and much less in it).
 $(VENV)/.python-2:
-	@if [ -e $(VENV)/.python ]; then
-	  echo "$(VENV) is of an older version, with other packages: it is removed and made anew"
-	  rm -rf $(VENV)
-	fi
-	if [ -n "$$PYTHON" ]; then candidates=("$$PYTHON"); else candidates=(python3.11 python3.12 python3.13 python3.14 python3.10 python3); fi
+	@if [ -n "$$PYTHON" ]; then candidates=("$$PYTHON"); else candidates=(python3.11 python3.12 python3.13 python3.14 python3.10 python3); fi
 	fits='import sys, venv, ensurepip; raise SystemExit(not (3, 10) <= sys.version_info[:2] < (3, 15))'
 	chosen=""
 	for candidate in "$${candidates[@]}"; do
@@ -54,6 +50,11 @@ $(VENV)/.python-2:
 	  echo "To name one: make serve PYTHON=/path/to/python3.11" >&2
 	  exit 1
 	fi
+	if [ -e $(VENV)/.python ]; then
+	  echo "$(VENV) is of an older version, with other packages: it is made anew, and kept as $(VENV).old until that is done"
+	  rm -rf $(VENV).old
+	  mv $(VENV) $(VENV).old
+	fi
 	echo "Making $(VENV) with $$("$$chosen" --version) ($$chosen)"
 	"$$chosen" -m venv $(VENV)
 	touch $@
@@ -62,7 +63,7 @@ $(VENV)/.python-2:
 define install
 	@mkdir -p .work
 	log=.work/install.log
-	echo "Installing .[$(1)] into $(VENV): the first time some minutes and 7 GB of disk (TORCH=cpu: 2). All output: $$log"
+	echo "Installing .[$(1)] into $(VENV): the first time some minutes and 7 GB of disk (TORCH=cpu: 2.5). All output: $$log"
 	pip=($(BIN)/python -m pip install --disable-pip-version-check --progress-bar off)
 	set -m  # a process group of its own, so that Ctrl-C can end pip with its children
 	torch=(true)
@@ -81,6 +82,7 @@ define install
 	if [ -t 1 ]; then printf '\r\033[K'; fi
 	wait $$job || { tail -n 25 $$log >&2; echo "The installation failed; all of its output: $$log" >&2; exit 1; }
 	echo "Installed after $$SECONDS s"
+	rm -rf $(VENV).old
 	# monailabel's own start script breaks paths with spaces and needs an activated environment: put a sound one there. It also
 	# serves sample-data where no studies are named.
 	printf '%s\n' '#!/bin/sh' 'bin="$$(cd "$$(dirname "$$0")" && pwd)"' 'PATH="$$bin:$$PATH"; export PATH' \

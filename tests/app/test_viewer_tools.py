@@ -139,6 +139,10 @@ def test_a_series_may_hold_several_images(server, chromium) -> None:  # noqa: F8
     page = ViewerPage(chromium, server.url)
     page.open_study(server.two)
     assert page.image == "part1"
+    other = ViewerPage(chromium, server.url)
+    other.open_from_worklist("part2")
+    assert other.image == "part2", "the worklist's entry is the image, not the study"
+    other.close()
     page.click(40, 30)
     page.page.mouse.move(*page.at(50, 40))
     page.page.mouse.wheel(0, 100)
@@ -153,4 +157,52 @@ def test_a_series_may_hold_several_images(server, chromium) -> None:  # noqa: F8
     mask = page.shown().reshape(80, 100)
     page.accept()
     assert np.array_equal(final_of(server, "part2"), mask) and final_of(server, "part1") is None
+    page.close()
+
+
+def test_next_sample_from_the_worklist_is_the_users_own(server, chromium) -> None:  # noqa: F811
+    page = ViewerPage(chromium, server.url)
+    page.page.goto(f"{server.url}/ultrarefiner/worklist")
+    page.page.get_by_role("button", name="Next sample").click()
+    page.wait("Proposed", "Final label")
+    assert "Another user" not in page.page.locator(".ultrarefiner").text_content()
+    handed = page.image
+    page.press("n")
+    page.page.wait_for_function("old => document.querySelector('.ultrarefiner h2')?.textContent !== old", arg=handed)
+    page.wait("Proposed", "Final label")
+    page.close()
+
+
+def test_what_is_not_saved_stays_while_the_server_is_slow(server, chromium) -> None:  # noqa: F811
+    """A stroke that is made while an answer is awaited can be undone, and an answer never lands on another image."""
+    page = ViewerPage(chromium, server.url)
+    page.open_study(server.two)
+    held: list = []
+    page.page.route("**/viewer/outline", lambda route: held.append(route))
+    before = page.shown()
+    page.page.mouse.click(*page.at(40, 30))
+    page.page.wait_for_function("() => document.querySelectorAll('.ultrarefiner-marks > div').length === 1")
+    page.press("l")
+    page.drag((20, 20), (60, 20), (60, 50), (20, 50))
+    page.wait("Changed")
+    drawn = page.shown()
+    assert not np.array_equal(drawn, before)
+    held.pop().continue_()
+    page.wait("Proposed")
+    page.press("z")
+    assert np.array_equal(page.shown(), drawn), "undo brings back what was drawn meanwhile"
+    page.press("f")
+    page.page.mouse.click(*page.at(70, 60))
+    page.page.wait_for_timeout(200)
+    page.page.mouse.wheel(0, 100)
+    page.page.wait_for_function("() => document.querySelector('.ultrarefiner h2').textContent === 'part2'")
+    page.page.wait_for_timeout(300)
+    empty = page.shown()
+    held.pop(0).continue_()
+    page.page.wait_for_timeout(1000)
+    assert np.array_equal(page.shown(), empty), "an answer about part1 is not drawn on part2"
+    page.page.unroute("**/viewer/outline")
+    for route in held:
+        route.continue_()
+    page.wait("Proposed", "Final label")
     page.close()

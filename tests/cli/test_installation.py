@@ -68,11 +68,12 @@ def test_what_stands_in_says_so_when_it_is_used() -> None:
 def test_start_server_without_studies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stock, "choose_studies", lambda given, place: "COPY")
     app = str(ROOT / "apps" / "ultrarefiner")
-    for given in (["--app", app], [f"--app={app}"], ["-a", app, "--port", "1"]):
+    for given in (["--app", app], [f"--app={app}"], ["-a", app, "--port", "1"], [f"-a{app}"]):
         assert stock.completed(["start_server", *given]) == ["start_server", *given, "--studies", "COPY"]
     for given in (
         ["--app", app, "--studies", "x"],
         ["--app", app, "-s", "x"],
+        [f"-a{app}", "-sx"],
         ["--app", app, "--stud=x"],
         ["--app", "/other"],
     ):
@@ -180,7 +181,7 @@ def test_it_serves_without_what_only_posix_systems_have(tmp_path: Path) -> None:
     studies = tmp_path / "studies"
     shutil.copytree(ROOT / "sample-data", studies)
     port, log = free_port(), tmp_path / "log"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "USERNAME": "anna"}  # as on Windows
     command = [
         sys.executable,
         "-c",

@@ -86,9 +86,9 @@ def test_it_says_what_it_is(tmp_path: Path) -> None:
     assert (segment.SegmentAlgorithmType, seg.SegmentationType) == ("SEMIAUTOMATIC", "BINARY")
     assert seg.StudyInstanceUID == source.StudyInstanceUID and seg.PatientID == source.PatientID
     shown = [g.DerivationImageSequence[0].SourceImageSequence[0] for g in seg.PerFrameFunctionalGroupsSequence]
-    assert {(i.ReferencedSOPClassUID, int(i.ReferencedFrameNumber)) for i in shown} == {
+    assert [(i.ReferencedSOPClassUID, int(i.ReferencedFrameNumber)) for i in shown] == [
         (source.SOPClassUID, n) for n in (1, 3, 5)
-    }
+    ]
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == source.SeriesInstanceUID
     # Two results about one image are about one lesion.
     other = make_seg(lesions(5) * 0, files, "sam_refiner", "8")
@@ -106,16 +106,14 @@ def test_a_conforming_object(tmp_path: Path) -> None:
 
 def test_frames_with_a_place_keep_it(tmp_path: Path) -> None:
     files = stills(tmp_path)
-    for k, path in enumerate(files):  # the first lies last: highdicom sorts by position
+    for k, path in enumerate(files):  # against the slices' normal
         place = {"ImagePositionPatient": [1.5, 2.5, 30.0 - k], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
         change(path, FrameOfReferenceUID="1.2.3", PositionReferenceIndicator="", **place)
     mask = lesions(3)
     seg = make_seg(mask, files, "x", "1")
     assert seg.FrameOfReferenceUID == "1.2.3"
-    assert [g.PlanePositionSequence[0].ImagePositionPatient[2] for g in seg.PerFrameFunctionalGroupsSequence] == [
-        28,
-        30,
-    ]
+    groups = seg.PerFrameFunctionalGroupsSequence
+    assert [g.PlanePositionSequence[0].ImagePositionPatient[2] for g in groups] == [30, 28], "in the mask's order"
     path = saved(seg, tmp_path / "seg")
     assert np.array_equal(by_highdicom(path, files, 3), mask) and np.array_equal(read_seg(seg, files), mask)
 

@@ -41,12 +41,13 @@ class Place:
     app: Path
     samples: Path
     home: Path
+    in_place: bool = True  # a checkout: the app is served where it lies
 
     @classmethod
     def here(cls) -> Place:
         """That of this checkout, or of the installed package; LaunchError where there is no app."""
         try:
-            return cls(places.app_folder(), places.sample_data(), places.home())
+            return cls(places.app_folder(), places.sample_data(), places.home(), places.is_checkout())
         except ValueError as error:  # InputError
             raise LaunchError(str(error)) from error
 
@@ -54,7 +55,7 @@ class Place:
         """The app's folder to serve from: MONAI Label writes its log there, so that of an installed package is copied into home once."""
         if not (self.app / "main.py").is_file():
             raise LaunchError(f"{self.app} holds no app: install the package from the repository or from its wheel")
-        if self.home.parent in self.app.parents:
+        if self.in_place:
             return self.app
         files = sorted(p for p in self.app.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
         facts = [(str(p.relative_to(self.app)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]

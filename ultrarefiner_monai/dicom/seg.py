@@ -90,7 +90,7 @@ def make_seg(
         omit_empty_frames=False,
         series_description=f"{MODEL_NAME} {'proposal' if made == 'AUTOMATIC' else 'label'}",
     )
-    _forwards(seg)
+    _in_order(seg, donors)
     _reference(seg, shown, donors)
     stamp(seg, time or datetime.now())
     return hd.seg.Segmentation.from_dataset(seg, copy=False)
@@ -230,17 +230,26 @@ def _ratio(header: Any) -> float:
     return round(max(1.0, bits / 8 / max(1, Path(header.filename).stat().st_size)), 2)
 
 
-def _forwards(seg: Any) -> None:
-    """highdicom (from 0.24 on) puts the frames against the slices' normal: a cine would begin with its last frame."""
+def _in_order(seg: Any, donors: list[Any]) -> None:
+    """Put the frames in the order of the mask's: highdicom sorts them by place, and (from 0.24 on) a cine would begin with its last."""
     from pydicom.pixels import pack_bits
 
     groups = list(seg.PerFrameFunctionalGroupsSequence)
+    order = np.argsort([_donor_of(group, donors) for group in groups], kind="stable")
+    # The index along the slices counts in the order in which the frames now stand.
     indices = [list(group.FrameContentSequence[0].DimensionIndexValues) for group in groups]
-    for group, index in zip(groups[::-1], indices):
-        group.FrameContentSequence[0].DimensionIndexValues = index
+    for k, index in zip(order, indices):
+        groups[k].FrameContentSequence[0].DimensionIndexValues = index
     pixels = seg.pixel_array.reshape(len(groups), int(seg.Rows), int(seg.Columns))
-    seg.PerFrameFunctionalGroupsSequence = groups[::-1]
-    seg.PixelData = pack_bits(np.ascontiguousarray(pixels[::-1]))
+    seg.PerFrameFunctionalGroupsSequence = [groups[k] for k in order]
+    seg.PixelData = pack_bits(np.ascontiguousarray(pixels[order]))
+
+
+def _donor_of(group: Any, donors: list[Any]) -> int:
+    """Which donor a frame of the SEG is of: the one at its place."""
+    places = np.array([donor.ImagePositionPatient for donor in donors], float)
+    place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)
+    return int(np.linalg.norm(places - place, axis=1).argmin())
 
 
 def _reference(seg: Any, shown: list[SourceFrame], donors: list[Any]) -> None:
@@ -253,13 +262,11 @@ def _reference(seg: Any, shown: list[SourceFrame], donors: list[Any]) -> None:
         item.ReferencedSOPInstanceUID = frame.header.SOPInstanceUID
         return item
 
-    places = np.array([donor.ImagePositionPatient for donor in donors], float)
     once = list({frame.key[0]: frame for frame in shown}.values())
     seg.SourceImageSequence = [reference(frame) for frame in once]
     seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence = [reference(frame) for frame in once]
     for group in seg.PerFrameFunctionalGroupsSequence:
-        place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, float)  # highdicom sorts frames by it
-        frame = shown[int(np.linalg.norm(places - place, axis=1).argmin())]
+        frame = shown[_donor_of(group, donors)]
         item = group.DerivationImageSequence[0].SourceImageSequence[0]
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = frame.header.SOPClassUID, frame.key[0]
         if frame.number:

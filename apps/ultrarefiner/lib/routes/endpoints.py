@@ -47,7 +47,7 @@ def _routes(app: App) -> list[Route]:
     return [
         ("GET", "/", _front(app)),
         *viewer.routes(),
-        *WorklistRoutes(app, instances, store.next_sample, viewer.study_of).routes(),
+        *WorklistRoutes(app, instances, store.next_sample, viewer.place_of).routes(),
         *views.routes(app),
         *InferRoutes(app).routes(),
         *TaskRoutes(app).routes(),

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import anyio
 import numpy as np
@@ -45,6 +46,12 @@ _OUTLINE = {"image": _ID, "model": TEXT, "frame": FRAME, "foreground": POINTS, "
             "view": TEXT, "client_id": TEXT, "hint": FLAG}  # fmt: skip
 _SAVE = {"image": _ID, "masks": _MASKS, "params": Kind(lambda v: isinstance(v, dict), "an object"), "client_id": TEXT,
          "confirm": FLAG}  # fmt: skip
+
+
+def query_of(study: str, series: str, instance: str = "") -> str:
+    """The query of OHIF's address for an image."""
+    wanted = {"StudyInstanceUIDs": study, "initialSeriesInstanceUID": series, "initialSOPInstanceUID": instance}
+    return urlencode({name: uid for name, uid in wanted.items() if uid})
 
 
 class ViewerRoutes:
@@ -116,7 +123,10 @@ class ViewerRoutes:
                 request[name] = [list(geometry.to_ijk(int(k), x, y)) for x, y, k in points]
             if asked.get("box"):
                 x0, y0, x1, y1 = _point(asked["box"], "box", 4)
-                frame = int(asked.get("frame", 0))
+                frame = asked.get("frame", 0)
+                if not str(frame).isdecimal():
+                    raise InputError(f"a box is on one frame: give its number, got frame {frame!r:.20}")
+                frame = int(frame)
                 ends = zip(geometry.to_ijk(frame, x0, y0), geometry.to_ijk(frame, x1, y1))
                 request["roi"] = [value for pair in ends for value in pair]
             found = self.app.outline(str(asked.get("model", "sam_refiner")), path, image_id, request, as_file=False)
@@ -162,23 +172,26 @@ class ViewerRoutes:
         return await anyio.to_thread.run_sync(work, limiter=self.app.savers)
 
     async def next(self, request: Request, body: JsonBody = None, user: User = user_role) -> dict[str, Any]:
-        """The next image by the server's strategy (``id``) and the study that a viewer opens for it; without both where no image
-        is left: ``message`` says why."""
+        """The next image by the server's strategy (``id``) and the part of the viewer's address that opens it (``place``); without
+        both where no image is left: ``message`` says why."""
         asked = checked(body, {"client_id": TEXT, "strategy": TEXT}, "a next image")
         found = await self.sample(
             str(asked.get("strategy", "recommended")), request, {"client_id": asked.get("client_id", "")}, user
         )
         if "id" not in found:
             return found
-        study = await anyio.to_thread.run_sync(self.study_of, found["id"])
-        return {"id": found["id"], "study": study}
+        return {"id": found["id"], "place": await anyio.to_thread.run_sync(self.place_of, found["id"])}
 
-    def study_of(self, image_id: str) -> str:
-        """The StudyInstanceUID under which the viewer opens an image."""
+    def place_of(self, image_id: str) -> str:
+        """The query of the viewer's address that opens an image. Raises ImageNotFoundException."""
         if self.instances is not None:
-            return next(row.study for row in self.instances.rows() if row.image_id == image_id)
-        path = self.app.datastore().image_path(image_id)
-        return str(open_dicom(_files(path)[0], header_only=True).StudyInstanceUID)
+            row = next((row for row in self.instances.rows() if row.image_id == image_id), None)
+            if row is None:
+                raise ImageNotFoundException(f"{image_id!r:.120} is not in the studies any more")
+            return query_of(row.study, row.series, row.instance)
+        info = self.app.datastore().get_image_info(image_id)
+        series = str(info["SeriesInstanceUID"])
+        return query_of(str(info["StudyInstanceUID"]), series, "" if image_id == series else image_id)
 
     def _image_of(self, study: str, series: str, instance: str) -> tuple[str, list[str]]:
         """(id of the image, the instances that its frames come from)."""

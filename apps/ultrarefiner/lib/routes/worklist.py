@@ -5,11 +5,12 @@ asked for when the page is, and not kept.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from html import escape
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import anyio
 from fastapi import Request
@@ -19,7 +20,8 @@ from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.app import App
-from lib.routes.routing import Route, name_of, user_role
+from lib.routes.routing import Route, user_role
+from lib.routes.viewer import query_of
 from lib.store.instances import Instances, Row
 from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.core.types import NOTICE
@@ -27,7 +29,7 @@ from ultrarefiner_monai.core.types import NOTICE
 FINAL, PROPOSED, NEW = "final", "proposed", "new"
 STATES = (NEW, PROPOSED, FINAL)
 PAGE = 50
-VIEWER = "../ohif/ultrarefiner?StudyInstanceUIDs="
+VIEWER = "../ohif/ultrarefiner?"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; base-uri 'none'; form-action 'self'",
     "Cache-Control": "no-store",
@@ -47,10 +49,10 @@ class WorklistRoutes:
     """instances: the folder's images by UID; None where the studies are a PACS."""
 
     def __init__(
-        self, app: App, instances: Instances | None, sample: Callable[..., Any], study_of: Callable[[str], str]
+        self, app: App, instances: Instances | None, sample: Callable[..., Any], place_of: Callable[[str], str]
     ):
-        """sample: the route of the next sample; study_of: the study of an image."""
-        self.app, self.instances, self.sample, self.study_of = app, instances, sample, study_of
+        """sample: the route of the next sample; place_of: see ``ViewerRoutes``."""
+        self.app, self.instances, self.sample, self.place_of = app, instances, sample, place_of
 
     def routes(self) -> list[Route]:
         return [("GET", "/ultrarefiner/worklist", self.worklist), ("POST", "/ultrarefiner/worklist/next", self.next)]
@@ -70,11 +72,12 @@ class WorklistRoutes:
 
     async def next(self, request: Request, user: User = user_role) -> Response:
         """The way to the image that teaches most, in the viewer; back to the list where none is left."""
-        found = await self.sample("recommended", request, {"client_id": name_of(user)}, user)
+        client = f"viewer-{secrets.token_hex(4)}"  # the image is handed to the viewer that opens it
+        found = await self.sample("recommended", request, {"client_id": client}, user)
         if "id" not in found:
             return RedirectResponse("../worklist", 303)
-        study = await anyio.to_thread.run_sync(self.study_of, found["id"])
-        return RedirectResponse(f"../{VIEWER}{quote(study)}", 303)
+        place = await anyio.to_thread.run_sync(self.place_of, found["id"])
+        return RedirectResponse(f"../{VIEWER}{place}&client={client}", 303)
 
     def _rows_of_pacs(self) -> tuple[list[Row], str]:
         """The images as the PACS listed them last, and why the names are missing, where they are."""
@@ -143,7 +146,7 @@ def _item(row: Row, state: str) -> str:
     told = " ".join(row.values.get(k, "") for k in ("StudyDate", "SeriesDescription"))
     shown = row.image_id if row.image_id not in (row.series, row.instance) else row.values.get("PatientID", "")
     return (
-        f'<li><a href="{VIEWER}{quote(row.study)}"><img loading="lazy" src="{escape(place)}" alt=""/>{name}</a>'
+        f'<li><a href="{VIEWER}{escape(query_of(row.study, row.series, row.instance))}"><img loading="lazy" src="{escape(place)}" alt=""/>{name}</a>'
         f'<br/><span class="soft">{escape(told)} {escape(shown)} · <strong>{state}</strong></span></li>'
     )
 

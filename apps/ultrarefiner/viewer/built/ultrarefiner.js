@@ -203,10 +203,15 @@
   var SCRIBBLE = 14;
   var whole = ([x, y]) => [Math.round(x), Math.round(y)];
   var Pointer = class {
+    // where it began
     constructor(surface, work) {
       this.surface = surface;
       this.work = work;
       this.way = null;
+      this.frame = 0;
+      window.addEventListener("pointermove", (event) => this.moved(event));
+      window.addEventListener("pointerup", (event) => this.up(event));
+      window.addEventListener("pointercancel", () => this.dropped());
     }
     listen(element2) {
       if (element2.dataset.ultrarefiner)
@@ -214,14 +219,12 @@
       element2.dataset.ultrarefiner = "1";
       element2.addEventListener("pointerdown", (event) => this.down(event));
       element2.addEventListener("pointerleave", () => this.work.hint(null));
-      window.addEventListener("pointermove", (event) => this.moved(event));
-      window.addEventListener("pointerup", (event) => this.up(event));
-      window.addEventListener("pointercancel", () => this.dropped());
     }
     down(event) {
       if (event.button !== 0 || !this.work.ready)
         return;
       const { tool } = this.work;
+      this.frame = this.surface.frame;
       this.work.hint(null);
       if (tool === "brush" || tool === "eraser") {
         this.way = { kind: "stroke" };
@@ -244,6 +247,8 @@
     }
     moved(event) {
       const { way } = this;
+      if (!this.work.ready)
+        return;
       const point = this.surface.pixelAt(event);
       if (!way)
         return this.hover(event, point);
@@ -276,6 +281,8 @@
         return;
       if (way.kind === "stroke")
         setTimeout(() => this.work.strokeEnds(), 0);
+      else if (!this.work.ready || this.surface.frame !== this.frame)
+        return;
       else if (way.kind === "held") {
         const to = way.moved ? this.surface.pixelAt(event) : null;
         this.work.move(way.click, to && whole(to));
@@ -435,8 +442,16 @@ Save it all the same?`))
       this.changed = false;
       this.place = ["", ""];
       // study and series
+      this.begun = 0;
+      // how many images were opened
+      this.frame = 0;
+      // that was on the screen last
+      this.returning = false;
+      // to that frame, from a picture of another image
       this.busy = Promise.resolve();
       this.stroke = null;
+      this.latest = [];
+      // asked about last
       this.drawing = { noted: false };
       this.radius = 8;
       const links = [["worklist", "Worklist"], ["status", "What it learns"]];
@@ -457,7 +472,9 @@ Save it all the same?`))
       return this.look.node;
     }
     // --- the image ----------------------------------------------------------------------------------------------------
-    async begin(study, series) {
+    // kept: masks that were drawn before and are not saved, to be shown again.
+    async begin(study, series, kept = null) {
+      const own = ++this.begun;
       this.tell("state", "Opening …");
       this.history.clear();
       this.clicks.clear();
@@ -465,23 +482,33 @@ Save it all the same?`))
       this.facts = null;
       try {
         const facts = await this.server.image(study, series, this.surface.instance);
+        if (own !== this.begun)
+          return;
         await this.surface.begin(facts.instances);
+        if (own !== this.begun)
+          return;
         this.place = [study, series];
         this.facts = facts;
         this.pointer.listen(this.surface.element);
         this.use(this.tool);
         this.tell("image", facts.id);
         this.warn([...facts.others ? ["Another user works on this image."] : [], ...facts.warnings]);
-        if (facts.labelled)
-          await this.showLabel();
+        if (kept) {
+          for (const [frame, text] of Object.entries(kept))
+            this.put(+frame, text);
+          this.edited();
+        } else if (facts.labelled)
+          await this.showLabel(facts);
         else
           await this.outline();
       } catch (error) {
         this.failed(error);
       }
     }
-    async showLabel() {
-      const { masks } = await this.server.label(this.facts.id);
+    async showLabel(facts) {
+      const { masks } = await this.server.label(facts.id);
+      if (this.facts !== facts)
+        return;
       for (const [frame, text] of Object.entries(masks ?? {}))
         this.put(+frame, text);
       this.tell("state", "Final label");
@@ -500,12 +527,16 @@ Save it all the same?`))
     }
     // The wheel may have turned to a picture of the series that is another image.
     shown() {
-      if (!this.facts || this.surface.frame >= 0)
+      if (!this.facts || this.returning)
+        return;
+      if (this.surface.frame >= 0) {
+        this.frame = this.surface.frame;
         return this.show();
+      }
       if (this.leaves())
-        void this.begin(...this.place);
-      else
-        void this.surface.go(0);
+        return void this.begin(...this.place);
+      this.returning = true;
+      void this.surface.go(this.frame).finally(() => this.returning = false);
     }
     // Whether what is shown may be left: nothing changed, or the user says so.
     leaves() {
@@ -524,6 +555,7 @@ Save it all the same?`))
         return this.busy;
       const before = this.state(frame);
       this.clicks.set(frame, clicks);
+      this.latest = clicks;
       this.show();
       this.tell("state", "Outlining …");
       this.busy = this.busy.then(async () => {
@@ -532,15 +564,18 @@ Save it all the same?`))
           if (this.facts !== facts)
             return;
           if (!step.noted)
-            this.history.note(frame, before);
+            this.history.note(frame, { mask: this.surface.mask(frame), clicks: before.clicks });
           step.noted = true;
           this.put(frame, found.masks[String(frame)]);
-          if (found.reply.points && !clicks.length)
+          if (this.latest === clicks && found.reply.points && !clicks.length)
             this.clicks.set(frame, proposed(found.reply.points));
           this.changed = this.changed || clicks.length > 0 || box !== null;
           this.answered(found);
         } catch (error) {
-          this.clicks.set(frame, before.clicks);
+          if (this.facts !== facts)
+            return;
+          if (this.latest === clicks)
+            this.clicks.set(frame, before.clicks);
           this.failed(error);
         }
         this.show();
@@ -552,7 +587,7 @@ Save it all the same?`))
       return { foreground: points(true), background: points(false), ...box ? { box } : {} };
     }
     get ready() {
-      return this.facts !== null;
+      return this.facts !== null && this.surface.frame >= 0;
     }
     clicksHere() {
       return this.clicks.get(this.surface.frame) ?? [];
@@ -585,13 +620,16 @@ Save it all the same?`))
       this.strokeEnds();
     }
     strokeBegins() {
-      this.stroke = this.state(this.surface.frame);
+      this.stroke = [this.surface.frame, this.state(this.surface.frame)];
     }
     strokeEnds() {
       if (!this.stroke)
         return;
-      this.history.note(this.surface.frame, this.stroke);
+      this.history.note(...this.stroke);
       this.stroke = null;
+      this.edited();
+    }
+    edited() {
       this.changed = true;
       this.tell("state", "Changed");
     }
@@ -605,9 +643,12 @@ Save it all the same?`))
     }
     async edgeAt(point) {
       await this.busy;
-      const { id, width, height } = this.facts;
+      const facts = this.facts;
+      const { id, width, height } = facts;
       const frame = this.surface.frame;
       const found = await this.server.outline(id, frame, this.prompts(frame, null, [...this.clicksHere(), this.as(point)]), true);
+      if (this.facts !== facts)
+        throw new Error("another image is shown");
       return edge(unpack(found.masks[String(frame)], width * height), width);
     }
     use(tool) {
@@ -652,28 +693,46 @@ Save it all the same?`))
       if (!facts)
         return;
       await this.busy;
-      const masks = marked(facts.frames, (k) => this.surface.mask(k));
+      if (this.facts !== facts)
+        return;
+      const masks = this.drawn();
       if (!Object.keys(masks).length && !window.confirm("Nothing is marked. Save that there is no lesion?"))
         return;
       this.tell("state", "Saving …");
+      this.changed = false;
       try {
         const saved = await saveLabel(this.server, facts.id, masks);
-        this.changed = false;
-        this.tell("state", "Saved");
+        if (this.facts !== facts)
+          return;
+        this.tell("state", this.changed ? "Changed" : "Saved");
         this.warn(saved.warnings ?? []);
       } catch (error) {
+        if (this.facts === facts)
+          this.changed = true;
         this.failed(error);
       }
+    }
+    // What is drawn on each frame, packed.
+    drawn() {
+      return this.facts ? marked(this.facts.frames, (k) => this.surface.mask(k)) : {};
+    }
+    // The mode is left: what is not saved may be saved now.
+    end() {
+      if (this.facts && this.changed && window.confirm("What you changed is not saved. Save it as final now?"))
+        void saveLabel(this.server, this.facts.id, this.drawn()).catch((error) => window.alert(`Not saved: ${error.message ?? error}`));
+      this.begun++;
+      [this.facts, this.changed] = [null, false];
+      this.surface.end();
     }
     async next() {
       if (!this.leaves())
         return;
       try {
         const found = await this.server.next();
-        if (!found.study)
+        if (!found.place)
           return this.tell("state", found.message ?? "There is no other image");
         this.changed = false;
-        this.open(found.study);
+        this.open(found.place);
       } catch (error) {
         this.failed(error);
       }
@@ -687,7 +746,7 @@ Save it all the same?`))
       if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|TEXTAREA|SELECT/.test(target.tagName))
         return;
       const found = KEYS.find(([key]) => key === event.key.toLowerCase());
-      if (!found || !this.facts)
+      if (!found || !this.ready)
         return;
       event.preventDefault();
       event.stopPropagation();
@@ -935,7 +994,7 @@ Save it all the same?`))
   var desk = null;
   var leave = [];
   function client() {
-    const kept = sessionStorage.getItem(ID);
+    const kept = new URLSearchParams(window.location.search).get("client") ?? sessionStorage.getItem(ID);
     const name = kept ?? `viewer-${Math.random().toString(36).slice(2, 10)}`;
     sessionStorage.setItem(ID, name);
     return name;
@@ -945,8 +1004,8 @@ Save it all the same?`))
     const props = { style: { height: "100%" } };
     return { $$typeof: Symbol.for("react.element"), type: "div", key: null, ref, props, _owner: null, _store: {} };
   }
-  function open(study) {
-    window.location.assign(`${window.location.pathname}?StudyInstanceUIDs=${encodeURIComponent(study)}`);
+  function open(place) {
+    window.location.assign(`${window.location.pathname}?${place}`);
   }
   var extension = {
     id: ID,
@@ -992,19 +1051,27 @@ Save it all the same?`))
       const { displaySetService, viewportGridService, cornerstoneViewportService } = servicesManager.services;
       const events = cornerstoneViewportService.EVENTS;
       let shown = "";
+      let kept = null;
       const begin = () => {
         const { viewports, activeViewportId } = viewportGridService.getState();
         const uid = viewports.get(activeViewportId)?.displaySetInstanceUIDs?.[0];
         const set = uid && displaySetService.getDisplaySetByUID(uid);
-        if (!set || uid === shown || !cornerstoneViewportService.getCornerstoneViewport(activeViewportId)?.getImageIds?.().length)
+        if (!set || uid === shown && !kept || !cornerstoneViewportService.getCornerstoneViewport(activeViewportId)?.getImageIds?.().length)
           return;
+        if (shown && uid !== shown && !desk.leaves()) {
+          kept = desk.drawn();
+          viewportGridService.setDisplaySetsForViewport({ viewportId: activeViewportId, displaySetInstanceUIDs: [shown] });
+          return;
+        }
         shown = uid;
-        void desk.begin(set.StudyInstanceUID, set.SeriesInstanceUID);
+        void desk.begin(set.StudyInstanceUID, set.SeriesInstanceUID, kept);
+        kept = null;
       };
       const ways = [cornerstoneViewportService.subscribe(events.VIEWPORT_DATA_CHANGED, () => setTimeout(begin, 50))];
       leave = ways.map((way) => () => way.unsubscribe());
     },
     onModeExit() {
+      desk?.end();
       leave.forEach((end) => end());
       leave = [];
     }

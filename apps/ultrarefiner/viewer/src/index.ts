@@ -12,7 +12,8 @@ let desk: Desk | null = null;
 let leave: (() => void)[] = [];
 
 function client(): string {
-  const kept = sessionStorage.getItem(ID);
+  // The worklist's Next sample hands an image to a client: this one, from then on.
+  const kept = new URLSearchParams(window.location.search).get("client") ?? sessionStorage.getItem(ID);
   const name = kept ?? `viewer-${Math.random().toString(36).slice(2, 10)}`;
   sessionStorage.setItem(ID, name);
   return name;
@@ -25,8 +26,9 @@ function element(node: HTMLElement): unknown {
   return { $$typeof: Symbol.for("react.element"), type: "div", key: null, ref, props, _owner: null, _store: {} };
 }
 
-function open(study: string): void {
-  window.location.assign(`${window.location.pathname}?StudyInstanceUIDs=${encodeURIComponent(study)}`);
+// place: the part of the address that names study, series and instance, as the server makes it.
+function open(place: string): void {
+  window.location.assign(`${window.location.pathname}?${place}`);
 }
 
 const extension = {
@@ -74,18 +76,26 @@ const mode = {
     const { displaySetService, viewportGridService, cornerstoneViewportService } = servicesManager.services;
     const events = cornerstoneViewportService.EVENTS;
     let shown = "";
+    let kept: Record<string, string> | null = null; // what is not saved, when another series was opened by mistake
     const begin = () => {
       const { viewports, activeViewportId } = viewportGridService.getState();
       const uid = viewports.get(activeViewportId)?.displaySetInstanceUIDs?.[0];
       const set = uid && displaySetService.getDisplaySetByUID(uid);
-      if (!set || uid === shown || !cornerstoneViewportService.getCornerstoneViewport(activeViewportId)?.getImageIds?.().length) return;
+      if (!set || (uid === shown && !kept) || !cornerstoneViewportService.getCornerstoneViewport(activeViewportId)?.getImageIds?.().length) return;
+      if (shown && uid !== shown && !desk!.leaves()) {
+        kept = desk!.drawn();
+        viewportGridService.setDisplaySetsForViewport({ viewportId: activeViewportId, displaySetInstanceUIDs: [shown] });
+        return;
+      }
       shown = uid;
-      void desk!.begin(set.StudyInstanceUID, set.SeriesInstanceUID);
+      void desk!.begin(set.StudyInstanceUID, set.SeriesInstanceUID, kept);
+      kept = null;
     };
     const ways = [cornerstoneViewportService.subscribe(events.VIEWPORT_DATA_CHANGED, () => setTimeout(begin, 50))];
     leave = ways.map((way) => () => way.unsubscribe());
   },
   onModeExit(): void {
+    desk?.end();
     leave.forEach((end) => end());
     leave = [];
   },

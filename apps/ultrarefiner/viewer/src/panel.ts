@@ -51,8 +51,12 @@ export class Desk implements Work {
   tool: Tool = "positive";
   private changed = false;
   private place: [string, string] = ["", ""]; // study and series
+  private begun = 0; // how many images were opened
+  private frame = 0; // that was on the screen last
+  private returning = false; // to that frame, from a picture of another image
   private busy = Promise.resolve();
-  private stroke: FrameState | null = null;
+  private stroke: [number, FrameState] | null = null;
+  private latest: Click[] = []; // asked about last
   private drawing: Step = { noted: false };
   private radius = 8;
   private readonly hints: Hints;
@@ -62,7 +66,7 @@ export class Desk implements Work {
   constructor(
     private readonly surface: Surface,
     private readonly server: Server,
-    private readonly open: (study: string) => void,
+    private readonly open: (place: string) => void,
   ) {
     const links: [string, string][] = [["worklist", "Worklist"], ["status", "What it learns"]];
     this.look = new Look(
@@ -84,7 +88,9 @@ export class Desk implements Work {
 
   // --- the image ----------------------------------------------------------------------------------------------------
 
-  async begin(study: string, series: string): Promise<void> {
+  // kept: masks that were drawn before and are not saved, to be shown again.
+  async begin(study: string, series: string, kept: Record<string, string> | null = null): Promise<void> {
+    const own = ++this.begun;
     this.tell("state", "Opening …");
     this.history.clear();
     this.clicks.clear();
@@ -92,22 +98,28 @@ export class Desk implements Work {
     this.facts = null;
     try {
       const facts = await this.server.image(study, series, this.surface.instance);
+      if (own !== this.begun) return; // another image was opened meanwhile
       await this.surface.begin(facts.instances);
+      if (own !== this.begun) return;
       this.place = [study, series];
       this.facts = facts;
       this.pointer.listen(this.surface.element!);
       this.use(this.tool);
       this.tell("image", facts.id);
       this.warn([...(facts.others ? ["Another user works on this image."] : []), ...facts.warnings]);
-      if (facts.labelled) await this.showLabel();
+      if (kept) {
+        for (const [frame, text] of Object.entries(kept)) this.put(+frame, text);
+        this.edited();
+      } else if (facts.labelled) await this.showLabel(facts);
       else await this.outline();
     } catch (error) {
       this.failed(error);
     }
   }
 
-  private async showLabel(): Promise<void> {
-    const { masks } = await this.server.label(this.facts!.id);
+  private async showLabel(facts: ImageFacts): Promise<void> {
+    const { masks } = await this.server.label(facts.id);
+    if (this.facts !== facts) return;
     for (const [frame, text] of Object.entries(masks ?? {})) this.put(+frame, text);
     this.tell("state", "Final label");
   }
@@ -129,13 +141,18 @@ export class Desk implements Work {
 
   // The wheel may have turned to a picture of the series that is another image.
   private shown(): void {
-    if (!this.facts || this.surface.frame >= 0) return this.show();
-    if (this.leaves()) void this.begin(...this.place);
-    else void this.surface.go(0);
+    if (!this.facts || this.returning) return;
+    if (this.surface.frame >= 0) {
+      this.frame = this.surface.frame;
+      return this.show();
+    }
+    if (this.leaves()) return void this.begin(...this.place);
+    this.returning = true;
+    void this.surface.go(this.frame).finally(() => (this.returning = false));
   }
 
   // Whether what is shown may be left: nothing changed, or the user says so.
-  private leaves(): boolean {
+  leaves(): boolean {
     return !this.changed || window.confirm("What you changed is not saved. Go on without it?");
   }
 
@@ -153,20 +170,23 @@ export class Desk implements Work {
     if (!facts) return this.busy;
     const before = this.state(frame);
     this.clicks.set(frame, clicks);
+    this.latest = clicks;
     this.show();
     this.tell("state", "Outlining …");
     this.busy = this.busy.then(async () => {
       try {
         const found = await this.server.outline(facts.id, frame, this.prompts(frame, box, clicks));
         if (this.facts !== facts) return;
-        if (!step.noted) this.history.note(frame, before);
+        // The mask as it is now: answers of questions before this one, and what the brush painted meanwhile, are in it.
+        if (!step.noted) this.history.note(frame, { mask: this.surface.mask(frame), clicks: before.clicks });
         step.noted = true;
         this.put(frame, found.masks[String(frame)]);
-        if (found.reply.points && !clicks.length) this.clicks.set(frame, proposed(found.reply.points));
+        if (this.latest === clicks && found.reply.points && !clicks.length) this.clicks.set(frame, proposed(found.reply.points));
         this.changed = this.changed || clicks.length > 0 || box !== null;
         this.answered(found);
       } catch (error) {
-        this.clicks.set(frame, before.clicks);
+        if (this.facts !== facts) return;
+        if (this.latest === clicks) this.clicks.set(frame, before.clicks);
         this.failed(error);
       }
       this.show();
@@ -180,7 +200,7 @@ export class Desk implements Work {
   }
 
   get ready(): boolean {
-    return this.facts !== null;
+    return this.facts !== null && this.surface.frame >= 0;
   }
 
   clicksHere(): Click[] {
@@ -221,13 +241,17 @@ export class Desk implements Work {
   }
 
   strokeBegins(): void {
-    this.stroke = this.state(this.surface.frame);
+    this.stroke = [this.surface.frame, this.state(this.surface.frame)];
   }
 
   strokeEnds(): void {
     if (!this.stroke) return;
-    this.history.note(this.surface.frame, this.stroke);
+    this.history.note(...this.stroke); // on the frame where it began
     this.stroke = null;
+    this.edited();
+  }
+
+  private edited(): void {
     this.changed = true;
     this.tell("state", "Changed");
   }
@@ -244,9 +268,11 @@ export class Desk implements Work {
 
   private async edgeAt(point: Point): Promise<Uint8Array> {
     await this.busy; // a click goes first
-    const { id, width, height } = this.facts!;
+    const facts = this.facts!;
+    const { id, width, height } = facts;
     const frame = this.surface.frame;
     const found = await this.server.outline(id, frame, this.prompts(frame, null, [...this.clicksHere(), this.as(point)]), true);
+    if (this.facts !== facts) throw new Error("another image is shown");
     return edge(unpack(found.masks[String(frame)], width * height), width);
   }
 
@@ -294,26 +320,43 @@ export class Desk implements Work {
     const facts = this.facts;
     if (!facts) return;
     await this.busy;
-    const masks = marked(facts.frames, (k) => this.surface.mask(k));
+    if (this.facts !== facts) return; // the answer to the last click came after another image was opened
+    const masks = this.drawn();
     if (!Object.keys(masks).length && !window.confirm("Nothing is marked. Save that there is no lesion?")) return;
     this.tell("state", "Saving …");
+    this.changed = false; // what is drawn from now on is not in it
     try {
       const saved = await saveLabel(this.server, facts.id, masks);
-      this.changed = false;
-      this.tell("state", "Saved");
+      if (this.facts !== facts) return;
+      this.tell("state", this.changed ? "Changed" : "Saved");
       this.warn(saved.warnings ?? []);
     } catch (error) {
+      if (this.facts === facts) this.changed = true;
       this.failed(error);
     }
+  }
+
+  // What is drawn on each frame, packed.
+  drawn(): Record<string, string> {
+    return this.facts ? marked(this.facts.frames, (k) => this.surface.mask(k)) : {};
+  }
+
+  // The mode is left: what is not saved may be saved now.
+  end(): void {
+    if (this.facts && this.changed && window.confirm("What you changed is not saved. Save it as final now?"))
+      void saveLabel(this.server, this.facts.id, this.drawn()).catch((error) => window.alert(`Not saved: ${error.message ?? error}`));
+    this.begun++;
+    [this.facts, this.changed] = [null, false];
+    this.surface.end();
   }
 
   async next(): Promise<void> {
     if (!this.leaves()) return;
     try {
       const found = await this.server.next();
-      if (!found.study) return this.tell("state", found.message ?? "There is no other image");
+      if (!found.place) return this.tell("state", found.message ?? "There is no other image");
       this.changed = false;
-      this.open(found.study);
+      this.open(found.place);
     } catch (error) {
       this.failed(error);
     }
@@ -329,7 +372,7 @@ export class Desk implements Work {
     const target = event.target as HTMLElement;
     if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|TEXTAREA|SELECT/.test(target.tagName)) return;
     const found = KEYS.find(([key]) => key === event.key.toLowerCase());
-    if (!found || !this.facts) return;
+    if (!found || !this.ready) return;
     event.preventDefault();
     event.stopPropagation();
     found[2](this);

@@ -33,25 +33,28 @@ type Way =
 
 export class Pointer {
   private way: Way | null = null;
+  private frame = 0; // where it began
 
   constructor(
     private readonly surface: Surface,
     private readonly work: Work,
-  ) {}
+  ) {
+    window.addEventListener("pointermove", (event) => this.moved(event));
+    window.addEventListener("pointerup", (event) => this.up(event));
+    window.addEventListener("pointercancel", () => this.dropped());
+  }
 
   listen(element: HTMLElement): void {
     if (element.dataset.ultrarefiner) return;
     element.dataset.ultrarefiner = "1";
     element.addEventListener("pointerdown", (event) => this.down(event));
     element.addEventListener("pointerleave", () => this.work.hint(null));
-    window.addEventListener("pointermove", (event) => this.moved(event));
-    window.addEventListener("pointerup", (event) => this.up(event));
-    window.addEventListener("pointercancel", () => this.dropped());
   }
 
   private down(event: PointerEvent): void {
     if (event.button !== 0 || !this.work.ready) return;
     const { tool } = this.work;
+    this.frame = this.surface.frame;
     this.work.hint(null);
     if (tool === "brush" || tool === "eraser") {
       this.way = { kind: "stroke" };
@@ -71,6 +74,7 @@ export class Pointer {
 
   private moved(event: PointerEvent): void {
     const { way } = this;
+    if (!this.work.ready) return;
     const point = this.surface.pixelAt(event);
     if (!way) return this.hover(event, point);
     if (!point) return;
@@ -101,6 +105,7 @@ export class Pointer {
     this.way = null;
     if (!way) return;
     if (way.kind === "stroke") setTimeout(() => this.work.strokeEnds(), 0); // OHIF's brush ends with the same event
+    else if (!this.work.ready || this.surface.frame !== this.frame) return; // the wheel turned to another frame: not meant for it
     else if (way.kind === "held") {
       const to = way.moved ? this.surface.pixelAt(event) : null;
       this.work.move(way.click, to && whole(to));

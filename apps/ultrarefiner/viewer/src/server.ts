@@ -84,7 +84,7 @@ export class Server {
     return ask("PUT", "/ultrarefiner/viewer/label", { image, masks, confirm, client_id: this.client });
   }
 
-  next(): Promise<{ id?: string; message?: string; study?: string }> {
+  next(): Promise<{ id?: string; message?: string; place?: string }> {
     return ask("POST", "/ultrarefiner/viewer/next", { client_id: this.client });
   }
 }
