@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from ultrarefiner_monai.cli import stock
 
 MONAILABEL = re.search(r"monailabel==[0-9.]+", (ROOT / "Makefile").read_text())[0]  # type: ignore[index]
+SAMPLES = "/".join(("ultrarefiner_monai", "_samples"))  # inside the wheel
 # Linux is where the tests run; what only POSIX systems have is taken away as it is missing on Windows.
 BLOCKED = """
     import os, sys, psutil  # psutil: for this system
@@ -137,7 +138,7 @@ def test_the_wheel_serves_by_itself(tmp_path: Path) -> None:
         "viewer/built/ultrarefiner.js",
     ):
         assert f"ultrarefiner_monai/_app/{name}" in inside
-    assert "pydicom_seg/__init__.py" in inside and "ultrarefiner_monai/_samples/phantom_08.png" in inside
+    assert "pydicom_seg/__init__.py" in inside and f"{SAMPLES}/phantom_08.png" in inside
     assert not [n for n in inside if "/logs/" in n or n.startswith(("tests", "benchmarks")) or "/viewer/src/" in n]
 
     port, log = free_port(), tmp_path / "log"
