@@ -122,8 +122,10 @@ def test_slurm_gets_one_array_with_its_options(data: Path, tmp_path: Path, monke
         (tools / name).write_text(f'#!/bin/sh\ncat "$1" > {tmp_path}/{name}.txt\necho Submitted batch job 4242\n')
         (tools / name).chmod(0o755)
     arguments = ([("c", SMALL)], [data], ["0", "1", "2"], tmp_path / "out", "slurm")
-    with pytest.raises(InputError, match="use --executor local"):
-        cross_validate(*arguments)
+    with monkeypatch.context() as without:
+        without.setenv("PATH", str(tmp_path))
+        with pytest.raises(InputError, match="use --executor local"):
+            cross_validate(*arguments)
     monkeypatch.setenv("PATH", str(tools), prepend=":")
     options = {"partition": "gpu", "gpus_per_node": 1, "timeout_min": 90}
     assert cross_validate(*arguments, options, parallel=2, wait=False) == []

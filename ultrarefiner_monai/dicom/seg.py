@@ -90,6 +90,8 @@ def make_seg(
         omit_empty_frames=False,
         series_description=f"{MODEL_NAME} {'proposal' if made == 'AUTOMATIC' else 'label'}",
     )
+    if "ContentCreatorName" not in seg:  # type 2 (PS3.3, Content Identification Macro): there, if only empty
+        seg.ContentCreatorName = ""
     _in_order(seg, donors)
     _reference(seg, shown, donors)
     stamp(seg, time or datetime.now())
