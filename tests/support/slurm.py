@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from app_server import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 START_SECONDS = 60
@@ -111,9 +112,3 @@ def start(folder: Path, environment: dict[str, str], program: str, *arguments: s
         process = subprocess.Popen([program, *arguments], env=environment, stdout=log, stderr=subprocess.STDOUT)
     time.sleep(1)
     return process
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

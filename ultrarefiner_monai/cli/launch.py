@@ -61,12 +61,18 @@ class Place:
         facts = [(str(p.relative_to(self.app)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         folder = self.home / f"app-{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
         if not folder.is_dir():
-            part = folder.with_suffix(".part")
-            with written(folder):
-                shutil.rmtree(part, ignore_errors=True)
-                shutil.copytree(self.app, part, ignore=shutil.ignore_patterns("__pycache__"))
-                os.replace(part, folder)
+            _copy_whole(self.app, folder, "__pycache__")
         return folder
+
+
+def _copy_whole(source: Path, folder: Path, *left_out: str) -> None:
+    """``folder`` holds all of ``source`` but names like these, or is not there. LaunchError where it cannot be made."""
+    part = folder.with_name(f"{folder.name}.part")
+    with written(folder):
+        shutil.rmtree(part, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, part, ignore=shutil.ignore_patterns(*left_out))
+        os.replace(part, folder)
 
 
 def choose_studies(given: str, place: Place) -> str:
@@ -87,12 +93,7 @@ def choose_studies(given: str, place: Place) -> str:
     if not copy.exists():
         if not source.is_dir():
             raise LaunchError(f"there are no sample studies in {source}: give a folder, make serve STUDIES=/path")
-        part = copy.with_name("studies.part")
-        with written(copy):
-            shutil.rmtree(part, ignore_errors=True)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(source, part, ignore=shutil.ignore_patterns("README.md", "__pycache__", "*.py"))
-            os.replace(part, copy)
+        _copy_whole(source, copy, "README.md", "__pycache__", "*.py")
     return str(copy)
 
 

@@ -49,6 +49,11 @@ class PacsConfig:
             require("=" in entry.strip("="), f"pacs.filter: expected NAME=VALUE, got {entry!r}")
         require(not (self.user and self.token_file), "pacs.user and pacs.token_file: give one of them, not both")
 
+    @property
+    def filters(self) -> dict[str, str]:
+        """``filter`` as keyword -> value, for a search."""
+        return dict(entry.split("=", 1) for entry in self.filter)
+
 
 @dataclass(frozen=True)
 class ServeConfig:

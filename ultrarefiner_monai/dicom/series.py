@@ -41,6 +41,11 @@ def dicom_files(folder: str | Path) -> list[Path]:
     return found
 
 
+def instance_files(path: Path) -> list[Path]:
+    """The DICOM files of an image, a file or a series' folder, in the order of its frames. Raises as ``sort_instances``."""
+    return sort_instances(dicom_files(path)) if path.is_dir() else [path]
+
+
 def sort_instances(files: Sequence[str | Path]) -> list[Path]:
     """The files by (InstanceNumber, SOPInstanceUID), those without a number last; a second copy of an instance is left
     out, a different picture under the same UID is not. Raises InputError for a file without a DICOM header, and for files

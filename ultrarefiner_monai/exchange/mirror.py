@@ -85,11 +85,10 @@ class Mirror:
 
     def update(self) -> bool:
         """Ask the store for its list; whether it changed. Raises PacsError, and ``problem`` says so until it answers."""
-        filters = dict(entry.split("=", 1) for entry in self.config.filter)
         found: dict[str, SeriesInfo] = {}
         try:
             for modality in self.config.modality:
-                for info in self.pacs.series({"Modality": modality, **filters}):
+                for info in self.pacs.series({"Modality": modality, **self.config.filters}):
                     # Stores differ in what they make of a filter.
                     if info.modality in ("", modality):
                         found[info.uid] = info

@@ -30,12 +30,6 @@ class StandIn(ModuleType):
         raise ImportError(f"{self.__name__}.{name}: {_WORDS[self.__name__]}")
 
 
-def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    raise ImportError(f"pydicom_seg.{name}: {_WORDS['pydicom_seg']}")
-
-
 def _stand_in() -> None:
     # MONAI looks for ITK when it is imported, and reads files with it where it is found: it has to look first.
     import monai.data.image_reader  # noqa: F401
@@ -46,4 +40,5 @@ def _stand_in() -> None:
             module.__spec__ = ModuleSpec(name, None)
 
 
+sys.modules[__name__].__class__ = StandIn
 _stand_in()

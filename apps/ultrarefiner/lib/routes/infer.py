@@ -91,10 +91,9 @@ def _infer(
 def _dicom_seg(model: str, path: Path, outline: Outline) -> bytes:
     """The outline as a DICOM SEG file on the frames of ``path``; InputError where these are no DICOM images."""
     from ultrarefiner_monai.dicom.seg import make_seg
-    from ultrarefiner_monai.dicom.series import dicom_files, sort_instances
+    from ultrarefiner_monai.dicom.series import instance_files
 
-    files = sort_instances(dicom_files(path)) if path.is_dir() else [path]
-    seg = make_seg(outline.mask, files, model, str(outline.reply["version"]))
+    seg = make_seg(outline.mask, instance_files(path), model, str(outline.reply["version"]))
     buffer = io.BytesIO()
     seg.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()

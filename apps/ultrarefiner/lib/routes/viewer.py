@@ -31,7 +31,7 @@ from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.file import open_dicom
-from ultrarefiner_monai.dicom.series import dicom_files, sort_instances
+from ultrarefiner_monai.dicom.series import instance_files
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.writers import encode_mask
 from ultrarefiner_monai.masks.label_values import is_confirmed
@@ -110,7 +110,8 @@ class ViewerRoutes:
 
     async def outline(self, body: JsonBody = None, user: User = user_role) -> dict[str, Any]:
         """An outline for the viewer: ``foreground`` and ``background`` [[x, y, frame], ...] and ``box`` [x0, y0, x1, y1] on
-        ``frame``, in pixels of the frame. ``hint``: what a click would give, which is not recorded. The reply's ``masks``: frame -> bits of (height, width), row by row, base64."""
+        ``frame``, in pixels of the frame. ``hint``: what a click would give, which is not recorded. The reply's ``masks``: frame ->
+        bits of (height, width), row by row, base64."""
         asked = checked(body, _OUTLINE, "an outline")
 
         def work() -> dict[str, Any]:
@@ -212,7 +213,7 @@ class ViewerRoutes:
             for image_id in (series, instance):
                 try:
                     path = store.image_path(image_id)
-                    return image_id, [str(open_dicom(f, header_only=True).SOPInstanceUID) for f in _files(path)]
+                    return image_id, [str(open_dicom(f, header_only=True).SOPInstanceUID) for f in instance_files(path)]
                 except ImageNotFoundException:
                     continue
                 except InputError as error:
@@ -220,11 +221,6 @@ class ViewerRoutes:
             if unreadable is not None:
                 raise unreadable
         raise HTTPException(404, "this series is no image of the studies")
-
-
-def _files(path: Path) -> list[Path]:
-    """The DICOM files of an image, in the order of its frames."""
-    return sort_instances(dicom_files(path)) if path.is_dir() else [path]
 
 
 def _named(sent: Mapping[str, Any]) -> str:

@@ -141,13 +141,12 @@ class PacsStudies(StudiesFolder):
         """(StudyInstanceUID -> what the store says of the study, why that is nothing). Kept in memory alone, for a minute."""
         with self._naming:
             if self._named is None or time.monotonic() - self._named[0] > _NAMES_SECONDS:
-                filters = dict(entry.split("=", 1) for entry in self.config.filter)
                 shown = {image.series.study_uid for image in self.mirror.images.values()}
                 found: dict[str, dict[str, str]] = {}
                 problem = ""
                 try:
                     for modality in self.config.modality:
-                        told = self.pacs.studies({"ModalitiesInStudy": modality, **filters})
+                        told = self.pacs.studies({"ModalitiesInStudy": modality, **self.config.filters})
                         found |= {uid: words for uid, words in told.items() if uid in shown}
                 except PacsError as error:
                     problem = f"The names of the patients are missing: {public(str(error))}"
