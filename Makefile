@@ -2,6 +2,7 @@
 # make test    what CI runs: lint, types, every test          make quick   the same without slow and server tests
 # make clean   remove what the tools left behind              make distclean   the environments as well
 # make slicer-check   3D Slicer's own code (1 GB, an environment of its own) reads what the server sends, and writes to it
+# make ohif-check     the viewer's tests on a newer OHIF (npm, 200 MB)
 #
 # Variables: STUDIES (folder or DICOMweb address; spaces are fine), HOST, PORT, PYTHON (a Python 3.10-3.14), TORCH=cpu (no CUDA
 #            libraries: 5 GB less), ARGS (more options for monailabel start_server, such as ARGS="--conf refiner_weights ultrasam").
@@ -23,16 +24,17 @@ export STUDIES HOST PORT PYTHON
 VENV := .venv
 BIN := $(VENV)/bin
 SLICER := .venv-slicer
+OHIF := .work/ohif-3.13.2
 comma := ,
 # Installed without what it asks for: setup.cfg says why, and names what it needs.
 MONAILABEL := monailabel==0.8.5
 # Where PyTorch without CUDA lies.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: help serve test quick slicer-check lint clean distclean
+.PHONY: help serve test quick slicer-check ohif-check lint clean distclean
 
 help:
-	@sed -n '1,8s/^# \{0,1\}//p' Makefile
+	@sed -n '1,9s/^# \{0,1\}//p' Makefile
 
 # --- environment: one stamp per extra, made again when setup.cfg changes ------------------------------------------------
 
@@ -129,6 +131,19 @@ $(SLICER)/.ready: | $(VENV)/.test
 slicer-check: $(SLICER)/.ready
 	@export ULTRAREFINER_SLICER_PYTHON="$$PWD/$(SLICER)/bin/python"
 	$(BIN)/python -m pytest tests/app/test_slicer_judge.py
+
+# An OHIF that is built for a server's root, as npm has it.
+$(OHIF)/.ready: | $(VENV)/.test
+	@mkdir -p $(OHIF)
+	cd $(OHIF)
+	npm pack --silent @ohif/app@3.13.2
+	tar -xzf ohif-app-3.13.2.tgz package/dist
+	rm ohif-app-3.13.2.tgz
+	touch .ready
+
+ohif-check: $(OHIF)/.ready
+	@export ULTRAREFINER_OHIF="$$PWD/$(OHIF)/package/dist"
+	$(BIN)/python -m pytest tests/app/test_viewer.py tests/app/test_viewer_tools.py
 
 clean:
 	rm -rf build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .hypothesis

@@ -196,13 +196,13 @@ def test_what_is_not_saved_stays_while_the_server_is_slow(server, chromium) -> N
     page.page.wait_for_timeout(200)
     page.page.mouse.wheel(0, 100)
     page.page.wait_for_function("() => document.querySelector('.ultrarefiner h2').textContent === 'part2'")
-    page.page.wait_for_timeout(300)
-    empty = page.shown()
+    page.wait("Outlining …", "Final label")
+    own = page.shown()
     held.pop(0).continue_()
     page.page.wait_for_timeout(1000)
-    assert np.array_equal(page.shown(), empty), "an answer about part1 is not drawn on part2"
-    page.page.unroute("**/viewer/outline")
+    assert np.array_equal(page.shown(), own), "an answer about part1 is not drawn on part2"
     for route in held:
         route.continue_()
     page.wait("Proposed", "Final label")
+    page.page.unroute("**/viewer/outline")
     page.close()

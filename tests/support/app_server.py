@@ -185,12 +185,13 @@ def start(
     """`monailabel start_server` as a user types it, with --conf for each of ``conf``; returns when it answers.
 
     host: an address that 127.0.0.1 is one of; path: what is asked to know it. Learning is off unless a test switches it on:
-    its processes take the cores that the tests need.
+    its processes take the cores that the tests need. ULTRAREFINER_OHIF: the viewer's files (`make ohif-check`).
     """
     port = free_port()
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", str(studies)]
     command += ["--host", host, "--port", str(port), "--conf", "weights", str(checkpoint)]
-    for name, value in {"threads": 1, **_NO_LEARNING, **conf}.items():
+    ohif = {"ohif": os.environ["ULTRAREFINER_OHIF"]} if "ULTRAREFINER_OHIF" in os.environ else {}
+    for name, value in {"threads": 1, **_NO_LEARNING, **ohif, **conf}.items():
         command += ["--conf", name, str(value)]
     modules = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": modules, "OMP_NUM_THREADS": "1"}

@@ -107,6 +107,8 @@ class ServeConfig:
     allowed_hosts: tuple[str, ...] = ()
     # Let other machines in without a login and without the token that is printed at the start.
     open_to_network: bool = False
+    # The folder `dist` of another OHIF (npm's @ohif/app); empty: the one in MONAI Label's wheel.
+    ohif: str = ""
     # Requests that compute at the same time, and CPU threads of each (0: all that the process may use).
     workers: int = 4
     threads: int = 0

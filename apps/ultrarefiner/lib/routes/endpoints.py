@@ -21,6 +21,7 @@ from lib.routes.dicomweb import DicomWebRoutes
 from lib.routes.errors import error_handlers
 from lib.routes.infer import InferRoutes
 from lib.routes.metrics import Metrics
+from lib.routes.ohif import OhifRoutes
 from lib.routes.page import front_page
 from lib.routes.routing import Route, put_first, user_role
 from lib.routes.status import StatusRoutes
@@ -47,6 +48,7 @@ def _routes(app: App) -> list[Route]:
     return [
         ("GET", "/", _front(app)),
         *viewer.routes(),
+        *OhifRoutes(app.config.ohif).routes(),
         *WorklistRoutes(app, instances, store.next_sample, viewer.place_of).routes(),
         *views.routes(app),
         *InferRoutes(app).routes(),

@@ -1,5 +1,5 @@
 """What the mode "UltraRefiner" of the viewer asks for (apps/ultrarefiner/viewer): images by their DICOM UIDs, and masks frame by
-frame, in the pixels that the viewer shows. OHIF is MONAI Label's own copy; the mode comes to it with its configuration.
+frame, in the pixels that the viewer shows.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ import binascii
 import io
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import anyio
 import numpy as np
 from fastapi import HTTPException, Request, UploadFile
-from fastapi.responses import Response
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
@@ -25,7 +23,6 @@ from lib.app import App
 from lib.routes.parameters import FLAG, FRAME, POINTS, TEXT, Kind, checked
 from lib.routes.routing import JsonBody, Route, annotator_role, name_of, user_role
 from lib.routes.store import save_uploaded_label
-from lib.routes.views import VIEWER as OHIF
 from lib.store.instances import Instances
 from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.core.image_file import ImageFile
@@ -36,7 +33,6 @@ from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.writers import encode_mask
 from ultrarefiner_monai.masks.label_values import is_confirmed
 
-BUNDLE = Path(__file__).resolve().parents[2] / "viewer" / "built" / "ultrarefiner.js"
 FINAL = DefaultLabelTag.FINAL.value
 _ID = Kind(lambda v: isinstance(v, str) and 0 < len(v) <= 512, "the id of an image")
 _MASKS = Kind(
@@ -63,23 +59,12 @@ class ViewerRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            ("GET", "/ohif/app-config.js", self.configuration),
             ("GET", "/ultrarefiner/viewer/image", self.image),
             ("POST", "/ultrarefiner/viewer/outline", self.outline),
             ("GET", "/ultrarefiner/viewer/label", self.label),
             ("PUT", "/ultrarefiner/viewer/label", self.save_label),
             ("POST", "/ultrarefiner/viewer/next", self.next),
         ]
-
-    async def configuration(self, user: User = user_role) -> Response:
-        """OHIF's own configuration, and behind it the mode."""
-
-        def work() -> str:
-            stock = (OHIF / "app-config.js").read_text(encoding="utf-8")
-            return f"{stock}\n{BUNDLE.read_text(encoding='utf-8')}"
-
-        text = await anyio.to_thread.run_sync(work)
-        return Response(text, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
     async def image(
         self, study: str, series: str, request: Request, instance: str = "", client_id: str = "", user: User = user_role

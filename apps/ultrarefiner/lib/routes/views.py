@@ -1,4 +1,4 @@
-"""Routes that only show something: /info/, listings, sessions, logs, the viewer.
+"""Routes that only show something: /info/, listings, sessions, logs.
 
 Replies are bounded in size and hold no path of the server.
 """
@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
-import monailabel.endpoints as endpoints
 from fastapi import HTTPException, Query, Request
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import datastore as stock_datastore
 from monailabel.endpoints import session as stock_session
 from monailabel.endpoints.user.auth import User
-from monailabel.utils.others.generic import get_mime_type
 
 from lib.app import App
 from lib.routes.access import is_local
@@ -28,12 +26,6 @@ from lib.routes.files import sent_at_once
 from lib.routes.routing import Route, admin_role, user_role
 from ultrarefiner_monai.core.messages import public, public_values
 
-VIEWER = Path(endpoints.__file__).resolve().parent / "static" / "ohif"
-# What the viewer's pages may load: this server's files alone. OHIF compiles its decoders, and asks for fonts of elsewhere.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' blob: data:; worker-src 'self' blob:; base-uri 'self'"
-)
 _MOST_LINES = 10_000
 _LOG_BYTES = 1 << 20
 _GPU_SECONDS = 10
@@ -52,7 +44,6 @@ def routes(app: App) -> list[Route]:
         ("DELETE", "/session/{session_id}", remove_session),
         ("GET", "/logs/", read_log),
         ("GET", "/logs/gpu", gpu),
-        ("GET", "/ohif/{path:path}", viewer),
     ]
 
 
@@ -136,22 +127,5 @@ async def gpu(user: User = admin_role) -> Response:
         except (OSError, subprocess.SubprocessError) as error:
             raise HTTPException(503, f"nvidia-smi does not answer ({type(error).__name__})") from error
         return PlainTextResponse(found.stdout.decode("utf-8", "replace"))
-
-    return await anyio.to_thread.run_sync(work)
-
-
-async def viewer(path: str, user: User = user_role) -> Response:
-    """A file of OHIF; for whatever is none, its page, which finds its own way from there."""
-
-    def work() -> Response:
-        try:
-            file = (VIEWER / path).resolve() if path else VIEWER
-            inside = file.is_relative_to(VIEWER) and file.is_file()
-        except (OSError, ValueError, RuntimeError):  # a name that no file can have
-            inside = False
-        shown = file if inside else VIEWER / "index.html"
-        if not shown.is_file():
-            raise HTTPException(404, "OHIF is not installed here")
-        return FileResponse(shown, media_type=get_mime_type(str(shown)), headers={"Content-Security-Policy": POLICY})
 
     return await anyio.to_thread.run_sync(work)

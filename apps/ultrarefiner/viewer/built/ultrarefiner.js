@@ -40,6 +40,298 @@
   var History = _History;
   History.most = 100;
 
+  // src/masks.ts
+  function unpack(text, count) {
+    const bits = atob(text);
+    const mask = new Uint8Array(count);
+    for (let i = 0; i < count; i++)
+      mask[i] = bits.charCodeAt(i >> 3) >> 7 - (i & 7) & 1;
+    return mask;
+  }
+  function pack(mask) {
+    const bytes = new Uint8Array(Math.ceil(mask.length / 8));
+    for (let i = 0; i < mask.length; i++)
+      if (mask[i])
+        bytes[i >> 3] |= 128 >> (i & 7);
+    let text = "";
+    for (let i = 0; i < bytes.length; i += 8192)
+      text += String.fromCharCode(...Array.from(bytes.subarray(i, i + 8192)));
+    return btoa(text);
+  }
+  function isEmpty(mask) {
+    for (let i = 0; i < mask.length; i++)
+      if (mask[i])
+        return false;
+    return true;
+  }
+  function boxOf(mask, width) {
+    let [x0, y0, x1, y1] = [Infinity, Infinity, -1, -1];
+    for (let i = 0; i < mask.length; i++) {
+      if (!mask[i])
+        continue;
+      const x = i % width;
+      const y = (i - x) / width;
+      [x0, y0, x1, y1] = [Math.min(x0, x), Math.min(y0, y), Math.max(x1, x), Math.max(y1, y)];
+    }
+    return x1 < 0 ? null : [x0, y0, x1, y1];
+  }
+
+  // src/saving.ts
+  function marked(frames, maskOf) {
+    const masks = {};
+    for (let k = 0; k < frames; k++) {
+      const mask = maskOf(k);
+      if (!isEmpty(mask))
+        masks[k] = pack(mask);
+    }
+    return masks;
+  }
+  async function saveLabel(server, image, masks) {
+    try {
+      return await server.save(image, masks, false);
+    } catch (error) {
+      const words = String(error.message);
+      if (!words.includes("confirm") || !window.confirm(`${words}
+
+Save it all the same?`))
+        throw error;
+      return server.save(image, masks, true);
+    }
+  }
+
+  // src/shapes.ts
+  function along(line, count) {
+    const steps = line.slice(1).map((p, i) => Math.hypot(p[0] - line[i][0], p[1] - line[i][1]));
+    const whole2 = steps.reduce((sum, step) => sum + step, 0);
+    const found = [];
+    let passed = 0;
+    for (let i = 0; i < steps.length; i++) {
+      while (found.length < count && passed + steps[i] >= whole2 * (found.length + 1) / count - 1e-9) {
+        const t = steps[i] ? (whole2 * (found.length + 1) / count - passed) / steps[i] : 0;
+        found.push([line[i][0] + t * (line[i + 1][0] - line[i][0]), line[i][1] + t * (line[i + 1][1] - line[i][1])]);
+      }
+      passed += steps[i];
+    }
+    return found;
+  }
+  function inside(line, width, height) {
+    const mask = new Uint8Array(width * height);
+    for (let y = 0; y < height; y++) {
+      const crossings = [];
+      for (let i = 0; i < line.length; i++) {
+        const [a, b] = [line[i], line[(i + 1) % line.length]];
+        if (a[1] <= y !== b[1] <= y)
+          crossings.push(a[0] + (y - a[1]) / (b[1] - a[1]) * (b[0] - a[0]));
+      }
+      crossings.sort((a, b) => a - b);
+      for (let i = 0; i + 1 < crossings.length; i += 2)
+        for (let x = Math.max(0, Math.ceil(crossings[i])); x <= Math.min(width - 1, crossings[i + 1]); x++)
+          mask[y * width + x] = 1;
+    }
+    return mask;
+  }
+  function edge(mask, width) {
+    const found = new Uint8Array(mask.length);
+    for (let i = 0; i < mask.length; i++) {
+      const x = i % width;
+      const within = x > 0 && x < width - 1 && mask[i - 1] && mask[i + 1] && mask[i - width] && mask[i + width];
+      if (mask[i] && !within)
+        found[i] = 1;
+    }
+    return found;
+  }
+
+  // src/drawing.ts
+  var MOST_OF_A_SCRIBBLE = 4;
+  function proposed(points) {
+    const as = (positive) => ([x, y]) => ({ x, y, positive });
+    return [...points.foreground.map(as(true)), ...points.background.map(as(false))];
+  }
+  var Drawing = class {
+    constructor(surface, server, words) {
+      this.surface = surface;
+      this.server = server;
+      this.words = words;
+      this.facts = null;
+      // of the image that is open
+      this.tool = "positive";
+      this.changed = false;
+      // something is not saved
+      this.busy = Promise.resolve();
+      // until the last question is answered
+      this.history = new History();
+      this.clicks = /* @__PURE__ */ new Map();
+      this.stroke = null;
+      this.latest = [];
+      // asked about last
+      this.scribbled = { noted: false };
+    }
+    // From now on no image is open.
+    close() {
+      this.history.clear();
+      this.clicks.clear();
+      this.stroke = null;
+      [this.facts, this.changed] = [null, false];
+    }
+    get ready() {
+      return this.facts !== null && this.surface.frame >= 0;
+    }
+    // --- masks and clicks ---------------------------------------------------------------------------------------------
+    clicksHere() {
+      return this.clicks.get(this.surface.frame) ?? [];
+    }
+    put(frame, text) {
+      this.surface.setMask(frame, unpack(text, this.facts.width * this.facts.height));
+    }
+    // What is drawn on each frame, packed.
+    drawn() {
+      return this.facts ? marked(this.facts.frames, (k) => this.surface.mask(k)) : {};
+    }
+    show() {
+      if (this.facts)
+        this.surface.draw(this.clicksHere(), null);
+    }
+    edited() {
+      this.changed = true;
+      this.words.state("Changed");
+    }
+    state(frame) {
+      return { mask: this.surface.mask(frame), clicks: [...this.clicks.get(frame) ?? []] };
+    }
+    restore(frame, state) {
+      this.clicks.set(frame, state.clicks);
+      this.surface.setMask(frame, state.mask);
+      this.changed = true;
+      this.show();
+    }
+    // --- what is asked ------------------------------------------------------------------------------------------------
+    // Without clicks this is the automatic outline; or, where the server begins with points that propose themselves, theirs.
+    outline() {
+      return this.ask(this.surface.frame, null, []);
+    }
+    // Answers come in the order of the questions; a step is noted when its answer is there. Questions of one step (a scribble asks
+    // twice) share it, so that one undo takes it back.
+    ask(frame, box, clicks, step = { noted: false }) {
+      const facts = this.facts;
+      if (!facts)
+        return this.busy;
+      const before = this.state(frame);
+      this.clicks.set(frame, clicks);
+      this.latest = clicks;
+      this.show();
+      this.words.state("Outlining …");
+      this.busy = this.busy.then(async () => {
+        try {
+          const found = await this.server.outline(facts.id, frame, this.prompts(frame, box, clicks));
+          if (this.facts !== facts)
+            return;
+          if (!step.noted)
+            this.history.note(frame, { mask: this.surface.mask(frame), clicks: before.clicks });
+          step.noted = true;
+          this.put(frame, found.masks[String(frame)]);
+          if (this.latest === clicks && found.reply.points && !clicks.length)
+            this.clicks.set(frame, proposed(found.reply.points));
+          this.changed = this.changed || clicks.length > 0 || box !== null;
+          this.words.answered(found);
+        } catch (error) {
+          if (this.facts !== facts)
+            return;
+          if (this.latest === clicks)
+            this.clicks.set(frame, before.clicks);
+          this.words.failed(error);
+        }
+        this.show();
+      });
+      return this.busy;
+    }
+    prompts(frame, box, clicks) {
+      const points = (positive) => clicks.filter((c) => c.positive === positive).map((c) => [c.x, c.y, frame]);
+      return { foreground: points(true), background: points(false), ...box ? { box } : {} };
+    }
+    as([x, y]) {
+      return { x: Math.round(x), y: Math.round(y), positive: this.tool === "positive" };
+    }
+    click(point) {
+      this.scribbled = { noted: false };
+      this.ask(this.surface.frame, null, [...this.clicksHere(), this.as(point)], this.scribbled);
+    }
+    // The click where the line begins is asked about already.
+    scribble(line) {
+      const more = along(line, MOST_OF_A_SCRIBBLE).map((point) => this.as(point));
+      this.ask(this.surface.frame, null, [...this.clicksHere(), ...more], this.scribbled);
+    }
+    // to: null takes the click away.
+    move(click, to) {
+      const rest = this.clicksHere().filter((c) => c !== click);
+      this.ask(this.surface.frame, null, to ? [...rest, { ...click, x: to[0], y: to[1] }] : rest);
+    }
+    boxed(box) {
+      this.ask(this.surface.frame, box, this.clicksHere());
+    }
+    // The edge of what a click there would give (height x width).
+    async edgeAt(point) {
+      await this.busy;
+      const facts = this.facts;
+      const { id, width, height } = facts;
+      const frame = this.surface.frame;
+      const found = await this.server.outline(id, frame, this.prompts(frame, null, [...this.clicksHere(), this.as(point)]), true);
+      if (this.facts !== facts)
+        throw new Error("another image is shown");
+      return edge(unpack(found.masks[String(frame)], width * height), width);
+    }
+    async toNextFrame() {
+      const facts = this.facts;
+      const frame = this.surface.frame;
+      if (!facts || frame + 1 >= facts.frames)
+        return this.words.state("This is the last frame");
+      const box = boxOf(this.surface.mask(frame), facts.width);
+      await this.surface.go(frame + 1);
+      await this.ask(frame + 1, box, []);
+    }
+    // --- what is painted, and the way back ----------------------------------------------------------------------------
+    lasso(line) {
+      const frame = this.surface.frame;
+      const { width, height } = this.facts;
+      this.strokeBegins();
+      const added = inside(line, width, height);
+      this.surface.setMask(frame, this.surface.mask(frame).map((v, i) => v | added[i]));
+      this.strokeEnds();
+    }
+    strokeBegins() {
+      this.stroke = [this.surface.frame, this.state(this.surface.frame)];
+    }
+    strokeEnds() {
+      if (!this.stroke)
+        return;
+      this.history.note(...this.stroke);
+      this.stroke = null;
+      this.edited();
+    }
+    undo() {
+      this.step((frame, now) => this.history.undo(frame, now), "Nothing to undo on this frame");
+    }
+    redo() {
+      this.step((frame, now) => this.history.redo(frame, now), "Nothing to redo on this frame");
+    }
+    step(move, none) {
+      if (!this.facts)
+        return;
+      const frame = this.surface.frame;
+      const state = move(frame, this.state(frame));
+      if (state)
+        this.restore(frame, state);
+      this.words.state(state ? "Changed" : none);
+    }
+    clear() {
+      if (!this.facts)
+        return;
+      const frame = this.surface.frame;
+      this.history.note(frame, this.state(frame));
+      this.restore(frame, { mask: new Uint8Array(this.facts.width * this.facts.height), clicks: [] });
+      this.words.state("Cleared");
+    }
+  };
+
   // src/hints.ts
   var Hints = class {
     // edgeAt: the edge of what a click there would give (height x width).
@@ -163,50 +455,15 @@
     }
   };
 
-  // src/masks.ts
-  function unpack(text, count) {
-    const bits = atob(text);
-    const mask = new Uint8Array(count);
-    for (let i = 0; i < count; i++)
-      mask[i] = bits.charCodeAt(i >> 3) >> 7 - (i & 7) & 1;
-    return mask;
-  }
-  function pack(mask) {
-    const bytes = new Uint8Array(Math.ceil(mask.length / 8));
-    for (let i = 0; i < mask.length; i++)
-      if (mask[i])
-        bytes[i >> 3] |= 128 >> (i & 7);
-    let text = "";
-    for (let i = 0; i < bytes.length; i += 8192)
-      text += String.fromCharCode(...Array.from(bytes.subarray(i, i + 8192)));
-    return btoa(text);
-  }
-  function isEmpty(mask) {
-    for (let i = 0; i < mask.length; i++)
-      if (mask[i])
-        return false;
-    return true;
-  }
-  function boxOf(mask, width) {
-    let [x0, y0, x1, y1] = [Infinity, Infinity, -1, -1];
-    for (let i = 0; i < mask.length; i++) {
-      if (!mask[i])
-        continue;
-      const x = i % width;
-      const y = (i - x) / width;
-      [x0, y0, x1, y1] = [Math.min(x0, x), Math.min(y0, y), Math.max(x1, x), Math.max(y1, y)];
-    }
-    return x1 < 0 ? null : [x0, y0, x1, y1];
-  }
-
   // src/pointer.ts
   var SCRIBBLE = 14;
   var whole = ([x, y]) => [Math.round(x), Math.round(y)];
   var Pointer = class {
     // where it began
-    constructor(surface, work) {
+    constructor(surface, work, hint) {
       this.surface = surface;
       this.work = work;
+      this.hint = hint;
       this.way = null;
       this.frame = 0;
       window.addEventListener("pointermove", (event) => this.moved(event));
@@ -218,14 +475,14 @@
         return;
       element2.dataset.ultrarefiner = "1";
       element2.addEventListener("pointerdown", (event) => this.down(event));
-      element2.addEventListener("pointerleave", () => this.work.hint(null));
+      element2.addEventListener("pointerleave", () => this.hint(null));
     }
     down(event) {
       if (event.button !== 0 || !this.work.ready)
         return;
       const { tool } = this.work;
       this.frame = this.surface.frame;
-      this.work.hint(null);
+      this.hint(null);
       if (tool === "brush" || tool === "eraser") {
         this.way = { kind: "stroke" };
         return this.work.strokeBegins();
@@ -272,7 +529,7 @@
     }
     hover(event, point) {
       const here = this.surface.element?.contains(event.target) ?? false;
-      this.work.hint(here && this.work.ready && event.buttons === 0 && point ? whole(point) : null);
+      this.hint(here && this.work.ready && event.buttons === 0 && point ? whole(point) : null);
     }
     up(event) {
       const { way } = this;
@@ -306,71 +563,6 @@
         this.surface.draw(this.work.clicksHere(), null);
     }
   };
-
-  // src/saving.ts
-  function marked(frames, maskOf) {
-    const masks = {};
-    for (let k = 0; k < frames; k++) {
-      const mask = maskOf(k);
-      if (!isEmpty(mask))
-        masks[k] = pack(mask);
-    }
-    return masks;
-  }
-  async function saveLabel(server, image, masks) {
-    try {
-      return await server.save(image, masks, false);
-    } catch (error) {
-      const words = String(error.message);
-      if (!words.includes("confirm") || !window.confirm(`${words}
-
-Save it all the same?`))
-        throw error;
-      return server.save(image, masks, true);
-    }
-  }
-
-  // src/shapes.ts
-  function along(line, count) {
-    const steps = line.slice(1).map((p, i) => Math.hypot(p[0] - line[i][0], p[1] - line[i][1]));
-    const whole2 = steps.reduce((sum, step) => sum + step, 0);
-    const found = [];
-    let passed = 0;
-    for (let i = 0; i < steps.length; i++) {
-      while (found.length < count && passed + steps[i] >= whole2 * (found.length + 1) / count - 1e-9) {
-        const t = steps[i] ? (whole2 * (found.length + 1) / count - passed) / steps[i] : 0;
-        found.push([line[i][0] + t * (line[i + 1][0] - line[i][0]), line[i][1] + t * (line[i + 1][1] - line[i][1])]);
-      }
-      passed += steps[i];
-    }
-    return found;
-  }
-  function inside(line, width, height) {
-    const mask = new Uint8Array(width * height);
-    for (let y = 0; y < height; y++) {
-      const crossings = [];
-      for (let i = 0; i < line.length; i++) {
-        const [a, b] = [line[i], line[(i + 1) % line.length]];
-        if (a[1] <= y !== b[1] <= y)
-          crossings.push(a[0] + (y - a[1]) / (b[1] - a[1]) * (b[0] - a[0]));
-      }
-      crossings.sort((a, b) => a - b);
-      for (let i = 0; i + 1 < crossings.length; i += 2)
-        for (let x = Math.max(0, Math.ceil(crossings[i])); x <= Math.min(width - 1, crossings[i + 1]); x++)
-          mask[y * width + x] = 1;
-    }
-    return mask;
-  }
-  function edge(mask, width) {
-    const found = new Uint8Array(mask.length);
-    for (let i = 0; i < mask.length; i++) {
-      const x = i % width;
-      const within = x > 0 && x < width - 1 && mask[i - 1] && mask[i + 1] && mask[i - width] && mask[i + width];
-      if (mask[i] && !within)
-        found[i] = 1;
-    }
-    return found;
-  }
 
   // src/tools.ts
   var GROUP = "default";
@@ -408,7 +600,7 @@ Save it all the same?`))
 
   // src/panel.ts
   var KEYS = [
-    ["o", "outline this frame", (d) => d.outline()],
+    ["o", "outline this frame", (d) => d.drawing.outline()],
     ["f", "click: this is lesion", (d) => d.use("positive")],
     ["b", "click: this is not", (d) => d.use("negative")],
     ["h", "hints while the pointer moves", (d) => d.toggleHints()],
@@ -417,29 +609,20 @@ Save it all the same?`))
     ["e", "eraser", (d) => d.use("eraser")],
     ["l", "lasso: what it encloses is lesion", (d) => d.use("lasso")],
     ["w", "brightness and contrast", (d) => d.use("window")],
-    ["z", "undo", (d) => d.undo()],
-    ["y", "redo", (d) => d.redo()],
-    ["c", "clear the frame", (d) => d.clear()],
-    ["t", "take the outline to the next frame", (d) => d.toNextFrame()],
+    ["z", "undo", (d) => d.drawing.undo()],
+    ["y", "redo", (d) => d.drawing.redo()],
+    ["c", "clear the frame", (d) => d.drawing.clear()],
+    ["t", "take the outline to the next frame", (d) => d.drawing.toNextFrame()],
     ["a", "accept: save as final", (d) => d.accept()],
     ["n", "next image", (d) => d.next()],
     ["?", "show these keys", (d) => d.help()]
   ];
-  var MOST_OF_A_SCRIBBLE = 4;
-  function proposed(points) {
-    const as = (positive) => ([x, y]) => ({ x, y, positive });
-    return [...points.foreground.map(as(true)), ...points.background.map(as(false))];
-  }
+  var BRUSH_RADIUS = 8;
   var Desk = class {
     constructor(surface, server, open2) {
       this.surface = surface;
       this.server = server;
       this.open = open2;
-      this.facts = null;
-      this.history = new History();
-      this.clicks = /* @__PURE__ */ new Map();
-      this.tool = "positive";
-      this.changed = false;
       this.place = ["", ""];
       // study and series
       this.begun = 0;
@@ -447,24 +630,22 @@ Save it all the same?`))
       this.frame = 0;
       // that was on the screen last
       this.returning = false;
-      // to that frame, from a picture of another image
-      this.busy = Promise.resolve();
-      this.stroke = null;
-      this.latest = [];
-      // asked about last
-      this.drawing = { noted: false };
-      this.radius = 8;
       const links = [["worklist", "Worklist"], ["status", "What it learns"]];
       this.look = new Look(
         KEYS.map(([key, words, act]) => [key, words, () => act(this)]),
         links.map(([page, words]) => [server.page(page), words])
       );
-      this.pointer = new Pointer(surface, this);
-      this.hints = new Hints(surface, (point) => this.edgeAt(point));
+      this.drawing = new Drawing(surface, server, {
+        state: (text) => this.tell(text),
+        answered: (found) => this.answered(found),
+        failed: (error) => this.failed(error)
+      });
+      this.hints = new Hints(surface, (point) => this.drawing.edgeAt(point));
+      this.pointer = new Pointer(surface, this.drawing, (point) => this.hint(point));
       this.surface.onShown = () => this.shown();
       window.addEventListener("keydown", (e) => this.key(e));
       window.addEventListener("beforeunload", (e) => {
-        if (this.changed)
+        if (this.drawing.changed)
           e.preventDefault();
       });
     }
@@ -475,11 +656,8 @@ Save it all the same?`))
     // kept: masks that were drawn before and are not saved, to be shown again.
     async begin(study, series, kept = null) {
       const own = ++this.begun;
-      this.tell("state", "Opening …");
-      this.history.clear();
-      this.clicks.clear();
-      this.changed = false;
-      this.facts = null;
+      this.tell("Opening …");
+      this.drawing.close();
       try {
         const facts = await this.server.image(study, series, this.surface.instance);
         if (own !== this.begun)
@@ -488,50 +666,40 @@ Save it all the same?`))
         if (own !== this.begun)
           return;
         this.place = [study, series];
-        this.facts = facts;
+        this.drawing.facts = facts;
         this.pointer.listen(this.surface.element);
-        this.use(this.tool);
-        this.tell("image", facts.id);
+        this.use(this.drawing.tool);
+        this.look.say("image", facts.id);
         this.warn([...facts.others ? ["Another user works on this image."] : [], ...facts.warnings]);
         if (kept) {
-          for (const [frame, text] of Object.entries(kept))
-            this.put(+frame, text);
-          this.edited();
+          this.put(kept);
+          this.drawing.edited();
         } else if (facts.labelled)
           await this.showLabel(facts);
         else
-          await this.outline();
+          await this.drawing.outline();
       } catch (error) {
         this.failed(error);
       }
     }
     async showLabel(facts) {
       const { masks } = await this.server.label(facts.id);
-      if (this.facts !== facts)
+      if (this.drawing.facts !== facts)
         return;
-      for (const [frame, text] of Object.entries(masks ?? {}))
-        this.put(+frame, text);
-      this.tell("state", "Final label");
+      this.put(masks ?? {});
+      this.tell("Final label");
     }
-    put(frame, text) {
-      this.surface.setMask(frame, unpack(text, this.facts.width * this.facts.height));
-    }
-    state(frame) {
-      return { mask: this.surface.mask(frame), clicks: [...this.clicks.get(frame) ?? []] };
-    }
-    restore(frame, state) {
-      this.clicks.set(frame, state.clicks);
-      this.surface.setMask(frame, state.mask);
-      this.changed = true;
-      this.show();
+    put(masks) {
+      for (const [frame, text] of Object.entries(masks))
+        this.drawing.put(+frame, text);
     }
     // The wheel may have turned to a picture of the series that is another image.
     shown() {
-      if (!this.facts || this.returning)
+      if (!this.drawing.facts || this.returning)
         return;
       if (this.surface.frame >= 0) {
         this.frame = this.surface.frame;
-        return this.show();
+        return this.drawing.show();
       }
       if (this.leaves())
         return void this.begin(...this.place);
@@ -540,189 +708,56 @@ Save it all the same?`))
     }
     // Whether what is shown may be left: nothing changed, or the user says so.
     leaves() {
-      return !this.changed || window.confirm("What you changed is not saved. Go on without it?");
+      return !this.drawing.changed || window.confirm("What you changed is not saved. Go on without it?");
+    }
+    // The mode is left: what is not saved may be saved now.
+    end() {
+      const { facts, changed } = this.drawing;
+      if (facts && changed && window.confirm("What you changed is not saved. Save it as final now?"))
+        void saveLabel(this.server, facts.id, this.drawing.drawn()).catch((error) => window.alert(`Not saved: ${error.message ?? error}`));
+      this.begun++;
+      this.drawing.close();
+      this.surface.end();
     }
     // --- what the user does -------------------------------------------------------------------------------------------
-    // Without clicks this is the automatic outline; or, where the server begins with points that propose themselves, theirs.
-    outline() {
-      return this.ask(this.surface.frame, null, []);
-    }
-    // Answers come in the order of the questions; a step is noted when its answer is there. Questions of one step (a scribble asks
-    // twice) share it, so that one undo takes it back.
-    ask(frame, box, clicks, step = { noted: false }) {
-      const facts = this.facts;
-      if (!facts)
-        return this.busy;
-      const before = this.state(frame);
-      this.clicks.set(frame, clicks);
-      this.latest = clicks;
-      this.show();
-      this.tell("state", "Outlining …");
-      this.busy = this.busy.then(async () => {
-        try {
-          const found = await this.server.outline(facts.id, frame, this.prompts(frame, box, clicks));
-          if (this.facts !== facts)
-            return;
-          if (!step.noted)
-            this.history.note(frame, { mask: this.surface.mask(frame), clicks: before.clicks });
-          step.noted = true;
-          this.put(frame, found.masks[String(frame)]);
-          if (this.latest === clicks && found.reply.points && !clicks.length)
-            this.clicks.set(frame, proposed(found.reply.points));
-          this.changed = this.changed || clicks.length > 0 || box !== null;
-          this.answered(found);
-        } catch (error) {
-          if (this.facts !== facts)
-            return;
-          if (this.latest === clicks)
-            this.clicks.set(frame, before.clicks);
-          this.failed(error);
-        }
-        this.show();
-      });
-      return this.busy;
-    }
-    prompts(frame, box, clicks) {
-      const points = (positive) => clicks.filter((c) => c.positive === positive).map((c) => [c.x, c.y, frame]);
-      return { foreground: points(true), background: points(false), ...box ? { box } : {} };
-    }
-    get ready() {
-      return this.facts !== null && this.surface.frame >= 0;
-    }
-    clicksHere() {
-      return this.clicks.get(this.surface.frame) ?? [];
-    }
-    as([x, y]) {
-      return { x: Math.round(x), y: Math.round(y), positive: this.tool === "positive" };
-    }
-    click(point) {
-      this.drawing = { noted: false };
-      this.ask(this.surface.frame, null, [...this.clicksHere(), this.as(point)], this.drawing);
-    }
-    // The click where the line begins is asked about already.
-    scribble(line) {
-      const more = along(line, MOST_OF_A_SCRIBBLE).map((point) => this.as(point));
-      this.ask(this.surface.frame, null, [...this.clicksHere(), ...more], this.drawing);
-    }
-    move(click, to) {
-      const rest = this.clicksHere().filter((c) => c !== click);
-      this.ask(this.surface.frame, null, to ? [...rest, { ...click, x: to[0], y: to[1] }] : rest);
-    }
-    boxed(box) {
-      this.ask(this.surface.frame, box, this.clicksHere());
-    }
-    lasso(line) {
-      const frame = this.surface.frame;
-      const { width, height } = this.facts;
-      this.strokeBegins();
-      const added = inside(line, width, height);
-      this.surface.setMask(frame, this.surface.mask(frame).map((v, i) => v | added[i]));
-      this.strokeEnds();
-    }
-    strokeBegins() {
-      this.stroke = [this.surface.frame, this.state(this.surface.frame)];
-    }
-    strokeEnds() {
-      if (!this.stroke)
-        return;
-      this.history.note(...this.stroke);
-      this.stroke = null;
-      this.edited();
-    }
-    edited() {
-      this.changed = true;
-      this.tell("state", "Changed");
-    }
-    hint(point) {
-      this.hints.look(this.tool === "positive" || this.tool === "negative" ? point : null);
+    use(tool) {
+      this.drawing.tool = tool;
+      choose(tool, BRUSH_RADIUS);
+      this.look.choose(tool);
     }
     toggleHints() {
       this.hints.on = !this.hints.on;
       this.look.press("h", this.hints.on);
       this.hint(null);
     }
-    async edgeAt(point) {
-      await this.busy;
-      const facts = this.facts;
-      const { id, width, height } = facts;
-      const frame = this.surface.frame;
-      const found = await this.server.outline(id, frame, this.prompts(frame, null, [...this.clicksHere(), this.as(point)]), true);
-      if (this.facts !== facts)
-        throw new Error("another image is shown");
-      return edge(unpack(found.masks[String(frame)], width * height), width);
-    }
-    use(tool) {
-      this.tool = tool;
-      choose(tool, this.radius);
-      this.look.choose(tool);
-    }
-    undo() {
-      this.step((frame, now) => this.history.undo(frame, now), "Nothing to undo on this frame");
-    }
-    redo() {
-      this.step((frame, now) => this.history.redo(frame, now), "Nothing to redo on this frame");
-    }
-    step(move, none) {
-      if (!this.facts)
-        return;
-      const frame = this.surface.frame;
-      const state = move(frame, this.state(frame));
-      if (state)
-        this.restore(frame, state);
-      this.tell("state", state ? "Changed" : none);
-    }
-    clear() {
-      if (!this.facts)
-        return;
-      const frame = this.surface.frame;
-      this.history.note(frame, this.state(frame));
-      this.restore(frame, { mask: new Uint8Array(this.facts.width * this.facts.height), clicks: [] });
-      this.tell("state", "Cleared");
-    }
-    async toNextFrame() {
-      const facts = this.facts;
-      const frame = this.surface.frame;
-      if (!facts || frame + 1 >= facts.frames)
-        return this.tell("state", "This is the last frame");
-      const box = boxOf(this.surface.mask(frame), facts.width);
-      await this.surface.go(frame + 1);
-      await this.ask(frame + 1, box, []);
+    hint(point) {
+      const { tool } = this.drawing;
+      this.hints.look(tool === "positive" || tool === "negative" ? point : null);
     }
     async accept() {
-      const facts = this.facts;
+      const { drawing } = this;
+      const { facts } = drawing;
       if (!facts)
         return;
-      await this.busy;
-      if (this.facts !== facts)
+      await drawing.busy;
+      if (drawing.facts !== facts)
         return;
-      const masks = this.drawn();
+      const masks = drawing.drawn();
       if (!Object.keys(masks).length && !window.confirm("Nothing is marked. Save that there is no lesion?"))
         return;
-      this.tell("state", "Saving …");
-      this.changed = false;
+      this.tell("Saving …");
+      drawing.changed = false;
       try {
         const saved = await saveLabel(this.server, facts.id, masks);
-        if (this.facts !== facts)
+        if (drawing.facts !== facts)
           return;
-        this.tell("state", this.changed ? "Changed" : "Saved");
+        this.tell(drawing.changed ? "Changed" : "Saved");
         this.warn(saved.warnings ?? []);
       } catch (error) {
-        if (this.facts === facts)
-          this.changed = true;
+        if (drawing.facts === facts)
+          drawing.changed = true;
         this.failed(error);
       }
-    }
-    // What is drawn on each frame, packed.
-    drawn() {
-      return this.facts ? marked(this.facts.frames, (k) => this.surface.mask(k)) : {};
-    }
-    // The mode is left: what is not saved may be saved now.
-    end() {
-      if (this.facts && this.changed && window.confirm("What you changed is not saved. Save it as final now?"))
-        void saveLabel(this.server, this.facts.id, this.drawn()).catch((error) => window.alert(`Not saved: ${error.message ?? error}`));
-      this.begun++;
-      [this.facts, this.changed] = [null, false];
-      this.surface.end();
     }
     async next() {
       if (!this.leaves())
@@ -730,8 +765,8 @@ Save it all the same?`))
       try {
         const found = await this.server.next();
         if (!found.place)
-          return this.tell("state", found.message ?? "There is no other image");
-        this.changed = false;
+          return this.tell(found.message ?? "There is no other image");
+        this.drawing.changed = false;
         this.open(found.place);
       } catch (error) {
         this.failed(error);
@@ -740,33 +775,28 @@ Save it all the same?`))
     help() {
       this.look.toggle("keys");
     }
-    // --- keys ----------------------------------------------------------------------------------------------------------
     key(event) {
       const target = event.target;
       if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|TEXTAREA|SELECT/.test(target.tagName))
         return;
       const found = KEYS.find(([key]) => key === event.key.toLowerCase());
-      if (!found || !this.ready)
+      if (!found || !this.drawing.ready)
         return;
       event.preventDefault();
       event.stopPropagation();
       found[2](this);
     }
-    // --- what is shown ------------------------------------------------------------------------------------------------
-    show() {
-      if (this.facts)
-        this.surface.draw(this.clicksHere(), null);
-    }
+    // --- what the user is told ----------------------------------------------------------------------------------------
     answered(found) {
       this.look.figures(found.reply);
-      this.tell("state", "Proposed");
+      this.tell("Proposed");
       this.warn(found.reply.warnings ?? []);
     }
     failed(error) {
-      this.tell("state", `Not done: ${error.message ?? error}`);
+      this.tell(`Not done: ${error.message ?? error}`);
     }
-    tell(name, text) {
-      this.look.say(name, text);
+    tell(text) {
+      this.look.say("state", text);
     }
     warn(texts) {
       this.look.list("warnings", texts);
@@ -927,8 +957,11 @@ Save it all the same?`))
     clickAt(event, clicks) {
       const bounds = this.element.getBoundingClientRect();
       const [x, y] = [event.clientX - bounds.left, event.clientY - bounds.top];
-      const far = (c) => Math.hypot(this.toCanvas(c.x, c.y)[0] - x, this.toCanvas(c.x, c.y)[1] - y);
-      return clicks.find((c) => far(c) <= 9) ?? null;
+      const reached = (c) => {
+        const [left, top] = this.toCanvas(c.x, c.y);
+        return Math.hypot(left - x, top - y) <= 9;
+      };
+      return clicks.find(reached) ?? null;
     }
     // The edge of what a click would give (height x width), null: none.
     hint(edge2) {
@@ -1059,7 +1092,7 @@ Save it all the same?`))
         if (!set || uid === shown && !kept || !cornerstoneViewportService.getCornerstoneViewport(activeViewportId)?.getImageIds?.().length)
           return;
         if (shown && uid !== shown && !desk.leaves()) {
-          kept = desk.drawn();
+          kept = desk.drawing.drawn();
           viewportGridService.setDisplaySetsForViewport({ viewportId: activeViewportId, displaySetInstanceUIDs: [shown] });
           return;
         }

@@ -83,7 +83,7 @@ const mode = {
       const set = uid && displaySetService.getDisplaySetByUID(uid);
       if (!set || (uid === shown && !kept) || !cornerstoneViewportService.getCornerstoneViewport(activeViewportId)?.getImageIds?.().length) return;
       if (shown && uid !== shown && !desk!.leaves()) {
-        kept = desk!.drawn();
+        kept = desk!.drawing.drawn();
         viewportGridService.setDisplaySetsForViewport({ viewportId: activeViewportId, displaySetInstanceUIDs: [shown] });
         return;
       }

@@ -1,26 +1,12 @@
 // What the pointer does on the picture, in the words of the work: clicks, scribbles, boxes, lassos, strokes of the brush, hints.
 
+import type { Drawing } from "./drawing";
 import type { Click } from "./history";
 import type { Box } from "./masks";
 import type { Point } from "./shapes";
 import type { Surface } from "./surface";
-import type { Tool } from "./tools";
 
 const SCRIBBLE = 14; // pixels of the screen: a shorter line is a click by a hand that trembles
-
-export interface Work {
-  readonly tool: Tool;
-  readonly ready: boolean;
-  clicksHere(): Click[];
-  click(point: Point): void;
-  scribble(line: Point[]): void;
-  move(click: Click, to: Point | null): void; // null: taken away
-  boxed(box: Box): void;
-  lasso(line: Point[]): void;
-  strokeBegins(): void;
-  strokeEnds(): void;
-  hint(point: Point | null): void;
-}
 
 const whole = ([x, y]: Point): Point => [Math.round(x), Math.round(y)];
 
@@ -37,7 +23,8 @@ export class Pointer {
 
   constructor(
     private readonly surface: Surface,
-    private readonly work: Work,
+    private readonly work: Drawing,
+    private readonly hint: (point: Point | null) => void, // null: where a click is not meant
   ) {
     window.addEventListener("pointermove", (event) => this.moved(event));
     window.addEventListener("pointerup", (event) => this.up(event));
@@ -48,14 +35,14 @@ export class Pointer {
     if (element.dataset.ultrarefiner) return;
     element.dataset.ultrarefiner = "1";
     element.addEventListener("pointerdown", (event) => this.down(event));
-    element.addEventListener("pointerleave", () => this.work.hint(null));
+    element.addEventListener("pointerleave", () => this.hint(null));
   }
 
   private down(event: PointerEvent): void {
     if (event.button !== 0 || !this.work.ready) return;
     const { tool } = this.work;
     this.frame = this.surface.frame;
-    this.work.hint(null);
+    this.hint(null);
     if (tool === "brush" || tool === "eraser") {
       this.way = { kind: "stroke" };
       return this.work.strokeBegins();
@@ -97,7 +84,7 @@ export class Pointer {
 
   private hover(event: PointerEvent, point: Point | null): void {
     const here = this.surface.element?.contains(event.target as Node) ?? false;
-    this.work.hint(here && this.work.ready && event.buttons === 0 && point ? whole(point) : null);
+    this.hint(here && this.work.ready && event.buttons === 0 && point ? whole(point) : null);
   }
 
   private up(event: PointerEvent): void {

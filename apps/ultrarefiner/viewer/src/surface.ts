@@ -120,8 +120,11 @@ export class Surface {
   clickAt(event: PointerEvent, clicks: Click[]): Click | null {
     const bounds = this.element!.getBoundingClientRect();
     const [x, y] = [event.clientX - bounds.left, event.clientY - bounds.top];
-    const far = (c: Click) => Math.hypot(this.toCanvas(c.x, c.y)[0] - x, this.toCanvas(c.x, c.y)[1] - y);
-    return clicks.find((c) => far(c) <= 9) ?? null;
+    const reached = (c: Click) => {
+      const [left, top] = this.toCanvas(c.x, c.y);
+      return Math.hypot(left - x, top - y) <= 9;
+    };
+    return clicks.find(reached) ?? null;
   }
 
   // The edge of what a click would give (height x width), null: none.
