@@ -8,8 +8,8 @@ import pytest
 from app_server import save_tiny_system, start
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from lib.routes.ohif import OhifRoutes
 
+from lib.routes.ohif import OhifRoutes
 from ultrarefiner_monai.config import ConfigError
 
 PAGE = (
