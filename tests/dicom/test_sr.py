@@ -68,6 +68,16 @@ def test_read_back_by_dcmtk(tmp_path: Path) -> None:
     assert "Łucja" in text and "TID 1500" in text and text.count('(42798000,SCT,"Area")') == 2
 
 
+def test_a_conforming_object(tmp_path: Path) -> None:
+    require("dciodvfy", "dicom3tools")
+    files, mask = cine(tmp_path), lesions(5)
+    seg = make_seg(mask, files, "sam_refiner", "3", made="SEMIAUTOMATIC")
+    for sr in (make_sr(mask, files, seg, "sam_refiner", "3", author="Łukasz^Ä"), make_sr(mask, files, made="MANUAL")):
+        read(sr, tmp_path / "sr")
+        told = subprocess.run(["dciodvfy", tmp_path / "sr"], capture_output=True, timeout=60).stderr.decode(errors="replace")
+        assert "Error" not in told and "Warning" not in told, told
+
+
 def test_nothing_to_report(tmp_path: Path) -> None:
     files = cine(tmp_path)
     assert make_sr(lesions(5) * 0, files) is None

@@ -127,6 +127,7 @@ def wrapped(image_file: ImageFile, image_id: str, uids: tuple[str, str, str], he
         if header is not None and keyword in header:
             setattr(ds, keyword, element(header, keyword, ""))
     ds.Modality, ds.SeriesNumber, ds.InstanceNumber = "US", 1, 1
+    ds.Laterality = ds.PatientOrientation = ""  # asked for, and not known
     ds.ImageType = ["DERIVED", "SECONDARY"]
     ds.Rows, ds.Columns = image_file.height, image_file.width
     ds.SamplesPerPixel, ds.PhotometricInterpretation = (1, "MONOCHROME2") if colours is None else (3, "RGB")
