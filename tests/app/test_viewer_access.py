@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import requests
-from app_server import ROOT, free_port, picture, save_tiny_system, start
+from app_server import ROOT, picture, save_tiny_system, start
 from browser import chromium  # noqa: F401 (a fixture)
 from orthanc import own_certificates
 from PIL import Image
+from ports import free_port
 from test_access import own_address
 from viewer_page import ViewerPage
 

@@ -16,8 +16,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from app_server import ROOT, free_port, save_tiny_system
+from app_server import ROOT, save_tiny_system
 from packaging.requirements import Requirement
+from ports import free_port
 
 from ultrarefiner_monai.cli import stock
 

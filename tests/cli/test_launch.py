@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from ultrarefiner_monai.cli import launch, server_log
 from ultrarefiner_monai.cli.launch import LaunchError, Place
@@ -239,12 +240,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

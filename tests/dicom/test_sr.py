@@ -74,7 +74,9 @@ def test_a_conforming_object(tmp_path: Path) -> None:
     seg = make_seg(mask, files, "sam_refiner", "3", made="SEMIAUTOMATIC")
     for sr in (make_sr(mask, files, seg, "sam_refiner", "3", author="Łukasz^Ä"), make_sr(mask, files, made="MANUAL")):
         read(sr, tmp_path / "sr")
-        told = subprocess.run(["dciodvfy", tmp_path / "sr"], capture_output=True, timeout=60).stderr.decode(errors="replace")
+        told = subprocess.run(["dciodvfy", tmp_path / "sr"], capture_output=True, timeout=60).stderr.decode(
+            errors="replace"
+        )
         assert "Error" not in told and "Warning" not in told, told
 
 

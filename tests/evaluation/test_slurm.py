@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from app_server import ROOT, free_port
+from app_server import ROOT
+from ports import free_port
 from slurm import Slurm, slurm  # noqa: F401 (a fixture)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import nrrd
 import numpy as np
 import torch
 from PIL import Image
+from ports import free_port
 
 from ultrarefiner_monai.config import CoarseConfig, PpnConfig, SamConfig, SystemConfig
 from ultrarefiner_monai.datasets.phantoms import make_phantom
@@ -171,12 +171,6 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(10)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(

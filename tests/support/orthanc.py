@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import threading
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from ports import free_port
 
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 
@@ -217,12 +217,6 @@ def require_orthanc() -> None:
         if os.environ.get("CI"):
             pytest.fail(text)
         pytest.skip(text)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")
