@@ -269,14 +269,18 @@ def test_a_job_that_fails_says_why_and_where_its_log_lies(folder: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_one_command_goes_from_data_to_the_file_and_its_figures(folder: Path, tmp_path: Path) -> None:
+def test_one_command_goes_from_data_to_the_file_and_its_figures(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     data = [text for name in "abc" for text in ("--data", str(folder / name))]
     command = ["recipe", str(folder / "r.yaml"), *data, "--out", str(out), "--parallel", "2", "--device", "cpu"]
     planned = CliRunner().invoke(app, [*command, "--plan"])
     assert planned.exit_code == 0 and "8 steps, 0 done" in planned.output and not out.exists()
-    first = CliRunner().invoke(app, [*command, "--until", "refiner"])
+    monkeypatch.chdir(tmp_path)  # the same folder, named in another way
+    first = CliRunner().invoke(app, [*(w.replace(str(out), "out") for w in command), "--until", "refiner"])
     assert first.exit_code == 0, first.output
+    (out / "refiner" / "done.json").unlink()  # as if it had been stopped
     stamp = (out / "coarse" / "best.safetensors").stat().st_mtime_ns
     names = {p.relative_to(out / "elsewhere").as_posix() for p in (out / "elsewhere").glob("?/*.png")}
     used = {s: json.loads((out / "elsewhere" / f"without_{s}" / "split.json").read_text())["train"] for s in "abc"}

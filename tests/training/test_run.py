@@ -24,6 +24,7 @@ from ultrarefiner_monai.datasets.datalist import read_index
 from ultrarefiner_monai.datasets.seen import digests_of
 from ultrarefiner_monai.evaluation.figures import seen_in_training
 from ultrarefiner_monai.models.checkpoints import load_system, read_checkpoint
+from ultrarefiner_monai.training import run
 from ultrarefiner_monai.training.calibration.calibrate import Example, choose
 from ultrarefiner_monai.training.data.transforms import IMAGE, LABEL
 from ultrarefiner_monai.training.loop.state import load_state, save_state
@@ -170,8 +171,9 @@ def test_without_a_calibration_the_result_is_the_best_weights_in_half_precision(
 
 
 def test_an_existing_run_is_not_overwritten_and_nothing_cannot_be_resumed(
-    finished: Path, folder: Path, tmp_path
+    finished: Path, folder: Path, tmp_path, monkeypatch
 ) -> None:
+    monkeypatch.setattr(run, "build_phase", lambda _config: pytest.fail("said before the images are prepared"))
     with pytest.raises(InputError, match="--resume"):
         train(CONFIG, folder, 0, finished)
     with pytest.raises(InputError, match="nothing to resume"):

@@ -70,7 +70,7 @@ def recipe(
         file.parent,
         tuple(data),
         fold,
-        out,
+        out.resolve(),  # steps keep it: the same folder, named in another way, is the same
         scale,
         tuple(leave_out or ()),
         away,
