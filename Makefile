@@ -123,18 +123,21 @@ quick: lint
 
 # 3D Slicer's own code, without its windows: it brings VTK and ITK of its own.
 $(SLICER)/.ready: | $(VENV)/.test
-	@echo "Installing 3D Slicer's code into $(SLICER): about 1 GB"
+	@if ! $(BIN)/python -c 'import platform, sys; raise SystemExit(sys.version_info >= (3, 14) or platform.machine() != "x86_64")'; then exit 0; fi
+	echo "Installing 3D Slicer's code into $(SLICER): about 1 GB"
 	$(BIN)/python -m venv $(SLICER)
 	$(SLICER)/bin/python -m pip install --disable-pip-version-check --quiet "slicer-core>=5.13,<6"
 	touch $@
 
 slicer-check: $(SLICER)/.ready
-	@export ULTRAREFINER_SLICER_PYTHON="$$PWD/$(SLICER)/bin/python"
+	@if [ ! -e $(SLICER)/.ready ]; then echo "Left out: 3D Slicer's code comes for Python 3.10 to 3.13 on x86-64 only"; exit 0; fi
+	export ULTRAREFINER_SLICER_PYTHON="$$PWD/$(SLICER)/bin/python"
 	$(BIN)/python -m pytest tests/app/test_slicer_judge.py
 
 # An OHIF that is built for a server's root, as npm has it.
 $(OHIF)/.ready: | $(VENV)/.test
-	@mkdir -p $(OHIF)
+	@command -v npm >/dev/null || { echo "Needed: npm (on Debian: apt-get install npm)" >&2; exit 1; }
+	mkdir -p $(OHIF)
 	cd $(OHIF)
 	npm pack --silent @ohif/app@3.13.2
 	tar -xzf ohif-app-3.13.2.tgz package/dist

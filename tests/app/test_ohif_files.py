@@ -26,7 +26,8 @@ def dist(tmp_path: Path) -> Path:
     (folder / "index.html").write_text(PAGE)
     (folder / "app.bundle.css").write_text("a{src:url(/x.woff2)} b{src:url(data:font/woff2;base64,AA)}")
     (folder / "app.bundle.0123456789abcdef.js").write_text('x.p = "/"; n.p="/"; y.p = "/other";')
-    (folder / "app-config.js").write_text("window.config = {dataSources: ['https://elsewhere.example']}")
+    (folder / "app-config.js").write_text("window.config = {dataSources: ['https://pacs.example']}")
+    (folder / "0123456789abcdef.wasm").write_bytes(b"wasm")
     (tmp_path / "secret.js").write_text("secret")
     return folder
 
@@ -45,8 +46,18 @@ def test_a_dist_for_a_servers_root_is_moved_below_ohif(dist: Path) -> None:
     assert client.get("/ohif/app.bundle.css").text == "a{src:url(/ohif/x.woff2)} b{src:url(data:font/woff2;base64,AA)}"
     script = client.get("/ohif/app.bundle.0123456789abcdef.js")
     assert script.text == 'x.p = "/ohif/"; n.p="/ohif/"; y.p = "/other";'
-    assert "immutable" in script.headers["Cache-Control"], "its name changes with its content"
-    assert "no-cache" in client.get("/ohif/app.bundle.css").headers["Cache-Control"]
+    assert "no-cache" in script.headers["Cache-Control"], "it is another text than its name tells"
+    again = client.get("/ohif/app.bundle.0123456789abcdef.js", headers={"If-None-Match": script.headers["ETag"]})
+    assert again.status_code == 304 and not again.content
+    plain = client.get("/ohif/0123456789abcdef.wasm").headers["Cache-Control"]
+    assert "immutable" in plain, "its name changes with its content"
+
+
+def test_a_dist_that_is_replaced_is_seen_at_once(dist: Path) -> None:
+    client = served(str(dist))
+    assert client.get("/ohif/").text
+    (dist / "index.html").write_text(PAGE + '<link href="/new.css">')
+    assert '"/ohif/new.css"' in client.get("/ohif/").text
 
 
 def test_a_dist_that_lies_below_ohif_goes_out_as_it_is(dist: Path) -> None:
@@ -60,7 +71,7 @@ def test_a_dist_that_lies_below_ohif_goes_out_as_it_is(dist: Path) -> None:
 @pytest.mark.parametrize("own", [True, False])
 def test_the_configuration_asks_this_server_only(dist: Path, own: bool) -> None:
     text = served("" if own else str(dist)).get("/ohif/app-config.js").text
-    assert "/proxy/dicom/" in text and "UltraRefiner" in text and "elsewhere" not in text
+    assert "/proxy/dicom/" in text and "UltraRefiner" in text and "pacs.example" not in text
 
 
 def test_nothing_outside_the_folder_is_handed_out(dist: Path) -> None:

@@ -89,7 +89,7 @@ def test_what_is_asked_and_saved_is_counted(server: Server) -> None:
 
     page = requests.get(f"{server.url}/ultrarefiner/status", timeout=30)
     assert page.status_code == 200 and "default-src 'none'" in page.headers["content-security-policy"]
-    assert "Images with a label" in page.text and "secret" not in page.text
+    assert "Images labelled here" in page.text and "secret" not in page.text
     front = requests.get(server.url, timeout=30).text
     assert 'href="/ultrarefiner/status"' in front
 

@@ -19,11 +19,11 @@ import SimpleITK
 from app_server import ROOT, picture, save_tiny_system, start
 from PIL import Image
 from slicer_module import Slicer, Volume
-from test_viewer import mask_of
 
 from ultrarefiner_monai.core.types import Clicks
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.imaging.readers import read_image_file
+from ultrarefiner_monai.masks.runs import mask_of
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
 

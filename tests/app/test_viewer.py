@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,6 +20,7 @@ from ultrarefiner_monai.core.types import Clicks
 from ultrarefiner_monai.datasets.samples import dicom_bytes
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.readers import read_image_file
+from ultrarefiner_monai.masks.runs import mask_of, runs_of
 from ultrarefiner_monai.models.checkpoints import load_system
 from ultrarefiner_monai.pipeline.predictor import Predictor
 
@@ -59,14 +59,6 @@ def ask(server, method: str, path: str, status: int = 200, **options: Any) -> An
     return answer.json()
 
 
-def mask_of(text: str, shape: tuple[int, int]) -> np.ndarray:
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=shape[0] * shape[1]).reshape(shape)
-
-
-def packed(mask: np.ndarray) -> str:
-    return base64.b64encode(np.packbits(mask.astype(bool)).tobytes()).decode()
-
-
 def label_of(server, name: str) -> np.ndarray:
     path = next((server.studies / "labels" / "final").glob(f"{name}.*"))
     # Tiny random networks mark nearly all of a picture, which the viewer asks about.
@@ -81,7 +73,7 @@ class TestServer:
         facts = ask(server, "GET", "image", params=dict(zip(("study", "series"), row_of(server, name))))
         image_file = read_image_file(next(server.studies.glob(f"{name}.*")))
         shape = (facts["height"], facts["width"])
-        assert facts["id"] == name and (facts["frames"], *shape) == image_file.shape and not facts["labelled"]
+        assert facts["id"] == name and (facts["frames"], *shape) == image_file.shape and not facts["label_state"]
         k = facts["frames"] - 1
         click, box = [40, 30, k], [20.0, 15.0, 60.0, 50.0]
         found = ask(server, "POST", "outline", json={"image": name, "frame": k, "foreground": [click], "box": box})
@@ -94,13 +86,13 @@ class TestServer:
         facts = ask(server, "GET", "image", params=dict(zip(("study", "series"), row_of(server, name))))
         mask = np.zeros((facts["height"], facts["width"]), np.uint8)
         mask[10:30, 25:60] = mask[12, 70] = 1
-        sent = {"image": name, "masks": {"0": packed(mask)}, "client_id": "a"}
+        sent = {"image": name, "masks": {"0": runs_of(mask)}, "client_id": "a"}
         ask(server, "PUT", "label", json=sent)
         assert np.array_equal(label_of(server, name)[0], mask) and not label_of(server, name)[1:].any()
         back = ask(server, "GET", "label", params={"image": name})["masks"]
         assert list(back) == ["0"] and np.array_equal(mask_of(back["0"], mask.shape), mask)
         facts = ask(server, "GET", "image", params=dict(zip(("study", "series"), row_of(server, name))))
-        assert facts["labelled"]
+        assert facts["label_state"]
 
     @pytest.mark.parametrize(
         ("method", "path", "sent", "words"),
@@ -110,9 +102,12 @@ class TestServer:
             ("POST", "outline", {"image": "plain", "foreground": [[5000, 2, 0]]}, "outside"),
             ("POST", "outline", {"image": "plain", "box": [1, 2, 3]}, "expected 4 numbers"),
             ("POST", "outline", {"image": "plain", "secret": 1}, "no parameter"),
-            ("PUT", "label", {"image": "plain", "masks": {"7": "AA=="}}, "no frame '7'"),
-            ("PUT", "label", {"image": "plain", "masks": {"0": "AA=="}}, "bytes"),
-            ("PUT", "label", {"image": "plain", "masks": {"0": "?"}}, "not base64"),
+            ("PUT", "label", {"image": "plain", "masks": {"7": [1]}}, "no frame 7"),
+            ("PUT", "label", {"image": "plain", "masks": {"0": [1, 2]}}, "the runs are 3 pixels in sum"),
+            ("PUT", "label", {"image": "plain", "masks": {"0": "?"}}, "lengths of runs"),
+            ("PUT", "label", {"image": "plain", "masks": {"x": [1]}}, "numbers of frames"),
+            ("PUT", "label", {"image": "plain", "masks": {}, "shown": [9]}, "no frame 9"),
+            ("PUT", "label", {"image": "plain", "masks": {}, "instances": [["1.2"]]}, "SOPInstanceUID"),
         ],
     )
     def test_bad_requests_say_what_is_wrong(self, server, method: str, path: str, sent: Any, words: str) -> None:

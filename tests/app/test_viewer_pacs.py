@@ -14,10 +14,10 @@ from app_server import eventually, picture, start
 from browser import chromium  # noqa: F401 (a fixture)
 from orthanc import us_file
 from pydicom.uid import generate_uid
-from test_viewer import mask_of
 from viewer_page import PATIENCE, ViewerPage
 
 from ultrarefiner_monai.dicom.seg_reader import read_seg
+from ultrarefiner_monai.masks.runs import mask_of
 
 pytestmark = [pytest.mark.server, pytest.mark.orthanc, pytest.mark.slow, pytest.mark.timeout(400)]
 

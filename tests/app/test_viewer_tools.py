@@ -163,7 +163,7 @@ def test_a_series_may_hold_several_images(server, chromium) -> None:  # noqa: F8
 def test_next_sample_from_the_worklist_is_the_users_own(server, chromium) -> None:  # noqa: F811
     page = ViewerPage(chromium, server.url)
     page.page.goto(f"{server.url}/ultrarefiner/worklist")
-    page.page.get_by_role("button", name="Next sample").click()
+    page.page.get_by_role("button", name="Next image").click()
     page.wait("Proposed", "Final label")
     assert "Another user" not in page.page.locator(".ultrarefiner").text_content()
     handed = page.image

@@ -1,4 +1,5 @@
-"""The door that checks a request's names and size: no name leaves the studies, no upload is too large."""
+"""The door that checks a request's names and size: no name leaves the studies, no upload is too large; and nothing is kept by
+browsers."""
 
 from __future__ import annotations
 
@@ -55,14 +56,14 @@ class Guard:
         headers = dict(scope["headers"])
         files = headers.get(b"content-type", b"").lower().startswith(b"multipart/")
         limit = self.limit if files else min(self.limit, _TEXT_BYTES)
-        body = _Body(receive, limit)
+        body = _Body(receive, limit, files)
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length) > limit:
             if b"expect" not in headers:
                 await body.drain()
             await JSONResponse({"detail": body.message}, 413)(scope, receive, send)
             return
-        await self.app(scope, body, send)
+        await self.app(scope, body, _unkept(send))
 
     def _check_query(self, scope: Scope) -> None:
         """Refuse unknown parameters: one may be a typing error (``tagg=draft``), and the label would go under another
@@ -92,13 +93,32 @@ def check_target(path: str, query: bytes) -> None:
             raise InputError(f"{value!r:.80} is no session id")
 
 
+def _unkept(send: Send) -> Send:
+    """No browser keeps pictures and names on its disk: workstations are shared. Answers that say otherwise do as they say."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            if all(name.lower() != b"cache-control" for name, _ in headers):
+                message = {**message, "headers": [*headers, (b"cache-control", b"no-store")]}
+        await send(message)
+
+    return sent
+
+
 class _Body:
     """``receive`` that counts bytes. Beyond the limit it reads on for a while, so that the client sees the answer,
     then raises 413."""
 
-    def __init__(self, receive: Receive, limit: int):
+    def __init__(self, receive: Receive, limit: int, files: bool):
         self.receive, self.limit, self.seen = receive, limit, 0
-        self.message = f"the upload is larger than the limit of {limit >> 20} MB (max_upload_mb in the server's config)"
+        what = "upload is larger than the limit of" if files or limit != _TEXT_BYTES else "request is larger than"
+        option = (
+            " (max_upload_mb in the server's config)"
+            if files or limit != _TEXT_BYTES
+            else ", as much as may come without a file"
+        )
+        self.message = f"the {what} {limit >> 20} MB{option}"
 
     async def __call__(self) -> Message:
         message = await self.receive()

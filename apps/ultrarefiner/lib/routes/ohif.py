@@ -1,19 +1,20 @@
 """The files of OHIF, and the mode "UltraRefiner" with its configuration.
 
 OHIF is MONAI Label's own copy (3.10), or the folder ``dist`` of another one (option ``ohif``), such as the npm package
-``@ohif/app`` carries. Its files are not changed: what was built for a server's root is handed
-out with its addresses below ``/ohif/``.
+``@ohif/app`` carries. Its files are not changed: what was built for a server's root is handed out with its
+addresses below ``/ohif/``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from functools import lru_cache
+import threading
 from pathlib import Path
 
 import anyio
 import monailabel.endpoints as endpoints
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from fastapi.responses import FileResponse, Response
 from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import get_mime_type
@@ -30,9 +31,9 @@ POLICY = (
 )
 # Where a dist that is built for a server's root names its own files: its page, its styles, webpack's public path.
 _ROOTED = {
-    ".html": re.compile(r"""((?:href|src|content|PUBLIC_URL)\s*=\s*["'])/(?!/)"""),
-    ".css": re.compile(r"""(url\(["']?)/(?!/)"""),
-    ".js": re.compile(r"""(\b\w+\.p\s*=\s*["'])/(?=["'])"""),
+    ".html": re.compile(rb"""((?:href|src|content|PUBLIC_URL)\s*=\s*["'])/(?!/)"""),
+    ".css": re.compile(rb"""(url\(["']?)/(?!/)"""),
+    ".js": re.compile(rb"""(\b\w+\.p\s*=\s*["'])/(?=["'])"""),
 }
 _NAMED_BY_CONTENT = re.compile(r"[.-]?[0-9a-f]{16,}\.\w+$")
 
@@ -51,7 +52,9 @@ class OhifRoutes:
                 "@ohif/app, or leave the option empty for MONAI Label's own"
             )
         # A dist that was built for the place where it is served here (PUBLIC_URL=/ohif/) goes out as it is.
-        self.rooted = bool(folder) and "/ohif/" not in (self.folder / "index.html").read_text(encoding="utf-8")
+        self.rooted = bool(folder) and b"/ohif/" not in (self.folder / "index.html").read_bytes()
+        self._moved: dict[tuple[str, int, int], bytes] = {}  # files with other addresses, by what they are made from
+        self._lock = threading.Lock()
 
     def routes(self) -> list[Route]:
         return [("GET", "/ohif/app-config.js", self.configuration), ("GET", "/ohif/{path:path}", self.file)]
@@ -66,7 +69,7 @@ class OhifRoutes:
         text = await anyio.to_thread.run_sync(work)
         return Response(text, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
-    async def file(self, path: str, user: User = user_role) -> Response:
+    async def file(self, path: str, request: Request, user: User = user_role) -> Response:
         """A file of OHIF; for whatever is none, its page, which finds its own way from there."""
 
         def work() -> Response:
@@ -78,17 +81,29 @@ class OhifRoutes:
             shown = file if inside else self.folder / "index.html"
             if not shown.is_file():
                 raise HTTPException(404, "OHIF is not installed here")
+            kind, headers = get_mime_type(str(shown)), {"Content-Security-Policy": POLICY}
+            if moved := self._below_ohif(shown):
+                tag = f'"{hashlib.sha256(moved).hexdigest()[:32]}"'
+                headers |= {"Cache-Control": "private, no-cache", "ETag": tag}
+                if request.headers.get("if-none-match") == tag:
+                    return Response(status_code=304, headers=headers)
+                return Response(moved, media_type=kind, headers=headers)
             kept = "max-age=31536000, immutable" if _NAMED_BY_CONTENT.search(shown.name) else "no-cache"
-            headers = {"Content-Security-Policy": POLICY, "Cache-Control": f"private, {kept}"}
-            kind = get_mime_type(str(shown))
-            if self.rooted and shown.suffix in _ROOTED:
-                return Response(below_ohif(shown), media_type=kind, headers=headers)
-            return FileResponse(shown, media_type=kind, headers=headers)
+            return FileResponse(shown, media_type=kind, headers={**headers, "Cache-Control": f"private, {kept}"})
 
         return await anyio.to_thread.run_sync(work)
 
-
-@lru_cache(maxsize=256)
-def below_ohif(file: Path) -> str:
-    """A page, style or script with the addresses of its dist's files below ``/ohif/``, where this server has them."""
-    return _ROOTED[file.suffix].sub(r"\1/ohif/", file.read_text(encoding="utf-8"))
+    def _below_ohif(self, file: Path) -> bytes:
+        """A page, style or script with the addresses of its dist's files below ``/ohif/``, where this server has them; empty for a file
+        that goes out as it is."""
+        if not self.rooted or file.suffix not in _ROOTED:
+            return b""
+        found = file.stat()
+        key = str(file), found.st_mtime_ns, found.st_size
+        with self._lock:  # some are of 17 MB: one thread at a time, and only what has changed is kept
+            if key not in self._moved:
+                content = file.read_bytes()
+                moved = _ROOTED[file.suffix].sub(rb"\1/ohif/", content)
+                self._moved = {k: v for k, v in self._moved.items() if k[0] != key[0]}
+                self._moved[key] = b"" if moved == content else moved
+            return self._moved[key]

@@ -36,6 +36,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+ID = Kind(lambda v: isinstance(v, str) and 0 < len(v) <= 512, "the id of an image")
 TEXT = Kind(_is_text, f"a text of at most {_LONGEST} characters in one line")
 FLAG = Kind(lambda v: isinstance(v, bool), "true or false")
 COUNT = Kind(lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 31, "a whole number from 0")
@@ -79,7 +80,7 @@ BATCH: dict[str, Kind] = {
     "result_extension": TEXT,
     "client_id": TEXT,
 }
-NEXT_SAMPLE: dict[str, Kind] = {"client_id": TEXT}
+NEXT_SAMPLE: dict[str, Kind] = {"client_id": TEXT, "skip": ID}
 
 
 def checked(params: Mapping[str, Any] | None, known: Mapping[str, Kind], what: str) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _tiles(facts: Facts) -> str:
     return (
         '<div class="tiles">'
         + _tile(
-            "Images with a label",
+            "Images labelled here",
             str(progress.images),
             f"of {facts.total}" + (f", {again} saved again" if again else ""),
         )
@@ -193,8 +193,8 @@ def _labels_over_time(progress: Progress) -> str:
     points = [(times[k], float(k + 1)) for k in range(0, len(times), step)]
     points += [(times[-1], float(len(times)))] if times else []
     ends = (clock(times[0]), clock(times[-1])) if times else ("", "no label yet")
-    svg = line_chart("Images with a label over time", points, ends, (0.0, 4.0))
-    return f'{svg}<p class="soft">Images with a final label. An image that is saved again counts once.</p>'
+    svg = line_chart("Images labelled here over time", points, ends, (0.0, 4.0))
+    return f'{svg}<p class="soft">Images whose final label was saved through this server. An image that is saved again counts once.</p>'
 
 
 def _marks(facts: Facts) -> list[tuple[float, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -239,8 +240,17 @@ class StoreRoutes:
         return await anyio.to_thread.run_sync(work)
 
 
-def save_uploaded_label(app: App, image: str, params: str, tag: str, label: UploadFile, user: User) -> dict[str, Any]:
-    """What ``StoreRoutes.save_label`` does, in a thread."""
+def save_uploaded_label(
+    app: App,
+    image: str,
+    params: str,
+    tag: str,
+    label: UploadFile,
+    user: User,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """What ``StoreRoutes.save_label`` does, in a thread. check: raises where the label may not be saved; nobody else saves between
+    it and the saving."""
     info, store = _label_info(app, params, "params", user), app.datastore()
     confirmed = info.pop("confirm", False)
     if not isinstance(confirmed, bool):
@@ -254,6 +264,7 @@ def save_uploaded_label(app: App, image: str, params: str, tag: str, label: Uplo
         make_plain(path, mask, opened.image_file)
         drawn = Drawn(opened.sha256, mask) if tag == FINAL else None
         with store.saving:
+            check()
             if app.exchange is not None and tag == FINAL:
                 info = app.exchange.mark(info)
             label_id = store.save_label(image, str(path), tag, info, drawn)

@@ -4,44 +4,56 @@ frame, in the pixels that the viewer shows.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import io
 import json
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import anyio
 import numpy as np
 from fastapi import HTTPException, Request, UploadFile
+from fastapi.responses import JSONResponse
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from lib.app import App
-from lib.routes.parameters import FLAG, FRAME, POINTS, TEXT, Kind, checked
+from lib.routes.parameters import FLAG, FRAME, ID, POINTS, TEXT, Kind, checked
 from lib.routes.routing import JsonBody, Route, annotator_role, name_of, user_role
 from lib.routes.store import save_uploaded_label
+from lib.routes.viewer_frames import CHANGED, Objects, objects_of, on_frames_of_now
 from lib.store.instances import Instances
 from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.dicom.file import open_dicom
+from ultrarefiner_monai.dicom.header import element
 from ultrarefiner_monai.dicom.series import instance_files
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.writers import encode_mask
 from ultrarefiner_monai.masks.label_values import is_confirmed
+from ultrarefiner_monai.masks.measure import measure
+from ultrarefiner_monai.masks.runs import mask_of, runs_of
 
 FINAL = DefaultLabelTag.FINAL.value
-_ID = Kind(lambda v: isinstance(v, str) and 0 < len(v) <= 512, "the id of an image")
-_MASKS = Kind(
-    lambda v: isinstance(v, dict) and all(isinstance(m, str) for m in v.values()), "frame -> packed bits, base64"
+_RUNS = Kind(lambda v: isinstance(v, dict) and all(map(_is_counts, v.values())), "frame -> lengths of runs")
+_OBJECTS = Kind(
+    lambda v: isinstance(v, list) and all(isinstance(o, list) and len(o) == 2 and _is_counts(o[1:]) for o in v),
+    "[[SOPInstanceUID, number of frames], ...]",
 )
-_OUTLINE = {"image": _ID, "model": TEXT, "frame": FRAME, "foreground": POINTS, "background": POINTS, "box": POINTS,
-            "view": TEXT, "client_id": TEXT, "hint": FLAG}  # fmt: skip
-_SAVE = {"image": _ID, "masks": _MASKS, "params": Kind(lambda v: isinstance(v, dict), "an object"), "client_id": TEXT,
-         "confirm": FLAG}  # fmt: skip
+_COUNT = Kind(lambda v: _is_counts([v]), "the number of a frame")
+_COUNTS = Kind(lambda v: _is_counts(v), "a list of whole numbers")
+_OUTLINE = {"image": ID, "model": TEXT, "frame": FRAME, "foreground": POINTS, "background": POINTS, "box": POINTS,
+            "view": TEXT, "client_id": TEXT, "hint": FLAG, "instances": _OBJECTS}  # fmt: skip
+_SAVE = {"image": ID, "masks": _RUNS, "params": Kind(lambda v: isinstance(v, dict), "an object"), "client_id": TEXT,
+         "confirm": FLAG, "instances": _OBJECTS, "shown": _COUNTS, "label_state": TEXT}  # fmt: skip
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
 
 
 def query_of(study: str, series: str, instance: str = "") -> str:
@@ -61,6 +73,7 @@ class ViewerRoutes:
         return [
             ("GET", "/ultrarefiner/viewer/image", self.image),
             ("POST", "/ultrarefiner/viewer/outline", self.outline),
+            ("POST", "/ultrarefiner/viewer/measure", self.measure),
             ("GET", "/ultrarefiner/viewer/label", self.label),
             ("PUT", "/ultrarefiner/viewer/label", self.save_label),
             ("POST", "/ultrarefiner/viewer/next", self.next),
@@ -70,24 +83,25 @@ class ViewerRoutes:
         self, study: str, series: str, request: Request, instance: str = "", client_id: str = "", user: User = user_role
     ) -> dict[str, Any]:
         """The image that a series of the viewer is, or the one that ``instance`` belongs to; and what the user should know before the
-        work begins. ``instances``: the DICOM objects that its frames come from, in order. The image is leased to who opens it, as a
+        work begins. ``instances``: the DICOM objects that its frames come from, in order, and how many each has: what is shown of
+        them is the viewer's affair. ``label_state``: tells the final label from others, empty: none. The image is leased to who opens it, as a
         next sample is (``others``: somebody else holds it)."""
         address = request.client.host if request.client is not None else ""
         holder = f"{client_id or name_of(user)} {address}"  # as for a next sample
 
         def work() -> dict[str, Any]:
             store = self.app.datastore()
-            image_id, instances = self._image_of(study, series, instance)
+            image_id = self._image_of(study, series, instance)
             image_file = self.app.engine.open(store.image_path(image_id)).image_file
             return {
                 "id": image_id,
-                "instances": instances,
+                "instances": self._objects_of(image_id, image_file),
                 "frames": image_file.n_frames,
                 "height": image_file.height,
                 "width": image_file.width,
                 "spacing_mm": image_file.spacing_mm,
                 "warnings": image_file.warnings,
-                "labelled": bool(store.get_label_uri(image_id, FINAL)),
+                "label_state": self._label_state(image_id),
                 "others": not self.app.sampler.leases.take(image_id, holder),
             }
 
@@ -95,14 +109,17 @@ class ViewerRoutes:
 
     async def outline(self, body: JsonBody = None, user: User = user_role) -> dict[str, Any]:
         """An outline for the viewer: ``foreground`` and ``background`` [[x, y, frame], ...] and ``box`` [x0, y0, x1, y1] on
-        ``frame``, in pixels of the frame. ``hint``: what a click would give, which is not recorded. The reply's ``masks``: frame ->
-        bits of (height, width), row by row, base64."""
+        ``frame``, in pixels of the frame. ``hint``: what a click would give, which is not recorded. ``instances``: as the image had them
+        when it was opened. The reply's ``masks``: frame -> runs (``masks.runs``)."""
         asked = checked(body, _OUTLINE, "an outline")
 
         def work() -> dict[str, Any]:
             image_id = _named(asked)
             path = self.app.datastore().image_path(image_id)
-            geometry = self.app.engine.open(path).image_file.geometry
+            image_file = self.app.engine.open(path).image_file
+            geometry = image_file.geometry
+            if "instances" in asked and objects_of(asked["instances"]) != self._objects_of(image_id, image_file):
+                raise HTTPException(409, f"{CHANGED}: accept what you have drawn, then open it again")
             request = {k: v for k, v in asked.items() if k in ("frame", "view", "client_id", "hint")}
             for name in ("foreground", "background"):
                 points = [_point(p, name) for p in asked.get(name, ())]
@@ -121,9 +138,23 @@ class ViewerRoutes:
                 shown_at = {k: [list(geometry.to_frame_xy(p)[1:]) for p in v] for k, v in reply["points"].items()}
                 reply = {**reply, "points": shown_at}
             shown = {int(row["frame"]) for row in found.reply.get("frames", ())} or {int(found.reply["frame"])}
-            return {"reply": reply, "masks": {str(k): _packed(found.mask[k]) for k in sorted(shown)}}
+            return {"reply": reply, "masks": {str(k): runs_of(found.mask[k]) for k in sorted(shown)}}
 
         return await anyio.to_thread.run_sync(work, limiter=self.app.limiter)
+
+    async def measure(self, body: JsonBody = None, user: User = user_role) -> dict[str, Any]:
+        """Size of what is drawn on a frame (``runs``): long and short axis, area, in ``unit`` (mm or px)."""
+        asked = checked(body, {"image": ID, "frame": _COUNT, "runs": _COUNTS}, "a measurement")
+
+        def work() -> dict[str, Any]:
+            image_file = self.app.engine.open(self.app.datastore().image_path(_named(asked))).image_file
+            frame = int(asked.get("frame", 0))
+            if frame >= image_file.n_frames:
+                raise InputError(f"there is no frame {frame}; the image has {image_file.n_frames}")
+            drawn = mask_of(asked.get("runs", []), (image_file.height, image_file.width))
+            return measure(drawn, image_file.spacing_of(frame)).to_dict()
+
+        return await anyio.to_thread.run_sync(work, limiter=self.app.savers)
 
     async def label(self, image: str, user: User = user_role) -> dict[str, Any]:
         """The final label of an image, frame by frame as ``outline``; ``masks`` is null where there is none."""
@@ -131,38 +162,60 @@ class ViewerRoutes:
         def work() -> dict[str, Any]:
             store = self.app.datastore()
             image_file = self.app.engine.open(store.image_path(image)).image_file
-            label = store.get_label_uri(image, FINAL)
-            if not label:
-                return {"masks": None}
-            confirmed = is_confirmed(store.get_label_info(image, FINAL))
-            mask = read_mask(label, image_file, confirmed=confirmed)
-            return {"masks": {str(k): _packed(frame) for k, frame in enumerate(mask) if frame.any()}}
+            state = self._label_state(image)
+            mask = self._final_mask(image, image_file)
+            if mask is None:
+                return {"masks": None, "label_state": ""}
+            return {
+                "masks": {str(k): runs_of(frame) for k, frame in enumerate(mask) if frame.any()},
+                "label_state": state,
+            }
 
         return await anyio.to_thread.run_sync(work, limiter=self.app.savers)
 
-    async def save_label(self, body: JsonBody = None, user: User = annotator_role) -> dict[str, Any]:
-        """Save a final label from the viewer; frames that ``masks`` does not name are empty. The server writes the file, and
-        the DICOM SEG of a PACS. Answers as PUT /datastore/label."""
+    async def save_label(self, body: JsonBody = None, user: User = annotator_role) -> Any:
+        """Save a final label from the viewer. ``masks``: frame -> runs; a frame that is ``shown`` (all, where that is not said) and not
+        among them is empty, one that is not shown keeps what it has. ``instances``: as the image had them when it was opened; a series that
+        has grown since is no obstacle. ``label_state``: of the label that the viewer knows; where another one is there now, the
+        answer is 409 with its state, and nothing is saved. The server writes the file, and the DICOM SEG of a PACS. Answers as PUT
+        /datastore/label, with the new ``label_state``."""
         sent = checked(body, _SAVE, "a label")
 
-        def work() -> dict[str, Any]:
+        def work() -> Any:
             image_id = _named(sent)
             image_file = self.app.engine.open(self.app.datastore().image_path(image_id)).image_file
-            mask = _unpacked(sent.get("masks", {}), image_file)
+            state = self._label_state(image_id)
+            mask = on_frames_of_now(
+                sent, self._objects_of(image_id, image_file), self._final_mask(image_id, image_file), image_file
+            )
             params = {**sent.get("params", {}), "client_id": sent.get("client_id", "")}
             params |= {"confirm": True} if sent.get("confirm") else {}
+
+            def still_known() -> None:
+                if self._label_state(image_id) != sent.get("label_state", state):
+                    raise _OtherLabelError
+
             content = io.BytesIO(encode_mask(".nrrd", mask, image_file))
             upload = UploadFile(content, filename="label.nrrd")
-            return save_uploaded_label(self.app, image_id, json.dumps(params), FINAL, upload, user)
+            try:
+                answer = save_uploaded_label(self.app, image_id, json.dumps(params), FINAL, upload, user, still_known)
+            except _OtherLabelError:
+                return JSONResponse(
+                    {"detail": self._other_label(image_id), "label_state": self._label_state(image_id)}, 409
+                )
+            return {**answer, "label_state": self._label_state(image_id)}
 
         return await anyio.to_thread.run_sync(work, limiter=self.app.savers)
 
     async def next(self, request: Request, body: JsonBody = None, user: User = user_role) -> dict[str, Any]:
-        """The next image by the server's strategy (``id``) and the part of the viewer's address that opens it (``place``); without
-        both where no image is left: ``message`` says why."""
-        asked = checked(body, {"client_id": TEXT, "strategy": TEXT}, "a next image")
+        """The next image by the server's strategy (``id``), another one than ``image``, and the part of the viewer's address that opens
+        it (``place``); without both where no image is left: ``message`` says why."""
+        asked = checked(body, {"client_id": TEXT, "strategy": TEXT, "image": ID}, "a next image")
         found = await self.sample(
-            str(asked.get("strategy", "recommended")), request, {"client_id": asked.get("client_id", "")}, user
+            str(asked.get("strategy", "recommended")),
+            request,
+            {"client_id": asked.get("client_id", "")} | ({"skip": asked["image"]} if asked.get("image") else {}),
+            user,
         )
         if "id" not in found:
             return found
@@ -171,20 +224,49 @@ class ViewerRoutes:
     def place_of(self, image_id: str) -> str:
         """The query of the viewer's address that opens an image. Raises ImageNotFoundException."""
         if self.instances is not None:
-            row = next((row for row in self.instances.rows() if row.image_id == image_id), None)
-            if row is None:
-                raise ImageNotFoundException(f"{image_id!r:.120} is not in the studies any more")
+            row = self.instances.row(image_id)
             return query_of(row.study, row.series, row.instance)
         info = self.app.datastore().get_image_info(image_id)
         series = str(info["SeriesInstanceUID"])
         return query_of(str(info["StudyInstanceUID"]), series, "" if image_id == series else image_id)
 
-    def _image_of(self, study: str, series: str, instance: str) -> tuple[str, list[str]]:
-        """(id of the image, the instances that its frames come from)."""
+    def _final_mask(self, image_id: str, image_file: ImageFile) -> np.ndarray | None:
+        store = self.app.datastore()
+        label = store.get_label_uri(image_id, FINAL)
+        if not label:
+            return None
+        return read_mask(label, image_file, confirmed=is_confirmed(store.get_label_info(image_id, FINAL)))
+
+    def _label_state(self, image_id: str) -> str:
+        label = self.app.datastore().get_label_uri(image_id, FINAL)
+        if not label:
+            return ""
+        found = Path(label).stat()
+        return f"{found.st_mtime_ns:x}-{found.st_size:x}"
+
+    def _other_label(self, image_id: str) -> str:
+        info = self.app.datastore().get_label_info(image_id, FINAL)
+        if not info:
+            return "the label of this image was removed after you opened it"
+        at = time.strftime("%H:%M", time.localtime(int(info.get("ts", 0))))
+        return f"{info.get('user') or 'somebody'} saved a label of this image at {at}, after you opened it"
+
+    def _objects_of(self, image_id: str, image_file: ImageFile) -> Objects:
+        """The DICOM objects that an image's frames come from, in order."""
+        if self.instances is not None:
+            row = self.instances.row(image_id)
+            return [(row.instance, image_file.n_frames)]
+        headers = [open_dicom(f, header_only=True) for f in instance_files(self.app.datastore().image_path(image_id))]
+        if len(headers) == 1:
+            return [(str(headers[0].SOPInstanceUID), image_file.n_frames)]
+        return [(str(h.SOPInstanceUID), max(1, int(element(h, "NumberOfFrames", 1) or 1))) for h in headers]
+
+    def _image_of(self, study: str, series: str, instance: str) -> str:
+        """The id of the image."""
         if self.instances is not None:
             rows = self.instances.find(study, series, instance)
             if len(rows) == 1:
-                return rows[0].image_id, [rows[0].instance]
+                return rows[0].image_id
             if rows:
                 raise HTTPException(404, f"the series holds {len(rows)} images: say which instance")
             raise HTTPException(404, "this series is no image of the studies")
@@ -197,8 +279,8 @@ class ViewerRoutes:
                 store.fresh()
             for image_id in (series, instance):
                 try:
-                    path = store.image_path(image_id)
-                    return image_id, [str(open_dicom(f, header_only=True).SOPInstanceUID) for f in instance_files(path)]
+                    instance_files(store.image_path(image_id))
+                    return image_id
                 except ImageNotFoundException:
                     continue
                 except InputError as error:
@@ -221,22 +303,5 @@ def _point(value: Any, name: str, count: int = 3) -> list[float]:
     return [float(v) for v in value]
 
 
-def _packed(mask: np.ndarray) -> str:
-    return base64.b64encode(np.packbits(mask.astype(bool), axis=None).tobytes()).decode()
-
-
-def _unpacked(masks: Mapping[str, str], image_file: ImageFile) -> np.ndarray:
-    """(T, H, W) uint8. Raises InputError for a frame that is not there, and for bits that are no mask of a frame."""
-    mask = np.zeros(image_file.shape, np.uint8)
-    size = image_file.height * image_file.width
-    for name, text in masks.items():
-        if not name.isdecimal() or int(name) >= image_file.n_frames:
-            raise InputError(f"masks: there is no frame {name!r:.20}; the image has {image_file.n_frames}")
-        try:
-            bits = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
-        except (binascii.Error, ValueError):
-            raise InputError(f"masks: frame {name} is not base64") from None
-        if len(bits) != -(-size // 8):
-            raise InputError(f"masks: frame {name} has {len(bits)} bytes; {-(-size // 8)} are {size} pixels")
-        mask[int(name)] = np.unpackbits(bits, count=size).reshape(image_file.height, image_file.width)
-    return mask
+class _OtherLabelError(Exception):
+    """There is another label than the one that the viewer knows."""

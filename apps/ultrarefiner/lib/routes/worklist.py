@@ -57,13 +57,16 @@ class WorklistRoutes:
     def routes(self) -> list[Route]:
         return [("GET", "/ultrarefiner/worklist", self.worklist), ("POST", "/ultrarefiner/worklist/next", self.next)]
 
-    async def worklist(self, state: str = "", search: str = "", page: int = 1, user: User = user_role) -> Response:
-        """The images of the studies as a page."""
+    async def worklist(
+        self, state: str = "", search: str = "", page: int = 1, none: bool = False, user: User = user_role
+    ) -> Response:
+        """The images of the studies as a page. none: it says that no next image is left."""
 
         def work() -> str:
             rows, problem = (self.instances.rows(), "") if self.instances is not None else self._rows_of_pacs()
+            problem = "No image is left: all have a final label, or cannot be opened." if none else problem
             states = self._states()
-            found = [(r, states.get(r.image_id, NEW)) for r in rows if search.lower() in _words(r).lower()]
+            found = [(r, states.get(r.image_id, NEW)) for r in rows if _plain(search) in _plain(_words(r))]
             counts = {name: sum(s == name for _, s in found) for name in STATES}
             shown = [(r, s) for r, s in found if state in ("", s)]
             return page_of(shown, counts, state, search, page, problem)
@@ -75,7 +78,7 @@ class WorklistRoutes:
         client = f"viewer-{secrets.token_hex(4)}"  # the image is handed to the viewer that opens it
         found = await self.sample("recommended", request, {"client_id": client}, user)
         if "id" not in found:
-            return RedirectResponse("../worklist", 303)
+            return RedirectResponse("../worklist?none=true", 303)
         place = await anyio.to_thread.run_sync(self.place_of, found["id"])
         return RedirectResponse(f"../{VIEWER}{place}&client={client}", 303)
 
@@ -131,7 +134,7 @@ def page_of(
 <h1>Worklist</h1>
 <p class="soft">{escape(NOTICE)}</p>
 {f'<p role="alert">{escape(problem)}</p>' if problem else ""}
-<form method="post" action="worklist/next"><button>Next sample</button> <span class="soft">opens the image that teaches most</span></form>
+<form method="post" action="worklist/next"><button>Next image</button> <span class="soft">opens the one from whose outline the model learns most</span></form>
 <form method="get"><label>Show <select name="state">{options}</select></label>
 <label>Search <input name="search" value="{escape(search)}"/></label><button>Show</button></form>
 {turn}<ul>{items}</ul>{turn or ""}
@@ -149,6 +152,11 @@ def _item(row: Row, state: str) -> str:
         f'<li><a href="{VIEWER}{escape(query_of(row.study, row.series, row.instance))}"><img loading="lazy" src="{escape(place)}" alt=""/>{name}</a>'
         f'<br/><span class="soft">{escape(told)} {escape(shown)} · <strong>{state}</strong></span></li>'
     )
+
+
+def _plain(text: str) -> str:
+    """Names are shown with spaces, and stand in DICOM with ^."""
+    return text.lower().replace("^", " ")
 
 
 def _words(row: Row) -> str:

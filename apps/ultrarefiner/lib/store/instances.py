@@ -76,6 +76,19 @@ class Instances:
             self._images = {row.instance: row.image_id for row in found}
         return found
 
+    def row(self, image_id: str) -> Row:
+        """The row of one image. Raises ImageNotFoundException."""
+        with suppress(OSError, InputError, ImageNotFoundException):
+            row = self._row(image_id, set())
+            with self._lock:
+                first = self._images.get(row.instance, image_id)
+            if first == image_id:  # else another file has the same UID, and this one got another
+                return row
+        found = next((row for row in self.rows() if row.image_id == image_id), None)
+        if found is None:
+            raise ImageNotFoundException(f"{image_id!r:.120} is not in the studies any more")
+        return found
+
     def find(self, study: str, series: str = "", instance: str = "") -> list[Row]:
         """The rows of a study, of one of its series, or one image."""
         wanted = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": instance}

@@ -45,23 +45,25 @@ class Sampler:
         rows = choose_rows(strategy, table, covered, [row[i] for i in again], rng, self.options, taken, nearest)
         return [ids[k] for k in rows]
 
-    def sample(self, strategy: str, holder: str, datastore: StudiesFolder) -> dict[str, Any]:
+    def sample(self, strategy: str, holder: str, datastore: StudiesFolder, skip: str = "") -> dict[str, Any]:
         """{"id": ...}, with "warnings" where another user may be at work on it; without an "id", but with a "message" and
         what is "left", when no image can be offered.
 
-        The image is leased to ``holder``. Where others hold all that is left, the one held longest is handed out again.
+        The image is leased to ``holder``. skip: an image that is not meant, since it is open. Where others hold all that is left, the one held longest is handed out again.
         """
         busy = self.leases.of_others(holder)
         for image_id in self.order(strategy, datastore, busy):
-            if datastore.is_readable(image_id) and self.leases.take(image_id, holder):
+            if image_id != skip and datastore.is_readable(image_id) and self.leases.take(image_id, holder):
                 return {"id": image_id}
         _, offered = datastore.pool()
         for image_id, seconds in self.leases.of_others(holder).items():
-            if image_id in offered and datastore.is_readable(image_id):
+            if image_id in offered and image_id != skip and datastore.is_readable(image_id):
                 self.leases.take(image_id, holder, anyway=True)
                 since = f"{max(1, round(seconds / 60))} min ago"
                 text = f"another user was given this image {since}, and no image without a label is left besides such"
                 return {"id": image_id, "warnings": [text]}
+        if skip in offered:
+            return {"message": "No other image is left without a final label", "PatientID": "no other image"}
         return self._nothing(datastore)
 
     def _nothing(self, datastore: StudiesFolder) -> dict[str, Any]:
@@ -90,7 +92,7 @@ class NextSample(Strategy):
     def __call__(self, request: dict[str, Any], datastore: StudiesFolder) -> dict[str, Any]:
         """``Sampler.sample`` for who asks: ``holder`` of the request, else its ``client_id``."""
         holder = str(request.get("holder") or request.get("client_id") or "")
-        return self.sampler.sample(self.name, holder, datastore)
+        return self.sampler.sample(self.name, holder, datastore, str(request.get("skip") or ""))
 
 
 def make_strategies(sampler: Sampler) -> dict[str, NextSample]:

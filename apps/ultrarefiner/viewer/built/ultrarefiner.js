@@ -41,28 +41,29 @@
   History.most = 100;
 
   // src/masks.ts
-  function unpack(text, count) {
-    const bits = atob(text);
+  function unpack(runs, count) {
     const mask = new Uint8Array(count);
-    for (let i = 0; i < count; i++)
-      mask[i] = bits.charCodeAt(i >> 3) >> 7 - (i & 7) & 1;
+    let at = 0;
+    runs.forEach((length, k) => {
+      if (k % 2)
+        mask.fill(1, at, at + length);
+      at += length;
+    });
     return mask;
   }
   function pack(mask) {
-    const bytes = new Uint8Array(Math.ceil(mask.length / 8));
-    for (let i = 0; i < mask.length; i++)
-      if (mask[i])
-        bytes[i >> 3] |= 128 >> (i & 7);
-    let text = "";
-    for (let i = 0; i < bytes.length; i += 8192)
-      text += String.fromCharCode(...Array.from(bytes.subarray(i, i + 8192)));
-    return btoa(text);
+    const runs = [];
+    let value = 0;
+    for (let at = 0; at < mask.length; value = 1 - value) {
+      const found = mask.indexOf(1 - value, at);
+      const end = found < 0 ? mask.length : found;
+      runs.push(end - at);
+      at = end;
+    }
+    return runs;
   }
   function isEmpty(mask) {
-    for (let i = 0; i < mask.length; i++)
-      if (mask[i])
-        return false;
-    return true;
+    return !mask.includes(1);
   }
   function boxOf(mask, width) {
     let [x0, y0, x1, y1] = [Infinity, Infinity, -1, -1];
@@ -76,27 +77,120 @@
     return x1 < 0 ? null : [x0, y0, x1, y1];
   }
 
+  // src/server.ts
+  var Refused = class extends Error {
+    constructor(words, labelState) {
+      super(words);
+      this.labelState = labelState;
+    }
+  };
+  var root = location.pathname.split("/ohif/")[0];
+  var NO_ANSWER = "the server's answer is not understood. Perhaps you are logged out: log in in another tab of this browser, then try again here";
+  async function ask(method, path, body) {
+    const answer = await fetch(`${root}${path}`, {
+      method,
+      headers: body === void 0 ? {} : { "Content-Type": "application/json" },
+      body: body === void 0 ? void 0 : JSON.stringify(body)
+    });
+    const text = await answer.text();
+    let found = null;
+    try {
+      found = JSON.parse(text);
+    } catch {
+      found = null;
+    }
+    const words = found?.detail ? String(found.detail) : `the server answers ${answer.status}`;
+    if (answer.status === 401)
+      throw new Refused(`${words}. Log in in another tab of this browser, then try again here`);
+    if (!answer.ok)
+      throw new Refused(words, found?.label_state);
+    if (found === null || answer.redirected)
+      throw new Refused(NO_ANSWER);
+    return found;
+  }
+  var Server = class {
+    constructor(client2) {
+      this.client = client2;
+    }
+    // The address of one of the app's own pages.
+    page(name) {
+      return `${root}/ultrarefiner/${name}`;
+    }
+    // instance: the DICOM object that is shown; a series may hold several images.
+    image(study, series, instance) {
+      const query = new URLSearchParams({ study, series, instance, client_id: this.client });
+      return ask("GET", `/ultrarefiner/viewer/image?${query}`);
+    }
+    // hint: what a click would give, asked while the pointer moves; the server keeps no record of it.
+    outline({ id, instances }, frame, prompts, hint = false) {
+      return ask("POST", "/ultrarefiner/viewer/outline", { image: id, instances, frame, ...prompts, hint, client_id: this.client });
+    }
+    measure(image, frame, runs) {
+      return ask("POST", "/ultrarefiner/viewer/measure", { image, frame, runs });
+    }
+    label(image) {
+      return ask("GET", `/ultrarefiner/viewer/label?${new URLSearchParams({ image })}`);
+    }
+    // shown: the frames that masks are all of; label_state: of the label that they replace.
+    save({ id, instances }, masks, shown, label_state, confirm) {
+      const label = { image: id, instances, masks, shown, label_state, confirm, client_id: this.client };
+      return ask("PUT", "/ultrarefiner/viewer/label", label);
+    }
+    // image: the one that is open.
+    next(image) {
+      return ask("POST", "/ultrarefiner/viewer/next", { image, client_id: this.client });
+    }
+  };
+
   // src/saving.ts
   function marked(frames, maskOf) {
     const masks = {};
-    for (let k = 0; k < frames; k++) {
+    for (const k of frames) {
       const mask = maskOf(k);
       if (!isEmpty(mask))
         masks[k] = pack(mask);
     }
     return masks;
   }
-  async function saveLabel(server, image, masks) {
-    try {
-      return await server.save(image, masks, false);
-    } catch (error) {
-      const words = String(error.message);
-      if (!words.includes("confirm") || !window.confirm(`${words}
+  async function saveLabel(server, facts, label) {
+    let { state } = label;
+    let confirmed = false;
+    for (; ; ) {
+      try {
+        return await server.save(facts, label.masks, label.shown, state, confirmed);
+      } catch (error) {
+        const words = String(error.message);
+        const other = error instanceof Refused ? error.labelState : void 0;
+        if (other !== void 0) {
+          if (!window.confirm(`${words}.
+
+Save yours in its place? The other one is kept on the server.`))
+            throw error;
+          state = other;
+        } else if (!confirmed && words.includes("confirm")) {
+          if (!window.confirm(`${words}
 
 Save it all the same?`))
-        throw error;
-      return server.save(image, masks, true);
+            throw error;
+          confirmed = true;
+        } else
+          throw error;
+      }
     }
+  }
+  var KEPT = "ultrarefiner-kept:";
+  function keep(image, masks) {
+    try {
+      sessionStorage.setItem(KEPT + image, JSON.stringify(masks));
+    } catch {
+    }
+  }
+  function forget(image) {
+    sessionStorage.removeItem(KEPT + image);
+  }
+  function keptOf(image) {
+    const text = sessionStorage.getItem(KEPT + image);
+    return text ? JSON.parse(text) : null;
   }
 
   // src/shapes.ts
@@ -156,10 +250,16 @@ Save it all the same?`))
       // of the image that is open
       this.tool = "positive";
       this.changed = false;
-      // something is not saved
+      // something is drawn that is not saved
+      this.labelState = "";
+      // of the final label that is known here
+      this.pending = 0;
+      // questions of the user's that are not answered
       this.busy = Promise.resolve();
       // until the last question is answered
       this.history = new History();
+      this.replies = /* @__PURE__ */ new Map();
+      // what the server said of the outline that is on a frame
       this.clicks = /* @__PURE__ */ new Map();
       this.stroke = null;
       this.latest = [];
@@ -170,8 +270,17 @@ Save it all the same?`))
     close() {
       this.history.clear();
       this.clicks.clear();
+      this.replies.clear();
       this.stroke = null;
-      [this.facts, this.changed] = [null, false];
+      [this.facts, this.changed, this.pending] = [null, false, 0];
+    }
+    open(facts, masks, labelState) {
+      [this.facts, this.labelState] = [facts, labelState];
+      for (const [frame, runs] of Object.entries(masks))
+        this.put(+frame, runs);
+    }
+    get unsaved() {
+      return this.changed || this.pending > 0;
     }
     get ready() {
       return this.facts !== null && this.surface.frame >= 0;
@@ -180,20 +289,28 @@ Save it all the same?`))
     clicksHere() {
       return this.clicks.get(this.surface.frame) ?? [];
     }
-    put(frame, text) {
-      this.surface.setMask(frame, unpack(text, this.facts.width * this.facts.height));
+    put(frame, runs) {
+      this.surface.setMask(frame, unpack(runs, this.facts.width * this.facts.height));
     }
-    // What is drawn on each frame, packed.
-    drawn() {
-      return this.facts ? marked(this.facts.frames, (k) => this.surface.mask(k)) : {};
+    // What is drawn, and what it replaces.
+    label() {
+      const shown = this.surface.frames;
+      return { masks: marked(shown, (k) => this.surface.mask(k)), shown, state: this.labelState };
     }
     show() {
       if (this.facts)
         this.surface.draw(this.clicksHere(), null);
     }
-    edited() {
+    edited(frame) {
       this.changed = true;
-      this.words.state("Changed");
+      this.replies.delete(frame);
+      this.words.changed("Changed");
+    }
+    replyOf(frame) {
+      return this.replies.get(frame) ?? null;
+    }
+    runsOf(frame) {
+      return pack(this.surface.mask(frame));
     }
     state(frame) {
       return { mask: this.surface.mask(frame), clicks: [...this.clicks.get(frame) ?? []] };
@@ -202,6 +319,7 @@ Save it all the same?`))
       this.clicks.set(frame, state.clicks);
       this.surface.setMask(frame, state.mask);
       this.changed = true;
+      this.replies.delete(frame);
       this.show();
     }
     // --- what is asked ------------------------------------------------------------------------------------------------
@@ -220,9 +338,12 @@ Save it all the same?`))
       this.latest = clicks;
       this.show();
       this.words.state("Outlining …");
+      const own = clicks.length > 0 || box !== null;
+      if (own)
+        this.pending++;
       this.busy = this.busy.then(async () => {
         try {
-          const found = await this.server.outline(facts.id, frame, this.prompts(frame, box, clicks));
+          const found = await this.server.outline(facts, frame, this.prompts(frame, box, clicks));
           if (this.facts !== facts)
             return;
           if (!step.noted)
@@ -231,14 +352,18 @@ Save it all the same?`))
           this.put(frame, found.masks[String(frame)]);
           if (this.latest === clicks && found.reply.points && !clicks.length)
             this.clicks.set(frame, proposed(found.reply.points));
-          this.changed = this.changed || clicks.length > 0 || box !== null;
-          this.words.answered(found);
+          this.changed = this.changed || own;
+          this.replies.set(frame, found.reply);
+          this.words.answered(frame, found);
         } catch (error) {
           if (this.facts !== facts)
             return;
           if (this.latest === clicks)
             this.clicks.set(frame, before.clicks);
           this.words.failed(error);
+        } finally {
+          if (own && this.facts === facts)
+            this.pending--;
         }
         this.show();
       });
@@ -272,9 +397,9 @@ Save it all the same?`))
     async edgeAt(point) {
       await this.busy;
       const facts = this.facts;
-      const { id, width, height } = facts;
+      const { width, height } = facts;
       const frame = this.surface.frame;
-      const found = await this.server.outline(id, frame, this.prompts(frame, null, [...this.clicksHere(), this.as(point)]), true);
+      const found = await this.server.outline(facts, frame, this.prompts(frame, null, [...this.clicksHere(), this.as(point)]), true);
       if (this.facts !== facts)
         throw new Error("another image is shown");
       return edge(unpack(found.masks[String(frame)], width * height), width);
@@ -282,11 +407,14 @@ Save it all the same?`))
     async toNextFrame() {
       const facts = this.facts;
       const frame = this.surface.frame;
-      if (!facts || frame + 1 >= facts.frames)
+      const next = this.surface.frames.find((k) => k > frame);
+      if (!facts || next === void 0)
         return this.words.state("This is the last frame");
       const box = boxOf(this.surface.mask(frame), facts.width);
-      await this.surface.go(frame + 1);
-      await this.ask(frame + 1, box, []);
+      if (!box)
+        return this.words.state("There is no outline on this frame to take along");
+      await this.surface.go(next);
+      await this.ask(next, box, []);
     }
     // --- what is painted, and the way back ----------------------------------------------------------------------------
     lasso(line) {
@@ -303,9 +431,10 @@ Save it all the same?`))
     strokeEnds() {
       if (!this.stroke)
         return;
-      this.history.note(...this.stroke);
+      const [frame, before] = this.stroke;
       this.stroke = null;
-      this.edited();
+      this.history.note(frame, before);
+      this.edited(frame);
     }
     undo() {
       this.step((frame, now) => this.history.undo(frame, now), "Nothing to undo on this frame");
@@ -318,9 +447,10 @@ Save it all the same?`))
         return;
       const frame = this.surface.frame;
       const state = move(frame, this.state(frame));
-      if (state)
-        this.restore(frame, state);
-      this.words.state(state ? "Changed" : none);
+      if (!state)
+        return this.words.state(none);
+      this.restore(frame, state);
+      this.words.changed("Changed");
     }
     clear() {
       if (!this.facts)
@@ -328,7 +458,7 @@ Save it all the same?`))
       const frame = this.surface.frame;
       this.history.note(frame, this.state(frame));
       this.restore(frame, { mask: new Uint8Array(this.facts.width * this.facts.height), clicks: [] });
-      this.words.state("Cleared");
+      this.words.changed("Cleared");
     }
   };
 
@@ -368,7 +498,7 @@ Save it all the same?`))
   };
 
   // src/look.ts
-  var STYLE = ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}.ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:4px 8px;margin:2px;font-size:13px;cursor:pointer}.ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}.ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dd{margin:0}.ultrarefiner a{color:#9cd3f5;text-decoration:underline}.ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
+  var STYLE = ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}.ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:4px 8px;margin:2px;font-size:13px;cursor:pointer}.ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}.ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dt{white-space:nowrap}.ultrarefiner dd{margin:0;min-width:0;overflow-wrap:anywhere}.ultrarefiner a{color:#9cd3f5;text-decoration:underline}.ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
   var TOOLS = { f: "positive", b: "negative", x: "box", l: "lasso", p: "brush", e: "eraser", w: "window" };
   var FIGURES = [
     ["size", "Size"],
@@ -444,10 +574,15 @@ Save it all the same?`))
     toggle(name) {
       this.parts[name].hidden = !this.parts[name].hidden;
     }
-    // What the server says of an outline.
+    size(s) {
+      this.say("size", s === null ? "" : s.area ? `${s.long_axis.toFixed(1)} × ${s.short_axis.toFixed(1)} ${s.unit}` : "nothing marked");
+    }
+    // What the server says of an outline; null: what is drawn is not the server's.
     figures(r) {
+      this.size(r);
+      if (r === null)
+        return ["presence", "uncertainty", "rule", "version"].forEach((name) => this.say(name, "–"));
       const share = (value) => value === null || value === void 0 ? "–" : `${Math.round(100 * value)} %`;
-      this.say("size", r.area ? `${r.long_axis.toFixed(1)} × ${r.short_axis.toFixed(1)} ${r.unit}` : "nothing marked");
       this.say("presence", share(r.presence));
       this.say("uncertainty", share(r.uncertainty));
       this.say("rule", r.safety_rule || "none");
@@ -475,7 +610,15 @@ Save it all the same?`))
         return;
       element2.dataset.ultrarefiner = "1";
       element2.addEventListener("pointerdown", (event) => this.down(event));
+      const own = (event) => {
+        if (event.button === 0 && this.own)
+          event.stopPropagation();
+      };
+      element2.addEventListener("mousedown", own, true);
       element2.addEventListener("pointerleave", () => this.hint(null));
+    }
+    get own() {
+      return this.work.ready && !["brush", "eraser", "window"].includes(this.work.tool);
     }
     down(event) {
       if (event.button !== 0 || !this.work.ready)
@@ -600,7 +743,7 @@ Save it all the same?`))
 
   // src/panel.ts
   var KEYS = [
-    ["o", "outline this frame", (d) => d.drawing.outline()],
+    ["o", "outline this frame", (d) => d.outline()],
     ["f", "click: this is lesion", (d) => d.use("positive")],
     ["b", "click: this is not", (d) => d.use("negative")],
     ["h", "hints while the pointer moves", (d) => d.toggleHints()],
@@ -608,6 +751,9 @@ Save it all the same?`))
     ["p", "brush", (d) => d.use("brush")],
     ["e", "eraser", (d) => d.use("eraser")],
     ["l", "lasso: what it encloses is lesion", (d) => d.use("lasso")],
+    ["[", "smaller brush", (d) => d.brush(1 / 1.4)],
+    ["]", "larger brush", (d) => d.brush(1.4)],
+    ["v", "hide or show the outline", (d) => d.hide()],
     ["w", "brightness and contrast", (d) => d.use("window")],
     ["z", "undo", (d) => d.drawing.undo()],
     ["y", "redo", (d) => d.drawing.redo()],
@@ -617,7 +763,6 @@ Save it all the same?`))
     ["n", "next image", (d) => d.next()],
     ["?", "show these keys", (d) => d.help()]
   ];
-  var BRUSH_RADIUS = 8;
   var Desk = class {
     constructor(surface, server, open2) {
       this.surface = surface;
@@ -630,6 +775,13 @@ Save it all the same?`))
       this.frame = 0;
       // that was on the screen last
       this.returning = false;
+      // to that frame, from a picture of another image
+      this.saving = null;
+      this.radius = 8;
+      // of the brush, pixels of the screen
+      this.standing = "";
+      // the state of the work, while a frame says something of its own
+      this.about = [];
       const links = [["worklist", "Worklist"], ["status", "What it learns"]];
       this.look = new Look(
         KEYS.map(([key, words, act]) => [key, words, () => act(this)]),
@@ -637,7 +789,8 @@ Save it all the same?`))
       );
       this.drawing = new Drawing(surface, server, {
         state: (text) => this.tell(text),
-        answered: (found) => this.answered(found),
+        answered: (frame, found) => this.answered(frame, found),
+        changed: (text) => this.changed(text),
         failed: (error) => this.failed(error)
       });
       this.hints = new Hints(surface, (point) => this.drawing.edgeAt(point));
@@ -645,7 +798,7 @@ Save it all the same?`))
       this.surface.onShown = () => this.shown();
       window.addEventListener("keydown", (e) => this.key(e));
       window.addEventListener("beforeunload", (e) => {
-        if (this.drawing.changed)
+        if (this.drawing.unsaved || this.saving)
           e.preventDefault();
       });
     }
@@ -653,53 +806,60 @@ Save it all the same?`))
       return this.look.node;
     }
     // --- the image ----------------------------------------------------------------------------------------------------
-    // kept: masks that were drawn before and are not saved, to be shown again.
+    // kept: masks that were drawn before and are not saved, to be shown again. Nothing can be drawn before a final label is there.
     async begin(study, series, kept = null) {
       const own = ++this.begun;
       this.tell("Opening …");
       this.drawing.close();
+      this.place = [study, series];
       try {
         const facts = await this.server.image(study, series, this.surface.instance);
+        const label = facts.label_state ? await this.server.label(facts.id) : null;
         if (own !== this.begun)
           return;
         await this.surface.begin(facts.instances);
         if (own !== this.begun)
           return;
-        this.place = [study, series];
-        this.drawing.facts = facts;
+        const left = kept ?? this.left(facts.id);
+        this.drawing.open(facts, left ?? label?.masks ?? {}, label?.label_state ?? "");
         this.pointer.listen(this.surface.element);
         this.use(this.drawing.tool);
         this.look.say("image", facts.id);
-        this.warn([...facts.others ? ["Another user works on this image."] : [], ...facts.warnings]);
-        if (kept) {
-          this.put(kept);
-          this.drawing.edited();
-        } else if (facts.labelled)
-          await this.showLabel(facts);
+        this.about = [...facts.others ? ["Another user works on this image."] : [], ...facts.warnings];
+        const parts = facts.frames - this.surface.frames.length;
+        if (parts)
+          this.about.push(`${parts} more frames of this image are shown with another picture of the series.`);
+        this.warn([]);
+        this.frame = this.surface.frame;
+        if (left)
+          this.drawing.edited(this.frame);
+        else if (label?.masks)
+          this.changed("Final label");
         else
           await this.drawing.outline();
       } catch (error) {
-        this.failed(error);
+        if (own === this.begun)
+          this.failed(error);
       }
     }
-    async showLabel(facts) {
-      const { masks } = await this.server.label(facts.id);
-      if (this.drawing.facts !== facts)
-        return;
-      this.put(masks ?? {});
-      this.tell("Final label");
-    }
-    put(masks) {
-      for (const [frame, text] of Object.entries(masks))
-        this.drawing.put(+frame, text);
+    // What was drawn on an image and could not be saved when it was left.
+    left(image) {
+      const masks = keptOf(image);
+      forget(image);
+      return masks && window.confirm("What you drew on this image before was not saved. Show it again?") ? masks : null;
     }
     // The wheel may have turned to a picture of the series that is another image.
     shown() {
       if (!this.drawing.facts || this.returning)
         return;
-      if (this.surface.frame >= 0) {
-        this.frame = this.surface.frame;
-        return this.drawing.show();
+      const { frame } = this.surface;
+      if (frame >= 0) {
+        this.drawing.show();
+        if (frame !== this.frame) {
+          this.frame = frame;
+          this.describe();
+        }
+        return;
       }
       if (this.leaves())
         return void this.begin(...this.place);
@@ -708,22 +868,44 @@ Save it all the same?`))
     }
     // Whether what is shown may be left: nothing changed, or the user says so.
     leaves() {
-      return !this.drawing.changed || window.confirm("What you changed is not saved. Go on without it?");
+      return !this.drawing.unsaved || window.confirm("What you changed is not saved. Go on without it?");
     }
-    // The mode is left: what is not saved may be saved now.
+    // The mode is left: what is not saved may be saved now. Until it is, it is kept.
     end() {
-      const { facts, changed } = this.drawing;
-      if (facts && changed && window.confirm("What you changed is not saved. Save it as final now?"))
-        void saveLabel(this.server, facts.id, this.drawing.drawn()).catch((error) => window.alert(`Not saved: ${error.message ?? error}`));
+      const { facts, unsaved } = this.drawing;
+      if (facts && unsaved && window.confirm("What you changed is not saved. Save it as final now?")) {
+        const label = this.drawing.label();
+        keep(facts.id, label.masks);
+        void saveLabel(this.server, facts, label).then(
+          () => forget(facts.id),
+          (error) => window.alert(`Not saved: ${error.message ?? error}
+
+Open ${facts.id} again in this tab to see what you drew.`)
+        );
+      }
       this.begun++;
       this.drawing.close();
       this.surface.end();
     }
     // --- what the user does -------------------------------------------------------------------------------------------
+    // Where an image could not be opened, it is opened again.
+    outline() {
+      return this.drawing.facts || !this.place[0] ? this.drawing.outline() : this.begin(...this.place);
+    }
     use(tool) {
       this.drawing.tool = tool;
-      choose(tool, BRUSH_RADIUS);
+      choose(tool, this.radius);
       this.look.choose(tool);
+    }
+    brush(times) {
+      this.radius = Math.min(100, Math.max(1, this.radius * times));
+      if (this.drawing.tool !== "eraser")
+        this.use("brush");
+      else
+        this.use("eraser");
+    }
+    hide() {
+      this.look.press("v", !this.surface.toggle());
     }
     toggleHints() {
       this.hints.on = !this.hints.on;
@@ -734,7 +916,14 @@ Save it all the same?`))
       const { tool } = this.drawing;
       this.hints.look(tool === "positive" || tool === "negative" ? point : null);
     }
-    async accept() {
+    accept() {
+      const own = (this.saving ?? Promise.resolve()).then(() => this.save()).finally(() => {
+        if (this.saving === own)
+          this.saving = null;
+      });
+      return this.saving = own;
+    }
+    async save() {
       const { drawing } = this;
       const { facts } = drawing;
       if (!facts)
@@ -742,28 +931,39 @@ Save it all the same?`))
       await drawing.busy;
       if (drawing.facts !== facts)
         return;
-      const masks = drawing.drawn();
-      if (!Object.keys(masks).length && !window.confirm("Nothing is marked. Save that there is no lesion?"))
+      const label = drawing.label();
+      if (!Object.keys(label.masks).length && !window.confirm("Nothing is marked. Save that there is no lesion?"))
         return;
       this.tell("Saving …");
       drawing.changed = false;
       try {
-        const saved = await saveLabel(this.server, facts.id, masks);
+        const saved = await saveLabel(this.server, facts, label);
         if (drawing.facts !== facts)
           return;
+        drawing.labelState = saved.label_state;
         this.tell(drawing.changed ? "Changed" : "Saved");
-        this.warn(saved.warnings ?? []);
+        const [marked2, all] = [Object.keys(label.masks).length, label.shown.length];
+        const some = all > 1 ? [`${marked2} of ${all} frames have an outline.`] : [];
+        this.warn([...some, ...saved.warnings ?? []]);
       } catch (error) {
-        if (drawing.facts === facts)
+        if (drawing.facts === facts) {
           drawing.changed = true;
-        this.failed(error);
+          return this.failed(error);
+        }
+        keep(facts.id, label.masks);
+        window.alert(`The label of ${facts.id} was not saved: ${error.message}
+
+Open it again in this tab to see what you drew.`);
       }
     }
     async next() {
-      if (!this.leaves())
+      const { facts } = this.drawing;
+      await this.drawing.busy;
+      await this.saving;
+      if (this.drawing.facts !== facts || !this.leaves())
         return;
       try {
-        const found = await this.server.next();
+        const found = await this.server.next(facts?.id ?? "");
         if (!found.place)
           return this.tell(found.message ?? "There is no other image");
         this.drawing.changed = false;
@@ -780,73 +980,55 @@ Save it all the same?`))
       if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|TEXTAREA|SELECT/.test(target.tagName))
         return;
       const found = KEYS.find(([key]) => key === event.key.toLowerCase());
-      if (!found || !this.drawing.ready)
+      if (!found || !(this.drawing.ready || found[0] === "o"))
         return;
       event.preventDefault();
       event.stopPropagation();
       found[2](this);
     }
     // --- what the user is told ----------------------------------------------------------------------------------------
-    answered(found) {
-      this.look.figures(found.reply);
-      this.tell("Proposed");
+    answered(frame, found) {
+      this.standing = "Proposed";
+      this.tell(this.standing);
+      if (!this.surface.seen)
+        this.hide();
+      if (frame === this.surface.frame)
+        this.look.figures(found.reply);
       this.warn(found.reply.warnings ?? []);
     }
+    changed(text) {
+      this.standing = text;
+      this.describe();
+    }
+    // Figures and state of the frame that is shown. What is not the server's outline is measured there.
+    describe() {
+      const { facts } = this.drawing;
+      const { frame } = this.surface;
+      if (!facts || frame < 0)
+        return;
+      const reply = this.drawing.replyOf(frame);
+      const runs = this.drawing.runsOf(frame);
+      const empty = runs.length < 2;
+      this.tell(empty && facts.frames > 1 && this.standing !== "Cleared" ? "Nothing is marked on this frame" : this.standing);
+      this.look.figures(reply);
+      if (reply)
+        return;
+      const still = () => this.drawing.facts === facts && this.surface.frame === frame && this.drawing.replyOf(frame) === null;
+      void this.server.measure(facts.id, frame, runs).then(
+        (size) => still() && this.look.size(size),
+        () => still() && this.look.say("size", "–")
+      );
+    }
     failed(error) {
-      this.tell(`Not done: ${error.message ?? error}`);
+      const again = this.drawing.facts ? "" : ". Key o: try again";
+      this.tell(`Not done: ${error.message ?? error}${again}`);
     }
     tell(text) {
       this.look.say("state", text);
     }
+    // What is to be said of the image stays beside it.
     warn(texts) {
-      this.look.list("warnings", texts);
-    }
-  };
-
-  // src/server.ts
-  var root = location.pathname.split("/ohif/")[0];
-  async function ask(method, path, body) {
-    const answer = await fetch(`${root}${path}`, {
-      method,
-      headers: body === void 0 ? {} : { "Content-Type": "application/json" },
-      body: body === void 0 ? void 0 : JSON.stringify(body)
-    });
-    const text = await answer.text();
-    let found = null;
-    try {
-      found = JSON.parse(text);
-    } catch {
-      found = null;
-    }
-    if (!answer.ok)
-      throw new Error(found?.detail ?? `the server answers ${answer.status}`);
-    return found;
-  }
-  var Server = class {
-    constructor(client2) {
-      this.client = client2;
-    }
-    // The address of one of the app's own pages.
-    page(name) {
-      return `${root}/ultrarefiner/${name}`;
-    }
-    // instance: the DICOM object that is shown; a series may hold several images.
-    image(study, series, instance) {
-      const query = new URLSearchParams({ study, series, instance, client_id: this.client });
-      return ask("GET", `/ultrarefiner/viewer/image?${query}`);
-    }
-    // hint: what a click would give, asked while the pointer moves; the server keeps no record of it.
-    outline(image, frame, prompts, hint = false) {
-      return ask("POST", "/ultrarefiner/viewer/outline", { image, frame, ...prompts, hint, client_id: this.client });
-    }
-    label(image) {
-      return ask("GET", `/ultrarefiner/viewer/label?${new URLSearchParams({ image })}`);
-    }
-    save(image, masks, confirm) {
-      return ask("PUT", "/ultrarefiner/viewer/label", { image, masks, confirm, client_id: this.client });
-    }
-    next() {
-      return ask("POST", "/ultrarefiner/viewer/next", { client_id: this.client });
+      this.look.list("warnings", [.../* @__PURE__ */ new Set([...this.about, ...texts])]);
     }
   };
 
@@ -856,10 +1038,12 @@ Save it all the same?`))
     constructor(services) {
       this.services = services;
       this.segmentationId = "";
-      this.images = [];
-      // the labelmap's, one a frame
+      this.images = /* @__PURE__ */ new Map();
+      // the labelmap's, by frame
       this.places = [];
-      // where in the series each frame is
+      // where in what is shown each frame is; -1: OHIF shows it elsewhere
+      this.seen = true;
+      // the labelmap
       this.listened = null;
       this.marks = document.createElement("div");
       this.hinted = document.createElement("canvas");
@@ -880,6 +1064,10 @@ Save it all the same?`))
     get element() {
       return this.viewport?.element ?? null;
     }
+    // The image's frames that are shown here: OHIF may show a series in parts.
+    get frames() {
+      return [...this.images.keys()];
+    }
     // The frame of the image that is on the screen; -1: the series goes on with another image there.
     get frame() {
       return this.places.indexOf(this.viewport?.getCurrentImageIdIndex?.() ?? 0);
@@ -894,22 +1082,24 @@ Save it all the same?`))
     async go(frame) {
       await this.viewport.setImageIdIndex(this.places[frame]);
     }
-    // A labelmap over the frames that come from these DICOM objects, in this order; empty at first.
+    // A labelmap over the frames that come from these DICOM objects, in this order, as far as they are shown; empty at first.
     async begin(instances) {
       const { imageLoader } = window.cornerstone;
       const { segmentation, Enums } = window.cornerstoneTools;
       const shown = this.viewport.getImageIds();
-      const of = shown.map((id) => this.instanceOf(id));
+      const places = /* @__PURE__ */ new Map();
+      shown.forEach((id, k) => places.set(this.instanceOf(id), [...places.get(this.instanceOf(id)) ?? [], k]));
       this.end();
-      this.places = instances.flatMap((own) => of.flatMap((instance, k) => instance === own ? [k] : []));
-      const ids = this.places.map((k) => shown[k]);
-      this.images = await imageLoader.createAndCacheDerivedLabelmapImages(ids);
+      this.places = instances.flatMap(([uid, count]) => Array.from({ length: count }, (_, k) => places.get(uid)?.[k] ?? -1));
+      const frames = this.places.flatMap((place, frame) => place >= 0 ? [frame] : []);
+      const images = await imageLoader.createAndCacheDerivedLabelmapImages(frames.map((frame) => shown[this.places[frame]]));
+      this.images = new Map(frames.map((frame, k) => [frame, images[k]]));
       this.segmentationId = `lesion-${Date.now()}`;
       const type = Enums.SegmentationRepresentations.Labelmap;
       segmentation.addSegmentations([
         {
           segmentationId: this.segmentationId,
-          representation: { type, data: { imageIds: this.images.map((i) => i.imageId) } },
+          representation: { type, data: { imageIds: images.map((i) => i.imageId) } },
           config: { label: "lesion", segments: { [SEGMENT]: { segmentIndex: SEGMENT, label: "lesion", active: true } } }
         }
       ]);
@@ -928,13 +1118,26 @@ Save it all the same?`))
         return;
       window.cornerstoneTools.segmentation.removeSegmentation(this.segmentationId);
       this.segmentationId = "";
-      [this.images, this.places] = [[], []];
+      this.images = /* @__PURE__ */ new Map();
+      this.places = [];
+      this.seen = true;
+    }
+    // Hides the labelmap, or shows it again. Returns whether it is seen now.
+    toggle() {
+      const { segmentation, Enums } = window.cornerstoneTools;
+      const which = { segmentationId: this.segmentationId, type: Enums.SegmentationRepresentations.Labelmap };
+      this.seen = !this.seen;
+      segmentation.config.visibility.setSegmentationRepresentationVisibility(this.viewportId, which, this.seen);
+      return this.seen;
     }
     mask(frame) {
-      return Uint8Array.from(this.images[frame].voxelManager.getScalarData(), (v) => v ? 1 : 0);
+      return new Uint8Array(this.images.get(frame).voxelManager.getScalarData());
     }
+    // A frame that is not shown here stays as it is.
     setMask(frame, mask) {
-      const manager = this.images[frame].voxelManager;
+      const manager = this.images.get(frame)?.voxelManager;
+      if (!manager)
+        return;
       const data = manager.getScalarData();
       for (let i = 0; i < data.length; i++)
         data[i] = mask[i] ? SEGMENT : 0;
@@ -1024,6 +1227,8 @@ Save it all the same?`))
 
   // src/index.ts
   var ID = "ultrarefiner";
+  var HOTKEYS = "ohif.hotkeyBindings";
+  var CINE = "autoCineModalities";
   var desk = null;
   var leave = [];
   function client() {
@@ -1049,6 +1254,12 @@ Save it all the same?`))
       { name: "panel", iconName: "tab-segmentation", iconLabel: "UltraRefiner", label: "UltraRefiner", component: () => element(desk.node) }
     ]
   };
+  function quieten(customizationService) {
+    if (customizationService.addModeCustomizations)
+      customizationService.addModeCustomizations([{ id: CINE, modalities: [] }]);
+    else
+      customizationService.setCustomizations({ [CINE]: { $set: [] }, [HOTKEYS]: { $set: [] } });
+  }
   var mode = {
     id: ID,
     routeName: ID,
@@ -1081,6 +1292,8 @@ Save it all the same?`))
     sopClassHandlers: ["@ohif/extension-default.sopClassHandlerModule.stack"],
     onModeEnter({ servicesManager, extensionManager }) {
       createTools(servicesManager, extensionManager);
+      const { customizationService } = servicesManager.services;
+      quieten(customizationService);
       const { displaySetService, viewportGridService, cornerstoneViewportService } = servicesManager.services;
       const events = cornerstoneViewportService.EVENTS;
       let shown = "";
@@ -1092,7 +1305,7 @@ Save it all the same?`))
         if (!set || uid === shown && !kept || !cornerstoneViewportService.getCornerstoneViewport(activeViewportId)?.getImageIds?.().length)
           return;
         if (shown && uid !== shown && !desk.leaves()) {
-          kept = desk.drawing.drawn();
+          kept = desk.drawing.label().masks;
           viewportGridService.setDisplaySetsForViewport({ viewportId: activeViewportId, displaySetInstanceUIDs: [shown] });
           return;
         }
@@ -1110,6 +1323,7 @@ Save it all the same?`))
     }
   };
   window.config.investigationalUseDialog = { option: "never" };
+  window.config.showStudyList = false;
   window.config.extensions.push(extension);
   window.config.modes.push(mode);
 })();

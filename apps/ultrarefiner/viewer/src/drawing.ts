@@ -1,8 +1,8 @@
 // The work on one image: what is asked for clicks, boxes and lines, what is painted, and the way back.
 
 import { Click, FrameState, History } from "./history";
-import { Box, boxOf, unpack } from "./masks";
-import { marked } from "./saving";
+import { Box, Masks, Runs, boxOf, pack, unpack } from "./masks";
+import { Label, marked } from "./saving";
 import type { ImageFacts, Outlined, Prompts, Reply, Server } from "./server";
 import { Point, along, edge, inside } from "./shapes";
 import type { Surface } from "./surface";
@@ -13,7 +13,8 @@ const MOST_OF_A_SCRIBBLE = 4; // clicks that a scribble adds to its first one
 // What the work tells the user.
 export interface Words {
   state(text: string): void;
-  answered(found: Outlined): void;
+  answered(frame: number, found: Outlined): void;
+  changed(text: string): void; // the mask of the frame that is shown
   failed(error: unknown): void;
 }
 
@@ -30,9 +31,12 @@ function proposed(points: NonNullable<Reply["points"]>): Click[] {
 export class Drawing {
   facts: ImageFacts | null = null; // of the image that is open
   tool: Tool = "positive";
-  changed = false; // something is not saved
+  changed = false; // something is drawn that is not saved
+  labelState = ""; // of the final label that is known here
+  private pending = 0; // questions of the user's that are not answered
   busy = Promise.resolve(); // until the last question is answered
   private readonly history = new History();
+  private readonly replies = new Map<number, Reply>(); // what the server said of the outline that is on a frame
   private readonly clicks = new Map<number, Click[]>();
   private stroke: [number, FrameState] | null = null;
   private latest: Click[] = []; // asked about last
@@ -48,8 +52,18 @@ export class Drawing {
   close(): void {
     this.history.clear();
     this.clicks.clear();
+    this.replies.clear();
     this.stroke = null;
-    [this.facts, this.changed] = [null, false];
+    [this.facts, this.changed, this.pending] = [null, false, 0];
+  }
+
+  open(facts: ImageFacts, masks: Masks, labelState: string): void {
+    [this.facts, this.labelState] = [facts, labelState];
+    for (const [frame, runs] of Object.entries(masks)) this.put(+frame, runs);
+  }
+
+  get unsaved(): boolean {
+    return this.changed || this.pending > 0;
   }
 
   get ready(): boolean {
@@ -62,22 +76,32 @@ export class Drawing {
     return this.clicks.get(this.surface.frame) ?? [];
   }
 
-  put(frame: number, text: string): void {
-    this.surface.setMask(frame, unpack(text, this.facts!.width * this.facts!.height));
+  private put(frame: number, runs: Runs): void {
+    this.surface.setMask(frame, unpack(runs, this.facts!.width * this.facts!.height));
   }
 
-  // What is drawn on each frame, packed.
-  drawn(): Record<string, string> {
-    return this.facts ? marked(this.facts.frames, (k) => this.surface.mask(k)) : {};
+  // What is drawn, and what it replaces.
+  label(): Label {
+    const shown = this.surface.frames;
+    return { masks: marked(shown, (k) => this.surface.mask(k)), shown, state: this.labelState };
   }
 
   show(): void {
     if (this.facts) this.surface.draw(this.clicksHere(), null);
   }
 
-  edited(): void {
+  edited(frame: number): void {
     this.changed = true;
-    this.words.state("Changed");
+    this.replies.delete(frame);
+    this.words.changed("Changed");
+  }
+
+  replyOf(frame: number): Reply | null {
+    return this.replies.get(frame) ?? null;
+  }
+
+  runsOf(frame: number): Runs {
+    return pack(this.surface.mask(frame));
   }
 
   private state(frame: number): FrameState {
@@ -88,6 +112,7 @@ export class Drawing {
     this.clicks.set(frame, state.clicks);
     this.surface.setMask(frame, state.mask);
     this.changed = true;
+    this.replies.delete(frame);
     this.show();
   }
 
@@ -108,21 +133,26 @@ export class Drawing {
     this.latest = clicks;
     this.show();
     this.words.state("Outlining …");
+    const own = clicks.length > 0 || box !== null;
+    if (own) this.pending++;
     this.busy = this.busy.then(async () => {
       try {
-        const found = await this.server.outline(facts.id, frame, this.prompts(frame, box, clicks));
+        const found = await this.server.outline(facts, frame, this.prompts(frame, box, clicks));
         if (this.facts !== facts) return;
         // The mask as it is now: answers of questions before this one, and what the brush painted meanwhile, are in it.
         if (!step.noted) this.history.note(frame, { mask: this.surface.mask(frame), clicks: before.clicks });
         step.noted = true;
         this.put(frame, found.masks[String(frame)]);
         if (this.latest === clicks && found.reply.points && !clicks.length) this.clicks.set(frame, proposed(found.reply.points));
-        this.changed = this.changed || clicks.length > 0 || box !== null;
-        this.words.answered(found);
+        this.changed = this.changed || own;
+        this.replies.set(frame, found.reply);
+        this.words.answered(frame, found);
       } catch (error) {
         if (this.facts !== facts) return;
         if (this.latest === clicks) this.clicks.set(frame, before.clicks);
         this.words.failed(error);
+      } finally {
+        if (own && this.facts === facts) this.pending--;
       }
       this.show();
     });
@@ -163,9 +193,9 @@ export class Drawing {
   async edgeAt(point: Point): Promise<Uint8Array> {
     await this.busy; // a click goes first
     const facts = this.facts!;
-    const { id, width, height } = facts;
+    const { width, height } = facts;
     const frame = this.surface.frame;
-    const found = await this.server.outline(id, frame, this.prompts(frame, null, [...this.clicksHere(), this.as(point)]), true);
+    const found = await this.server.outline(facts, frame, this.prompts(frame, null, [...this.clicksHere(), this.as(point)]), true);
     if (this.facts !== facts) throw new Error("another image is shown");
     return edge(unpack(found.masks[String(frame)], width * height), width);
   }
@@ -173,11 +203,13 @@ export class Drawing {
   async toNextFrame(): Promise<void> {
     const facts = this.facts;
     const frame = this.surface.frame;
-    if (!facts || frame + 1 >= facts.frames) return this.words.state("This is the last frame");
+    const next = this.surface.frames.find((k) => k > frame);
+    if (!facts || next === undefined) return this.words.state("This is the last frame");
     // A box stands for the outline of the frame before: the server takes clicks and boxes.
     const box = boxOf(this.surface.mask(frame), facts.width);
-    await this.surface.go(frame + 1);
-    await this.ask(frame + 1, box, []);
+    if (!box) return this.words.state("There is no outline on this frame to take along");
+    await this.surface.go(next);
+    await this.ask(next, box, []);
   }
 
   // --- what is painted, and the way back ----------------------------------------------------------------------------
@@ -197,9 +229,10 @@ export class Drawing {
 
   strokeEnds(): void {
     if (!this.stroke) return;
-    this.history.note(...this.stroke); // on the frame where it began
+    const [frame, before] = this.stroke; // where it began
     this.stroke = null;
-    this.edited();
+    this.history.note(frame, before);
+    this.edited(frame);
   }
 
   undo(): void {
@@ -214,8 +247,9 @@ export class Drawing {
     if (!this.facts) return;
     const frame = this.surface.frame;
     const state = move(frame, this.state(frame));
-    if (state) this.restore(frame, state);
-    this.words.state(state ? "Changed" : none);
+    if (!state) return this.words.state(none);
+    this.restore(frame, state);
+    this.words.changed("Changed");
   }
 
   clear(): void {
@@ -223,6 +257,6 @@ export class Drawing {
     const frame = this.surface.frame;
     this.history.note(frame, this.state(frame));
     this.restore(frame, { mask: new Uint8Array(this.facts.width * this.facts.height), clicks: [] });
-    this.words.state("Cleared");
+    this.words.changed("Cleared");
   }
 }

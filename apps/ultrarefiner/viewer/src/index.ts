@@ -1,5 +1,6 @@
 // The mode "UltraRefiner" and its extension, handed to OHIF as objects by its configuration: OHIF itself is not changed.
 
+import type { Masks } from "./masks";
 import { Desk } from "./panel";
 import { Server } from "./server";
 import { Surface } from "./surface";
@@ -7,6 +8,8 @@ import { createTools } from "./tools";
 
 declare const window: any;
 const ID = "ultrarefiner";
+const HOTKEYS = "ohif.hotkeyBindings";
+const CINE = "autoCineModalities";
 
 let desk: Desk | null = null;
 let leave: (() => void)[] = [];
@@ -41,6 +44,12 @@ const extension = {
   ],
 };
 
+// No player over every still (in 3.10 its button ends in an error), no keys of OHIF's that turn or mirror the picture.
+function quieten(customizationService: any): void {
+  if (customizationService.addModeCustomizations) customizationService.addModeCustomizations([{ id: CINE, modalities: [] }]);
+  else customizationService.setCustomizations({ [CINE]: { $set: [] }, [HOTKEYS]: { $set: [] } });
+}
+
 const mode = {
   id: ID,
   routeName: ID,
@@ -73,17 +82,19 @@ const mode = {
   sopClassHandlers: ["@ohif/extension-default.sopClassHandlerModule.stack"],
   onModeEnter({ servicesManager, extensionManager }: any): void {
     createTools(servicesManager, extensionManager);
+    const { customizationService } = servicesManager.services;
+    quieten(customizationService);
     const { displaySetService, viewportGridService, cornerstoneViewportService } = servicesManager.services;
     const events = cornerstoneViewportService.EVENTS;
     let shown = "";
-    let kept: Record<string, string> | null = null; // what is not saved, when another series was opened by mistake
+    let kept: Masks | null = null; // what is not saved, when another series was opened by mistake
     const begin = () => {
       const { viewports, activeViewportId } = viewportGridService.getState();
       const uid = viewports.get(activeViewportId)?.displaySetInstanceUIDs?.[0];
       const set = uid && displaySetService.getDisplaySetByUID(uid);
       if (!set || (uid === shown && !kept) || !cornerstoneViewportService.getCornerstoneViewport(activeViewportId)?.getImageIds?.().length) return;
       if (shown && uid !== shown && !desk!.leaves()) {
-        kept = desk!.drawing.drawn();
+        kept = desk!.drawing.label().masks;
         viewportGridService.setDisplaySetsForViewport({ viewportId: activeViewportId, displaySetInstanceUIDs: [shown] });
         return;
       }
@@ -103,5 +114,6 @@ const mode = {
 
 // OHIF's bar lies over the panel's lower end; the panel says all the time what the bar says once.
 window.config.investigationalUseDialog = { option: "never" };
+window.config.showStudyList = false; // the worklist is the server's own page
 window.config.extensions.push(extension);
 window.config.modes.push(mode);

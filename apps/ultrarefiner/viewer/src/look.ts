@@ -1,6 +1,6 @@
 // What the panel looks like: buttons, figures, keys.
 
-import type { Reply } from "./server";
+import type { Reply, Size } from "./server";
 import type { Tool } from "./tools";
 
 export type Key = [string, string, () => void]; // the key, what it does in words, what it does
@@ -9,7 +9,7 @@ const STYLE =
   ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}" +
   ".ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:4px 8px;margin:2px;font-size:13px;cursor:pointer}" +
   ".ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}" +
-  ".ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dd{margin:0}" +
+  ".ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dt{white-space:nowrap}.ultrarefiner dd{margin:0;min-width:0;overflow-wrap:anywhere}" +
   ".ultrarefiner a{color:#9cd3f5;text-decoration:underline}" +
   ".ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
 const TOOLS: Record<string, Tool> = { f: "positive", b: "negative", x: "box", l: "lasso", p: "brush", e: "eraser", w: "window" };
@@ -94,10 +94,15 @@ export class Look {
     this.parts[name].hidden = !this.parts[name].hidden;
   }
 
-  // What the server says of an outline.
-  figures(r: Reply): void {
+  size(s: Size | null): void {
+    this.say("size", s === null ? "" : s.area ? `${s.long_axis.toFixed(1)} × ${s.short_axis.toFixed(1)} ${s.unit}` : "nothing marked");
+  }
+
+  // What the server says of an outline; null: what is drawn is not the server's.
+  figures(r: Reply | null): void {
+    this.size(r);
+    if (r === null) return ["presence", "uncertainty", "rule", "version"].forEach((name) => this.say(name, "–"));
     const share = (value: number | null) => (value === null || value === undefined ? "–" : `${Math.round(100 * value)} %`);
-    this.say("size", r.area ? `${r.long_axis.toFixed(1)} × ${r.short_axis.toFixed(1)} ${r.unit}` : "nothing marked");
     this.say("presence", share(r.presence));
     this.say("uncertainty", share(r.uncertainty));
     this.say("rule", r.safety_rule || "none");

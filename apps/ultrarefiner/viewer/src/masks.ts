@@ -1,25 +1,34 @@
-// Masks as the server sends them: the bits of (height, width), row by row, base64. Here one byte a pixel, 0 or 1.
+// Masks as the server sends them: lengths of the runs of equal pixels, row by row, in turn not marked and marked. Here one byte a pixel,
+// 0 or 1.
 
+export type Runs = number[];
+export type Masks = Record<string, Runs>; // by frame
 export type Box = [number, number, number, number]; // x0, y0, x1, y1 in pixels, the last ones included
 
-export function unpack(text: string, count: number): Uint8Array {
-  const bits = atob(text);
+export function unpack(runs: Runs, count: number): Uint8Array {
   const mask = new Uint8Array(count);
-  for (let i = 0; i < count; i++) mask[i] = (bits.charCodeAt(i >> 3) >> (7 - (i & 7))) & 1;
+  let at = 0;
+  runs.forEach((length, k) => {
+    if (k % 2) mask.fill(1, at, at + length);
+    at += length;
+  });
   return mask;
 }
 
-export function pack(mask: ArrayLike<number>): string {
-  const bytes = new Uint8Array(Math.ceil(mask.length / 8));
-  for (let i = 0; i < mask.length; i++) if (mask[i]) bytes[i >> 3] |= 128 >> (i & 7);
-  let text = "";
-  for (let i = 0; i < bytes.length; i += 8192) text += String.fromCharCode(...Array.from(bytes.subarray(i, i + 8192)));
-  return btoa(text);
+export function pack(mask: Uint8Array): Runs {
+  const runs: Runs = [];
+  let value = 0;
+  for (let at = 0; at < mask.length; value = 1 - value) {
+    const found = mask.indexOf(1 - value, at);
+    const end = found < 0 ? mask.length : found;
+    runs.push(end - at);
+    at = end;
+  }
+  return runs;
 }
 
-export function isEmpty(mask: ArrayLike<number>): boolean {
-  for (let i = 0; i < mask.length; i++) if (mask[i]) return false;
-  return true;
+export function isEmpty(mask: Uint8Array): boolean {
+  return !mask.includes(1);
 }
 
 export function boxOf(mask: ArrayLike<number>, width: number): Box | null {

@@ -35,7 +35,16 @@ export class Pointer {
     if (element.dataset.ultrarefiner) return;
     element.dataset.ultrarefiner = "1";
     element.addEventListener("pointerdown", (event) => this.down(event));
+    // OHIF's tools do not see what is the mode's own: a click that waits for a second one would be a brush's, once that is chosen.
+    const own = (event: MouseEvent) => {
+      if (event.button === 0 && this.own) event.stopPropagation();
+    };
+    element.addEventListener("mousedown", own, true);
     element.addEventListener("pointerleave", () => this.hint(null));
+  }
+
+  private get own(): boolean {
+    return this.work.ready && !["brush", "eraser", "window"].includes(this.work.tool);
   }
 
   private down(event: PointerEvent): void {

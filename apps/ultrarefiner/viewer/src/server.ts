@@ -1,23 +1,26 @@
 // What the mode asks the server for. Addresses are relative to the page's server: it may lie below a path.
 
-import type { Box } from "./masks";
+import type { Box, Masks, Runs } from "./masks";
 
 export interface ImageFacts {
   id: string;
-  instances: string[]; // the DICOM objects of its frames, in order
+  instances: [string, number][]; // the DICOM objects of its frames, in order, and how many frames each has
   frames: number;
   height: number;
   width: number;
   warnings: string[];
-  labelled: boolean;
+  label_state: string; // of its final label; empty: there is none
   others: boolean;
 }
 
-export interface Reply {
+export interface Size {
   long_axis: number;
   short_axis: number;
   area: number;
   unit: string;
+}
+
+export interface Reply extends Size {
   presence: number | null;
   uncertainty: number | null;
   safety_rule: string | null;
@@ -28,7 +31,22 @@ export interface Reply {
 
 export interface Outlined {
   reply: Reply;
-  masks: Record<string, string>;
+  masks: Masks;
+}
+
+export interface Saved {
+  warnings?: string[];
+  label_state: string;
+}
+
+// The server says no. labelState: of the label that is there, where it is another one than the viewer knows.
+export class Refused extends Error {
+  constructor(
+    words: string,
+    readonly labelState?: string,
+  ) {
+    super(words);
+  }
 }
 
 export interface Prompts {
@@ -39,6 +57,8 @@ export interface Prompts {
 
 // /ohif/... is served below MONAI Label's prefix, wherever that is.
 const root = location.pathname.split("/ohif/")[0];
+
+const NO_ANSWER = "the server's answer is not understood. Perhaps you are logged out: log in in another tab of this browser, then try again here";
 
 async function ask(method: string, path: string, body?: unknown): Promise<any> {
   const answer = await fetch(`${root}${path}`, {
@@ -53,7 +73,10 @@ async function ask(method: string, path: string, body?: unknown): Promise<any> {
   } catch {
     found = null; // a proxy's page
   }
-  if (!answer.ok) throw new Error(found?.detail ?? `the server answers ${answer.status}`);
+  const words = found?.detail ? String(found.detail) : `the server answers ${answer.status}`;
+  if (answer.status === 401) throw new Refused(`${words}. Log in in another tab of this browser, then try again here`);
+  if (!answer.ok) throw new Refused(words, found?.label_state);
+  if (found === null || answer.redirected) throw new Refused(NO_ANSWER);
   return found;
 }
 
@@ -72,19 +95,26 @@ export class Server {
   }
 
   // hint: what a click would give, asked while the pointer moves; the server keeps no record of it.
-  outline(image: string, frame: number, prompts: Prompts, hint = false): Promise<Outlined> {
-    return ask("POST", "/ultrarefiner/viewer/outline", { image, frame, ...prompts, hint, client_id: this.client });
+  outline({ id, instances }: ImageFacts, frame: number, prompts: Prompts, hint = false): Promise<Outlined> {
+    return ask("POST", "/ultrarefiner/viewer/outline", { image: id, instances, frame, ...prompts, hint, client_id: this.client });
   }
 
-  label(image: string): Promise<{ masks: Record<string, string> | null }> {
+  measure(image: string, frame: number, runs: Runs): Promise<Size> {
+    return ask("POST", "/ultrarefiner/viewer/measure", { image, frame, runs });
+  }
+
+  label(image: string): Promise<{ masks: Masks | null; label_state: string }> {
     return ask("GET", `/ultrarefiner/viewer/label?${new URLSearchParams({ image })}`);
   }
 
-  save(image: string, masks: Record<string, string>, confirm: boolean): Promise<{ warnings?: string[] }> {
-    return ask("PUT", "/ultrarefiner/viewer/label", { image, masks, confirm, client_id: this.client });
+  // shown: the frames that masks are all of; label_state: of the label that they replace.
+  save({ id, instances }: ImageFacts, masks: Masks, shown: number[], label_state: string, confirm: boolean): Promise<Saved> {
+    const label = { image: id, instances, masks, shown, label_state, confirm, client_id: this.client };
+    return ask("PUT", "/ultrarefiner/viewer/label", label);
   }
 
-  next(): Promise<{ id?: string; message?: string; place?: string }> {
-    return ask("POST", "/ultrarefiner/viewer/next", { client_id: this.client });
+  // image: the one that is open.
+  next(image: string): Promise<{ id?: string; message?: string; place?: string }> {
+    return ask("POST", "/ultrarefiner/viewer/next", { image, client_id: this.client });
   }
 }

@@ -9,8 +9,9 @@ const SEGMENT = 1;
 
 export class Surface {
   private segmentationId = "";
-  private images: any[] = []; // the labelmap's, one a frame
-  private places: number[] = []; // where in the series each frame is
+  private images = new Map<number, any>(); // the labelmap's, by frame
+  private places: number[] = []; // where in what is shown each frame is; -1: OHIF shows it elsewhere
+  seen = true; // the labelmap
   private listened: HTMLElement | null = null;
   private readonly marks = document.createElement("div");
   private readonly hinted = document.createElement("canvas");
@@ -36,6 +37,11 @@ export class Surface {
     return this.viewport?.element ?? null;
   }
 
+  // The image's frames that are shown here: OHIF may show a series in parts.
+  get frames(): number[] {
+    return [...this.images.keys()];
+  }
+
   // The frame of the image that is on the screen; -1: the series goes on with another image there.
   get frame(): number {
     return this.places.indexOf(this.viewport?.getCurrentImageIdIndex?.() ?? 0);
@@ -54,22 +60,24 @@ export class Surface {
     await this.viewport.setImageIdIndex(this.places[frame]);
   }
 
-  // A labelmap over the frames that come from these DICOM objects, in this order; empty at first.
-  async begin(instances: string[]): Promise<void> {
+  // A labelmap over the frames that come from these DICOM objects, in this order, as far as they are shown; empty at first.
+  async begin(instances: [string, number][]): Promise<void> {
     const { imageLoader } = window.cornerstone;
     const { segmentation, Enums } = window.cornerstoneTools;
     const shown: string[] = this.viewport.getImageIds();
-    const of = shown.map((id) => this.instanceOf(id));
+    const places = new Map<string, number[]>();
+    shown.forEach((id, k) => places.set(this.instanceOf(id), [...(places.get(this.instanceOf(id)) ?? []), k]));
     this.end();
-    this.places = instances.flatMap((own) => of.flatMap((instance, k) => (instance === own ? [k] : [])));
-    const ids = this.places.map((k) => shown[k]);
-    this.images = await imageLoader.createAndCacheDerivedLabelmapImages(ids);
+    this.places = instances.flatMap(([uid, count]) => Array.from({ length: count }, (_, k) => places.get(uid)?.[k] ?? -1));
+    const frames = this.places.flatMap((place, frame) => (place >= 0 ? [frame] : []));
+    const images = await imageLoader.createAndCacheDerivedLabelmapImages(frames.map((frame) => shown[this.places[frame]]));
+    this.images = new Map(frames.map((frame, k) => [frame, images[k]]));
     this.segmentationId = `lesion-${Date.now()}`;
     const type = Enums.SegmentationRepresentations.Labelmap;
     segmentation.addSegmentations([
       {
         segmentationId: this.segmentationId,
-        representation: { type, data: { imageIds: this.images.map((i) => i.imageId) } },
+        representation: { type, data: { imageIds: images.map((i: any) => i.imageId) } },
         config: { label: "lesion", segments: { [SEGMENT]: { segmentIndex: SEGMENT, label: "lesion", active: true } } },
       },
     ]);
@@ -87,15 +95,28 @@ export class Surface {
     if (!this.segmentationId) return;
     window.cornerstoneTools.segmentation.removeSegmentation(this.segmentationId);
     this.segmentationId = "";
-    [this.images, this.places] = [[], []];
+    this.images = new Map();
+    this.places = [];
+    this.seen = true;
+  }
+
+  // Hides the labelmap, or shows it again. Returns whether it is seen now.
+  toggle(): boolean {
+    const { segmentation, Enums } = window.cornerstoneTools;
+    const which = { segmentationId: this.segmentationId, type: Enums.SegmentationRepresentations.Labelmap };
+    this.seen = !this.seen;
+    segmentation.config.visibility.setSegmentationRepresentationVisibility(this.viewportId, which, this.seen);
+    return this.seen;
   }
 
   mask(frame: number): Uint8Array {
-    return Uint8Array.from(this.images[frame].voxelManager.getScalarData(), (v: number) => (v ? 1 : 0));
+    return new Uint8Array(this.images.get(frame).voxelManager.getScalarData()); // 0 and SEGMENT, which is 1
   }
 
+  // A frame that is not shown here stays as it is.
   setMask(frame: number, mask: ArrayLike<number>): void {
-    const manager = this.images[frame].voxelManager;
+    const manager = this.images.get(frame)?.voxelManager;
+    if (!manager) return;
     const data = manager.getScalarData();
     for (let i = 0; i < data.length; i++) data[i] = mask[i] ? SEGMENT : 0;
     manager.setScalarData(data);
