@@ -191,6 +191,22 @@ def test_a_cine_goes_on_frame_by_frame(server, chromium) -> None:  # noqa: F811
     page = ViewerPage(chromium, server.url)
     page.open_study(row_of(server, "PHANTOM-02")[0])
     page.click(65, 48)
+    seen = []
+    page.page.expose_function("seen", lambda frame: seen.append(frame))
+    page.page.evaluate(
+        """() => { const v = window.cornerstone.getRenderingEngines()[0].getViewports()[0];
+        v.element.addEventListener('CORNERSTONE_STACK_NEW_IMAGE', () => window.seen(v.getCurrentImageIdIndex())) }"""
+    )
+    page.press("k")
+    page.page.wait_for_timeout(1500)
+    page.press("k")
+    assert {0, 1, 2} <= set(seen), "the loop is played"
+    for _ in range(3):
+        if page.frame == 0:
+            break
+        page.page.mouse.move(*page.at(65, 48))
+        page.page.mouse.wheel(0, -100)
+        page.page.wait_for_timeout(300)
     for frame in (1, 2):
         assert page.asked(lambda: page.press("t"))["frame"] == frame
     page.press("t")

@@ -101,10 +101,10 @@ def test_pages_for_those_who_do_not_see_well(studies: Path, tmp_path: Path, chro
         # Without a mouse: each button in its order, with a name, and Enter does it.
         page.page.get_by_role("button", name="Outline this frame").focus()
         names = []
-        for _ in range(18):
+        for _ in range(17):  # those of loops are not offered
             names.append(page.page.evaluate("document.activeElement.textContent"))
             page.press("Tab")
-        assert names[0] == "Outline this frame" and len(set(names)) == 18 and "Accept: save as final" in names
+        assert names[0] == "Outline this frame" and len(set(names)) == 17 and "Accept: save as final" in names
         clear = page.page.get_by_role("button", name="Clear the frame")
         clear.focus()
         page.press("Enter")

@@ -44,6 +44,10 @@ class ViewerPage:
         self.page.wait_for_function(f"words => words.includes({_STATUS})", arg=list(words), timeout=PATIENCE)
 
     @property
+    def frame(self) -> int:
+        return self.page.evaluate(f"{_VIEWPORT}.getCurrentImageIdIndex()")
+
+    @property
     def image(self) -> str:
         return self.page.locator(".ultrarefiner h2").text_content()
 

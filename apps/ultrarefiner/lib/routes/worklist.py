@@ -146,11 +146,13 @@ def _item(row: Row, state: str) -> str:
     place = f"../proxy/dicom/studies/{row.study}/series/{row.series}"
     place += f"/instances/{row.instance}/rendered?viewport=200,200" if row.instance else "/rendered?viewport=200,200"
     name = escape(row.values.get("PatientName", "").replace("^", " ").strip() or row.image_id)
-    told = " ".join(row.values.get(k, "") for k in ("StudyDate", "SeriesDescription"))
+    date = row.values.get("StudyDate", "")
+    date = f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdecimal() else date
     shown = row.image_id if row.image_id not in (row.series, row.instance) else row.values.get("PatientID", "")
+    told = " ".join(t for t in (date, row.values.get("SeriesDescription", ""), shown) if t and escape(t) != name)
     return (
         f'<li><a href="{VIEWER}{escape(query_of(row.study, row.series, row.instance))}"><img loading="lazy" src="{escape(place)}" alt=""/>{name}</a>'
-        f'<br/><span class="soft">{escape(told)} {escape(shown)} · <strong>{state}</strong></span></li>'
+        f'<br/><span class="soft">{f"{escape(told)} · " if told else ""}<strong>{state}</strong></span></li>'
     )
 
 

@@ -497,8 +497,33 @@ Save it all the same?`))
     }
   };
 
+  // src/keys.ts
+  var KEYS = [
+    ["o", "outline this frame", (d) => d.outline()],
+    ["f", "click: lesion", (d) => d.use("positive")],
+    ["b", "click: not lesion", (d) => d.use("negative")],
+    ["x", "box", (d) => d.use("box")],
+    ["l", "lasso", (d) => d.use("lasso")],
+    ["p", "brush", (d) => d.use("brush")],
+    ["e", "eraser", (d) => d.use("eraser")],
+    ["[", "smaller brush", (d) => d.brush(1 / 1.4)],
+    ["]", "larger brush", (d) => d.brush(1.4)],
+    ["z", "undo", (d) => d.drawing.undo()],
+    ["y", "redo", (d) => d.drawing.redo()],
+    ["c", "clear the frame", (d) => d.drawing.clear()],
+    ["h", "live hints", (d) => d.toggleHints()],
+    ["v", "hide outline", (d) => d.hide()],
+    ["w", "brightness", (d) => d.use("window")],
+    ["k", "play, stop", (d) => d.player.on ? d.player.stop() : d.player.start()],
+    ["t", "outline to next frame", (d) => d.drawing.toNextFrame()],
+    ["a", "accept: save as final", (d) => d.accept()],
+    ["n", "next image", (d) => d.next()],
+    ["?", "show these keys", (d) => d.help()]
+  ];
+  var OF_LOOPS = ["k", "t"];
+
   // src/look.ts
-  var STYLE = ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}.ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:4px 8px;margin:2px;font-size:13px;cursor:pointer}.ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}.ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dt{white-space:nowrap}.ultrarefiner dd{margin:0;min-width:0;overflow-wrap:anywhere}.ultrarefiner a{color:#9cd3f5;text-decoration:underline}.ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
+  var STYLE = ".ultrarefiner{color:#e5eef8;font:14px/1.45 system-ui,sans-serif;padding:12px;overflow:auto;height:100%}.ultrarefiner button{background:#0b3a6b;color:#fff;border:1px solid #5b9fd0;border-radius:4px;padding:4px 8px;margin:2px;font-size:13px;cursor:pointer}.ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}.ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dt{white-space:nowrap}.ultrarefiner dd{margin:0;min-width:0;overflow-wrap:anywhere}.ultrarefiner a{color:#9cd3f5;text-decoration:underline}.ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner button[hidden]{display:none}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
   var TOOLS = { f: "positive", b: "negative", x: "box", l: "lasso", p: "brush", e: "eraser", w: "window" };
   var FIGURES = [
     ["size", "Size"],
@@ -556,6 +581,10 @@ Save it all the same?`))
       this.buttons.set(key, button);
       return button;
     }
+    offer(keys, on) {
+      for (const key of keys)
+        this.buttons.get(key).hidden = !on;
+    }
     press(key, on) {
       this.buttons.get(key).setAttribute("aria-pressed", String(on));
     }
@@ -587,6 +616,41 @@ Save it all the same?`))
       this.say("uncertainty", share(r.uncertainty));
       this.say("rule", r.safety_rule || "none");
       this.say("version", r.version);
+    }
+  };
+
+  // src/player.ts
+  var PAUSE = 60;
+  var Player = class {
+    // changed: it began or stopped.
+    constructor(surface, changed) {
+      this.surface = surface;
+      this.changed = changed;
+      this.turn = 0;
+      // counts starts and stops
+      this.on = false;
+    }
+    async start() {
+      const own = ++this.turn;
+      this.set(true);
+      while (own === this.turn) {
+        const { frames } = this.surface;
+        if (frames.length < 2)
+          break;
+        await this.surface.go(frames[(frames.indexOf(this.surface.frame) + 1) % frames.length]);
+        await new Promise((done) => setTimeout(done, PAUSE));
+      }
+      if (own === this.turn)
+        this.stop();
+    }
+    stop() {
+      this.turn++;
+      if (this.on)
+        this.set(false);
+    }
+    set(on) {
+      this.on = on;
+      this.changed(on);
     }
   };
 
@@ -742,27 +806,6 @@ Save it all the same?`))
   }
 
   // src/panel.ts
-  var KEYS = [
-    ["o", "outline this frame", (d) => d.outline()],
-    ["f", "click: this is lesion", (d) => d.use("positive")],
-    ["b", "click: this is not", (d) => d.use("negative")],
-    ["h", "hints while the pointer moves", (d) => d.toggleHints()],
-    ["x", "draw a box around the lesion", (d) => d.use("box")],
-    ["p", "brush", (d) => d.use("brush")],
-    ["e", "eraser", (d) => d.use("eraser")],
-    ["l", "lasso: what it encloses is lesion", (d) => d.use("lasso")],
-    ["[", "smaller brush", (d) => d.brush(1 / 1.4)],
-    ["]", "larger brush", (d) => d.brush(1.4)],
-    ["v", "hide or show the outline", (d) => d.hide()],
-    ["w", "brightness and contrast", (d) => d.use("window")],
-    ["z", "undo", (d) => d.drawing.undo()],
-    ["y", "redo", (d) => d.drawing.redo()],
-    ["c", "clear the frame", (d) => d.drawing.clear()],
-    ["t", "take the outline to the next frame", (d) => d.drawing.toNextFrame()],
-    ["a", "accept: save as final", (d) => d.accept()],
-    ["n", "next image", (d) => d.next()],
-    ["?", "show these keys", (d) => d.help()]
-  ];
   var Desk = class {
     constructor(surface, server, open2) {
       this.surface = surface;
@@ -794,9 +837,18 @@ Save it all the same?`))
         failed: (error) => this.failed(error)
       });
       this.hints = new Hints(surface, (point) => this.drawing.edgeAt(point));
+      this.player = new Player(surface, (on) => {
+        this.look.press("k", on);
+        if (!on)
+          this.describe();
+      });
       this.pointer = new Pointer(surface, this.drawing, (point) => this.hint(point));
       this.surface.onShown = () => this.shown();
       window.addEventListener("keydown", (e) => this.key(e));
+      window.addEventListener("pointerdown", (e) => {
+        if (this.surface.element?.contains(e.target))
+          this.player.stop();
+      }, true);
       window.addEventListener("beforeunload", (e) => {
         if (this.drawing.unsaved || this.saving)
           e.preventDefault();
@@ -809,6 +861,7 @@ Save it all the same?`))
     // kept: masks that were drawn before and are not saved, to be shown again. Nothing can be drawn before a final label is there.
     async begin(study, series, kept = null) {
       const own = ++this.begun;
+      this.player.stop();
       this.tell("Opening …");
       this.drawing.close();
       this.place = [study, series];
@@ -825,6 +878,7 @@ Save it all the same?`))
         this.pointer.listen(this.surface.element);
         this.use(this.drawing.tool);
         this.look.say("image", facts.id);
+        this.look.offer(OF_LOOPS, facts.frames > 1);
         this.about = [...facts.others ? ["Another user works on this image."] : [], ...facts.warnings];
         const parts = facts.frames - this.surface.frames.length;
         if (parts)
@@ -884,6 +938,7 @@ Open ${facts.id} again in this tab to see what you drew.`)
         );
       }
       this.begun++;
+      this.player.stop();
       this.drawing.close();
       this.surface.end();
     }
@@ -984,6 +1039,8 @@ Open it again in this tab to see what you drew.`);
         return;
       event.preventDefault();
       event.stopPropagation();
+      if (found[0] !== "k")
+        this.player.stop();
       found[2](this);
     }
     // --- what the user is told ----------------------------------------------------------------------------------------
@@ -1004,7 +1061,7 @@ Open it again in this tab to see what you drew.`);
     describe() {
       const { facts } = this.drawing;
       const { frame } = this.surface;
-      if (!facts || frame < 0)
+      if (!facts || frame < 0 || this.player.on)
         return;
       const reply = this.drawing.replyOf(frame);
       const runs = this.drawing.runsOf(frame);

@@ -11,7 +11,7 @@ const STYLE =
   ".ultrarefiner button[aria-pressed=true]{background:#5acce6;color:#000}.ultrarefiner button:focus-visible{outline:3px solid #facc15}" +
   ".ultrarefiner dl{display:grid;grid-template-columns:auto 1fr;gap:2px 12px;margin:10px 0}.ultrarefiner dt{color:#9fb6cc}.ultrarefiner dt{white-space:nowrap}.ultrarefiner dd{margin:0;min-width:0;overflow-wrap:anywhere}" +
   ".ultrarefiner a{color:#9cd3f5;text-decoration:underline}" +
-  ".ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
+  ".ultrarefiner .accept{background:#15803d;border-color:#86efac}.ultrarefiner button[hidden]{display:none}.ultrarefiner ul{margin:6px 0;padding-left:18px;color:#fde68a}";
 const TOOLS: Record<string, Tool> = { f: "positive", b: "negative", x: "box", l: "lasso", p: "brush", e: "eraser", w: "window" };
 const FIGURES: [string, string][] = [
   ["size", "Size"],
@@ -71,6 +71,10 @@ export class Look {
     button.addEventListener("click", () => act());
     this.buttons.set(key, button);
     return button;
+  }
+
+  offer(keys: string[], on: boolean): void {
+    for (const key of keys) this.buttons.get(key)!.hidden = !on;
   }
 
   press(key: string, on: boolean): void {

@@ -4,7 +4,9 @@
 
 import { Drawing } from "./drawing";
 import { Hints } from "./hints";
+import { KEYS, OF_LOOPS } from "./keys";
 import { Look } from "./look";
+import { Player } from "./player";
 import { Pointer } from "./pointer";
 import type { Masks } from "./masks";
 import { forget, keep, keptOf, saveLabel } from "./saving";
@@ -13,30 +15,9 @@ import type { Point } from "./shapes";
 import type { Surface } from "./surface";
 import { Tool, choose } from "./tools";
 
-const KEYS: [string, string, (desk: Desk) => void][] = [
-  ["o", "outline this frame", (d) => d.outline()],
-  ["f", "click: this is lesion", (d) => d.use("positive")],
-  ["b", "click: this is not", (d) => d.use("negative")],
-  ["h", "hints while the pointer moves", (d) => d.toggleHints()],
-  ["x", "draw a box around the lesion", (d) => d.use("box")],
-  ["p", "brush", (d) => d.use("brush")],
-  ["e", "eraser", (d) => d.use("eraser")],
-  ["l", "lasso: what it encloses is lesion", (d) => d.use("lasso")],
-  ["[", "smaller brush", (d) => d.brush(1 / 1.4)],
-  ["]", "larger brush", (d) => d.brush(1.4)],
-  ["v", "hide or show the outline", (d) => d.hide()],
-  ["w", "brightness and contrast", (d) => d.use("window")],
-  ["z", "undo", (d) => d.drawing.undo()],
-  ["y", "redo", (d) => d.drawing.redo()],
-  ["c", "clear the frame", (d) => d.drawing.clear()],
-  ["t", "take the outline to the next frame", (d) => d.drawing.toNextFrame()],
-  ["a", "accept: save as final", (d) => d.accept()],
-  ["n", "next image", (d) => d.next()],
-  ["?", "show these keys", (d) => d.help()],
-];
-
 export class Desk {
   readonly drawing: Drawing;
+  readonly player: Player;
   private place: [string, string] = ["", ""]; // study and series
   private begun = 0; // how many images were opened
   private frame = 0; // that was on the screen last
@@ -66,9 +47,16 @@ export class Desk {
       failed: (error) => this.failed(error),
     });
     this.hints = new Hints(surface, (point) => this.drawing.edgeAt(point));
+    this.player = new Player(surface, (on) => {
+      this.look.press("k", on);
+      if (!on) this.describe();
+    });
     this.pointer = new Pointer(surface, this.drawing, (point) => this.hint(point));
     this.surface.onShown = () => this.shown();
     window.addEventListener("keydown", (e) => this.key(e));
+    window.addEventListener("pointerdown", (e) => {
+      if (this.surface.element?.contains(e.target as Node)) this.player.stop();
+    }, true);
     window.addEventListener("beforeunload", (e) => {
       if (this.drawing.unsaved || this.saving) e.preventDefault();
     });
@@ -83,6 +71,7 @@ export class Desk {
   // kept: masks that were drawn before and are not saved, to be shown again. Nothing can be drawn before a final label is there.
   async begin(study: string, series: string, kept: Masks | null = null): Promise<void> {
     const own = ++this.begun;
+    this.player.stop();
     this.tell("Opening …");
     this.drawing.close();
     this.place = [study, series];
@@ -97,6 +86,7 @@ export class Desk {
       this.pointer.listen(this.surface.element!);
       this.use(this.drawing.tool);
       this.look.say("image", facts.id);
+      this.look.offer(OF_LOOPS, facts.frames > 1);
       this.about = [...(facts.others ? ["Another user works on this image."] : []), ...facts.warnings];
       const parts = facts.frames - this.surface.frames.length;
       if (parts) this.about.push(`${parts} more frames of this image are shown with another picture of the series.`);
@@ -151,6 +141,7 @@ export class Desk {
       );
     }
     this.begun++;
+    this.player.stop();
     this.drawing.close();
     this.surface.end();
   }
@@ -252,6 +243,7 @@ export class Desk {
     if (!found || !(this.drawing.ready || found[0] === "o")) return;
     event.preventDefault();
     event.stopPropagation();
+    if (found[0] !== "k") this.player.stop();
     found[2](this);
   }
 
@@ -274,7 +266,7 @@ export class Desk {
   private describe(): void {
     const { facts } = this.drawing;
     const { frame } = this.surface;
-    if (!facts || frame < 0) return;
+    if (!facts || frame < 0 || this.player.on) return;
     const reply = this.drawing.replyOf(frame);
     const runs = this.drawing.runsOf(frame);
     const empty = runs.length < 2;
