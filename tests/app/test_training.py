@@ -211,7 +211,8 @@ def test_the_refiner_and_both_together(training_server, trainer, task):
     trainer.train_stop()
     wait(lambda: trainer.info()["train_stats"][task]["status"] == "stopped", 60)
     stopped = trainer.info()["train_stats"][task]
-    assert not children(server) and not [c for c in registry.candidates() if c.name.startswith(task)]
+    wait(lambda: not children(server), 20)
+    assert not [c for c in registry.candidates() if c.name.startswith(task)]
 
     trainer.train_start(task, {**options, "max_epochs": stopped["epoch"] + 1})
     wait(lambda: trainer.train_status()["status"] in ("DONE", "ERROR"))
@@ -259,7 +260,7 @@ def test_a_stop_ends_what_waits_too(training_server, trainer):
     stopped = trainer.train_stop()
     assert stopped["status"] == "STOPPED" and stopped["result"]
 
-    wait(lambda: not children(server), 2)  # the system takes a moment to end what is killed
+    wait(lambda: not children(server), 20)  # the system takes a moment to end what is killed
     end = time.monotonic() + 4
     while time.monotonic() < end:
         assert not children(server)

@@ -269,6 +269,7 @@ def test_a_job_that_fails_says_why_and_where_its_log_lies(folder: Path, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_one_command_goes_from_data_to_the_file_and_its_figures(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
