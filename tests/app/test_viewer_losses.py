@@ -52,10 +52,6 @@ def put(server, image: str, frames: dict[int, np.ndarray], status: int = 200, **
     return ask(server, "PUT", "label", status, json={"image": image, "masks": masks, "client_id": "api", **more})
 
 
-def state(page: ViewerPage) -> str:
-    return page.page.locator(".ultrarefiner [role=status]").text_content()
-
-
 class TestServer:
     def test_another_label_is_not_replaced_unknowingly(self, server) -> None:
         first = put(server, "last", {0: drawn(10)}, label_state="")
@@ -161,8 +157,11 @@ def test_a_login_page_in_place_of_an_answer(server, chromium) -> None:  # noqa: 
     login = "<html>log in</html>"
     page.page.route("**/viewer/label", lambda route: route.fulfill(status=200, body=login, content_type="text/html"))
     page.press("a")
-    eventually(lambda: "Perhaps you are logged out" in state(page))
-    assert "Perhaps you are logged out" in state(page) and np.array_equal(page.shown(), mask)
+    page.page.wait_for_function(
+        "() => document.querySelector('.ultrarefiner [role=status]').textContent.includes('Perhaps you are logged out')",
+        timeout=60_000,
+    )
+    assert np.array_equal(page.shown(), mask)
     page.page.unroute("**/viewer/label")
     page.accept()
     assert np.array_equal(label_of(server, "away")[0].ravel(), mask)
