@@ -146,7 +146,7 @@ $(OHIF)/.ready: | $(VENV)/.test
 
 ohif-check: $(OHIF)/.ready
 	@export ULTRAREFINER_OHIF="$$PWD/$(OHIF)/package/dist"
-	$(BIN)/python -m pytest tests/app/test_viewer.py tests/app/test_viewer_tools.py
+	$(BIN)/python -m pytest tests/app/test_viewer.py tests/app/test_viewer_tools.py tests/app/test_viewer_losses.py
 
 clean:
 	rm -rf build dist *.egg-info .ruff_cache .mypy_cache .pytest_cache .hypothesis
