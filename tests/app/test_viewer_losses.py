@@ -68,9 +68,18 @@ class TestServer:
         found = label_of(server, "cine")
         assert list(found) == [0, 1] and np.array_equal(found[0], drawn(10)) and np.array_equal(found[1], drawn(50))
 
+    def test_a_label_that_cannot_be_read_may_be_replaced(self, server) -> None:
+        put(server, "last", {0: drawn(10)})
+        (file,) = (server.studies / "labels" / "final").glob("last.*")
+        file.write_bytes(b"broken")
+        put(server, "last", {0: drawn(50)})
+        assert np.array_equal(label_of(server, "last")[0], drawn(50))
+
     def test_a_picture_that_is_another_one_now_is_no_place_for_a_label(self, server) -> None:
         told = put(server, "away", {0: drawn(10)}, 409, instances=[["1.2.3", 1]])
         assert "is gone" in told["detail"] and not label_of(server, "away")
+        told = put(server, "away", {0: drawn(10)}, 400, instances=[["1.2.3", 10**12]])
+        assert "more than 100000 frames" in told["detail"]
         told = ask(server, "POST", "outline", 409, json={"image": "away", "instances": [["1.2.3", 1]]})
         assert "not as it was" in told["detail"]
 

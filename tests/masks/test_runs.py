@@ -27,6 +27,7 @@ def test_by_hand() -> None:
 def test_a_lesion_of_a_large_picture_is_short() -> None:
     rows, columns = np.ogrid[:768, :1024]
     disc = (rows - 400) ** 2 + (columns - 500) ** 2 < 200**2
+    assert np.array_equal(mask_of(runs_of(disc), disc.shape), disc), "more runs than a byte can count"
     assert len(str(runs_of(disc))) < 6000, "500 frames of it fit into a request"
 
 

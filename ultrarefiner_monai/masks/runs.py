@@ -23,4 +23,4 @@ def mask_of(runs: Sequence[int], shape: tuple[int, int]) -> np.ndarray:
     size = shape[0] * shape[1]
     if any(n < 0 for n in runs) or sum(runs) != size:
         raise InputError(f"the runs are {sum(runs)} pixels in sum; the frame has {size} ({shape[0]} x {shape[1]})")
-    return np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(shape)
+    return np.repeat((np.arange(len(runs)) % 2).astype(np.uint8), runs).reshape(shape)

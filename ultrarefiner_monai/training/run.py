@@ -37,7 +37,7 @@ from ultrarefiner_monai.training.loop import ddp
 from ultrarefiner_monai.training.loop.console import header
 from ultrarefiner_monai.training.loop.cpu import keep_memory, no_denormals
 from ultrarefiner_monai.training.loop.engine import Best, Run
-from ultrarefiner_monai.training.loop.state import check_same_options, load_state
+from ultrarefiner_monai.training.loop.state import check_resumable
 from ultrarefiner_monai.training.phases.build import build_phase
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def train_split(
         if resume and not (out / "last.pt").exists():
             raise InputError(f"nothing to resume in {out}: there is no last.pt")
         if resume:  # before the images are prepared, which takes minutes
-            check_same_options(out / "last.pt", load_state(out / "last.pt")["config"], config)
+            check_resumable(out / "last.pt", config)
         check_data(split)
         if torch.device(own_device).type == "cpu":
             keep_memory()

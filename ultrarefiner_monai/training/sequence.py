@@ -12,7 +12,7 @@ from ultrarefiner_monai.config import NESTED, TrainConfig
 from ultrarefiner_monai.core.types import InputError
 from ultrarefiner_monai.datasets.datalist import DataDirs
 from ultrarefiner_monai.training.loop import ddp
-from ultrarefiner_monai.training.loop.state import check_same_options, load_state
+from ultrarefiner_monai.training.loop.state import check_resumable
 from ultrarefiner_monai.training.proposals import nested_proposals
 from ultrarefiner_monai.training.run import train
 
@@ -43,7 +43,7 @@ def train_all(
             config = _with_proposals(config, stages, data_dir, fold, out, own_device, leave_out)
             begun = (folder / "last.pt").exists()
             if resume and begun and result.exists():
-                check_same_options(folder / "last.pt", load_state(folder / "last.pt")["config"], config)
+                check_resumable(folder / "last.pt", config)
                 continue
             train(config, data_dir, fold, folder, resume and begun, own_device, leave_out)
     assert result is not None

@@ -43,6 +43,11 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def check_resumable(path: Path, config: TrainConfig) -> None:
+    """Raise InputError unless the state at ``path`` can go on with ``config``."""
+    check_same_options(path, load_state(path)["config"], config)
+
+
 def check_same_options(path: Path, stored: dict[str, Any], config: TrainConfig) -> None:
     """Raise InputError unless ``stored``, a state's plain options, are those of ``config``, ``FREE`` ones apart.
 

@@ -112,13 +112,11 @@ class _Body:
 
     def __init__(self, receive: Receive, limit: int, files: bool):
         self.receive, self.limit, self.seen = receive, limit, 0
-        what = "upload is larger than the limit of" if files or limit != _TEXT_BYTES else "request is larger than"
-        option = (
-            " (max_upload_mb in the server's config)"
-            if files or limit != _TEXT_BYTES
-            else ", as much as may come without a file"
-        )
-        self.message = f"the {what} {limit >> 20} MB{option}"
+        if files or limit != _TEXT_BYTES:
+            words = "upload is larger than the limit of {} MB (max_upload_mb in the server's config)"
+        else:
+            words = "request is larger than {} MB, as much as may come without a file"
+        self.message = f"the {words.format(limit >> 20)}"
 
     async def __call__(self) -> Message:
         message = await self.receive()

@@ -24,14 +24,12 @@ from lib.app import App
 from lib.routes.parameters import FLAG, FRAME, ID, POINTS, TEXT, Kind, checked
 from lib.routes.routing import JsonBody, Route, annotator_role, name_of, user_role
 from lib.routes.store import save_uploaded_label
-from lib.routes.viewer_frames import CHANGED, Objects, objects_of, on_frames_of_now
+from lib.routes.viewer_frames import CHANGED, Objects, objects_in, objects_of, on_frames_of_now
 from lib.store.instances import Instances
 from lib.store.pacs import PacsStudies
 from ultrarefiner_monai.core.image_file import ImageFile
 from ultrarefiner_monai.core.types import InputError
-from ultrarefiner_monai.dicom.file import open_dicom
-from ultrarefiner_monai.dicom.header import element
-from ultrarefiner_monai.dicom.series import instance_files
+from ultrarefiner_monai.dicom.series import state_of
 from ultrarefiner_monai.imaging.mask_files import read_mask
 from ultrarefiner_monai.imaging.writers import encode_mask
 from ultrarefiner_monai.masks.label_values import is_confirmed
@@ -186,7 +184,7 @@ class ViewerRoutes:
             image_file = self.app.engine.open(self.app.datastore().image_path(image_id)).image_file
             state = self._label_state(image_id)
             mask = on_frames_of_now(
-                sent, self._objects_of(image_id, image_file), self._final_mask(image_id, image_file), image_file
+                sent, self._objects_of(image_id, image_file), lambda: self._final_mask(image_id, image_file), image_file
             )
             params = {**sent.get("params", {}), "client_id": sent.get("client_id", "")}
             params |= {"confirm": True} if sent.get("confirm") else {}
@@ -214,7 +212,7 @@ class ViewerRoutes:
         found = await self.sample(
             str(asked.get("strategy", "recommended")),
             request,
-            {"client_id": asked.get("client_id", "")} | ({"skip": asked["image"]} if asked.get("image") else {}),
+            {"client_id": asked.get("client_id", ""), "skip": asked.get("image")},
             user,
         )
         if "id" not in found:
@@ -256,10 +254,9 @@ class ViewerRoutes:
         if self.instances is not None:
             row = self.instances.row(image_id)
             return [(row.instance, image_file.n_frames)]
-        headers = [open_dicom(f, header_only=True) for f in instance_files(self.app.datastore().image_path(image_id))]
-        if len(headers) == 1:
-            return [(str(headers[0].SOPInstanceUID), image_file.n_frames)]
-        return [(str(h.SOPInstanceUID), max(1, int(element(h, "NumberOfFrames", 1) or 1))) for h in headers]
+        path = self.app.datastore().image_path(image_id)
+        found = list(objects_in(path, state_of(path)))
+        return [(found[0][0], image_file.n_frames)] if len(found) == 1 else found
 
     def _image_of(self, study: str, series: str, instance: str) -> str:
         """The id of the image."""
@@ -279,7 +276,8 @@ class ViewerRoutes:
                 store.fresh()
             for image_id in (series, instance):
                 try:
-                    instance_files(store.image_path(image_id))
+                    path = store.image_path(image_id)
+                    objects_in(path, state_of(path))
                     return image_id
                 except ImageNotFoundException:
                     continue

@@ -1018,7 +1018,7 @@ Open it again in this tab to see what you drew.`);
       if (this.drawing.facts !== facts || !this.leaves())
         return;
       try {
-        const found = await this.server.next(facts?.id ?? "");
+        const found = await this.server.next(facts?.id);
         if (!found.place)
           return this.tell(found.message ?? "There is no other image");
         this.drawing.changed = false;

@@ -223,7 +223,7 @@ export class Desk {
     await this.saving;
     if (this.drawing.facts !== facts || !this.leaves()) return;
     try {
-      const found = await this.server.next(facts?.id ?? "");
+      const found = await this.server.next(facts?.id);
       if (!found.place) return this.tell(found.message ?? "There is no other image");
       this.drawing.changed = false;
       this.open(found.place);

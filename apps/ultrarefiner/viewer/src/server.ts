@@ -114,7 +114,7 @@ export class Server {
   }
 
   // image: the one that is open.
-  next(image: string): Promise<{ id?: string; message?: string; place?: string }> {
+  next(image?: string): Promise<{ id?: string; message?: string; place?: string }> {
     return ask("POST", "/ultrarefiner/viewer/next", { image, client_id: this.client });
   }
 }
